@@ -1,0 +1,1 @@
+"""Building blocks of objectives; `unet.py` alone knows the insides of nnU-Net's networks."""

@@ -1,0 +1,66 @@
+"""Where a view lies in its volume, and to which part of the volume it belongs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnssl.modules.grids import centre
+
+
+def extent3(crop: Sequence[int]) -> tuple[int, int, int]:
+    """Extent of a crop on the three axes of a volume; a 2D crop is one slice thick."""
+    return (1, *crop) if len(crop) == 2 else tuple(crop)  # type: ignore[return-value]
+
+
+def first_voxel(box: Tensor, matrix: Tensor, extent: Sequence[int], axis: Tensor) -> Tensor:
+    """First voxel (a real number) of a view of nominal `extent` along one axis per sample.
+
+    Args:
+        box: (B, 3, 2) begin and end of the patch in its volume.
+        matrix: (B, d, d+1) view coordinates to patch coordinates.
+        extent: nominal extent of the view on the three volume axes.
+        axis: (B,) array axis of the volume.
+
+    Returns:
+        (B,) position of the view's first voxel along `axis`.
+    """
+    inner = centre(matrix).to(box)  # (B, d), normalised patch coordinates, array order
+    if inner.shape[1] == 2:
+        inner = torch.cat([torch.zeros_like(inner[:, :1]), inner], 1)
+    middle = box.mean(2) + inner * (box[..., 1] - box[..., 0]) / 2  # (B, 3)
+    begin = middle - middle.new_tensor(list(extent)) / 2
+    return begin.gather(1, axis.to(box.device)[:, None])[:, 0]
+
+
+def starts(shape: Tensor, extent: Tensor) -> Tensor:
+    """Number of places where a crop of `extent` fits on an axis of length `shape` (at least 1)."""
+    return (shape - extent + 1).clamp_min(1)
+
+
+def partition(batch: Mapping[str, Any], matrix: Tensor, crop: Sequence[int], parts: int) -> Tensor:
+    """Part (0 to parts-1, counted towards the head) of each view's centre.
+
+    The range of reachable first voxels, `L - e + 1` of them for volume length L and crop extent e,
+    is divided into `parts` equal quantiles.
+
+    Args:
+        batch: a loader's batch (`box`, `shape`, `axis`, `sign`).
+        matrix: (B, d, d+1) of the view.
+        crop: nominal size of a view, length d.
+        parts: number of parts S.
+
+    Returns:
+        (B,) int64 on the device of `matrix`.
+    """
+    device = matrix.device
+    axis, sign = batch["axis"].to(device), batch["sign"].to(device)
+    extent = extent3(crop)
+    first = first_voxel(batch["box"].to(device), matrix, extent, axis)
+    length = batch["shape"].to(device).gather(1, axis[:, None])[:, 0]
+    places = starts(length, length.new_tensor(list(extent))[axis])
+    part = ((first + 0.5) * parts / places).floor().clamp(0, parts - 1).long()
+    return torch.where(sign > 0, part, parts - 1 - part)

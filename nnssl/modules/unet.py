@@ -1,0 +1,197 @@
+"""The only file that knows the insides of nnU-Net's U-Nets.
+
+Both networks of dynamic-network-architectures hold `encoder` (`stages`, for the residual one also
+`stem`) and `decoder` (`stages`, `transpconvs`, `seg_layers`, from the bottleneck upwards). Two
+traps: `decoder.encoder` *is* the encoder, so that `decoder.requires_grad_(False)` freezes both;
+and a state dict names most tensors several times (`decoder.encoder.*`, `all_modules.*`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Parts of the U-Net that an objective trains; all the rest is frozen.
+
+    Attributes:
+        encoder_stages: stages counted from the input, the stem belongs to the first; 0: the
+            encoder is frozen, None: all.
+        decoder_levels: decoder stages (with their transposed convolutions) counted from the
+            bottleneck; None: all.
+        skips: whether the decoder sees skip connections; a record for fine-tuning.
+        output: whether the segmentation layer of the last of these levels is trained.
+    """
+
+    encoder_stages: int | None = None
+    decoder_levels: int | None = 0
+    skips: bool = True
+    output: bool = False
+
+
+def supported(network: nn.Module) -> None:
+    """Raises ValueError unless the network is one of the two U-Nets that this file knows."""
+    if type(network) not in (PlainConvUNet, ResidualEncoderUNet):
+        raise ValueError(
+            f"network: found {type(network).__name__}, allowed: PlainConvUNet, "
+            "ResidualEncoderUNet. Plan the experiment with one of these architectures."
+        )
+
+
+def encode(
+    network: nn.Module, x: Tensor, after_stage: Callable[[int, Tensor], Tensor] | None = None
+) -> list[Tensor]:
+    """Outputs of all encoder stages, highest resolution first; the last is the bottleneck.
+
+    Args:
+        network: the U-Net.
+        x: images, (B, C, *S).
+        after_stage: called with the number and the output of each stage; what it returns takes
+            the output's place, for the next stage as well (the stem has no call of its own).
+    """
+    encoder = _encoder(network)
+    x = encoder.stem(x) if _has_stem(network) else x
+    outputs = []
+    for number, stage in enumerate(encoder.stages):
+        x = stage(x)
+        x = x if after_stage is None else after_stage(number, x)
+        outputs.append(x)
+    return outputs
+
+
+def decode(
+    network: nn.Module, skips: Sequence[Tensor], levels: int | None = None, use_skips: bool = True
+) -> list[Tensor]:
+    """Outputs of the decoder stages, from the bottleneck upwards.
+
+    Args:
+        network: the U-Net.
+        skips: what `encode` returned; only the last one is read where `use_skips` is False.
+        levels: number of decoder stages to run, None: all.
+        use_skips: False puts zeros in the place of the skip connections.
+
+    Raises:
+        ValueError: more levels than the decoder has.
+    """
+    decoder = _decoder(network)
+    x, outputs = skips[-1], []
+    for level in range(_count("levels", levels, len(decoder.stages))):
+        x = decoder.transpconvs[level](x)
+        skip = skips[-(level + 2)] if use_skips else torch.zeros_like(x)
+        x = decoder.stages[level](torch.cat((x, skip), dim=1))
+        outputs.append(x)
+    return outputs
+
+
+def project_out(network: nn.Module, features: Tensor, level: int = -1) -> Tensor:
+    """The segmentation layer of a decoder level (default: full resolution) as 1x1 head."""
+    output: Tensor = _decoder(network).seg_layers[level](features)
+    return output
+
+
+def freeze_untrained(network: nn.Module, trained: Trained) -> None:
+    """Lets exactly the parameters of the trained parts require a gradient."""
+    prefixes = _prefixes(network, trained)
+    for name, parameter in network.named_parameters():  # each once, by its first name
+        parameter.requires_grad_(name.startswith(prefixes))
+
+
+def trained_keys(network: nn.Module, trained: Trained) -> list[str]:
+    """State-dict keys of the trained parts, each tensor once (by its first name)."""
+    prefixes, seen, keys = _prefixes(network, trained), set(), []
+    for key, tensor in network.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen and key.startswith(prefixes):
+            keys.append(key)
+        seen.add(id(tensor))
+    return keys
+
+
+def plain_state_dict(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of the state dict on the CPU: all keys, names of one tensor share one storage."""
+    copies: dict[int, Tensor] = {}
+    plain = {}
+    for key, tensor in network.state_dict(keep_vars=True).items():
+        if id(tensor) not in copies:
+            copies[id(tensor)] = tensor.detach().to("cpu", copy=True).contiguous()
+        plain[key] = copies[id(tensor)]
+    return plain
+
+
+def compile_parts(network: nn.Module) -> None:
+    """Compiles, in place, what `encode` and `decode` call; the state-dict keys stay."""
+    stem = [_encoder(network).stem] if _has_stem(network) else []
+    for part in (*stem, *_encoder(network).stages, *_decoder(network).stages):
+        part.compile()
+
+
+def strides(network: nn.Module) -> list[list[int]]:
+    """Stride of each encoder stage per axis."""
+    return [[int(step) for step in stride] for stride in _encoder(network).strides]
+
+
+def total_stride(network: nn.Module) -> list[int]:
+    """Stride from the image to the bottleneck per axis."""
+    return [prod(steps) for steps in zip(*strides(network), strict=True)]
+
+
+def output_channels(network: nn.Module) -> list[int]:
+    """Features of each encoder stage."""
+    return [int(features) for features in _encoder(network).output_channels]
+
+
+def encoder_share(network: nn.Module, size: Sequence[int]) -> float:
+    """Share of the network's activations that the encoder makes for images of `size`."""
+    encoder = _encoder(network).compute_conv_feature_map_size(list(size))
+    whole = encoder + _decoder(network).compute_conv_feature_map_size(list(size))
+    return float(encoder / whole)
+
+
+def stage_names(network: nn.Module) -> list[str]:
+    """Names of the encoder stages in the state dict."""
+    return [f"encoder.stages.{number}" for number in range(len(_encoder(network).stages))]
+
+
+def encoder_stage_parameters(network: nn.Module) -> list[list[nn.Parameter]]:
+    """Parameters of each encoder stage; those of the stem count to the first."""
+    parameters = [list(stage.parameters()) for stage in _encoder(network).stages]
+    if _has_stem(network):
+        parameters[0] = [*_encoder(network).stem.parameters(), *parameters[0]]
+    return parameters
+
+
+def _encoder(network: nn.Module) -> Any:
+    return network.encoder
+
+
+def _decoder(network: nn.Module) -> Any:
+    return network.decoder
+
+
+def _has_stem(network: nn.Module) -> bool:
+    return getattr(_encoder(network), "stem", None) is not None
+
+
+def _count(name: str, value: int | None, available: int) -> int:
+    if value is not None and not 0 <= value <= available:
+        raise ValueError(f"{name}: found {value}, allowed: 0 to {available}, or None for all")
+    return available if value is None else value
+
+
+def _prefixes(network: nn.Module, trained: Trained) -> tuple[str, ...]:
+    stages = _count("encoder_stages", trained.encoder_stages, len(_encoder(network).stages))
+    levels = _count("decoder_levels", trained.decoder_levels, len(_decoder(network).stages))
+    if trained.output and not levels:
+        raise ValueError("output: found True with decoder_levels 0, allowed: with 1 or more levels")
+    parts = [f"encoder.stages.{number}." for number in range(stages)]
+    parts += ["encoder.stem."] if stages else []
+    for level in range(levels):
+        parts += [f"decoder.transpconvs.{level}.", f"decoder.stages.{level}."]
+    return (*parts, f"decoder.seg_layers.{levels - 1}.") if trained.output else tuple(parts)
