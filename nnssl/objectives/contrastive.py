@@ -1,0 +1,151 @@
+"""Global contrast of whole views, with positives and negatives from position in the body."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from nnssl.losses import pairs as pair_masks
+from nnssl.losses.contrastive import contrastive_loss
+from nnssl.modules import distributed, gauges, unet
+from nnssl.modules.heads import MLP
+from nnssl.modules.pooling import Pool
+from nnssl.modules.positions import partition
+from nnssl.objectives.base import Batch, Context, Objective
+
+Pairs = Literal["instances", "partitions", "partitions_across"]
+
+
+class ContrastiveObjective(Objective):
+    r"""Contrast of views, G^R, G^D- and G^D, in one vectorised loss.
+
+    .. math:: \ell(a, p) = -\log \frac{e^{s(a,p)}}{e^{s(a,p)} + \sum_{n \in N(a)} e^{s(a,n)}},
+        \quad s(a, b) = \cos(z_a, z_b) / \tau
+
+    averaged over all positive pairs (a, p). Which views are positive and which negative:
+
+    - `instances` (G^R): positive are the views of one patch, negative those of all others.
+    - `partitions` (G^D-): positive are the views of one patch, negative those of other parts.
+    - `partitions_across` (G^D): positive are also views of the same part of other volumes.
+
+    Reference: Chaitanya et al., *Contrastive learning of global and local features for medical
+    image segmentation with limited annotations*, NeurIPS 2020, arXiv:2006.10511; for `instances`
+    Chen et al., *A simple framework for contrastive learning*, ICML 2020, arXiv:2002.05709.
+
+    Differs from the paper: every group of the batch is used, no image is zero, any number of
+    partitions works, a part is a quantile of reachable positions, all pairs that qualify count,
+    and the projector normalises (InstanceNorm leaves next to nothing for plain pooling to tell).
+
+    Shapes: views (B, C, *S) each, V of them; embeddings (V * B, D).
+    """
+
+    sampling = "partitioned"
+    default_views = {"global": {"count": 2}}
+
+    def __init__(
+        self,
+        network: nn.Module,
+        context: Context,
+        *,
+        pairs: Pairs = "partitions_across",
+        temperature: float = 0.1,
+        pooling: Literal["average", "moments", "grid", "max"] = "grid",
+        grid: int = 3,
+        hidden_features: int = 1024,
+        embedding_features: int = 128,
+        projector_layers: int = 2,
+        normalisation: Literal["none", "batch", "layer"] = "batch",
+        stage: int | None = None,
+        dataset_similar: bool = True,
+        within_dataset: bool = False,
+    ) -> None:
+        super().__init__(network, context)
+        if temperature <= 0:
+            raise ValueError(f"temperature: found {temperature}, allowed are numbers above 0")
+        features = unet.output_channels(network)
+        if stage is not None and not 0 <= stage < len(features):
+            raise ValueError(f"stage: found {stage}, allowed are 0 to {len(features) - 1} or null")
+        self.pairs, self.temperature, self.stage = pairs, temperature, stage
+        self.dataset_similar, self.within_dataset = dataset_similar, within_dataset
+        width = features[-1 if stage is None else stage]
+        self.pool = Pool(width, pooling, dimension=len(context.crop), grid=grid)
+        self.projector = MLP(
+            self.pool.out_features,
+            hidden_features,
+            embedding_features,
+            layers=projector_layers,
+            normalisation=normalisation,
+        )
+        self._collapse: Tensor | None = None
+
+    @property
+    def trained(self) -> unet.Trained:
+        stages = None if self.stage is None else self.stage + 1
+        return unet.Trained(encoder_stages=stages, decoder_levels=0)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        views = list(batch["views"].values())
+        images = torch.cat([view.image for view in views])  # (V*B, C, *S)
+        representation = unet.encode(self.network, images)[-1 if self.stage is None else self.stage]
+        embedding = self.projector(self.pool(representation))  # (V*B, D)
+        positive, negative = self._masks(batch)
+        embeddings = distributed.all_gather(embedding.float())
+        loss = contrastive_loss(
+            embeddings, positive, negative, self.temperature, rows=self._rows(len(embedding))
+        )
+        return {"loss": loss, **self._gauges(embeddings.detach(), positive, negative)}
+
+    def collapse_loss(self) -> float | None:
+        """Loss when all embeddings agree: the mean of ln(1 + negatives) over positive pairs."""
+        return None if self._collapse is None else float(self._collapse)
+
+    def _rows(self, local: int) -> tuple[int, int]:
+        return distributed.rank() * local, (distributed.rank() + 1) * local
+
+    def _masks(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Positive weights and negatives (N, N) over the views of all ranks."""
+        views = list(batch["views"].values())
+        device, samples = views[0].image.device, len(views[0].image)
+        instance = torch.arange(samples, device=device) + distributed.rank() * samples
+        context = self.context
+        parts = [partition(batch, v.matrix, context.crop, context.partitions) for v in views]
+        dataset = batch["dataset"].to(device)
+        members = torch.stack(
+            [instance.repeat(len(views)), torch.cat(parts), dataset.repeat(len(views))], 1
+        )
+        members = distributed.all_gather_no_grad(members)
+        return self._pair_masks(*members.unbind(1))
+
+    def _pair_masks(self, instance: Tensor, part: Tensor, dataset: Tensor) -> tuple[Tensor, Tensor]:
+        if self.pairs == "instances":
+            return pair_masks.instances(instance, dataset, within_dataset=self.within_dataset)
+        masks = {
+            "partitions": pair_masks.partitions,
+            "partitions_across": pair_masks.partitions_across,
+        }[self.pairs]
+        return masks(
+            instance,
+            part,
+            dataset,
+            dataset_similar=self.dataset_similar,
+            within_dataset=self.within_dataset,
+        )
+
+    @torch.no_grad()
+    def _gauges(self, z: Tensor, positive: Tensor, negative: Tensor) -> dict[str, Tensor]:
+        per_anchor = positive.gt(0).sum(1).float()
+        negatives = negative.sum(1).float()
+        collapse = (per_anchor * torch.log1p(negatives)).sum() / per_anchor.sum().clamp_min(1)
+        self._collapse = collapse
+        return {
+            "accuracy": gauges.contrastive_accuracy(z, positive, negative),
+            "alignment": gauges.alignment(z, positive > 0),
+            "uniformity": gauges.uniformity(z),
+            "embedding_std": gauges.embedding_std(z),
+            "effective_rank": gauges.effective_rank(z),
+            "positives": per_anchor.mean(),
+            "negatives": negatives.mean(),
+            "collapse_loss": collapse,
+        }
