@@ -24,8 +24,7 @@ class MemoryBank(nn.Module):
     """
 
     values: Tensor
-    filled: Tensor
-    position: Tensor
+    seen: Tensor
 
     def __init__(self, size: int, features: int) -> None:
         super().__init__()
@@ -33,12 +32,11 @@ class MemoryBank(nn.Module):
             if value < 1:
                 raise ValueError(f"{name}: found {value}, allowed: 1 or more")
         self.register_buffer("values", torch.zeros(size, features))
-        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("position", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def read(self) -> Tensor:
         """A copy of what is stored, (up to `size`, D), in no particular order."""
-        return self.values[: int(self.filled)].clone()
+        return self.values[: int(self.seen)].clone()
 
     @torch.no_grad()
     def enqueue(self, embeddings: Tensor) -> None:
@@ -54,6 +52,5 @@ class MemoryBank(nn.Module):
         gathered = all_gather_no_grad(embeddings)
         newest = gathered[-size:].to(self.values)
         steps = torch.arange(len(newest), device=self.values.device)
-        self.values[(self.position + steps) % size] = newest
-        self.position.add_(len(newest)).remainder_(size)
-        self.filled.add_(len(newest)).clamp_(max=size)
+        self.values[(self.seen + steps) % size] = newest
+        self.seen.add_(len(newest))

@@ -1,0 +1,81 @@
+"""``nnssl_plan_small``: a small copy of a planned configuration, for quickstart and CPU studies.
+
+Run it after planning (``nnUNetv2_plan_experiment``); the original plans file is not touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnssl.datasets.files import read_json, write_json
+from nnssl.datasets.small_plans import small_plans
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; errors end the program with one message and status 1."""
+    options = _parser().parse_args(arguments)
+    try:
+        _write(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"nnssl_plan_small: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnssl_plan_small",
+        description=__doc__,
+        epilog="Defaults: 2D: spacing 2.5, patch 80, batch 8, features 16 32 64 128; 3D: spacing "
+        "0, patch 32, batch 4, features 8 16 32. Several numbers: per axis, array order (z y x).",
+    )
+    add = parser.add_argument
+    add("-d", type=int, required=True, dest="dataset_id", help="nnU-Net dataset id")
+    add("-c", required=True, dest="configuration", help="configuration, e.g. 2d or 3d_fullres")
+    add("-p", default="nnUNetPlans", dest="plans", help="plans to shrink (%(default)s)")
+    add("--name", default="nnUNetPlansSmall", help="name of the small plans (%(default)s)")
+    add("--spacing", type=float, nargs="+", metavar="MM", help="0 keeps the planned spacing")
+    add("--patch", type=int, nargs="+", metavar="N", help="patch size in voxels")
+    add("--batch", type=int, metavar="B", help="batch size")
+    add("--features", type=int, nargs="+", metavar="F", help="channels of each stage")
+    return parser
+
+
+def _write(options: argparse.Namespace) -> None:
+    path = _plans_file(options.dataset_id, options.plans)
+    sizes = {key: getattr(options, key) for key in ("spacing", "patch", "batch", "features")}
+    plans, warnings = small_plans(read_json(path), options.configuration, options.name, **sizes)
+    write_json(path.with_name(f"{options.name}.json"), plans)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    small = plans["configurations"][options.configuration]
+    print(
+        f"{path.with_name(options.name)}.json: {options.configuration}, "
+        f"patch {small['patch_size']}, spacing {small['spacing']}, batch {small['batch_size']}, "
+        f"strides {small['architecture']['arch_kwargs']['strides']}"
+    )
+    print(
+        f"next: nnUNetv2_preprocess -d {options.dataset_id} -plans_name {options.name} "
+        f"-c {options.configuration}\nthen: train with -p {options.name}"
+    )
+
+
+def _plans_file(dataset_id: int, name: str) -> Path:
+    root = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112
+    if not root:
+        raise ValueError("the environment variable nnUNet_preprocessed is not set")
+    folders = sorted(Path(root).glob(f"Dataset{dataset_id:03d}_*"))
+    if len(folders) != 1:
+        found = [folder.name for folder in folders] or "none"
+        raise ValueError(f"{root} must have one folder of dataset {dataset_id}; found {found}")
+    path = folders[0] / f"{name}.json"
+    if not path.exists():
+        command = f"nnUNetv2_plan_experiment -d {dataset_id}"
+        raise ValueError(f"{path} does not exist; run first: {command} (other plans: -p)")
+    return path
+
+
+if __name__ == "__main__":
+    main()

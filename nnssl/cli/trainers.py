@@ -1,0 +1,61 @@
+"""`nnssl_trainers`: prints every trainer name that nnSSL adds to nnU-Net."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from nnssl.cli.table import table
+from nnssl.config import RawConfig, find_configs, read_config
+
+COLUMNS = ("family", "summary", "paper", "dimensions", "trains")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table, or one trainer's citation; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="nnssl_trainers",
+        description="Lists the trainers that nnUNetv2_train -tr accepts after nnssl_register. "
+        "Your own YAML files count too: name their folder in the variable nnssl_configs.",
+    )
+    parser.add_argument("--bibtex", metavar="NAME", help="print the citation of one trainer")
+    options = parser.parse_args(arguments)
+    try:
+        return _bibtex(options.bibtex) if options.bibtex else _list()
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _bibtex(name: str) -> int:
+    entry = read_config(name).about.get("bibtex")
+    if not entry:
+        raise ValueError(f"{name} has no about.bibtex")
+    print(str(entry).rstrip())
+    return 0
+
+
+def _list() -> int:
+    """A broken file is told below the table and does not hide the others."""
+    configs: list[RawConfig] = []
+    problems = []
+    for name in find_configs():
+        try:
+            configs.append(read_config(name))
+        except ValueError as error:
+            problems.append(str(error))
+    configs.sort(key=lambda config: (config.kind != "pretrain", _text(config, "family")))
+    rows = [[config.name, *(_text(config, column) for column in COLUMNS)] for config in configs]
+    print(table(("-tr", *COLUMNS), rows))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _text(config: RawConfig, column: str) -> str:
+    return str(config.about.get(column, ""))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

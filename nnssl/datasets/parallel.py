@@ -1,0 +1,39 @@
+"""The same function for many items, in several processes, with a progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def for_each(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int, title: str
+) -> list[Result]:
+    """Results in the order of ``items``; the first exception stops the rest.
+
+    Args:
+        function: Picklable, as are items and results.
+        items: The inputs.
+        workers: Number of processes; 1 stays in this process.
+        title: Text before the progress bar.
+    """
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; it must be at least 1")
+    if workers == 1 or len(items) < 2:
+        return [function(item) for item in tqdm(items, title)]
+    with ProcessPoolExecutor(min(workers, len(items)), get_context("spawn")) as pool:
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            for future in tqdm(as_completed(futures), title, total=len(futures)):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [future.result() for future in futures]

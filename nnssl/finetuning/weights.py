@@ -1,0 +1,214 @@
+"""Weights from one network into another: choose, match, adapt, load, report; nothing silently.
+
+A state dict names most tensors several times (the decoder holds the encoder). A tensor is counted
+under its first name only, and writing to that name reaches all others, because `load_state_dict` copies
+into the one storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nnssl.modules.unet import Trained, trained_keys
+
+Part = Literal["encoder", "trained"]
+NewChannels = Literal["mean", "zero"]
+OUTPUT_LAYERS = ".seg_layers."
+
+
+@dataclass(frozen=True)
+class Match:
+    """What happens to one tensor of the target.
+
+    Attributes:
+        key: its first name in the target's state dict.
+        parameters: its number of elements.
+        outcome: `loaded`, `adapted` (loaded into a first convolution with another number of input
+            channels), `skipped` (wanted, but the source has nothing that fits) or `random` (not wanted).
+        reason: why, in words; empty for `loaded`.
+    """
+
+    key: str
+    parameters: int
+    outcome: Literal["loaded", "adapted", "skipped", "random"]
+    reason: str = ""
+
+    @property
+    def part(self) -> str:
+        if OUTPUT_LAYERS in f".{self.key}":
+            return "segmentation layers"
+        return self.key.split(".", 1)[0]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """The matches of all tensors of the target, and what is to be loaded."""
+
+    matches: tuple[Match, ...]
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def loaded(self) -> list[str]:
+        """Keys that come from the source."""
+        return list(self.tensors)
+
+    @property
+    def share(self) -> float:
+        """Loaded parameters as a share of the wanted ones, 0 to 1."""
+        wanted = self._count("loaded", "adapted", "skipped")
+        return self._count("loaded", "adapted") / wanted if wanted else 0.0
+
+    def _count(self, *outcomes: str) -> int:
+        return sum(match.parameters for match in self.matches if match.outcome in outcomes)
+
+    def require(self, min_share: float) -> None:
+        """Raises ValueError when less than `min_share` of the wanted parameters loads."""
+        if self.share < min_share or not self.tensors:
+            raise ValueError(
+                f"Only {self.share:.1%} of the wanted parameters can be loaded; weights.min_share asks for "
+                f"{min_share:.1%}. Are the weights from another architecture or from other plans?\n"
+                + self.table()
+            )
+
+    def table(self) -> str:
+        """Parameter counts and their share of the network, by part and outcome."""
+        total = sum(match.parameters for match in self.matches)
+        rows: dict[tuple[str, str, str], list[int]] = {}
+        for match in self.matches:
+            row = rows.setdefault((match.part, match.outcome, match.reason), [0, 0])
+            row[0] += 1
+            row[1] += match.parameters
+        lines = [f"{'part':<20}{'what':<9}{'tensors':>8}{'parameters':>13}{'share':>8}  reason"]
+        for (part, outcome, reason), (tensors, parameters) in rows.items():
+            share = parameters / max(total, 1)
+            lines.append(
+                f"{part:<20}{outcome:<9}{tensors:>8}{parameters:>13,}{share:>8.1%}  {reason}".rstrip()
+            )
+        lines.append(f"Of the wanted parameters {self.share:.1%} are loaded.")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain record for a checkpoint."""
+        outcomes = ("loaded", "adapted", "skipped", "random")
+        return {
+            "loaded": self.loaded,
+            "share": self.share,
+            "parameters": {outcome: self._count(outcome) for outcome in outcomes},
+            "skipped": {m.key: m.reason for m in self.matches if m.outcome == "skipped"},
+        }
+
+
+def wanted_keys(
+    network: nn.Module, trained: Collection[str] | None, part: Part, stages: int | None = None
+) -> list[str]:
+    """Keys of the target that fine-tuning asks for; segmentation layers are never among them.
+
+    Args:
+        network: the target, a planned U-Net.
+        trained: keys that the source has trained; None: all (a stock nnU-Net model).
+        part: `encoder`, or `trained` (the decoder too, as far as it was trained).
+        stages: only the first of the encoder's stages; None: all.
+
+    Raises:
+        ValueError: more stages than the encoder has, or nothing of this part was trained.
+    """
+    keys = trained_keys(network, Trained(encoder_stages=stages))
+    if part == "trained":
+        keys += trained_keys(network, Trained(encoder_stages=0, decoder_levels=None))
+    wanted = [key for key in keys if trained is None or key in set(trained)]
+    if not wanted:
+        raise ValueError(
+            f"weights.part: found {part!r}, but the source trained nothing of it. Allowed: 'encoder', "
+            "'trained'; choose the one that the pre-training trainer trains (see nnssl_trainers)."
+        )
+    return wanted
+
+
+def match(
+    source: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    wanted: Collection[str],
+    new_channels: NewChannels = "mean",
+) -> Transfer:
+    """Compares two state dicts.
+
+    Args:
+        source: state dict with the weights.
+        target: state dict of the network to fill.
+        wanted: keys (first names) to be filled.
+        new_channels: how the first convolution is adapted to another number of input channels.
+            `mean`: each channel gets the mean over the source's, scaled so that equal channels give
+            the source's response. `zero`: the source's channels are kept, further ones start at zero.
+
+    Raises:
+        ValueError: a wanted key that the target does not have, or a source with non-finite weights.
+    """
+    names = _first_names(target)
+    if unknown := sorted(set(wanted) - set(names)):
+        raise ValueError(f"wanted: the network has no {unknown[:5]}; allowed are its own first names")
+    first = next((key for key in names if key in wanted and target[key].ndim > 2), None)
+    tensors: dict[str, Tensor] = {}
+    matches = []
+    for key in names:
+        mode = new_channels if key == first else None
+        found, fitted = _match_one(key, source.get(key), target[key], key in wanted, mode)
+        matches.append(found)
+        if fitted is not None:
+            tensors[key] = fitted
+    return Transfer(tuple(matches), tensors)
+
+
+def load(network: nn.Module, transfer: Transfer) -> None:
+    """Copies the matched tensors into the network."""
+    network.load_state_dict(dict(transfer.tensors), strict=False)
+
+
+def _first_names(state: Mapping[str, Tensor]) -> list[str]:
+    seen: set[tuple[int, torch.Size]] = set()
+    names = []
+    for key, tensor in state.items():
+        place = (tensor.data_ptr(), tensor.shape)
+        if place not in seen:
+            names.append(key)
+        seen.add(place)
+    return names
+
+
+def _match_one(
+    key: str, source: Tensor | None, target: Tensor, wanted: bool, adapt: NewChannels | None
+) -> tuple[Match, Tensor | None]:
+    size = target.numel()
+    if not wanted:
+        reason = "depends on the labels" if OUTPUT_LAYERS in f".{key}" else "not asked for"
+        return Match(key, size, "random", reason), None
+    if source is None:
+        return Match(key, size, "skipped", "not in the source"), None
+    if not bool(torch.isfinite(source).all()):
+        raise ValueError(f"The weights of {key} hold NaN or infinity; this pre-training run diverged.")
+    if source.shape == target.shape:
+        return Match(key, size, "loaded"), source
+    shapes = f"{list(source.shape)} to {list(target.shape)}"
+    adapted = _adapt_channels(source, target, adapt) if adapt else None
+    if adapted is None:
+        return Match(key, size, "skipped", f"shape {shapes}"), None
+    return Match(key, size, "adapted", f"input channels {shapes}, {adapt}"), adapted
+
+
+def _adapt_channels(source: Tensor, target: Tensor, mode: NewChannels) -> Tensor | None:
+    """(F, C_old, *k) to (F, C_new, *k), or None where more than the input channels differ."""
+    others = [axis for axis in range(source.ndim) if axis != 1]
+    if source.ndim != target.ndim or any(source.shape[a] != target.shape[a] for a in others):
+        return None
+    old, new = source.shape[1], target.shape[1]
+    if mode == "mean":
+        return (source.sum(1, keepdim=True) / new).expand(target.shape).clone()
+    if new < old:
+        return None
+    adapted = source.new_zeros(target.shape)
+    adapted[:, :old] = source
+    return adapted

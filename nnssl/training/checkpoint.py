@@ -1,0 +1,133 @@
+"""Checkpoints: plain content, written as a whole or not at all, read without running code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+_NUMPY_TYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_NUMPY_TYPES += ("float16", "float32", "float64")
+
+
+def plain(value: Any) -> Any:
+    """Returns `value` made of tensors on the CPU, numbers, strings, None, lists and dicts only.
+
+    NumPy scalars become Python numbers, NumPy arrays tensors, tuples and sets lists, paths and devices
+    strings. Tensors that share storage still share it afterwards (aliased weights are stored once).
+
+    Raises:
+        ValueError: an object of another type, with the place where it was found.
+    """
+    return _plain(value, "checkpoint", {})
+
+
+def _plain(value: Any, place: str, copies: dict[tuple[Any, ...], torch.Tensor]) -> Any:
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, torch.Tensor):
+        return _on_cpu(value, copies)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return torch.from_numpy(np.array(value))
+    if isinstance(value, Mapping):
+        return {_plain_key(k, place): _plain(v, f"{place}[{k!r}]", copies) for k, v in value.items()}
+    if isinstance(value, Iterable) and isinstance(value, (list, tuple, set, frozenset, np.ndarray)):
+        ordered = sorted(value) if isinstance(value, (set, frozenset)) else value
+        return [_plain(v, f"{place}[{i}]", copies) for i, v in enumerate(ordered)]
+    return _plain_leaf(value, place)
+
+
+def _plain_leaf(value: Any, place: str) -> Any:
+    """Subclasses of Python's own types, and the few types that read well as a string."""
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, (os.PathLike, torch.device, torch.dtype)):
+        return str(value)
+    raise ValueError(
+        f"{place} is a {type(value).__name__}; a checkpoint may hold tensors, NumPy values, numbers, "
+        "strings, None, lists and dicts only. Convert it before saving."
+    )
+
+
+def _plain_key(key: Any, place: str) -> Any:
+    if isinstance(key, np.generic):
+        return key.item()
+    if isinstance(key, (str, int, float)) or key is None:
+        return key
+    raise ValueError(f"{place} has the key {key!r}; a checkpoint's keys are strings or numbers.")
+
+
+def _on_cpu(tensor: torch.Tensor, copies: dict[tuple[Any, ...], torch.Tensor]) -> torch.Tensor:
+    tensor = tensor.detach()
+    place = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+    if place not in copies:
+        copies[place] = tensor.cpu()
+    return copies[place]
+
+
+def save_atomically(checkpoint: dict[str, Any], filename: str | Path) -> None:
+    """Writes `plain(checkpoint)`; a reader sees the former file or the whole new one, never a part.
+
+    Raises:
+        OSError: it could not be written (disk full, no permission). The former file is untouched.
+    """
+    target = Path(filename)
+    temporary = target.with_name(target.name + ".tmp")
+    content = plain(checkpoint)
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"{target} could not be written: {error}. What stood there before is untouched. "
+            "Is the disk full, or the folder read-only?"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(filename: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint of nnSSL or nnU-Net onto the CPU, without running any code that it holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no checkpoint, is cut off, or holds more than plain values.
+    """
+    path = Path(filename)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give the path of a checkpoint (*.pth).")
+    try:
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged and hostile files fail in many ways; all get one sentence
+        raise ValueError(_unreadable(path, f"{type(error).__name__}: {error}")) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), dict):
+        raise ValueError(_unreadable(path, "it holds no 'network_weights'"))
+    return checkpoint
+
+
+def _unreadable(path: Path, cause: str) -> str:
+    first_line = cause.strip().splitlines()[0]
+    return (
+        f"{path} cannot be read as a checkpoint ({first_line}). It is another kind of file, was cut off "
+        "while it was written or copied, or holds objects that nnSSL refuses to load because loading "
+        "them could run code. Copy it again, or name a checkpoint that nnU-Net or nnSSL wrote."
+    )
+
+
+def _numpy_scalars() -> list[Any]:
+    """What stock checkpoints need beyond tensors: NumPy's scalar and dtype constructors, both paths."""
+    scalar = np.float64(0).__reduce__()[0]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    dtypes = {type(np.dtype(name)) for name in _NUMPY_TYPES}
+    return [*((scalar, name) for name in names), np.dtype, *dtypes]

@@ -1,0 +1,39 @@
+"""A YAML file is a trainer: makes the trainer class of a configuration's name."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from nnssl.config import TRAINER_PREFIX, read_config
+
+BASES = {
+    "pretrain": ("nnssl.training.pretrainer", "nnSSLPretrainer"),
+    "finetune": ("nnssl.training.finetuner", "nnSSLFinetuner"),
+}
+
+
+@cache
+def trainer_class(name: str) -> type:
+    """Returns the trainer class that nnU-Net looks up as `-tr name`; always the same object.
+
+    Raises:
+        AttributeError: the name is not one of ours (nnU-Net then searches elsewhere).
+        ValueError: the name is one of ours but no such file exists, or the file is broken.
+    """
+    if not name.startswith(TRAINER_PREFIX):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raw = read_config(name)
+    module, base = BASES[raw.kind]
+    members = {
+        "__module__": __name__,
+        "__doc__": raw.about.get("summary"),
+        "config_name": name,
+    }
+    return type(name, (getattr(import_module(module), base),), members)
+
+
+def __getattr__(name: str) -> Any:
+    """Lets pickle find a trainer class under this module."""
+    return trainer_class(name)

@@ -1,0 +1,275 @@
+"""The fine-tuning trainer: nnU-Net's own training from pre-trained weights, on few labels."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from time import time
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import nn
+
+from nnssl.config import Config, Schema, bind, read_config
+from nnssl.datasets.cases import read_cases
+from nnssl.finetuning.groups import parameter_groups
+from nnssl.finetuning.schedules import PartSchedule
+from nnssl.modules import unet
+from nnssl.modules.distributed import all_reduce_mean
+from nnssl.training import finetuning_checkpoint, folds, labels, runs
+from nnssl.training.checkpoint import read_checkpoint, save_atomically
+from nnssl.training.finetuning_settings import MAY_CHANGE, FinetuningSettings
+from nnssl.training.finetuning_weights import StartingWeights
+from nnssl.training.labels import LabelBudget
+from nnssl.training.search import WeightSource
+from nnssl.training.signals import StopRequest
+from nnssl.training.stepped_loader import SteppedLoader
+from nnssl.training.supervised_batches import (
+    SeededBatches,
+    seed_everything,
+    single_threaded_augmentation,
+)
+
+SCHEMA: Schema = {"training": FinetuningSettings, "weights": WeightSource, "labels": LabelBudget}
+SECONDS_BETWEEN_SAVES = 600.0
+
+
+class nnSSLFinetuner(nnUNetTrainer):
+    """nnU-Net's trainer with weights, label budget, rates per part and exact resumption.
+
+    Augmentation, loss, network and final validation are nnU-Net's. The constructor derives nothing
+    from the configuration: `initialize` binds it, unless `load_checkpoint` has bound a stored one.
+    """
+
+    config_name: str = "nnSSLFinetuneTrainer"
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008
+    ) -> None:
+        plans.setdefault("continue_training", False)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        plans.pop("continue_training", None)  # nnU-Net before 2.7.0 leaves it
+        self.config: Config | None = None
+        self.weights_record: dict[str, Any] = {"loaded": []}
+        self.labelled: labels.Labelled | None = None
+        self.stored: dict[str, Any] | None = None
+        self.stop = StopRequest()
+        self.epoch_losses: list[float] = []
+        self._loaded_from_outside = False
+        self._last_save = time()
+
+    # ------------------------------------------------------------------ setting up
+
+    def initialize(self) -> None:
+        """Bind the configuration; the seed decides everything that starts at random."""
+        if self.config is None:
+            self.config = bind(read_config(self.config_name), SCHEMA)
+        self._apply(self.config)
+        seed_everything(self.settings.seed, "network")
+        super().initialize()
+        unet.supported(self.planned_network)
+        self.planned_network.register_load_state_dict_post_hook(self._note_loading)
+
+    def _apply(self, config: Config) -> None:
+        sections = config.sections
+        self.settings = settings = FinetuningSettings(**sections["training"])
+        self.weight_source = WeightSource(**sections["weights"])
+        self.budget = LabelBudget(**sections["labels"])
+        self.num_epochs, self.save_every = settings.num_epochs, settings.save_every
+        self.num_iterations_per_epoch = settings.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = settings.num_val_iterations_per_epoch
+        self.initial_lr, self.weight_decay = settings.initial_lr, settings.weight_decay
+
+    @property
+    def planned_network(self) -> nn.Module:
+        """The U-Net without the wrappers of DDP and torch.compile."""
+        network = getattr(self.network, "module", self.network)
+        return getattr(network, "_orig_mod", network)
+
+    def _note_loading(self, *_: Any) -> None:
+        """Sees what `-pretrained_weights` loads before the training starts."""
+        self._loaded_from_outside = True
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PartSchedule]:
+        """nnU-Net's SGD, with a group per part (see `parameter_groups`)."""
+        groups = parameter_groups(
+            self.planned_network,
+            self.weights_record["loaded"],
+            self.settings.encoder_lr_scale,
+            self.settings.decoder_lr_scale,
+            self.settings.random_lr_scale,
+            self.settings.freeze_encoder_epochs,
+        )
+        optimizer = torch.optim.SGD(
+            groups, self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
+        )
+        return optimizer, self._schedule(optimizer)
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> PartSchedule:
+        warmup = self.settings.warmup_epochs
+        return PartSchedule(optimizer, self.initial_lr, self.num_epochs, warmup)
+
+    # ------------------------------------------------------------------ cases and batches
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """The fold's labelled training cases, and all of its validation cases."""
+        labels.refuse_budget_for_all(self.budget, self.fold)
+        folds.check(Path(self.preprocessed_dataset_folder), self.fold)
+        train, val = super().do_split()
+        records = read_cases(Path(self.preprocessed_dataset_folder_base), {*train, *val})
+        self.labelled = labels.choose_labelled(self.budget, train, records)
+        return self.labelled.cases, list(val)
+
+    def get_dataloaders(self) -> tuple[SteppedLoader, SteppedLoader]:
+        """nnU-Net's loaders and augmentation, counted by steps."""
+        processes = get_allowed_n_proc_DA()
+        with single_threaded_augmentation():
+            train, val = super().get_dataloaders()
+        train_step = self._step
+        val_step = self.current_epoch * self.num_val_iterations_per_epoch
+        return (
+            self._stepped(train.data_loader, "train", train_step, processes),
+            self._stepped(val.data_loader, "validation", val_step, (processes + 1) // 2),
+        )
+
+    def _stepped(self, loader: Any, stream: Any, first: int, processes: int) -> SteppedLoader:
+        batches = SeededBatches(loader, self.settings.seed, stream, self.local_rank)
+        return SteppedLoader(batches, first, processes, pin_memory=self.device.type == "cuda")
+
+    @property
+    def _step(self) -> int:
+        per_epoch = self.settings.num_iterations_per_epoch
+        return self.current_epoch * per_epoch + len(self.epoch_losses)
+
+    # ------------------------------------------------------------------ the loop's hooks
+
+    def on_train_start(self) -> None:
+        if not self.was_initialized:
+            self.initialize()
+        if self.stored is None:
+            self._begin()
+        else:
+            self._continue(self.stored)
+        self.stop.install()
+        super().on_train_start()
+        if self.local_rank == 0:
+            self._write_records()
+        self._last_save = time()
+
+    def _begin(self) -> None:
+        """A fresh run: nothing may be overwritten; weights are looked for here and nowhere else."""
+        assert self.config is not None
+        runs.refuse_overwrite(self.output_folder, self.config.sections, self.settings.overwrite)
+        for path, value in self.config.overrides.items():
+            self.print_to_log_file(f"Override for this run: {path} = {value!r}")
+        self.weights_record = StartingWeights(self).load(self._loaded_from_outside)
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+
+    def _continue(self, stored: dict[str, Any]) -> None:
+        today = bind(read_config(self.config_name), SCHEMA)
+        for line in runs.compare_resume(stored["config"], today.to_dict(), MAY_CHANGE):
+            self.print_to_log_file(f"Resume: {line}")
+        self.config = today
+        self._apply(today)
+        self.lr_scheduler = self._schedule(self.optimizer)
+
+    def _write_records(self) -> None:
+        assert self.config is not None
+        assert self.labelled is not None
+        runs.write_resolved_config(self.output_folder, self.config.to_dict())
+        labels.write_labelled(self.output_folder, self.labelled, self._labelled_slices())
+        self.print_to_log_file(self.labelled.sentence())
+
+    def _labelled_slices(self) -> int:
+        assert self.labelled is not None
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, self.labelled.cases)
+        return sum(dataset.load_case(case)[0].shape[1] for case in self.labelled.cases)
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        text = ", ".join(f"{name} {rate:.6g}" for name, rate in rates.items())
+        self.print_to_log_file(f"Learning rate by part: {text}")
+        # a run that was stopped inside an epoch goes on there; nnU-Net's loop counts these steps
+        self.num_iterations_per_epoch = (
+            self.settings.num_iterations_per_epoch - len(self.epoch_losses)
+        )
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        seed_everything(self.settings.seed, "step", self.local_rank, self._step)
+        output = super().train_step(batch)
+        self.epoch_losses.append(float(output["loss"]))
+        self._save_or_leave()
+        return output
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
+        super().on_train_epoch_end([{"loss": np.array(loss)} for loss in self.epoch_losses])
+
+    def on_epoch_end(self) -> None:
+        self.epoch_losses = []
+        super().on_epoch_end()
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        self._close()
+
+    def _close(self) -> None:
+        for loader in (self.dataloader_train, self.dataloader_val):
+            if loader is not None:
+                loader.close()
+        self.stop.restore()
+
+    # ------------------------------------------------------------------ checkpoints
+
+    @property
+    def _latest(self) -> str:
+        return str(Path(self.output_folder) / "checkpoint_latest.pth")
+
+    def _save_or_leave(self) -> None:
+        """After each step: save every ten minutes; after a stop signal save, say so and exit."""
+        asked = torch.tensor(float(self.stop.requested), device=self.device)
+        if bool(all_reduce_mean(asked) > 0):
+            self._leave()
+        if time() - self._last_save > SECONDS_BETWEEN_SAVES:
+            self.save_checkpoint(self._latest)
+
+    def _leave(self) -> None:
+        self.save_checkpoint(self._latest)
+        name = self.stop.signal.name if self.stop.signal else "a stop signal on another rank"
+        self.print_to_log_file(
+            f"Stopped by {name} after step {self._step} (epoch {self.current_epoch}). Continue with "
+            "the same command and --c"
+        )
+        number = int(self.stop.signal) if self.stop.signal else 0
+        self._close()
+        sys.exit(128 + number)
+
+    def save_checkpoint(self, filename: str) -> None:
+        self._last_save = time()
+        if self.local_rank != 0:
+            return
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return
+        save_atomically(finetuning_checkpoint.compose(self), filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Rebind the stored configuration, then initialise; nnU-Net restores the rest."""
+        checkpoint = read_checkpoint(filename_or_checkpoint)
+        self.stored = finetuning_checkpoint.own_part(checkpoint)
+        self.config = Config.from_dict(self.stored["config"])
+        self.weights_record = self.stored["weights"]
+        if not self.was_initialized:
+            self.initialize()
+        super().load_checkpoint(str(filename_or_checkpoint))
+        self.epoch_losses = list(self.stored["epoch_losses"])
+        finetuning_checkpoint.forget_open_epoch(self.logger, self.current_epoch)

@@ -1,0 +1,113 @@
+"""The weights that a fresh fine-tuning run starts from: found, loaded, reported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnssl.datasets.cases import read_cases
+from nnssl.finetuning.weights import OUTPUT_LAYERS, load
+from nnssl.training import search, transfer
+from nnssl.training.checkpoint import read_checkpoint
+
+if TYPE_CHECKING:
+    from nnssl.training.finetuner import nnSSLFinetuner
+
+
+class StartingWeights:
+    """Looks for the weights of a trainer's fresh run and loads them into its network."""
+
+    def __init__(self, trainer: nnSSLFinetuner) -> None:
+        self.trainer = trainer
+        self.knobs = trainer.weight_source
+        self.log = trainer.print_to_log_file
+
+    def load(self, loaded_from_outside: bool) -> dict[str, Any]:
+        """Returns the record for the checkpoint; `loaded` holds the keys that were transferred.
+
+        Args:
+            loaded_from_outside: whether `-pretrained_weights` has filled the network already.
+        """
+        named = search.named_file(self.knobs, os.environ.get(search.ENVIRONMENT))
+        if loaded_from_outside:
+            return self._from_outside(named)
+        if self.knobs.source == search.NONE and named is None:
+            self.log("Weights: all random (weights.source: none)")
+            return {"source": None, "how": "random", "loaded": []}
+        how = "named" if named else "found as the finished pre-training run of this fold"
+        file = named or search.find_finished_run(self._place(), self.knobs.trainer)
+        return self._from_file(file, how)
+
+    def _from_outside(self, named: Path | None) -> dict[str, Any]:
+        network = self.trainer.planned_network
+        if self.knobs.source == search.NONE:
+            raise ValueError(
+                "-pretrained_weights was given to a trainer with weights.source: none, whose weights are "
+                "random by design. Leave it out, or use nnSSLFinetuneTrainer."
+            )
+        if named and not transfer.same_weights(network, read_checkpoint(named)):
+            raise ValueError(
+                f"-pretrained_weights has loaded other weights than those of {named}, which "
+                f"weights.source or {search.ENVIRONMENT} names. Give one of them only."
+            )
+        keys = [key for key, _ in network.named_parameters() if OUTPUT_LAYERS not in f".{key}"]
+        self.log("Weights: nnU-Net has loaded everything but the segmentation layers "
+                 "(-pretrained_weights); nothing is searched")
+        return {"source": str(named) if named else None, "how": "-pretrained_weights", "loaded": keys}
+
+    def _from_file(self, file: Path, how: str) -> dict[str, Any]:
+        trainer, checkpoint = self.trainer, read_checkpoint(file)
+        network = trainer.planned_network
+        found = transfer.plan_transfer(network, checkpoint, self.knobs, trainer.is_cascaded)
+        load(network, found)
+        warnings = transfer.input_differences(
+            checkpoint, trainer.plans_manager, trainer.configuration_name
+        )
+        seen = self._contamination(checkpoint.get("nnssl", {}))
+        self.log(f"Weights from {file} ({how}):\n{found.table()}")
+        for line in (*warnings, *_contamination_sentences(seen)):
+            self.log(f"WARNING: {line}")
+        objective = checkpoint.get("nnssl", {}).get("objective")
+        origin = {"source": str(file), "how": how, "objective": objective}
+        return {**origin, **found.to_dict(), **seen, "warnings": warnings}
+
+    def _place(self) -> search.Place:
+        trainer = self.trainer
+        assert trainer.output_folder_base is not None
+        return search.Place(
+            results=Path(trainer.output_folder_base).parent,
+            plans=trainer.plans_manager.plans_name,
+            configuration=self._pretraining_configuration(),
+            fold=trainer.fold,
+        )
+
+    def _pretraining_configuration(self) -> str:
+        """A cascade's second stage takes the weights of the configuration that it inherits from."""
+        trainer = self.trainer
+        plan = trainer.plans_manager.plans["configurations"][trainer.configuration_name]
+        own: str = trainer.configuration_name
+        return plan.get("inherits_from", own) if trainer.is_cascaded else own
+
+    def _contamination(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        trainer = self.trainer
+        if trainer.fold == "all":
+            return {"contaminated": None, "seen_validation_cases": []}
+        _, val = trainer.do_split()
+        seen = own.get("cases", {}).get("train", []) if self._same_dataset(own) else []
+        records = read_cases(Path(trainer.preprocessed_dataset_folder_base), {*val, *seen})
+        return transfer.contamination(own, trainer.plans_manager.dataset_name, val, records)
+
+    def _same_dataset(self, own: Mapping[str, Any]) -> bool:
+        return own.get("dataset") == self.trainer.plans_manager.dataset_name
+
+
+def _contamination_sentences(seen: Mapping[str, Any]) -> list[str]:
+    if not seen["contaminated"]:
+        return []
+    cases = seen["seen_validation_cases"]
+    return [
+        f"CONTAMINATED: pre-training has seen the patients of {len(cases)} validation cases of this fold "
+        f"({', '.join(cases[:5])}); the validation result is not an honest one."
+    ]

@@ -1,0 +1,48 @@
+"""Pictures of what an objective sees and makes, for people who would rather look than read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from nnssl.training.pretrainer import nnSSLPretrainer
+
+COLUMNS = 8
+
+
+@torch.no_grad()
+def save_pictures(trainer: nnSSLPretrainer, folder: Path, stem: str) -> list[Path]:
+    """Draw the views of one training batch, and what the objective has to show of it."""
+    batch = trainer.prepare(trainer.batch_maker(0))
+    panels = {"views": _views(batch["views"]), **trainer.objective.illustrate(batch)}
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_save(panel, folder / f"{stem}_{name}.png") for name, panel in panels.items()]
+
+
+def _views(views: dict[str, object]) -> Tensor:
+    """(views, samples, H, W): first channel; of a volume its middle slice."""
+    images = [view.image[:COLUMNS, 0] for view in views.values()]  # type: ignore[attr-defined]
+    flat = [i if i.ndim == 3 else i[:, i.shape[1] // 2] for i in images]
+    height, width = (max(i.shape[a] for i in flat) for a in (1, 2))
+    padded = [
+        torch.nn.functional.pad(i, (0, width - i.shape[2], 0, height - i.shape[1])) for i in flat
+    ]
+    return torch.stack(padded)
+
+
+def _save(panel: Tensor, file: Path) -> Path:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    rows, columns, height, width = panel.shape
+    grid = panel.float().cpu().numpy().transpose(0, 2, 1, 3).reshape(rows * height, columns * width)
+    low, high = np.percentile(grid, [1, 99])
+    plt.imsave(file, grid, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+    return file

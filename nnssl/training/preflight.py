@@ -1,0 +1,64 @@
+"""What is tried before the first epoch, so that nothing fails after days."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from torch import Tensor, nn
+
+COPIES = 3  # checkpoints that lie side by side: best, latest or final, and the one being written
+
+
+def dry_step(network: nn.Module, forward: Callable[[], Mapping[str, Tensor]]) -> float:
+    """One forward and backward pass that leaves no trace; returns the loss.
+
+    Raises:
+        RuntimeError: if the loss is not finite.
+    """
+    kept = {key: value.detach().clone() for key, value in network.state_dict().items()}
+    network.train()
+    loss = forward()["loss"]
+    loss.backward()
+    for parameter in network.parameters():
+        parameter.grad = None
+    network.load_state_dict(kept)
+    if not bool(torch.isfinite(loss)):
+        raise RuntimeError(
+            f"Pre-flight: the loss of the first batch is {float(loss)}. Look for NaN or huge "
+            "values in the preprocessed images, or lower the temperature's inverse."
+        )
+    return float(loss.detach())
+
+
+def check_disk(folder: Path, checkpoint_bytes: int) -> None:
+    """Raise RuntimeError unless the checkpoints of a run fit on the disk."""
+    free = shutil.disk_usage(folder).free
+    needed = COPIES * checkpoint_bytes
+    if free < needed:
+        raise RuntimeError(
+            f"Pre-flight: {folder} has {free / 2**20:.0f} MiB free, the run's checkpoints need "
+            f"{needed / 2**20:.0f} MiB. Free some space or set another nnUNet_results."
+        )
+
+
+def check_export(file: Path, planned: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Read a checkpoint back with nnU-Net's own loader and compare every tensor.
+
+    Args:
+        file: checkpoint just written.
+        planned: a fresh network as the stock trainer builds it.
+        weights: what the file should hold under `network_weights`.
+
+    Raises:
+        RuntimeError: if a tensor does not come back.
+    """
+    load_pretrained_weights(planned, str(file), verbose=False)
+    loaded: Mapping[str, Any] = planned.state_dict()
+    for key, value in weights.items():
+        if ".seg_layers." not in key and not torch.equal(loaded[key].cpu(), value):
+            raise RuntimeError(f"Pre-flight: {key} in {file} differs from the network's weights")

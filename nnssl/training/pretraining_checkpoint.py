@@ -1,0 +1,155 @@
+"""What a pre-training checkpoint holds, and how a run takes it up again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Mapping
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nnssl import __version__
+from nnssl.config import Config
+from nnssl.modules import unet
+from nnssl.training.checkpoint import plain, read_checkpoint
+from nnssl.training.history import History
+
+if TYPE_CHECKING:
+    from nnssl.training.pretrainer import nnSSLPretrainer
+
+
+def compose(trainer: nnSSLPretrainer) -> dict[str, Any]:
+    """A stock nnU-Net checkpoint of the planned U-Net, and everything else under `nnssl`."""
+    objective = trainer.objective
+    assert trainer.config is not None
+    scaler = trainer.grad_scaler
+    stock = {
+        "network_weights": unet.plain_state_dict(objective.network),
+        "optimizer_state": trainer.optimizer.state_dict(),
+        "grad_scaler_state": None if scaler is None else scaler.state_dict(),
+        "logging": trainer.logger.get_checkpoint(),
+        "_best_ema": trainer._best_ema,
+        "current_epoch": trainer.current_epoch,
+        "init_args": {
+            "configuration": trainer.configuration_name,
+            "fold": trainer.fold,
+            "plans": trainer.plans_manager.plans,
+            "dataset_json": trainer.dataset_json,
+        },
+        "trainer_name": type(trainer).__name__,
+        "inference_allowed_mirroring_axes": None,
+    }
+    own = {
+        "kind": "pretrain",
+        "objective": trainer.config.chosen("objective")[0],
+        "objective_state": _own_state(objective),
+        "trained_keys": unet.trained_keys(objective.network, objective.trained),
+        "trained": vars(objective.trained),
+        "config": trainer.config.to_dict(),
+        "plans": trainer.plans_manager.plans,
+        "dataset": trainer.plans_manager.dataset_name,
+        "configuration": trainer.configuration_name,
+        "fold": trainer.fold,
+        "input_channels": trainer.num_input_channels,
+        "step": trainer.step,
+        "epoch": trainer.current_epoch,
+        "epoch_terms": trainer.epoch_terms,
+        "skipped_steps": trainer.skipped_steps,
+        "history": trainer.history.values,
+        "finished": trainer.step >= trainer.settings.steps,
+        "cases": {
+            "train": [case.identifier for case in trainer.train_cases],
+            "left_out": [case.identifier for case in trainer.val_cases],
+        },
+        "about": dict(trainer.config.about),
+        "versions": versions(),
+    }
+    return {**stock, "nnssl": own}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made a checkpoint."""
+    return {
+        "nnssl": __version__,
+        "nnunetv2": metadata.version("nnunetv2"),
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+    }
+
+
+def _own_state(objective: Any) -> dict[str, Any]:
+    """State of the objective without the U-Net, which is stored once under `network_weights`."""
+    return {k: v for k, v in objective.state_dict().items() if not k.startswith("network.")}
+
+
+def own_part(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part under `nnssl` of a pre-training checkpoint.
+
+    Raises:
+        ValueError: the file is a stock or a fine-tuning checkpoint.
+    """
+    own = checkpoint.get("nnssl")
+    if not isinstance(own, Mapping) or own.get("kind") != "pretrain":
+        raise ValueError(
+            "the checkpoint is not one of an nnSSL pre-training run, so the run cannot be continued "
+            "from it. Start anew without --c (another nnUNet_results keeps the old files), or set "
+            "training.initial_weights to start from its weights."
+        )
+    return own
+
+
+def stored_config(checkpoint: Mapping[str, Any]) -> Config:
+    return Config.from_dict(own_part(checkpoint)["config"])
+
+
+def with_changes(stored: Config, today: Config, may_change: Collection[str]) -> Config:
+    """The stored configuration with today's values where a resume may change them."""
+    merged, current = stored.to_dict(), today.sections
+    for path in may_change:
+        section, knob = path.split(".")
+        if knob in current[section]:
+            merged["sections"][section][knob] = current[section][knob]
+    return Config.from_dict(plain(merged))
+
+
+def restore(trainer: nnSSLPretrainer, checkpoint: Mapping[str, Any]) -> None:
+    """Put weights, optimiser, counters and history of a checkpoint into an initialised trainer."""
+    own = own_part(checkpoint)
+    objective = trainer.objective
+    objective.network.load_state_dict(checkpoint["network_weights"])
+    missing, unexpected = objective.load_state_dict(own["objective_state"], strict=False)
+    lost = [key for key in missing if not key.startswith("network.")]
+    if lost or unexpected:
+        raise ValueError(f"objective's state does not fit: missing {lost}, unknown {unexpected}")
+    trainer.optimizer.load_state_dict(checkpoint["optimizer_state"])
+    if trainer.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+        trainer.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+    trainer.logger.load_checkpoint(checkpoint["logging"])
+    trainer._best_ema = checkpoint["_best_ema"]
+    trainer.current_epoch, trainer.step = own["epoch"], own["step"]
+    trainer.epoch_terms = list(own["epoch_terms"])
+    trainer.skipped_steps = own["skipped_steps"]
+    trainer.history = History(own["history"])
+
+
+def load_initial(trainer: nnSSLPretrainer, file: str) -> None:
+    """Start from the weights of another run: every tensor of the U-Net that fits by name and shape.
+
+    Raises:
+        ValueError: if less than half of the U-Net's encoder fits.
+    """
+    source = read_checkpoint(file)["network_weights"]
+    network = trainer.objective.network
+    target = network.state_dict()
+    fits = {k: v for k, v in source.items() if k in target and v.shape == target[k].shape}
+    encoder = [k for k in target if k.startswith("encoder.")]
+    loaded = sum(target[k].numel() for k in encoder if k in fits)
+    share = loaded / max(1, sum(target[k].numel() for k in encoder))
+    trainer.print_to_log_file(f"Initial weights {file}: {share:.1%} of the encoder loaded")
+    if share < 0.5:
+        raise ValueError(
+            f"training.initial_weights: only {share:.1%} of the encoder's weights in {file} fit "
+            "these plans. Use weights that were made with the same plans."
+        )
+    network.load_state_dict(fits, strict=False)

@@ -1,0 +1,106 @@
+"""One output folder, one run: no silent overwriting, no silent change of settings on a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nnssl.training.checkpoint import plain, read_checkpoint
+
+CONFIG_FILE = "resolved_config.yaml"
+_NOT_SET = "(not set)"
+
+
+def refuse_overwrite(output_folder: str | Path, config: Mapping[str, Any], overwrite: bool) -> None:
+    """Stops when `output_folder` holds a finished run with another resolved configuration.
+
+    Args:
+        output_folder: the fold's folder.
+        config: resolved configuration: its sections, or `Config.to_dict()`, whose sections are compared.
+        overwrite: allows it.
+
+    Raises:
+        RuntimeError: with the differences and the ways out.
+    """
+    finished = Path(output_folder) / "checkpoint_final.pth"
+    if overwrite or not finished.is_file():
+        return
+    found = _differences_to(finished, config)
+    if found:
+        raise RuntimeError(
+            f"{output_folder} holds a finished run with another configuration:\n"
+            + "\n".join(f"  {line}" for line in found)
+            + "\nIt is not overwritten. Ways out: copy the YAML file to another name and train with that name"
+            "\n(-tr), or set another nnUNet_results, or set `overwrite: true` in the section `training`"
+            "\n(for one run: nnssl_overrides='training.overwrite=true')."
+        )
+
+
+def _differences_to(finished: Path, config: Mapping[str, Any]) -> list[str]:
+    try:
+        stored = read_checkpoint(finished).get("nnssl", {}).get("config")
+    except ValueError as error:
+        return [str(error)]
+    if stored is None:
+        return ["its checkpoint_final.pth was not written by nnSSL"]
+    differing = _differing(stored, config, ignored={"training.overwrite"})
+    return [f"{name}: finished run {old!r}, now {new!r}" for name, old, new in differing]
+
+
+def write_resolved_config(output_folder: str | Path, config: Mapping[str, Any]) -> Path:
+    """Writes `resolved_config.yaml`, the configuration with every default filled in."""
+    path = Path(output_folder) / CONFIG_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
+    return path
+
+
+def compare_resume(
+    stored: Mapping[str, Any], today: Mapping[str, Any], may_change: Collection[str]
+) -> list[str]:
+    """Compares a checkpoint's configuration with today's; returns the lines to log.
+
+    Args:
+        stored: the configuration in the checkpoint: its sections, or `Config.to_dict()`.
+        today: the one of today's YAML file and overrides.
+        may_change: dotted names, or whole sections, that may differ (`training.num_epochs`).
+
+    Raises:
+        ValueError: anything else differs, with both values.
+    """
+    differing = _differing(stored, today, ignored=set())
+    refused = [entry for entry in differing if not _allowed(entry[0], may_change)]
+    if refused:
+        raise ValueError(
+            "The run cannot be continued, because its settings changed since it was started:\n"
+            + "\n".join(f"  {name}: stored {old!r}, today {new!r}" for name, old, new in refused)
+            + "\nPut the former values back, or start a new run under another trainer name."
+            f"\nOn a resume these may change: {', '.join(sorted(may_change))}."
+        )
+    return [f"{name} changed from {old!r} to {new!r}" for name, old, new in differing]
+
+
+def _allowed(name: str, may_change: Collection[str]) -> bool:
+    return any(name == allowed or name.startswith(f"{allowed}.") for allowed in may_change)
+
+
+def _differing(
+    stored: Mapping[str, Any], today: Mapping[str, Any], ignored: set[str]
+) -> list[tuple[str, Any, Any]]:
+    old, new = (_flat(plain(config.get("sections", config))) for config in (stored, today))
+    names = [name for name in {**old, **new} if name not in ignored]
+    pairs = ((name, old.get(name, _NOT_SET), new.get(name, _NOT_SET)) for name in names)
+    return [(name, a, b) for name, a, b in pairs if a != b]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, entry in value.items():
+        if isinstance(entry, dict) and entry:
+            flat |= _flat(entry, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = entry
+    return flat

@@ -1,0 +1,88 @@
+"""Knobs of a pre-training run (section `training` of a YAML)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class PretrainingSettings:
+    """How long and how fast to pre-train.
+
+    Attributes:
+        num_epochs: epochs of the run.
+        num_iterations_per_epoch: optimiser steps per epoch.
+        num_val_iterations_per_epoch: validation batches per epoch, the same ones every epoch.
+        optimizer: `adamw`, `adam`, or `sgd` (Nesterov momentum 0.99, as nnU-Net).
+        initial_lr: learning rate after the warm-up.
+        weight_decay: decoupled for `adamw`, added to the gradient otherwise.
+        schedule: course of the learning rate after the warm-up.
+        warmup_epochs: epochs of linear increase from 0.
+        clip_gradient: largest norm of the gradient.
+        seed: run seed, of weights, sampling and views.
+        crop: size of a view in voxels, or null for what the budget allows.
+        voxel_budget: multiple of the voxels that nnU-Net's plan allows.
+        initial_weights: checkpoint to start from, or null.
+        save_every: epochs between two `checkpoint_latest` (ten minutes at the latest).
+        picture_every: epochs between two pictures of what the objective does.
+        overwrite: whether a finished run with another configuration may be replaced.
+        max_skipped_steps: consecutive non-finite losses after which the run stops.
+    """
+
+    num_epochs: int = 400
+    num_iterations_per_epoch: int = 250
+    num_val_iterations_per_epoch: int = 10
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    initial_lr: float = 1e-3
+    weight_decay: float = 1e-4
+    schedule: Literal["constant", "cosine", "poly"] = "cosine"
+    warmup_epochs: float = 2
+    clip_gradient: float = 12.0
+    seed: int = 0
+    crop: Sequence[int] | None = None
+    voxel_budget: float = 1.0
+    initial_weights: str | None = None
+    save_every: int = 25
+    picture_every: int = 25
+    overwrite: bool = False
+    max_skipped_steps: int = 10
+
+    def __post_init__(self) -> None:
+        positive = ("num_epochs", "num_iterations_per_epoch", "save_every", "picture_every")
+        for name in (*positive, "initial_lr", "clip_gradient", "voxel_budget", "max_skipped_steps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"training.{name}: found {getattr(self, name)}, allowed above 0")
+        for name in ("num_val_iterations_per_epoch", "weight_decay", "warmup_epochs", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"training.{name}: found {getattr(self, name)}, allowed from 0")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.num_epochs * self.num_iterations_per_epoch
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of one step: linear warm-up, then constant, cosine to 0, or poly 0.9."""
+        warmup = self.warmup_epochs * self.num_iterations_per_epoch
+        if step < warmup:
+            return self.initial_lr * (step + 1) / math.ceil(warmup)
+        done = min(1.0, (step - warmup) / max(1.0, self.steps - warmup))
+        factor = {
+            "constant": 1.0,
+            "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+            "poly": (1 - done) ** 0.9,
+        }
+        return self.initial_lr * factor[self.schedule]
+
+
+# On a resume these may differ from what is stored; they do not change what was learned so far.
+MAY_CHANGE = {
+    "training.num_epochs",
+    "training.save_every",
+    "training.picture_every",
+    "training.overwrite",
+    "training.max_skipped_steps",
+}

@@ -1,0 +1,97 @@
+"""What a source checkpoint gives to the network that is fine-tuned, and what to know about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnssl.datasets.cases import CaseRecord
+from nnssl.finetuning.weights import OUTPUT_LAYERS, Transfer, match, wanted_keys
+from nnssl.training.search import WeightSource
+
+
+def plan_transfer(
+    network: nn.Module, checkpoint: Mapping[str, Any], knobs: WeightSource, cascade: bool
+) -> Transfer:
+    """Matches a checkpoint of nnSSL or stock nnU-Net with the network.
+
+    Args:
+        network: the planned U-Net.
+        checkpoint: as read; without the key `nnssl` everything but segmentation layers counts as trained.
+        knobs: section `weights`.
+        cascade: the second stage of a cascade, whose further input channels start at zero.
+
+    Raises:
+        ValueError: less than `min_share` of the wanted parameters loads.
+    """
+    trained = checkpoint.get("nnssl", {}).get("trained_keys")
+    wanted = wanted_keys(network, trained, knobs.part, knobs.stages)
+    channels = "zero" if cascade else "mean"
+    transfer = match(checkpoint["network_weights"], network.state_dict(), wanted, channels)
+    transfer.require(knobs.min_share)
+    return transfer
+
+
+def same_weights(network: nn.Module, checkpoint: Mapping[str, Any]) -> bool:
+    """Whether the network holds exactly these weights, segmentation layers aside."""
+    source = checkpoint["network_weights"]
+    own = {k: v for k, v in network.state_dict().items() if OUTPUT_LAYERS not in f".{k}"}
+    return all(
+        key in source and source[key].shape == value.shape and torch.equal(source[key], value.cpu())
+        for key, value in own.items()
+    )
+
+
+def input_differences(
+    checkpoint: Mapping[str, Any], plans: PlansManager, configuration: str
+) -> list[str]:
+    """Sentences on what the source's images were like, as far as it differs from today's."""
+    source = _source_configuration(checkpoint)
+    if source is None:
+        return ["The source does not say by which plans its images were prepared."]
+    today = plans.get_configuration(configuration)
+    lines = []
+    for name in ("spacing", "normalization_schemes", "use_mask_for_norm"):
+        old, new = (list(_value(manager, name)) for manager in (source, today))
+        if old != new:
+            lines.append(f"{name}: the weights were trained with {old}, today's plans say {new}")
+    return lines
+
+
+def contamination(
+    own: Mapping[str, Any], dataset: str, validation: Sequence[str], records: Mapping[str, CaseRecord]
+) -> dict[str, Any]:
+    """Whether pre-training has seen patients of the validation cases.
+
+    Args:
+        own: the part under `nnssl` of the source; empty for a stock checkpoint.
+        dataset: today's dataset.
+        validation: validation cases of today's fold.
+        records: origin of all cases of the fold, training and validation.
+
+    Returns:
+        `contaminated` (None: cannot be told) and the `seen_validation_cases`.
+    """
+    seen = own.get("cases", {}).get("train")
+    if seen is None or own.get("dataset") != dataset:
+        return {"contaminated": None, "seen_validation_cases": []}
+    patients = {records[case].patient for case in seen if case in records}
+    leaked = sorted(c for c in validation if c in set(seen) or records[c].patient in patients)
+    return {"contaminated": bool(leaked), "seen_validation_cases": leaked}
+
+
+def _source_configuration(checkpoint: Mapping[str, Any]) -> ConfigurationManager | None:
+    stock, own = checkpoint.get("init_args", {}), checkpoint.get("nnssl", {})
+    plans = own.get("plans", stock.get("plans"))
+    name = own.get("configuration", stock.get("configuration"))
+    if plans is None or name not in plans.get("configurations", {}):
+        return None
+    return PlansManager(plans).get_configuration(name)
+
+
+def _value(manager: ConfigurationManager, name: str) -> Any:
+    return getattr(manager, name)

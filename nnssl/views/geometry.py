@@ -1,0 +1,234 @@
+"""Random geometry of views: one composed affine per sample, one interpolation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nnssl.modules.grids import sample
+from nnssl.views.checks import flag, interval, number, per_axis
+from nnssl.views.randomness import generator
+
+ANISOTROPY = 3.0  # nnU-Net's own threshold: beyond it an axis is coarse
+
+
+def fine_axes(spacing: Sequence[float]) -> list[int]:
+    """Axes along which a voxel is not more than three times as long as along the finest."""
+    return [axis for axis, length in enumerate(spacing) if length <= ANISOTROPY * min(spacing)]
+
+
+class Geometry:
+    """Zoom, stretch, rotation, shift and flip, drawn per sample and composed into one affine.
+
+    Voxel offsets from the centre of the view become voxel offsets from the centre of the patch:
+    `x_patch = diag(1/spacing) R diag(spacing) diag(scale * stretch * flip) x_view + shift * crop`;
+    a view of scale 1 sees as many voxels as it has. The rotation R acts in millimetres.
+
+    Args:
+        rotation: largest angle in degrees, 0 to 180. In 3D about an axis of any direction.
+        scale: smallest and largest field of view, relative to the view's size; log-uniform, equal
+            on all axes.
+        stretch: at least 1; each axis is further scaled by a log-uniform factor in
+            [1 / stretch, stretch].
+        shift: largest offset of the view's centre along each axis, as fraction of the crop.
+        flip: probability of mirroring each axis, or a list of the array axes that are mirrored with
+            probability 0.5.
+        rotate_coarse: whether 3D images are rotated out of the fine plane although one spacing is
+            more than three times another.
+
+    Raises:
+        ValueError: a parameter is outside its range.
+    """
+
+    def __init__(
+        self,
+        rotation: float,
+        scale: Sequence[float],
+        stretch: float,
+        shift: float,
+        flip: float | Sequence[int],
+        rotate_coarse: bool,
+    ) -> None:
+        self.rotation = math.radians(number("rotation", rotation, 0, 180))
+        self.scale = interval("scale", scale, 0.01, 100)
+        self.stretch = number("stretch", stretch, 1, 10)
+        self.shift = number("shift", shift, 0, 10)
+        self.flip = _checked_flip(flip)
+        self.rotate_coarse = flag("rotate_coarse", rotate_coarse)
+
+    def draw(
+        self,
+        random: np.random.Generator,
+        crop: Sequence[int],
+        spacing: Sequence[float],
+    ) -> np.ndarray:
+        """Draws one affine.
+
+        Args:
+            random: generator of the sample.
+            crop: voxels per array axis (d,), to which the shift is relative.
+            spacing: millimetres per voxel and array axis (d,).
+
+        Returns:
+            (d, d+1) float64: voxel offsets from the view's to the patch's centre, array axis order.
+        """
+        dimension = len(crop)
+        zoom = np.exp(random.uniform(*np.log(self.scale)))
+        stretch = np.exp(random.uniform(-1, 1, dimension) * np.log(self.stretch))
+        flip = np.where(random.random(dimension) < self._flip_chance(dimension), -1, 1)
+        shift = random.uniform(-1, 1, dimension) * self.shift * np.array(crop)
+        angle = random.uniform(-1, 1) * self.rotation
+        turn = _rotation(random, self._rotating_axes(spacing), dimension, angle)
+        ratio = np.array(spacing) / np.array(spacing)[:, None]  # row a, column b: s_b / s_a
+        return np.column_stack([turn * ratio * (zoom * stretch * flip), shift])
+
+    def reach(
+        self, size: Sequence[int], crop: Sequence[int], spacing: Sequence[float]
+    ) -> np.ndarray:
+        """Farthest distance of any view's corner from the patch's centre, in voxels per axis.
+
+        A rotation by an angle of at most r turns a corner at distance |h| from the centre towards
+        an axis by r at most: the farthest it gets along the axis is |h| cos(max(0, angle - r)).
+        """
+        extent = np.array(size) / 2 * self.scale[1] * self.stretch * np.array(spacing)  # mm
+        farthest = extent.copy()
+        axes = self._rotating_axes(spacing)
+        length = np.linalg.norm(extent[axes])
+        if length > 0:
+            angle = np.arccos(np.clip(extent[axes] / length, 0, 1))
+            farthest[axes] = length * np.cos(np.maximum(0, angle - self.rotation))
+        return np.asarray(farthest / np.array(spacing) + self.shift * np.array(crop))
+
+    def check(self, crop: Sequence[int], spacing: Sequence[float], dimension: int) -> None:
+        """Refuses a crop, spacing or axis to flip that an image of this dimension cannot have.
+
+        Raises:
+            ValueError: naming the parameter.
+        """
+        per_axis("crop", crop, dimension)
+        per_axis("spacing", spacing, dimension)
+        if not isinstance(self.flip, float) and max(self.flip, default=0) >= dimension:
+            raise ValueError(
+                f"flip is {list(self.flip)}; allowed are the image's axes 0 to {dimension - 1}"
+            )
+
+    def _flip_chance(self, dimension: int) -> np.ndarray:
+        if isinstance(self.flip, float):
+            return np.full(dimension, self.flip)
+        return np.array([0.5 * (axis in self.flip) for axis in range(dimension)])
+
+    def _rotating_axes(self, spacing: Sequence[float]) -> list[int]:
+        if len(spacing) == 2 or self.rotate_coarse:
+            return list(range(len(spacing)))
+        return fine_axes(spacing)
+
+
+class Placement:
+    """Drawn affines of a batch, ready to cut images and companions out of patches.
+
+    Args:
+        affines: (B, d, d+1) float64 of `Geometry.draw`.
+        size: the view's voxels per array axis (d,).
+        patch: the patch's voxels per array axis (d,).
+    """
+
+    def __init__(self, affines: np.ndarray, size: Sequence[int], patch: Sequence[int]) -> None:
+        self.size = tuple(size)
+        self.before = [(p - s) // 2 for p, s in zip(patch, size, strict=True)]
+        lattice = self.before + (np.array(size) - np.array(patch)) / 2  # 0 or -0.5 voxels
+        self.still = np.all(affines == np.eye(*affines.shape[1:]), axis=(1, 2))  # (B,)
+        voxels = affines + np.pad(lattice[:, None], ((0, 0), (len(size), 0)))
+        columns = np.append(np.array(size) / 2, 1)
+        normalised = voxels * columns * 2 / np.array(patch)[:, None]
+        reverse = np.append(np.arange(len(size))[::-1], len(size))
+        self._matrix = torch.from_numpy(normalised[:, ::-1][:, :, reverse].copy())
+
+    def matrix(self, device: torch.device) -> Tensor:
+        """(B, d, d+1) float32, the view's normalised coordinates to the patch's."""
+        return self._matrix.float().to(device, non_blocking=True)
+
+    def image(self, patch: Tensor) -> Tensor:
+        """Cuts the view out of patches (B, C, *P): linear, zeros outside; (B, C, *S)."""
+        return self._cut(patch, self.matrix(patch.device), "bilinear")
+
+    def companion(self, patch: Tensor) -> Tensor:
+        """Cuts the view out of integer maps (B, *P): nearest, -1 outside; (B, *S) int64."""
+        shifted = (patch + 1).unsqueeze(1).double()  # float64 holds every integer below 2**53
+        cut = self._cut(shifted, self._matrix.to(patch.device), "nearest")
+        return cut.squeeze(1).round().long() - 1
+
+    def _cut(self, patch: Tensor, matrix: Tensor, mode: str) -> Tensor:
+        if self.still.all():
+            return self._centre_crop(patch)
+        cut = sample(patch, matrix, self.size, mode)
+        if self.still.any():  # the crop itself, without the rounding of an interpolation
+            rows = torch.from_numpy(self.still.nonzero()[0]).to(patch.device)
+            cut = cut.index_copy(0, rows, self._centre_crop(patch[rows]))
+        return cut
+
+    def _centre_crop(self, patch: Tensor) -> Tensor:
+        pads: list[int] = []
+        for before, length, full in zip(self.before, self.size, patch.shape[2:], strict=True):
+            pads = [-before, before + length - full, *pads]  # negative: cut away
+        return functional.pad(patch, pads)
+
+
+def place(
+    geometry: Geometry | None,
+    keys: Tensor,
+    salt: str,
+    size: Sequence[int],
+    patch: Sequence[int],
+    crop: Sequence[int],
+    spacing: Sequence[float],
+) -> Placement:
+    """Draws the geometry of one view for every sample of a batch.
+
+    Args:
+        geometry: what to draw from; None for the centre of the patch as it is.
+        keys: int64 (B, 4).
+        salt: name of the view.
+        size: the view's voxels per array axis (d,).
+        patch: the patch's voxels per array axis (d,).
+        crop: voxels per array axis (d,), to which shifts are relative.
+        spacing: millimetres per voxel and array axis (d,).
+    """
+    if geometry is None:
+        affines = [np.eye(len(size), len(size) + 1) for _ in keys]
+    else:
+        affines = [geometry.draw(generator(key, salt, "geometry"), crop, spacing) for key in keys]
+    return Placement(np.stack(affines), size, patch)
+
+
+def _rotation(
+    random: np.random.Generator, axes: Sequence[int], dimension: int, angle: float
+) -> np.ndarray:
+    """Rotation within the given array axes: one plane, or any plane of three axes (Rodrigues)."""
+    skew = np.zeros((dimension, dimension))
+    for a, b in combinations(axes, 2):
+        skew[a, b] = random.normal()
+        skew[b, a] = -skew[a, b]
+    skew *= math.sqrt(2) / max(float(np.linalg.norm(skew)), 1e-12)
+    return np.asarray(
+        np.eye(dimension) + math.sin(angle) * skew + (1 - math.cos(angle)) * skew @ skew
+    )
+
+
+def _checked_flip(flip: object) -> float | tuple[int, ...]:
+    if isinstance(flip, int | float):
+        return number("flip", flip, 0, 1)
+    is_axes = isinstance(flip, Sequence) and all(
+        isinstance(axis, int) and not isinstance(axis, bool) and 0 <= axis <= 2 for axis in flip
+    )
+    if is_axes:
+        return tuple(flip)  # type: ignore[arg-type]
+    raise ValueError(
+        f"flip is {flip!r}; allowed is one probability from 0 to 1, or a list of the array axes "
+        "(0, 1, 2) that are mirrored with probability 0.5"
+    )

@@ -1,0 +1,174 @@
+"""The house rules of docs/architecture.md, read from the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import nnssl
+from nnssl import registration
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = REPOSITORY / "nnssl"
+FILES = sorted(PACKAGE.rglob("*.py"))
+LAYERS = {
+    "nnssl": 0,  # the version only
+    "nnssl.losses": 0,
+    "nnssl.modules": 0,
+    "nnssl.views": 0,
+    "nnssl.objectives": 1,
+    "nnssl.finetuning": 1,
+    "nnssl.datasets": 2,
+    "nnssl.training": 3,
+    "nnssl.studies": 3,
+    "nnssl.external_trainers": 4,
+    "nnssl.cli": 4,
+}
+TOP_LEVEL_FILES = 2  # nnssl/config.py and what stands beside it
+METHOD_PACKAGES = ("losses", "modules", "views", "objectives", "finetuning")
+FOREIGN_TO_METHODS = ("nnunetv2", "yaml", "os", "pathlib", "shutil", "glob", "json")
+LONGEST_FILE = 300
+
+
+def name_of(path: Path) -> str:
+    """The dotted module name: nnssl/views/view.py is nnssl.views.view."""
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def layer_of(module: str) -> int:
+    package = ".".join(module.split(".")[:2])
+    return LAYERS.get(package, TOP_LEVEL_FILES)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every imported dotted name, `from a import b` as a.b; relative ones made absolute."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = name_of(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *filter(None, [node.module])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def test_there_is_something_to_read():
+    assert {name_of(path) for path in FILES} >= {
+        "nnssl",
+        "nnssl.config",
+        "nnssl.training.factory",
+        "nnssl.external_trainers.nnssl_trainers",
+    }
+    assert "nnssl.config.read_config" in set(imports(PACKAGE / "training" / "factory.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_layer_imports_only_layers_below_it(path):
+    own = layer_of(name_of(path))
+    above = [
+        name for name in imports(path) if name.split(".")[0] == "nnssl" and layer_of(name) > own
+    ]
+    # The forwarding module and the command line stand above the factory, which names no one above.
+    assert above == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_only_training_mentions_the_trainer_of_nnunet(path):
+    mentioned = [name for name in imports(path) if "nnUNetTrainer" in name]
+    if path.parent != PACKAGE / "training":
+        assert mentioned == []
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.relative_to(PACKAGE).parts[0] in METHOD_PACKAGES], ids=name_of
+)
+def test_methods_know_neither_nnunet_nor_files_nor_yaml_nor_the_environment(path):
+    foreign = [name for name in imports(path) if name.split(".")[0] in FOREIGN_TO_METHODS]
+    assert foreign == []
+    calls = [
+        node.func.id
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
+    assert "open" not in calls
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "losses").rglob("*.py")), ids=name_of)
+def test_losses_never_see_a_network(path):
+    allowed = ("nnssl.losses", "nnssl.modules.distributed")
+    seen = [name for name in imports(path) if name.startswith("nnssl.")]
+    assert [name for name in seen if not name.startswith(allowed)] == []
+    assert not [name for name in imports(path) if name.startswith("dynamic_network_architectures")]
+
+
+def test_only_one_file_knows_the_insides_of_a_unet():
+    knowing = {
+        name_of(path)
+        for path in FILES
+        for name in imports(path)
+        if name.startswith("dynamic_network_architectures")
+    }
+    assert knowing <= {"nnssl.modules.unet"}
+
+
+def test_configuration_reads_without_torch_and_nnunet():
+    heavy = ("torch", "nnunetv2", "numpy")
+    for path in PACKAGE.glob("*.py"):
+        assert [name for name in imports(path) if name.split(".")[0] in heavy] == [], path
+
+
+def test_the_forwarding_module_imports_nothing_when_it_is_loaded():
+    tree = ast.parse(registration.SOURCE.read_text(encoding="utf-8"))
+    assert not [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_wildcard_imports(path):
+    assert not [name for name in imports(path) if name.endswith(".*")]
+
+
+def test_a_variant_is_a_yaml_file_not_a_class():
+    classes = [
+        node.name
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    ]
+    trainers = [name for name in classes if name.startswith("nnSSL")]
+    assert sorted(trainers) == ["nnSSLFinetuner", "nnSSLPretrainer"]
+    assert [name for name in classes if re.search(r"\d{2,}|_", name.strip("_"))] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_stay_readable(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
+
+
+def test_every_package_is_installed():
+    setup = (REPOSITORY / "setup.py").read_text(encoding="utf-8")
+    for folder in {path.parent for path in FILES}:
+        listed = f'"{".".join(folder.relative_to(REPOSITORY).parts)}"' in setup
+        assert (folder / "__init__.py").exists() or listed, folder
+
+
+def test_console_scripts_exist():
+    setup = (REPOSITORY / "setup.py").read_text(encoding="utf-8")
+    scripts = re.findall(r'"nnssl_\w+ = ([\w.]+):(\w+)"', setup)
+    assert len(scripts) == 6
+    for module, function in scripts:
+        tree = ast.parse((REPOSITORY / f"{module.replace('.', '/')}.py").read_text())
+        assert function in [n.name for n in tree.body if isinstance(n, ast.FunctionDef)], module
+
+
+def test_the_supported_nnunet_is_said_once_and_repeated_rightly():
+    setup = (REPOSITORY / "setup.py").read_text(encoding="utf-8")
+    assert f'"nnunetv2{registration.SUPPORTED}"' in setup
+    assert re.fullmatch(r"\d+\.\d+\.\d+", nnssl.__version__)

@@ -1,0 +1,370 @@
+"""The fine-tuning trainer on a tiny dataset: weights, labels, batches, resumption, promises."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import signal
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnssl.modules.unet import Trained, plain_state_dict, trained_keys
+from nnssl.training.checkpoint import read_checkpoint, save_atomically
+from nnssl.training.finetuner import nnSSLFinetuner
+
+SHORT = """
+kind: finetune
+training: {num_epochs: 2, num_iterations_per_epoch: 2, num_val_iterations_per_epoch: 1}
+labels: {patients: 1}
+"""
+
+
+@pytest.fixture
+def finetune(tiny_dataset, trainer_yaml):
+    """`finetune(text, name=...)`: a fine-tuning trainer of a YAML text."""
+
+    def build(text=SHORT, name="nnSSLTestTrainer", configuration="2d", fold=0, **plans):
+        trainer_yaml(name, text)
+        kind = type(name, (nnSSLFinetuner,), {"config_name": name})
+        return tiny_dataset.trainer(kind, configuration, fold, **plans)
+
+    return build
+
+
+@pytest.fixture
+def pretrained(tiny_dataset):
+    """`pretrained(folder=...)`: writes a finished pre-training run with recognisable weights."""
+
+    def write(trainer="nnSSLPreTrainer", fold=0, name="checkpoint_final.pth", **own):
+        source = tiny_dataset.trainer(nnUNetTrainer, "2d", 0, continue_training=False)
+        source.output_folder = str(tiny_dataset.results)
+        source.initialize()
+        with torch.no_grad():
+            for parameter in source.network.parameters():
+                parameter.fill_(0.125)
+        folder = tiny_dataset.results / f"{trainer}__nnUNetPlans__2d" / f"fold_{fold}"
+        folder.mkdir(parents=True, exist_ok=True)
+        train = [f"p{p}_f{f}" for p in range(1, 5) for f in range(2)]
+        part = {
+            "kind": "pretrain",
+            "objective": "contrastive",
+            "trained_keys": trained_keys(source.network, Trained()),
+            "plans": tiny_dataset.plans,
+            "configuration": "2d",
+            "dataset": tiny_dataset.results.name,
+            "cases": {"train": train, "left_out": []},
+        }
+        weights = plain_state_dict(source.network)
+        save_atomically({"network_weights": weights, "nnssl": {**part, **own}}, folder / name)
+        return folder / name
+
+    return write
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def split_of(trainer):
+    trainer.initialize()
+    return trainer.do_split()
+
+
+def log_of(trainer):
+    return Path(trainer.log_file).read_text()
+
+
+def test_constructor_adds_no_arguments():
+    ours, stock = (inspect.signature(kind.__init__) for kind in (nnSSLFinetuner, nnUNetTrainer))
+    assert list(ours.parameters) == list(stock.parameters)
+
+
+def test_the_road(finetune, pretrained, tiny_dataset):
+    source = pretrained()
+    trainer = finetune()
+    trainer.run_training()
+    folder = Path(trainer.output_folder)
+    final = torch.load(folder / "checkpoint_final.pth", weights_only=True)
+    assert final["trainer_name"] == "nnUNetTrainer"
+    assert final["current_epoch"] == 2
+    assert final["nnssl"]["kind"] == "finetune"
+    assert final["nnssl"]["weights"]["source"] == str(source)
+    assert final["nnssl"]["weights"]["share"] == 1.0
+    assert final["nnssl"]["weights"]["contaminated"] is False
+    labelled = json.loads((folder / "labelled_cases.json").read_text())
+    assert (labelled["unit"], labelled["number_of_patients"], labelled["number_of_volumes"]) == (
+        "patients",
+        1,
+        2,
+    )
+    assert labelled["number_of_slices"] == 16
+    assert yaml.safe_load((folder / "resolved_config.yaml").read_text())["name"] == "nnSSLTestTrainer"
+    assert "100.0%" in log_of(trainer)
+    assert not (folder / "checkpoint_latest.pth").exists()
+    predictor = nnUNetPredictor(device=torch.device("cpu"))
+    predictor.initialize_from_trained_model_folder(str(folder.parent), (0,))
+    assert same(dict(predictor.network.state_dict()), final["network_weights"])
+
+
+def test_stock_checkpoint_keys_are_all_there(finetune, tiny_dataset):
+    ours = finetune("extends: nnSSLScratchTrainer")
+    stock = tiny_dataset.trainer(nnUNetTrainer, continue_training=False)
+    for trainer, name in ((ours, "a"), (stock, "b")):
+        trainer.initialize()
+        trainer.save_checkpoint(str(tiny_dataset.configs / name))
+    kept = torch.load(tiny_dataset.configs / "a", weights_only=True)
+    assert torch.load(tiny_dataset.configs / "b", weights_only=False).keys() <= kept.keys()
+
+
+def test_stopped_anywhere_the_run_ends_with_the_same_weights(finetune, pretrained, tiny_dataset):
+    pretrained()
+    whole = finetune(name="nnSSLWholeTrainer")
+    whole.run_training()
+    for stop_at in (1, 2, 3):
+        part = finetune(name=f"nnSSLPart{stop_at}Trainer")
+        stop_after(part, stop_at)
+        with pytest.raises(SystemExit) as left:
+            part.run_training()
+        assert left.value.code == 128 + signal.SIGTERM
+        resumed = finetune(name=f"nnSSLPart{stop_at}Trainer")
+        resumed.load_checkpoint(str(Path(part.output_folder) / "checkpoint_latest.pth"))
+        resumed.run_training()
+        ends = [read_checkpoint(f"{t.output_folder}/checkpoint_final.pth") for t in (whole, resumed)]
+        assert same(ends[0]["network_weights"], ends[1]["network_weights"])
+        for key in ("train_losses", "val_losses", "mean_fg_dice", "lrs"):
+            assert ends[0]["logging"][key] == pytest.approx(ends[1]["logging"][key], rel=1e-6)
+
+
+def stop_after(trainer, steps):
+    step = trainer.train_step
+
+    def counted(batch):
+        if trainer._step == steps - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(batch)
+
+    trainer.train_step = counted
+
+
+def test_ten_minutes_are_a_reason_to_save(finetune):
+    trainer = finetune("extends: nnSSLScratchTrainer\n" + SHORT.split("\n", 2)[2])
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    trainer.train_step(next(trainer.dataloader_train))
+    latest = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    assert not latest.exists()
+    trainer._last_save -= 601
+    trainer.train_step(next(trainer.dataloader_train))
+    assert read_checkpoint(latest)["current_epoch"] == 0
+    trainer._close()
+
+
+def test_twins_share_batches_and_what_stays_random(finetune, pretrained):
+    pretrained()
+    tuned = finetune(name="nnSSLATrainer")
+    scratch = finetune(SHORT + "weights: {source: none}", name="nnSSLBTrainer")
+    for trainer in (tuned, scratch):
+        trainer.on_train_start()
+    a, b = (next(trainer.dataloader_train) for trainer in (tuned, scratch))
+    assert torch.equal(a["data"], b["data"])
+    assert list(a["keys"]) == list(b["keys"])
+    states = [trainer.network.state_dict() for trainer in (tuned, scratch)]
+    loaded = set(tuned.weights_record["loaded"])
+    encoder = [key for key in states[0] if key.startswith("encoder.") and key in loaded]
+    assert encoder
+    assert all(torch.all(states[0][key] == 0.125) for key in encoder)
+    decoder = [key for key in states[0] if key.startswith(("decoder.stages", "decoder.seg"))]
+    assert decoder
+    assert all(torch.equal(states[0][key], states[1][key]) for key in decoder)
+    assert {case[:2] for case in a["keys"]} == set(tuned.labelled.patients)
+    for trainer in (tuned, scratch):
+        trainer._close()
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_batches_do_not_depend_on_workers_but_on_step_and_seed(finetune, monkeypatch, workers):
+    scratch = SHORT + "weights: {source: none}"
+    trainer = finetune(scratch)
+    trainer.initialize()
+    reference = [next(loader) for loader in trainer.get_dataloaders() for _ in range(2)]
+    monkeypatch.setenv("nnUNet_n_proc_DA", workers)
+    other = finetune(scratch)
+    other.initialize()
+    again = [next(loader) for loader in other.get_dataloaders() for _ in range(2)]
+    assert os.environ["nnUNet_n_proc_DA"] == workers
+    for a, b in zip(reference, again, strict=True):
+        assert torch.equal(a["data"], b["data"])
+        assert all(torch.equal(s, t) for s, t in zip(a["target"], b["target"], strict=True))
+    assert not torch.equal(reference[0]["data"], reference[1]["data"])
+    monkeypatch.setenv("nnssl_overrides", "training.seed=1")
+    third = finetune(scratch)
+    third.initialize()
+    assert not torch.equal(next(third.get_dataloaders()[0])["data"], reference[0]["data"])
+
+
+def test_resume_takes_the_stored_settings_and_refuses_others(finetune, monkeypatch):
+    scratch = SHORT + "weights: {source: none}"
+    trainer = finetune(scratch)
+    trainer.on_train_start()
+    trainer.save_checkpoint(trainer._latest)
+    trainer._close()
+    latest = trainer._latest
+    resumed = finetune(scratch.replace("num_epochs: 2", "num_epochs: 3"))
+    resumed.load_checkpoint(latest)
+    assert resumed.num_epochs == 2
+    resumed.on_train_start()
+    assert resumed.num_epochs == resumed.lr_scheduler.epochs == 3
+    assert "training.num_epochs changed from 2 to 3" in log_of(resumed)
+    resumed._close()
+    refused = finetune(scratch + "\n")
+    monkeypatch.setenv("nnssl_overrides", "training.initial_lr=0.5")
+    refused.load_checkpoint(latest)
+    with pytest.raises(ValueError, match=r"training\.initial_lr: stored 0\.01, today 0\.5"):
+        refused.on_train_start()
+
+
+def test_after_a_resume_no_weights_are_searched(finetune, pretrained, monkeypatch):
+    source = pretrained()
+    trainer = finetune()
+    trainer.on_train_start()
+    trainer.save_checkpoint(trainer._latest)
+    trainer._close()
+    source.unlink()
+    resumed = finetune()
+    resumed.load_checkpoint(trainer._latest)
+    resumed.on_train_start()
+    assert [g["name"] for g in resumed.optimizer.param_groups] == ["encoder", "random"]
+    resumed._close()
+
+
+def test_validation_alone_needs_no_weights_and_keeps_the_stored_configuration(finetune):
+    trainer = finetune(SHORT + "weights: {source: none}")
+    trainer.run_training()
+    later = finetune(SHORT.replace("patients: 1", "patients: 3"))
+    later.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    train, val = later.do_split()
+    assert len(train) == 2
+    assert val == ["p0_f0", "p0_f1"]
+
+
+def test_finished_run_with_other_settings_is_not_overwritten(finetune):
+    scratch = SHORT + "weights: {source: none}"
+    finetune(scratch).run_training()
+    finetune(scratch).on_train_start()
+    other = finetune(scratch.replace("patients: 1", "patients: 2"))
+    with pytest.raises(RuntimeError, match=r"labels\.patients: finished run 1, now 2"):
+        other.on_train_start()
+    finetune(scratch.replace("patients: 1", "patients: 2").replace(
+        "num_epochs: 2", "num_epochs: 2, overwrite: true")).on_train_start()
+
+
+def test_pretrained_weights_flag_is_seen_and_nothing_is_searched(finetune, pretrained, monkeypatch):
+    file = pretrained()
+    other = pretrained(trainer="nnSSLOtherTrainer")
+    trainer = finetune()
+    trainer.initialize()
+    load_pretrained_weights(trainer.network, str(file))
+    trainer.on_train_start()
+    assert trainer.weights_record["how"] == "-pretrained_weights"
+    assert "nothing is searched" in log_of(trainer)
+    assert [g["name"] for g in trainer.optimizer.param_groups] == ["encoder", "decoder", "random"]
+    trainer._close()
+
+    different = read_checkpoint(other)
+    different["network_weights"] = {k: v + 1 for k, v in different["network_weights"].items()}
+    save_atomically(different, other)
+    for named, text in ((file, ""), (other, "other weights than those of")):
+        monkeypatch.setenv("nnssl_pretrained_weights", str(named))
+        trainer = finetune()
+        trainer.initialize()
+        load_pretrained_weights(trainer.network, str(file))
+        if text:
+            with pytest.raises(ValueError, match=text):
+                trainer.on_train_start()
+        else:
+            trainer.on_train_start()
+            trainer._close()
+
+
+def test_pretrained_weights_flag_contradicts_random_weights(finetune, pretrained):
+    trainer = finetune(SHORT + "weights: {source: none}")
+    trainer.initialize()
+    load_pretrained_weights(trainer.network, str(pretrained()))
+    with pytest.raises(ValueError, match="random by design"):
+        trainer.on_train_start()
+
+
+def test_an_all_run_that_is_named_is_marked_as_contaminated(finetune, pretrained, monkeypatch):
+    everyone = [f"p{p}_f{f}" for p in range(5) for f in range(2)]
+    file = pretrained(fold="all", cases={"train": everyone, "left_out": []})
+    trainer = finetune()
+    with pytest.raises(FileNotFoundError, match="No finished pre-training run"):
+        trainer.on_train_start()
+    monkeypatch.setenv("nnssl_pretrained_weights", str(file))
+    trainer = finetune()
+    trainer.on_train_start()
+    assert trainer.weights_record["contaminated"] is True
+    assert trainer.weights_record["seen_validation_cases"] == ["p0_f0", "p0_f1"]
+    assert "CONTAMINATED" in log_of(trainer)
+    trainer._close()
+
+
+def test_other_plans_are_told(finetune, pretrained, tiny_dataset):
+    plans = deepcopy(tiny_dataset.plans)
+    plans["configurations"]["2d"]["spacing"] = [3.0, 3.0]
+    pretrained(plans=plans)
+    trainer = finetune()
+    trainer.on_train_start()
+    assert "spacing: the weights were trained with [3.0, 3.0]" in log_of(trainer)
+    trainer._close()
+
+
+def test_stock_model_as_source(finetune, pretrained, monkeypatch):
+    file = pretrained()
+    stock = {"network_weights": read_checkpoint(file)["network_weights"]}
+    save_atomically(stock, file.with_name("stock.pth"))
+    monkeypatch.setenv("nnssl_pretrained_weights", str(file.with_name("stock.pth")))
+    trainer = finetune(SHORT + "weights: {part: trained}")
+    trainer.on_train_start()
+    loaded = trainer.weights_record["loaded"]
+    assert any(key.startswith("decoder.") for key in loaded)
+    assert not any("seg_layers" in key for key in loaded)
+    trainer._close()
+
+
+def test_split_is_put_back_and_a_fold_beyond_it_refused(finetune, tiny_dataset):
+    (tiny_dataset.preprocessed / "splits_final.json").unlink()
+    train, val = split_of(finetune(SHORT.replace("patients: 1", "patients: 4")))
+    assert (len(train), val) == (8, ["p0_f0", "p0_f1"])
+    with pytest.raises(ValueError, match="fold 2"):
+        split_of(finetune(fold=2))
+
+
+def test_split_that_parts_a_patient_is_refused(finetune, tiny_dataset):
+    parted = [{"train": ["p0_f0", "p1_f0"], "val": ["p0_f1"]}]
+    (tiny_dataset.preprocessed / "splits_final.json").write_text(json.dumps(parted))
+    with pytest.raises(ValueError, match="p0"):
+        split_of(finetune())
+
+
+def test_budget_with_fold_all_is_refused(finetune):
+    with pytest.raises(ValueError, match="numbered fold"):
+        split_of(finetune(fold="all"))
+    train, val = split_of(finetune("kind: finetune", fold="all"))
+    assert len(train) == len(val) == 10
+
+
+def test_3d_one_step(finetune):
+    trainer = finetune(SHORT + "weights: {source: none}", configuration="3d_fullres")
+    trainer.on_train_start()
+    loss = trainer.train_step(next(trainer.dataloader_train))["loss"]
+    assert loss == loss
+    trainer._close()

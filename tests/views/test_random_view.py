@@ -1,0 +1,254 @@
+"""RandomView: the law, the size of the patch, companions, the original, bad parameters."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nnssl.modules.grids import box_of, sample
+from nnssl.views import VIEWS, RandomView, View
+from nnssl.views.geometry import place
+
+PLAIN: dict[str, Any] = {
+    "rotation": 0,
+    "scale": (1, 1),
+    "stretch": 1,
+    "shift": 0,
+    "flip": 0,
+    **dict.fromkeys(
+        (
+            "noise",
+            "blur",
+            "brightness",
+            "contrast",
+            "low_resolution",
+            "gamma",
+            "gamma_inverted",
+        )
+    ),
+}
+
+
+def random_batch(patch: tuple[int, ...], samples: int = 2) -> dict[str, Any]:
+    """Patches of one channel without companions."""
+    return {
+        "image": torch.randn(samples, 1, *patch, generator=torch.Generator().manual_seed(0)),
+        "key": torch.tensor([[3, 0, 0, row] for row in range(samples)]),
+    }
+
+
+def flat(views: Mapping[str, View]) -> dict[str, Tensor]:
+    """All tensors of all views by name."""
+    parts: dict[str, Tensor] = {}
+    for name, view in views.items():
+        parts |= {f"{name} image": view.image, f"{name} matrix": view.matrix}
+        parts |= {f"{name} {key}": item for key, item in view.companions.items()}
+    return parts
+
+
+@pytest.mark.parametrize("size_fraction", [1.0, 0.5])
+def test_law(
+    size_fraction: float,
+    batch: dict[str, Any],
+    spacing: tuple[float, ...],
+    law: Callable[..., None],
+) -> None:
+    group = RandomView(size_fraction=size_fraction)
+    crop = (6, 10, 8)[: len(spacing)]
+    law(lambda b: flat(group(b, "global", crop, spacing)), batch)
+
+
+def test_names_sizes_and_types(batch: dict[str, Any], spacing: tuple[float, ...]) -> None:
+    crop = (7, 10, 8)[: len(spacing)]
+    views = RandomView(count=3, size_fraction=0.5)(batch, "local", crop, spacing)
+    assert list(views) == ["local_0", "local_1", "local_2"]
+    size = tuple(round(length * 0.5) for length in crop)
+    for view in views.values():
+        assert view.image.shape == (*batch["image"].shape[:2], *size)
+        assert view.matrix.shape == (5, len(spacing), len(spacing) + 1)
+        assert view.matrix.dtype == torch.float32
+        assert view.companions["clusters"].shape == (5, *size)
+    assert not torch.equal(views["local_0"].matrix, views["local_1"].matrix)
+
+
+@pytest.mark.parametrize(("crop", "patch"), [((8, 8), (12, 13)), ((4, 6, 5), (9, 6, 8))])
+def test_with_all_ranges_off_a_view_is_the_centre_crop(
+    crop: tuple[int, ...], patch: tuple[int, ...]
+) -> None:
+    batch, spacing = random_batch(patch), (2.0, 1.0, 1.0)[: len(crop)]
+    view = RandomView(count=1, **PLAIN)(batch, "global", crop, spacing)["global_0"]
+    box = tuple(slice((p - c) // 2, (p - c) // 2 + c) for p, c in zip(patch, crop, strict=True))
+    wanted = batch["image"][(..., *box)]
+    assert torch.equal(view.image, wanted)
+    assert view.image.untyped_storage().data_ptr() != batch["image"].untyped_storage().data_ptr()
+    read = sample(batch["image"], view.matrix, crop)
+    torch.testing.assert_close(read, wanted, atol=1e-5, rtol=0)
+
+
+def test_the_original_comes_first_without_any_change() -> None:
+    batch = random_batch((20, 22))
+    views = RandomView(original_first=True)(batch, "global", (12, 12), (1, 1))
+    assert torch.equal(views["global_0"].image, batch["image"][:, :, 4:16, 5:17])
+    assert not torch.equal(views["global_1"].image, views["global_0"].image)
+    same = RandomView()(batch, "global", (12, 12), (1, 1))["global_1"]
+    assert torch.equal(same.image, views["global_1"].image)
+
+
+def test_companions_move_with_the_geometry_and_see_no_intensity() -> None:
+    """A companion that is the image itself: both tell the same story after all moves."""
+    batch = random_batch((30, 30), samples=8)
+    steps = torch.arange(5).repeat_interleave(6) * 10
+    batch["companions"] = {"steps": (steps[:, None] * 5 + steps).expand(8, -1, -1).contiguous()}
+    batch["image"] = batch["companions"]["steps"].unsqueeze(1).float()
+    geometry_only = {**PLAIN, "rotation": 30, "scale": (0.7, 1.6), "flip": 0.5, "shift": 0.2}
+    view = RandomView(count=1, **geometry_only)(batch, "a", (24, 24), (1, 1))["a_0"]
+    known = view.companions["steps"]
+    assert set(known.unique().tolist()) == {-1, *batch["companions"]["steps"].unique().tolist()}
+    agree = (view.image[:, 0] - known).abs() < 1e-3
+    assert agree[known >= 0].float().mean() > 0.6  # all but the edges of the 6 x 6 squares
+    loud = {**geometry_only, "brightness": (1, 2, 2), "noise": (1, 1, 1)}
+    again = RandomView(count=1, **loud)(batch, "a", (24, 24), (1, 1))["a_0"]
+    assert torch.equal(again.companions["steps"], known)
+    assert not torch.equal(again.image, view.image)
+
+
+@pytest.mark.parametrize("size_fraction", [1.0, 0.6])
+@pytest.mark.parametrize(
+    ("crop", "spacing"),
+    [((40, 32), (1.0, 1.5)), ((20, 24, 18), (1.0, 1.0, 2.0)), ((8, 30, 30), (6.0, 1.0, 1.0))],
+)
+def test_patch_size_is_just_large_enough(
+    crop: tuple[int, ...], spacing: tuple[float, ...], size_fraction: float
+) -> None:
+    """No corner of 3000 views leaves the patch; a patch smaller by 3 voxels is left on each axis.
+
+    The scale is held at its largest, so that draws come close to the bound.
+    """
+    group = RandomView(
+        **{**PLAIN, "rotation": 25, "scale": (1.2, 1.2), "flip": 0.5},
+        size_fraction=size_fraction,
+    )
+    patch = group.patch_size(crop, spacing)
+    box = box_of(_views(group, patch, crop, spacing).matrix)
+    assert box.abs().max() <= 1 + 1e-5
+    smaller = tuple(length - 3 for length in patch)
+    box = box_of(_views(group, smaller, crop, spacing).matrix)
+    assert (box.abs().amax((0, 2)) > 1).all()
+
+
+def test_no_view_leaves_the_patch_with_the_default_ranges() -> None:
+    for fraction in (1.0, 0.5):
+        group = RandomView(size_fraction=fraction)
+        patch = group.patch_size((32, 32), (1, 1))
+        box = box_of(_views(group, patch, (32, 32), (1, 1)).matrix)
+        assert 0.8 < box.abs().max() <= 1 + 1e-5
+
+
+def _views(
+    group: RandomView, patch: tuple[int, ...], crop: tuple[int, ...], spacing: tuple[float, ...]
+) -> View:
+    """Matrices of 3000 views, without cutting any image."""
+    keys = torch.tensor([[3, 0, 0, row] for row in range(3000)])
+    placement = place(group.geometry, keys, "a", group.size(crop), patch, crop, spacing)
+    return View(torch.empty(0), placement.matrix(torch.device("cpu")))
+
+
+def test_patch_size_without_ranges_is_the_view() -> None:
+    assert RandomView(**PLAIN).patch_size((40, 32), (1, 3)) == (40, 32)
+    assert RandomView(**PLAIN, size_fraction=0.5).patch_size((40, 32), (1, 3)) == (20, 16)
+    shrunk = {**PLAIN, "scale": (0.5, 0.5)}
+    assert RandomView(**shrunk).patch_size((40, 32), (1, 3)) == (20, 16)
+    assert RandomView(**shrunk, original_first=True).patch_size((40, 32), (1, 3)) == (40, 32)
+
+
+def test_autocast_changes_nothing() -> None:
+    batch = random_batch((20, 22))
+    loud = RandomView(blur=(1, 1, 1), low_resolution=(1, 0.5, 0.5))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = flat(loud(batch, "global", (12, 12), (1, 1)))
+    for name, item in flat(loud(batch, "global", (12, 12), (1, 1))).items():
+        assert torch.equal(item, inside[name])
+
+
+def test_constant_images_give_finite_views() -> None:
+    batch = {**random_batch((20, 22)), "image": torch.full((2, 1, 20, 22), 3.0)}
+    for view in RandomView()(batch, "global", (12, 12), (1, 1)).values():
+        assert view.image.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"count": 0}, "count is 0; allowed is a whole number of at least 1"),
+        ({"count": 1.5}, "count is 1.5"),
+        ({"count": True}, "count is True"),
+        ({"size_fraction": 0}, "size_fraction is 0"),
+        ({"rotation": -1}, "rotation is -1; allowed is a number of at least 0 and at most 180"),
+        ({"rotation": "15"}, "rotation is '15'"),
+        ({"scale": (1.2, 0.8)}, r"scale is \(1.2, 0.8\).*the smaller first"),
+        ({"scale": [0, 1]}, "scale is"),
+        ({"scale": 1.0}, "scale is 1.0"),
+        ({"stretch": 0.9}, "stretch is 0.9"),
+        ({"shift": -0.1}, "shift is -0.1"),
+        ({"shift": float("nan")}, "shift is nan"),
+        ({"flip": 1.5}, "flip is 1.5"),
+        ({"flip": [0.5, 0.5]}, r"flip is \[0.5, 0.5\].*array axes"),
+        ({"flip": [3]}, r"flip is \[3\]"),
+        ({"rotate_coarse": "yes"}, "rotate_coarse is 'yes'; allowed are true and false"),
+        ({"original_first": 1}, "original_first is 1"),
+        ({"noise": [0.5, 0.1]}, r"noise is \[0.5, 0.1\]; allowed are \[probability"),
+        ({"noise": []}, r"noise is \[\]"),
+        ({"noise": 0}, "noise is 0"),
+        ({"gamma": (2, 0.7, 1.5)}, "gamma: the probability is 2"),
+    ],
+)
+def test_bad_parameters_are_refused(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RandomView(**knobs)
+
+
+@pytest.mark.parametrize(
+    ("crop", "spacing", "message"),
+    [
+        ((8, 8, 8), (1, 1), "crop is .*allowed are 2 numbers above 0"),
+        ((8, 8), (1, 1, 1), "spacing is .*allowed are 2"),
+        ((8, 0), (1, 1), "crop is"),
+        ((8, 8), (1, -1), "spacing is"),
+    ],
+)
+def test_what_does_not_fit_the_image_is_refused(
+    crop: tuple[int, ...], spacing: tuple[float, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        RandomView()(random_batch((12, 12)), "global", crop, spacing)
+    with pytest.raises(ValueError, match=r"flip is .*axes 0 to 1"):
+        RandomView(flip=[2]).patch_size((8, 8), (1, 1))
+
+
+def test_the_registry_takes_plain_values_for_every_knob() -> None:
+    assert VIEWS["random"] is RandomView
+    knobs = inspect.signature(RandomView).parameters.values()
+    plain = {
+        knob.name: list(knob.default) if isinstance(knob.default, tuple) else knob.default
+        for knob in knobs
+    }
+    assert RandomView(**plain).patch_size((8, 8), (1, 1)) == RandomView().patch_size((8, 8), (1, 1))
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_what_the_cpu_gives(batch: dict[str, Any], spacing: tuple[float, ...]) -> None:
+    """All but the noise, whose fields are drawn where they are needed."""
+    group, crop = RandomView(noise=None), (6, 10, 8)[: len(spacing)]
+    companions = {name: item.cuda() for name, item in batch["companions"].items()}
+    on_gpu = {**batch, "image": batch["image"].cuda(), "companions": companions}
+    found = flat(group(on_gpu, "global", crop, spacing))
+    for name, item in flat(group(batch, "global", crop, spacing)).items():
+        assert found[name].device.type == "cuda"
+        torch.testing.assert_close(found[name].cpu(), item, atol=1e-4, rtol=1e-4)
+    noisy = RandomView(noise=(1, 0.1, 0.1))(on_gpu, "global", crop, spacing)["global_0"]
+    assert noisy.image.isfinite().all()
