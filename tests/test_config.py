@@ -448,7 +448,10 @@ def test_overrides_can_choose_and_set_what_was_chosen(folder):
             "rotation=0",
             "'rotation' is ambiguous; write one of views.global.rotation, views.local.rotation",
         ),
-        ("num_epoch=2", "'num_epoch' is no knob (did you mean training.num_epochs?); allowed: trai"),
+        (
+            "num_epoch=2",
+            "'num_epoch' is no knob (did you mean training.num_epochs?); allowed: trai",
+        ),
         ("network=3", "'network' is no knob"),
         ("num_epochs", "'num_epochs' must be knob=value"),
         ("num_epochs='2", "No closing quotation"),

@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _list()
         else:
             _convert(options)
+    except KeyboardInterrupt:
+        sys.exit("nnssl_convert: interrupted; the same command goes on where it stopped")
     except (ValueError, OSError) as error:
         sys.exit(f"nnssl_convert: {error}")
 

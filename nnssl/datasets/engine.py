@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nnssl.datasets.checks import Checked, check_case
-from nnssl.datasets.files import TEMPORARY, read_json, sha256_of, write_json
+from nnssl.datasets.files import TEMPORARY, read_json, write_json
 from nnssl.datasets.inventory import ConversionError
 from nnssl.datasets.parallel import for_each
 from nnssl.datasets.planning import plan
 from nnssl.datasets.records import (
     CONVERSION_FILE,
+    check_preprocessed,
     conversion_json,
+    job_of,
     put_beside_preprocessed,
     target_files,
     write_records,
@@ -88,10 +90,11 @@ def convert(
         ValueError: The target holds something else.
     """
     checked = check(spec, source, workers)
-    job = sha256_of({"spec": asdict(spec), "n4": n4, "files": [each.hashes for each in checked]})
+    job = job_of(spec, checked, n4)
     if target.raw.exists():
         _check_same(target.raw, job)
     else:
+        check_preprocessed(target.preprocessed, spec, checked)
         _open_partial(target.partial, conversion_json(spec, source, checked, n4, job))
         _write_volumes(source, target.partial, checked, n4, workers)
         write_records(target.partial, spec, checked)
@@ -100,13 +103,13 @@ def convert(
     return checked
 
 
-def _job_of(folder: Path) -> str | None:
+def _job_in(folder: Path) -> str | None:
     record = folder / CONVERSION_FILE
     return str(read_json(record).get("job")) if record.exists() else None
 
 
 def _check_same(raw: Path, job: str) -> None:
-    if _job_of(raw) != job:
+    if _job_in(raw) != job:
         raise ValueError(
             f"{raw} exists already and was made from other files or settings; delete it "
             "(and its preprocessed folder) or choose another dataset id (-d)"
@@ -115,7 +118,7 @@ def _check_same(raw: Path, job: str) -> None:
 
 def _open_partial(folder: Path, conversion: dict[str, Any]) -> None:
     """Go on with an unfinished conversion of the same job; throw away that of another."""
-    if folder.exists() and _job_of(folder) != conversion["job"]:
+    if folder.exists() and _job_in(folder) != conversion["job"]:
         shutil.rmtree(folder)
     write_json(folder / CONVERSION_FILE, conversion)
     for stray in folder.rglob(f"{TEMPORARY}*"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import TypeVar
 
@@ -23,6 +24,10 @@ def for_each(
         items: The inputs.
         workers: Number of processes; 1 stays in this process.
         title: Text before the progress bar.
+
+    Raises:
+        ValueError: ``workers`` is less than 1.
+        ChildProcessError: A process died.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}; it must be at least 1")
@@ -33,6 +38,9 @@ def for_each(
         try:
             for future in tqdm(as_completed(futures), title, total=len(futures)):
                 future.result()
+        except BrokenProcessPool as error:
+            what = "a worker process died, perhaps for lack of memory; try fewer workers"
+            raise ChildProcessError(what) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

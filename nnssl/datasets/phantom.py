@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nnssl.datasets.parallel import for_each
 from nnssl.datasets.phantom_anatomy import GROUPS, Anatomy, phase_of, shape_of
 from nnssl.datasets.phantom_image import Grid, acquire, heart, surroundings
-from nnssl.datasets.volumes import be_quiet
+from nnssl.datasets.volumes import FILE_ENDING, be_quiet, write_image
 
 SIZES = {"small": (128, 112), "full": (256, 216)}  # in-plane voxels (Y, X)
 README = """SYNTHETIC DATA, drawn by nnSSL's phantom ({patients} patients, seed {seed}).
@@ -119,4 +119,4 @@ def _write_patient(number: int, folder: Path, seed: int, size: str) -> None:
         for array, ending in ((frame.image, ""), (frame.labels, "_gt")):
             volume = sitk.GetImageFromArray(array)
             volume.SetSpacing(frame.spacing)
-            sitk.WriteImage(volume, str(folder / name / f"{stem}{ending}.nii.gz"), True)
+            write_image(volume, folder / name / f"{stem}{ending}{FILE_ENDING}")

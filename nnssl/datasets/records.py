@@ -11,13 +11,14 @@ from typing import Any
 
 from nnssl.datasets.cases import CASES_FILE
 from nnssl.datasets.checks import Checked
-from nnssl.datasets.files import read_json, write_json
+from nnssl.datasets.files import read_json, sha256_of, write_json
 from nnssl.datasets.planning import Case
 from nnssl.datasets.spec import DatasetSpec
 from nnssl.datasets.splits import SPLITS_FILE, patient_splits, restore_split
 from nnssl.datasets.volumes import FILE_ENDING
 
 CONVERSION_FILE = "conversion.json"
+TEXTS = {"description", "citation", "licence", "where", "layout"}  # change no dataset
 
 
 def target_files(case: Case) -> list[tuple[str, str]]:
@@ -40,6 +41,27 @@ def write_records(folder: Path, spec: DatasetSpec, checked: Sequence[Checked]) -
     write_json(folder / "dataset.json", _dataset_json(spec, len(patients)))
     write_json(folder / SPLITS_FILE, patient_splits(patients, spec.folds, spec.seed))
     write_json(folder / CASES_FILE.name, _cases_json(spec, checked))
+
+
+def job_of(spec: DatasetSpec, checked: Sequence[Checked], n4: bool) -> str:
+    """Hash of spec, settings and sources; equal jobs give equal volumes and folds."""
+    settings = {key: value for key, value in asdict(spec).items() if key not in TEXTS}
+    files = {name: each.hashes[path] for each in checked for path, name in target_files(each.case)}
+    return sha256_of({"spec": settings, "n4": n4, "files": files})
+
+
+def check_preprocessed(folder: Path, spec: DatasetSpec, checked: Sequence[Checked]) -> None:
+    """Refuse a preprocessed folder that belongs to another conversion.
+
+    Raises:
+        ValueError: Its case records are others.
+    """
+    record = folder / CASES_FILE
+    if record.exists() and read_json(record) != _cases_json(spec, checked):
+        raise ValueError(
+            f"{record} belongs to a conversion of other files; delete {folder} or choose another "
+            "dataset id (-d)"
+        )
 
 
 def put_beside_preprocessed(raw: Path, preprocessed: Path) -> None:
@@ -88,7 +110,7 @@ def conversion_json(
         source: Folder of the native download.
         checked: All cases.
         n4: Whether the bias field was corrected.
-        job: Hash of spec, settings and sources; equal jobs give equal datasets.
+        job: See :func:`job_of`.
     """
     files = {
         name: {"source": path, "sha256": each.hashes[path]}

@@ -10,6 +10,7 @@ import os
 import shutil
 import zlib
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nibabel
 import numpy as np
@@ -41,7 +42,7 @@ def read_volume(path: Path) -> tuple[sitk.Image, str]:
     try:
         content = path.read_bytes()
         _check_voxels(gzip.decompress(content) if path.suffix == ".gz" else content)
-        image = sitk.ReadImage(str(path))
+        image = read_image(path)
     except EOFError as error:
         raise ValueError("is truncated") from error
     except (OSError, zlib.error, RuntimeError, HeaderDataError, WrapStructError) as error:
@@ -49,6 +50,20 @@ def read_volume(path: Path) -> tuple[sitk.Image, str]:
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError(f"has size {image.GetSize()}; a volume of 3 axes is needed")
     return image, hashlib.sha256(content).hexdigest()
+
+
+def read_image(path: Path) -> sitk.Image:
+    """Read exactly this file.
+
+    The NIfTI library prefers ``x.nii`` to ``x.nii.gz``, even a *folder* of that name (it then
+    returns zeros); then the file is read through a link in a folder of its own.
+    """
+    if path.suffix != ".gz" or not path.with_suffix("").exists():
+        return sitk.ReadImage(str(path))
+    with TemporaryDirectory() as folder:
+        link = Path(folder) / f"volume{FILE_ENDING}"
+        link.symlink_to(path.resolve())
+        return sitk.ReadImage(str(link))
 
 
 def _check_voxels(content: bytes) -> None:
@@ -94,13 +109,25 @@ def correct_bias_field(image: sitk.Image) -> sitk.Image:
     return corrector.Execute(sitk.Cast(image, sitk.sitkFloat32))
 
 
+def write_image(image: sitk.Image, path: Path) -> None:
+    """Write a compressed volume.
+
+    Raises:
+        OSError: It cannot be written (disk full, for instance).
+    """
+    try:
+        sitk.WriteImage(image, str(path), True)
+    except RuntimeError as error:
+        raise OSError(f"{path} cannot be written ({_last_line(error)})") from error
+
+
 def transfer(source: Path, target: Path, n4: bool = False) -> None:
     """Bring one volume to its place, whole or not at all; a compressed file is copied as it is."""
     partial = temporary(target)
     if n4:
-        sitk.WriteImage(correct_bias_field(sitk.ReadImage(str(source))), str(partial), True)
+        write_image(correct_bias_field(read_image(source)), partial)
     elif source.name.endswith(FILE_ENDING):
         shutil.copyfile(source, partial)
     else:
-        sitk.WriteImage(sitk.ReadImage(str(source)), str(partial), True)
+        write_image(read_image(source), partial)
     os.replace(partial, target)

@@ -11,8 +11,8 @@ class PartSchedule:
         lr(e) = initial_lr * (1 - e / epochs)^0.9 * min(1, (e + 1) / (warmup_epochs + 1)) * lr_scale
 
     and 0 while e < frozen_epochs. `lr_scale` and `frozen_epochs` stand in the groups (see
-    `parameter_groups`). nnU-Net's own schedulers give every group the same rate; without warm-up and
-    with scale 1 the values are exactly those of its `PolyLRScheduler`.
+    `parameter_groups`). nnU-Net's own schedulers give every group the same rate; without warm-up
+    and with scale 1 the values are exactly those of its `PolyLRScheduler`.
 
     Args:
         optimizer: its groups are written at every `step`.

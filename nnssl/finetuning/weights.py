@@ -1,8 +1,8 @@
 """Weights from one network into another: choose, match, adapt, load, report; nothing silently.
 
 A state dict names most tensors several times (the decoder holds the encoder). A tensor is counted
-under its first name only, and writing to that name reaches all others, because `load_state_dict` copies
-into the one storage.
+under its first name only, and writing to that name reaches all others, because `load_state_dict`
+copies into the one storage.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Match:
         key: its first name in the target's state dict.
         parameters: its number of elements.
         outcome: `loaded`, `adapted` (loaded into a first convolution with another number of input
-            channels), `skipped` (wanted, but the source has nothing that fits) or `random` (not wanted).
+            channels), `skipped` (wanted, but the source has nothing that fits) or `random` (not
+            wanted).
         reason: why, in words; empty for `loaded`.
     """
 
@@ -70,9 +71,9 @@ class Transfer:
         """Raises ValueError when less than `min_share` of the wanted parameters loads."""
         if self.share < min_share or not self.tensors:
             raise ValueError(
-                f"Only {self.share:.1%} of the wanted parameters can be loaded; weights.min_share asks for "
-                f"{min_share:.1%}. Are the weights from another architecture or from other plans?\n"
-                + self.table()
+                f"Only {self.share:.1%} of the wanted parameters can be loaded; weights.min_share "
+                f"asks for {min_share:.1%}. Are the weights from another architecture or from "
+                "other plans?\n" + self.table()
             )
 
     def table(self) -> str:
@@ -85,10 +86,8 @@ class Transfer:
             row[1] += match.parameters
         lines = [f"{'part':<20}{'what':<9}{'tensors':>8}{'parameters':>13}{'share':>8}  reason"]
         for (part, outcome, reason), (tensors, parameters) in rows.items():
-            share = parameters / max(total, 1)
-            lines.append(
-                f"{part:<20}{outcome:<9}{tensors:>8}{parameters:>13,}{share:>8.1%}  {reason}".rstrip()
-            )
+            numbers = f"{tensors:>8}{parameters:>13,}{parameters / max(total, 1):>8.1%}"
+            lines.append(f"{part:<20}{outcome:<9}{numbers}  {reason}".rstrip())
         lines.append(f"Of the wanted parameters {self.share:.1%} are loaded.")
         return "\n".join(lines)
 
@@ -123,8 +122,8 @@ def wanted_keys(
     wanted = [key for key in keys if trained is None or key in set(trained)]
     if not wanted:
         raise ValueError(
-            f"weights.part: found {part!r}, but the source trained nothing of it. Allowed: 'encoder', "
-            "'trained'; choose the one that the pre-training trainer trains (see nnssl_trainers)."
+            f"weights.part: found {part!r}, but the source trained nothing of it. Allowed: "
+            "'encoder', 'trained'; choose what the pre-training trainer trains (nnssl_trainers)."
         )
     return wanted
 
@@ -143,14 +142,15 @@ def match(
         wanted: keys (first names) to be filled.
         new_channels: how the first convolution is adapted to another number of input channels.
             `mean`: each channel gets the mean over the source's, scaled so that equal channels give
-            the source's response. `zero`: the source's channels are kept, further ones start at zero.
+            the source's response. `zero`: the source's channels are kept, further ones start at
+            zero.
 
     Raises:
         ValueError: a wanted key that the target does not have, or a source with non-finite weights.
     """
     names = _first_names(target)
     if unknown := sorted(set(wanted) - set(names)):
-        raise ValueError(f"wanted: the network has no {unknown[:5]}; allowed are its own first names")
+        raise ValueError(f"wanted: the network has no {unknown[:5]}; allowed: its own first names")
     first = next((key for key in names if key in wanted and target[key].ndim > 2), None)
     tensors: dict[str, Tensor] = {}
     matches = []
@@ -189,7 +189,7 @@ def _match_one(
     if source is None:
         return Match(key, size, "skipped", "not in the source"), None
     if not bool(torch.isfinite(source).all()):
-        raise ValueError(f"The weights of {key} hold NaN or infinity; this pre-training run diverged.")
+        raise ValueError(f"The weights of {key} hold NaN or infinity; this pre-training diverged.")
     if source.shape == target.shape:
         return Match(key, size, "loaded"), source
     shapes = f"{list(source.shape)} to {list(target.shape)}"

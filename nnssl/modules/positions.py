@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnssl.modules.grids import centre
+from nnssl.modules.grids import volume_centre
 
 
 def extent3(crop: Sequence[int]) -> tuple[int, int, int]:
@@ -28,10 +28,7 @@ def first_voxel(box: Tensor, matrix: Tensor, extent: Sequence[int], axis: Tensor
     Returns:
         (B,) position of the view's first voxel along `axis`.
     """
-    inner = centre(matrix).to(box)  # (B, d), normalised patch coordinates, array order
-    if inner.shape[1] == 2:
-        inner = torch.cat([torch.zeros_like(inner[:, :1]), inner], 1)
-    middle = box.mean(2) + inner * (box[..., 1] - box[..., 0]) / 2  # (B, 3)
+    middle = volume_centre(matrix, box)  # (B, 3)
     begin = middle - middle.new_tensor(list(extent)) / 2
     return begin.gather(1, axis.to(box.device)[:, None])[:, 0]
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-_NUMPY_TYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-_NUMPY_TYPES += ("float16", "float32", "float64")
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_NUMPY_TYPES = ("bool", *_INTEGERS, "float16", "float32", "float64")
 
 
 def plain(value: Any) -> Any:
     """Returns `value` made of tensors on the CPU, numbers, strings, None, lists and dicts only.
 
-    NumPy scalars become Python numbers, NumPy arrays tensors, tuples and sets lists, paths and devices
-    strings. Tensors that share storage still share it afterwards (aliased weights are stored once).
+    NumPy scalars become Python numbers, NumPy arrays tensors, tuples and sets lists, paths and
+    devices strings. Tensors that share storage still do (aliased weights are stored once).
 
     Raises:
         ValueError: an object of another type, with the place where it was found.
@@ -36,8 +36,9 @@ def _plain(value: Any, place: str, copies: dict[tuple[Any, ...], torch.Tensor]) 
     if isinstance(value, np.ndarray) and value.dtype != object:
         return torch.from_numpy(np.array(value))
     if isinstance(value, Mapping):
-        return {_plain_key(k, place): _plain(v, f"{place}[{k!r}]", copies) for k, v in value.items()}
-    if isinstance(value, Iterable) and isinstance(value, (list, tuple, set, frozenset, np.ndarray)):
+        items = ((_plain_key(k, place), v) for k, v in value.items())
+        return {k: _plain(v, f"{place}[{k!r}]", copies) for k, v in items}
+    if isinstance(value, (list, tuple, set, frozenset, np.ndarray)):
         ordered = sorted(value) if isinstance(value, (set, frozenset)) else value
         return [_plain(v, f"{place}[{i}]", copies) for i, v in enumerate(ordered)]
     return _plain_leaf(value, place)
@@ -51,8 +52,8 @@ def _plain_leaf(value: Any, place: str) -> Any:
     if isinstance(value, (os.PathLike, torch.device, torch.dtype)):
         return str(value)
     raise ValueError(
-        f"{place} is a {type(value).__name__}; a checkpoint may hold tensors, NumPy values, numbers, "
-        "strings, None, lists and dicts only. Convert it before saving."
+        f"{place} is a {type(value).__name__}; a checkpoint may hold tensors, NumPy values, "
+        "numbers, strings, None, lists and dicts only. Convert it before saving."
     )
 
 
@@ -119,14 +120,18 @@ def read_checkpoint(filename: str | Path) -> dict[str, Any]:
 def _unreadable(path: Path, cause: str) -> str:
     first_line = cause.strip().splitlines()[0]
     return (
-        f"{path} cannot be read as a checkpoint ({first_line}). It is another kind of file, was cut off "
-        "while it was written or copied, or holds objects that nnSSL refuses to load because loading "
-        "them could run code. Copy it again, or name a checkpoint that nnU-Net or nnSSL wrote."
+        f"{path} cannot be read as a checkpoint ({first_line}). It is another kind of file, was "
+        "cut off while it was written or copied, or holds objects that nnSSL refuses to load, "
+        "because loading them could run code. Copy it again, or name a checkpoint that nnU-Net or "
+        "nnSSL wrote."
     )
 
 
 def _numpy_scalars() -> list[Any]:
-    """What stock checkpoints need beyond tensors: NumPy's scalar and dtype constructors, both paths."""
+    """What stock checkpoints need beyond tensors: NumPy's scalar and dtype constructors.
+
+    The scalar constructor has one name in files of NumPy 1 and another in files of NumPy 2.
+    """
     scalar = np.float64(0).__reduce__()[0]
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     dtypes = {type(np.dtype(name)) for name in _NUMPY_TYPES}

@@ -92,7 +92,9 @@ class nnSSLFinetuner(nnUNetTrainer):
     def planned_network(self) -> nn.Module:
         """The U-Net without the wrappers of DDP and torch.compile."""
         network = getattr(self.network, "module", self.network)
-        return getattr(network, "_orig_mod", network)
+        network = getattr(network, "_orig_mod", network)
+        assert isinstance(network, nn.Module)
+        return network
 
     def _note_loading(self, *_: Any) -> None:
         """Sees what `-pretrained_weights` loads before the training starts."""
@@ -199,9 +201,8 @@ class nnSSLFinetuner(nnUNetTrainer):
         text = ", ".join(f"{name} {rate:.6g}" for name, rate in rates.items())
         self.print_to_log_file(f"Learning rate by part: {text}")
         # a run that was stopped inside an epoch goes on there; nnU-Net's loop counts these steps
-        self.num_iterations_per_epoch = (
-            self.settings.num_iterations_per_epoch - len(self.epoch_losses)
-        )
+        done = len(self.epoch_losses)
+        self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch - done
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         seed_everything(self.settings.seed, "step", self.local_rank, self._step)
@@ -246,8 +247,8 @@ class nnSSLFinetuner(nnUNetTrainer):
         self.save_checkpoint(self._latest)
         name = self.stop.signal.name if self.stop.signal else "a stop signal on another rank"
         self.print_to_log_file(
-            f"Stopped by {name} after step {self._step} (epoch {self.current_epoch}). Continue with "
-            "the same command and --c"
+            f"Stopped by {name} after step {self._step} (epoch {self.current_epoch}). Continue "
+            "with the same command and --c"
         )
         number = int(self.stop.signal) if self.stop.signal else 0
         self._close()
@@ -264,6 +265,8 @@ class nnSSLFinetuner(nnUNetTrainer):
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Rebind the stored configuration, then initialise; nnU-Net restores the rest."""
+        if isinstance(filename_or_checkpoint, dict):
+            raise TypeError("load_checkpoint takes the path of a checkpoint, as nnU-Net's does")
         checkpoint = read_checkpoint(filename_or_checkpoint)
         self.stored = finetuning_checkpoint.own_part(checkpoint)
         self.config = Config.from_dict(self.stored["config"])

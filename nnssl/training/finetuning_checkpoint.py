@@ -57,14 +57,14 @@ def own_part(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     own = checkpoint.get("nnssl")
     if not isinstance(own, dict) or own.get("kind") != "finetune":
         raise ValueError(
-            "the checkpoint is not one of an nnSSL fine-tuning run, so the run cannot be continued or "
-            "validated with it. To start from its weights, train anew without --c and name it in the "
-            "environment variable nnssl_pretrained_weights."
+            "the checkpoint is not one of an nnSSL fine-tuning run, so the run cannot be continued "
+            "or validated with it. To start from its weights, train anew without --c and name it "
+            "in the environment variable nnssl_pretrained_weights."
         )
     return own
 
 
 def forget_open_epoch(logger: Any, epoch: int) -> None:
-    """Drops what was logged of an epoch that is not finished; the logger wants one value per epoch."""
+    """Drops what was logged of an unfinished epoch; the logger wants one value per epoch."""
     logging = logger.get_checkpoint()
     logger.load_checkpoint({key: values[:epoch] for key, values in logging.items()})

@@ -44,8 +44,8 @@ class StartingWeights:
         network = self.trainer.planned_network
         if self.knobs.source == search.NONE:
             raise ValueError(
-                "-pretrained_weights was given to a trainer with weights.source: none, whose weights are "
-                "random by design. Leave it out, or use nnSSLFinetuneTrainer."
+                "-pretrained_weights was given to a trainer with weights.source: none, whose "
+                "weights are random by design. Leave it out, or use nnSSLFinetuneTrainer."
             )
         if named and not transfer.same_weights(network, read_checkpoint(named)):
             raise ValueError(
@@ -53,9 +53,12 @@ class StartingWeights:
                 f"weights.source or {search.ENVIRONMENT} names. Give one of them only."
             )
         keys = [key for key, _ in network.named_parameters() if OUTPUT_LAYERS not in f".{key}"]
-        self.log("Weights: nnU-Net has loaded everything but the segmentation layers "
-                 "(-pretrained_weights); nothing is searched")
-        return {"source": str(named) if named else None, "how": "-pretrained_weights", "loaded": keys}
+        self.log(
+            "Weights: nnU-Net has loaded everything but the segmentation layers "
+            "(-pretrained_weights); nothing is searched"
+        )
+        source = str(named) if named else None
+        return {"source": source, "how": "-pretrained_weights", "loaded": keys}
 
     def _from_file(self, file: Path, how: str) -> dict[str, Any]:
         trainer, checkpoint = self.trainer, read_checkpoint(file)
@@ -108,6 +111,6 @@ def _contamination_sentences(seen: Mapping[str, Any]) -> list[str]:
         return []
     cases = seen["seen_validation_cases"]
     return [
-        f"CONTAMINATED: pre-training has seen the patients of {len(cases)} validation cases of this fold "
-        f"({', '.join(cases[:5])}); the validation result is not an honest one."
+        f"CONTAMINATED: pre-training has seen the patients of {len(cases)} validation cases of "
+        f"this fold ({', '.join(cases[:5])}); the validation result is not an honest one."
     ]

@@ -114,16 +114,17 @@ def choose_labelled(
 
 
 def refuse_budget_for_all(budget: LabelBudget, fold: int | str) -> None:
-    """Raises ValueError for a label budget with fold `all`, which validates on its training cases."""
+    """Raises ValueError for a budget with fold `all`, which validates on its training cases."""
     if fold == "all" and budget.unit != "all":
         raise ValueError(
-            f"labels.{budget.unit}: a label budget needs a numbered fold. Fold 'all' validates on its "
-            "own training cases, so its result says nothing about few labels. Train with -f 0, for instance."
+            f"labels.{budget.unit}: a label budget needs a numbered fold. Fold 'all' validates on "
+            "its own training cases, so its result says nothing about few labels. Train on fold 0, "
+            "for instance."
         )
 
 
 def write_labelled(folder: str | Path, labelled: Labelled, slices: int | None) -> None:
-    """Writes `labelled_cases.json`; `slices` are those of the preprocessed volumes (array axis 0)."""
+    """Writes `labelled_cases.json`; `slices`: along array axis 0 of the preprocessed volumes."""
     write_json(Path(folder) / LABELLED_FILE, {**labelled.to_dict(), "number_of_slices": slices})
 
 
@@ -156,8 +157,8 @@ def _first_volumes(volumes: Mapping[str, list[str]], order: Sequence[str]) -> li
 def _named(cases: Sequence[str], train: Sequence[str]) -> list[str]:
     if missing := sorted(set(cases) - set(train)):
         raise ValueError(
-            f"labels.cases: {', '.join(missing[:10])} are not training cases of this fold (a validation "
-            f"case is never trained on); allowed are its {len(train)} training cases, for instance "
-            f"{', '.join(sorted(train)[:5])}"
+            f"labels.cases: {', '.join(missing[:10])} are not training cases of this fold (a "
+            f"validation case is never trained on); allowed are its {len(train)} training cases, "
+            f"for instance {', '.join(sorted(train)[:5])}"
         )
     return sorted(set(cases))

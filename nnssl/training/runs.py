@@ -19,7 +19,7 @@ def refuse_overwrite(output_folder: str | Path, config: Mapping[str, Any], overw
 
     Args:
         output_folder: the fold's folder.
-        config: resolved configuration: its sections, or `Config.to_dict()`, whose sections are compared.
+        config: the resolved configuration's sections, or `Config.to_dict()`.
         overwrite: allows it.
 
     Raises:
@@ -33,9 +33,9 @@ def refuse_overwrite(output_folder: str | Path, config: Mapping[str, Any], overw
         raise RuntimeError(
             f"{output_folder} holds a finished run with another configuration:\n"
             + "\n".join(f"  {line}" for line in found)
-            + "\nIt is not overwritten. Ways out: copy the YAML file to another name and train with that name"
-            "\n(-tr), or set another nnUNet_results, or set `overwrite: true` in the section `training`"
-            "\n(for one run: nnssl_overrides='training.overwrite=true')."
+            + "\nIt is not overwritten. Ways out: copy the YAML file to another name and train "
+            "with that name (-tr), or set another nnUNet_results, or set `overwrite: true` in the "
+            "section `training` (for one run: nnssl_overrides='training.overwrite=true')."
         )
 
 

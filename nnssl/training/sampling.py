@@ -25,6 +25,9 @@ class Sampling:
         partitions: number of parts S, at least 2.
         volumes: number of volumes m per step; null: what the budget allows.
         position_axis: `head_feet`, `slice` (array axis 0), or an array axis.
+        spread: share of the reachable positions, around the middle of the volume, on the axes that
+            have no parts; 1: everywhere, 0: the middle only. Contrast across volumes needs crops
+            that show comparable anatomy.
         min_occupancy: smallest share of tissue in a crop, found from the image.
         tries: places tried before the one with most tissue is taken.
     """
@@ -33,6 +36,7 @@ class Sampling:
     partitions: int = 4
     volumes: int | None = None
     position_axis: Literal["head_feet", "slice"] | int = "head_feet"
+    spread: float = 1.0
     min_occupancy: float = 0.2
     tries: int = 8
 
@@ -41,6 +45,8 @@ class Sampling:
             raise ValueError(f"sampling.partitions: found {self.partitions}, allowed from 2")
         if self.volumes is not None and self.volumes < 1:
             raise ValueError(f"sampling.volumes: found {self.volumes}, allowed from 1, or null")
+        if not 0 <= self.spread <= 1:
+            raise ValueError(f"sampling.spread: found {self.spread}, allowed [0, 1]")
         if not 0 <= self.min_occupancy < 1:
             raise ValueError(f"sampling.min_occupancy: found {self.min_occupancy}, allowed [0, 1)")
         if self.tries < 1:
@@ -183,8 +189,13 @@ class Sampler:
             elif part >= 0 and axis == case.axis:
                 begin[axis] = self._in_part(spare + 1, part if case.sign > 0 else -1 - part, rng)
             else:
-                begin[axis] = rng.integers(spare + 1)
+                begin[axis] = self._around_middle(spare, rng)
         return begin
+
+    def _around_middle(self, spare: int, rng: np.random.Generator) -> int:
+        reach = round(self.sampling.spread * spare)
+        low = (spare - reach) // 2
+        return int(rng.integers(low, low + reach + 1))
 
     def _in_part(self, places: int, part: int, rng: np.random.Generator) -> int:
         """First voxel i with floor((i + 0.5) * S / places) = part."""

@@ -18,9 +18,9 @@ class WeightSource:
     """Section `weights`: where the weights come from and what of them is used.
 
     Attributes:
-        source: `search` (the finished pre-training run of the same dataset, plans, configuration and
-            fold), `none` (random weights), or the path of a checkpoint of nnSSL or nnU-Net. The
-            environment variable `nnssl_pretrained_weights` names a file too.
+        source: `search` (the finished pre-training run of the same dataset, plans, configuration
+            and fold), `none` (random weights), or the path of a checkpoint of nnSSL or nnU-Net.
+            The environment variable `nnssl_pretrained_weights` names a file too.
         trainer: lets the search find the runs of this pre-training trainer only.
         part: `encoder`, or `trained`: everything that was trained, the decoder too.
         stages: only the first of the encoder's stages; null: all.
@@ -37,7 +37,7 @@ class WeightSource:
         if not 0 < self.min_share <= 1:
             raise ValueError(f"weights.min_share: found {self.min_share}, allowed above 0 to 1")
         if self.stages is not None and self.stages < 1:
-            raise ValueError(f"weights.stages: found {self.stages}, allowed from 1, or null for all")
+            raise ValueError(f"weights.stages: found {self.stages}, allowed from 1, or null (all)")
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,9 @@ def named_file(knobs: WeightSource, environment: str | None) -> Path | None:
     in_environment = Path(environment).expanduser() if environment else None
     if in_environment and knobs.source == NONE:
         raise ValueError(
-            f"weights.source is 'none' (random weights), but the environment variable {ENVIRONMENT} "
-            f"names {in_environment}. Unset the variable, or train with a trainer that takes weights."
+            "weights.source is 'none' (random weights), but the environment variable "
+            f"{ENVIRONMENT} names {in_environment}. Unset the variable, or train with a trainer "
+            "that takes weights."
         )
     if in_yaml and in_environment and in_yaml.resolve() != in_environment.resolve():
         raise ValueError(
@@ -128,8 +129,8 @@ def _none_found(place: Place, trainer: str | None) -> str:
     if not unfinished:
         lines.append(f"Pre-train first: {place.command(trainer or 'nnSSLContrastiveTrainer')}")
     lines.append(
-        f"Or name a file: export {ENVIRONMENT}=/path/to/{FINAL}, or `source:` in the section `weights`. "
-        "From random weights: -tr nnSSLScratchTrainer."
+        f"Or name a file: export {ENVIRONMENT}=/path/to/{FINAL}, or `source:` in the section "
+        "`weights`. From random weights: -tr nnSSLScratchTrainer."
     )
     return "\n".join(lines)
 

@@ -48,7 +48,6 @@ class SteppedLoader:
         if workers < 0:
             raise ValueError(f"workers: found {workers}, allowed from 0 (the main process)")
         self.seconds_waited = 0.0
-        ahead = {"prefetch_factor": max(2, ceil(prefetch / workers))} if workers else {}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             loader: DataLoader[Batch] = DataLoader(
@@ -59,7 +58,7 @@ class SteppedLoader:
                 pin_memory=pin_memory,
                 collate_fn=_unchanged,
                 worker_init_fn=_leave_signals_to_main_process,
-                **ahead,
+                prefetch_factor=max(2, ceil(prefetch / workers)) if workers else None,
             )
             self._batches: Iterator[Batch] | None = iter(loader)
         atexit.register(_end_workers, weakref.ref(self._batches))
@@ -108,7 +107,7 @@ class _CountFrom(Sampler[int]):
         return count(self.first)
 
 
-def _unchanged(batch: Batch) -> Batch:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 

@@ -19,8 +19,8 @@ STREAMS = {"train": 0, "validation": 1, "step": 2, "network": 3}
 class SeededBatches:
     """Step -> batch of nnU-Net's data loader.
 
-    The loader and its transforms draw from the global generators of NumPy, torch and Python; all three
-    are seeded before each batch, so that a batch depends on seed, stream, rank and step only.
+    The loader and its transforms draw from the global generators of NumPy, torch and Python; all
+    three are seeded before each batch, so that it depends on seed, stream, rank and step only.
 
     Attributes:
         loader: an `nnUNetDataLoader`.

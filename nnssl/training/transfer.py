@@ -10,7 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnssl.datasets.cases import CaseRecord
-from nnssl.finetuning.weights import OUTPUT_LAYERS, Transfer, match, wanted_keys
+from nnssl.finetuning.weights import OUTPUT_LAYERS, NewChannels, Transfer, match, wanted_keys
 from nnssl.training.search import WeightSource
 
 
@@ -21,7 +21,7 @@ def plan_transfer(
 
     Args:
         network: the planned U-Net.
-        checkpoint: as read; without the key `nnssl` everything but segmentation layers counts as trained.
+        checkpoint: as read; without the key `nnssl` all of it counts as trained.
         knobs: section `weights`.
         cascade: the second stage of a cascade, whose further input channels start at zero.
 
@@ -30,7 +30,7 @@ def plan_transfer(
     """
     trained = checkpoint.get("nnssl", {}).get("trained_keys")
     wanted = wanted_keys(network, trained, knobs.part, knobs.stages)
-    channels = "zero" if cascade else "mean"
+    channels: NewChannels = "zero" if cascade else "mean"
     transfer = match(checkpoint["network_weights"], network.state_dict(), wanted, channels)
     transfer.require(knobs.min_share)
     return transfer
@@ -63,7 +63,10 @@ def input_differences(
 
 
 def contamination(
-    own: Mapping[str, Any], dataset: str, validation: Sequence[str], records: Mapping[str, CaseRecord]
+    own: Mapping[str, Any],
+    dataset: str,
+    validation: Sequence[str],
+    records: Mapping[str, CaseRecord],
 ) -> dict[str, Any]:
     """Whether pre-training has seen patients of the validation cases.
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
-from miniature import DIRECTION, ORIGIN, SHAPE, SPACING, Miniature, tree
 
 from nnssl.datasets import engine, volumes
 from nnssl.datasets.cases import read_cases
@@ -38,7 +37,7 @@ def refused(spec: DatasetSpec, source: Path, target: Target) -> str:
     return str(caught.value)
 
 
-def test_layout_of_the_written_dataset(miniature: Miniature, spec: DatasetSpec, target: Target):
+def test_layout_of_the_written_dataset(tree, miniature, spec: DatasetSpec, target: Target):
     convert(spec, miniature.root, target)
     assert os.listdir(target.raw.parent) == ["Dataset027_ACDC"]
     files = set(tree(target.raw))
@@ -59,7 +58,7 @@ def test_layout_of_the_written_dataset(miniature: Miniature, spec: DatasetSpec, 
     assert sorted(tree(target.preprocessed)) == ["nnssl/cases.json", "splits_final.json"]
 
 
-def test_records(miniature: Miniature, spec: DatasetSpec, target: Target):
+def test_records(miniature, spec: DatasetSpec, target: Target):
     convert(spec, miniature.root, target)
     cases = json.loads((target.preprocessed / "nnssl" / "cases.json").read_text())
     assert cases == json.loads((target.raw / "cases.json").read_text())
@@ -74,7 +73,7 @@ def test_records(miniature: Miniature, spec: DatasetSpec, target: Target):
     assert conversion["files"][f"imagesTr/{CASE}_0000.nii.gz"]["sha256"] == entry["sha256"]
 
 
-def test_folds_keep_patients_together(miniature: Miniature, spec: DatasetSpec, target: Target):
+def test_folds_keep_patients_together(miniature, spec: DatasetSpec, target: Target):
     convert(spec, miniature.root, target)
     splits = json.loads((target.preprocessed / "splits_final.json").read_text())
     assert splits == json.loads((target.raw / "splits_final.json").read_text())
@@ -89,22 +88,34 @@ def test_folds_keep_patients_together(miniature: Miniature, spec: DatasetSpec, t
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
 def test_voxels_and_geometry_are_carried_exactly(
-    tmp_path: Path, spec: DatasetSpec, target: Target, ending: str
+    two_patients, tmp_path: Path, spec: DatasetSpec, target: Target, ending: str
 ):
-    source = Miniature(tmp_path / "data")
-    for number in (1, 2):
-        home = source.patient("training", number, ending=ending)
-    (home / f"{CASE}_gt{'.nii' if ending != '.nii' else '.nii.gz'}").mkdir()
+    source = two_patients(ending=ending)
+    home = source.root / "training" / "patient002"
     convert(spec, source.root, target)
-    for stem, folder in (("", "imagesTr"), ("_gt", "labelsTr")):
+    for stem, name in (("", f"imagesTr/{CASE}_0000"), ("_gt", f"labelsTr/{CASE}")):
         before = sitk.ReadImage(str(home / f"{CASE}{stem}{ending}"))
-        channel = "" if stem else "_0000"
-        after = sitk.ReadImage(str(target.raw / folder / f"{CASE}{channel}.nii.gz"))
+        after = sitk.ReadImage(str(target.raw / f"{name}.nii.gz"))
         np.testing.assert_array_equal(*map(sitk.GetArrayFromImage, (before, after)))
-        np.testing.assert_allclose(after.GetSpacing(), SPACING, rtol=1e-6)
-        np.testing.assert_allclose(after.GetOrigin(), ORIGIN, rtol=1e-6)
-        np.testing.assert_allclose(after.GetDirection(), DIRECTION, atol=1e-6)
+        np.testing.assert_allclose(after.GetSpacing(), source.SPACING, rtol=1e-6)
+        np.testing.assert_allclose(after.GetOrigin(), source.ORIGIN, rtol=1e-6)
+        np.testing.assert_allclose(after.GetDirection(), source.DIRECTION, atol=1e-6)
         assert after.GetPixelID() == before.GetPixelID()
+
+
+@pytest.mark.parametrize("n4", [False, True])
+def test_folders_named_like_files_are_not_read(
+    miniature, spec, target: Target, monkeypatch, n4: bool
+):
+    monkeypatch.setattr(volumes, "correct_bias_field", lambda image: image)
+    home = miniature.root / "training" / "patient002"
+    before = sitk.GetArrayFromImage(sitk.ReadImage(str(home / f"{CASE}.nii.gz")))
+    for stem in ("", "_gt"):
+        (home / f"{CASE}{stem}.nii").mkdir()
+    checked = {each.case.identifier: each for each in convert(spec, miniature.root, target, n4=n4)}
+    assert checked[CASE].values == (0, 1, 2, 3)
+    after = sitk.ReadImage(str(target.raw / "imagesTr" / f"{CASE}_0000.nii.gz"))
+    np.testing.assert_array_equal(before, sitk.GetArrayFromImage(after))
 
 
 @pytest.mark.parametrize(
@@ -118,6 +129,7 @@ def test_voxels_and_geometry_are_carried_exactly(
     ],
 )
 def test_other_layouts(
+    two_patients,
     tmp_path: Path,
     spec: DatasetSpec,
     target: Target,
@@ -125,9 +137,7 @@ def test_other_layouts(
     testing: str | None,
     below: str,
 ):
-    source = Miniature(tmp_path / "download")
-    for number in (1, 2):
-        source.patient(training, number)
+    source = two_patients(training)
     if testing:
         source.patient(testing, 101)
     checked = convert(spec, source.root / below, target)
@@ -137,15 +147,13 @@ def test_other_layouts(
 
 
 def test_a_folder_of_test_patients_is_not_taken_for_training(
-    miniature: Miniature, spec: DatasetSpec, target: Target
+    miniature, spec: DatasetSpec, target: Target
 ):
     assert "no complete training case" in refused(spec, miniature.root / "testing", target)
 
 
-def test_test_cases_without_any_labels_are_fine(tmp_path: Path, spec, target: Target):
-    source = Miniature(tmp_path / "data")
-    for number in (1, 2):
-        source.patient("training", number)
+def test_test_cases_without_any_labels_are_fine(two_patients, tmp_path: Path, spec, target: Target):
+    source = two_patients()
     source.patient("testing", 101, labels=False)
     convert(spec, source.root, target)
     assert len(os.listdir(target.raw / "imagesTs")) == 2
@@ -156,11 +164,15 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
 
 
-def replace_label(values: np.ndarray, **geometry):
-    return lambda home: Miniature.volume(home / f"{CASE}_gt.nii.gz", values, **geometry)
-
-
-ZERO = np.zeros(SHAPE, np.uint8)
+ZERO = np.zeros((3, 6, 5), np.uint8)
+LABELS = {
+    "wrong shape": (ZERO[:2], {}, "size (5, 6, 3) of the image, (5, 6, 2)"),
+    "four axes": (np.stack([ZERO, ZERO]), {}, "a volume of 3 axes"),
+    "spacing": (ZERO, {"spacing": (1.5, 1.25, 9.0)}, "spacing"),
+    "origin": (ZERO, {"origin": (0.0, 0.0, 0.0)}, "origin"),
+    "unknown label": (ZERO + 7, {}, "values [7]; allowed: 0 background, 1 RV"),
+    "fraction": (np.full(ZERO.shape, 0.5, np.float32), {}, "[0.5]"),
+}
 DAMAGES = {
     "missing label": (lambda h: (h / f"{CASE}_gt.nii.gz").unlink(), [CASE, "label is missing"]),
     "missing image": (
@@ -177,12 +189,6 @@ DAMAGES = {
         [CASE, "cannot be read"],
     ),
     "empty file": (lambda h: (h / f"{CASE}.nii.gz").write_bytes(b""), [CASE, f"{CASE}.nii.gz"]),
-    "wrong shape": (replace_label(ZERO[:2]), [CASE, "size (5, 6, 3) of the image, (5, 6, 2)"]),
-    "four axes": (replace_label(np.stack([ZERO, ZERO])), [CASE, "a volume of 3 axes"]),
-    "spacing": (replace_label(ZERO, spacing=(1.5, 1.25, 9.0)), [CASE, "spacing"]),
-    "origin": (replace_label(ZERO, origin=(0.0, 0.0, 0.0)), [CASE, "origin"]),
-    "unknown label": (replace_label(ZERO + 7), [CASE, "values [7]; allowed: 0 background, 1 RV"]),
-    "fraction": (replace_label(np.full(SHAPE, 0.5, np.float32)), [CASE, "[0.5]"]),
     "no Info.cfg": (lambda h: (h / "Info.cfg").unlink(), ["patient002", "Info.cfg is missing"]),
     "bad Info.cfg": (lambda h: (h / "Info.cfg").write_text("ED: one"), ["patient002", "'ES: <"]),
     "duplicate": (
@@ -193,7 +199,7 @@ DAMAGES = {
         lambda h: (h / f"{CASE}.nii").write_bytes(
             gzip.decompress((h / f"{CASE}.nii.gz").read_bytes())
         ),
-        ["is there twice", f"{CASE}.nii\n"],
+        ["is there twice", f"the other is training/patient002/{CASE}.nii"],
     ),
     "patient in both sets": (
         lambda h: shutil.copytree(h, h.parents[1] / "testing" / h.name),
@@ -205,7 +211,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damage_is_named_and_nothing_is_written(
-    miniature: Miniature, spec: DatasetSpec, target: Target, name: str
+    miniature, spec: DatasetSpec, target: Target, name: str
 ):
     damage, words = DAMAGES[name]
     damage(miniature.root / "training" / "patient002")
@@ -215,21 +221,33 @@ def test_damage_is_named_and_nothing_is_written(
     assert "patient001" not in report
 
 
-def test_a_truncated_plain_nifti_is_named(tmp_path: Path, spec: DatasetSpec, target: Target):
-    source = Miniature(tmp_path / "data")
-    for number in (1, 2):
-        home = source.patient("training", number, ending=".nii")
+@pytest.mark.parametrize("name", LABELS)
+def test_wrong_labels_are_named(miniature, spec: DatasetSpec, target: Target, name: str):
+    values, geometry, words = LABELS[name]
+    path = miniature.root / "training" / "patient002" / f"{CASE}_gt.nii.gz"
+    miniature.volume(path, values, **geometry)
+    report = refused(spec, miniature.root, target)
+    assert f"{CASE}: " in report
+    assert words in report
+    assert "patient001" not in report
+
+
+def test_a_truncated_plain_nifti_is_named(
+    two_patients, tmp_path: Path, spec: DatasetSpec, target: Target
+):
+    source = two_patients(ending=".nii")
+    home = source.root / "training" / "patient002"
     truncate(home / f"{CASE}.nii")
     assert f"{CASE}.nii is truncated" in refused(spec, source.root, target)
 
 
-def test_not_finite_image_is_named(miniature: Miniature, spec: DatasetSpec, target: Target):
+def test_not_finite_image_is_named(miniature, spec: DatasetSpec, target: Target):
     home = miniature.root / "training" / "patient002"
-    Miniature.volume(home / f"{CASE}.nii.gz", np.full(SHAPE, np.nan, np.float32))
+    miniature.volume(home / f"{CASE}.nii.gz", np.full(ZERO.shape, np.nan, np.float32))
     assert "not finite" in refused(spec, miniature.root, target)
 
 
-def test_all_bad_cases_are_in_one_report(miniature: Miniature, spec: DatasetSpec, target: Target):
+def test_all_bad_cases_are_in_one_report(miniature, spec: DatasetSpec, target: Target):
     for number in (1, 3):
         home = miniature.root / "training" / f"patient{number:03d}"
         truncate(home / f"patient{number:03d}_frame12.nii.gz")
@@ -248,7 +266,7 @@ def test_a_wrong_source_says_where_to_get_the_data(tmp_path: Path, spec, target:
     assert "training/patient001/Info.cfg" in report
 
 
-def test_running_again_changes_nothing(miniature: Miniature, spec: DatasetSpec, target: Target):
+def test_running_again_changes_nothing(tree, miniature, spec: DatasetSpec, target: Target):
     convert(spec, miniature.root, target)
     before = {path: path.stat().st_mtime_ns for path in target.raw.rglob("*")}
     shutil.rmtree(target.preprocessed)
@@ -257,14 +275,14 @@ def test_running_again_changes_nothing(miniature: Miniature, spec: DatasetSpec, 
     assert (target.preprocessed / "splits_final.json").exists()
 
 
-def test_running_again_keeps_the_users_own_folds(miniature: Miniature, spec, target: Target):
+def test_running_again_keeps_the_users_own_folds(miniature, spec, target: Target):
     convert(spec, miniature.root, target)
     (target.preprocessed / "splits_final.json").write_text("[]")
     convert(spec, miniature.root, target)
     assert (target.preprocessed / "splits_final.json").read_text() == "[]"
 
 
-def test_other_sources_or_settings_are_refused(miniature: Miniature, spec, target: Target):
+def test_other_sources_or_settings_are_refused(tree, miniature, spec, target: Target):
     convert(spec, miniature.root, target)
     before = tree(target.raw)
     with pytest.raises(ValueError, match="other files or settings"):
@@ -274,6 +292,26 @@ def test_other_sources_or_settings_are_refused(miniature: Miniature, spec, targe
     miniature.patient("training", 9)
     with pytest.raises(ValueError, match="other files or settings"):
         convert(spec, miniature.root, target)
+    assert tree(target.raw) == before
+
+
+def test_leftover_records_of_other_sources_are_refused(two_patients, spec, target: Target):
+    source = two_patients()
+    convert(spec, source.root, target)
+    shutil.rmtree(target.raw)
+    convert(spec, source.root, target)
+    shutil.rmtree(target.raw)
+    source.patient("training", 3)
+    with pytest.raises(ValueError, match=r"cases\.json belongs to a conversion of other files"):
+        convert(spec, source.root, target)
+    assert os.listdir(target.raw.parent) == []
+
+
+def test_the_wording_of_a_spec_changes_no_job(tree, two_patients, spec, target: Target):
+    source = two_patients()
+    convert(spec, source.root, target)
+    before = tree(target.raw)
+    convert(replace(spec, citation="new", layout="new"), source.root / "training", target)
     assert tree(target.raw) == before
 
 
@@ -292,9 +330,7 @@ def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return written
 
 
-def test_an_interrupted_run_resumes(
-    miniature: Miniature, spec, target: Target, tmp_path, monkeypatch
-):
+def test_an_interrupted_run_resumes(tree, miniature, spec, target: Target, tmp_path, monkeypatch):
     whole = Target.of(tmp_path / "other", tmp_path / "other_preprocessed", 27, "ACDC")
     convert(spec, miniature.root, whole)
     first = interrupt_after(5, monkeypatch)
@@ -313,7 +349,7 @@ def test_an_interrupted_run_resumes(
 
 
 def test_an_interrupted_run_of_other_sources_starts_afresh(
-    miniature: Miniature, spec, target: Target, monkeypatch
+    tree, miniature, spec, target: Target, monkeypatch
 ):
     interrupt_after(5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
@@ -324,14 +360,14 @@ def test_an_interrupted_run_of_other_sources_starts_afresh(
     assert not [name for name in tree(target.raw) if "patient001" in name]
 
 
-def test_workers_change_nothing(miniature: Miniature, spec, target: Target, tmp_path: Path):
+def test_workers_change_nothing(tree, miniature, spec, target: Target, tmp_path: Path):
     other = Target.of(tmp_path / "other", tmp_path / "other_preprocessed", 27, "ACDC")
     convert(spec, miniature.root, target, workers=1)
     convert(spec, miniature.root, other, workers=2)
     assert tree(target.raw) == tree(other.raw)
 
 
-def test_n4_is_for_images_only(miniature: Miniature, spec, target: Target, monkeypatch):
+def test_n4_is_for_images_only(miniature, spec, target: Target, monkeypatch):
     monkeypatch.setattr(volumes, "correct_bias_field", lambda image: image + 1)
     convert(spec, miniature.root, target, n4=True)
     home = miniature.root / "training" / "patient002"

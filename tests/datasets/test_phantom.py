@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from miniature import tree
 
 from nnssl.datasets.engine import Target, convert
 from nnssl.datasets.phantom import SIZES, draw_patient, write_phantom
@@ -72,7 +71,7 @@ def test_patients_differ_and_repeat(patients):
     assert other.shape != again[0]["ED"].image.shape or (other != again[0]["ED"].image).any()
 
 
-def test_it_is_written_in_the_native_layout_and_converts(tmp_path: Path, spec):
+def test_it_is_written_in_the_native_layout_and_converts(tmp_path: Path, spec, tree):
     write_phantom(tmp_path / "phantom", patients=3, seed=5)
     files = tree(tmp_path / "phantom")
     assert len(files) == 3 * 5 + 1
@@ -89,7 +88,7 @@ def test_it_is_written_in_the_native_layout_and_converts(tmp_path: Path, spec):
         ({}, "is not empty"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, options: dict, message: str):
+def test_mistakes_are_named(tmp_path: Path, tree, options: dict, message: str):
     (tmp_path / "old").touch()
     with pytest.raises(ValueError, match=message):
         write_phantom(tmp_path, **options)

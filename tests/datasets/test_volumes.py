@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
-from miniature import DIRECTION
 
 from nnssl.datasets.volumes import correct_bias_field, geometry_differences, orientation_of
 
 
-def test_n4_flattens_a_ramp_and_keeps_the_geometry():
-    ramp = np.broadcast_to(np.linspace(200, 800, 12), (4, 12, 12)).astype(np.int16)
+def test_n4_flattens_a_ramp_and_keeps_the_geometry(miniature):
+    ramp = np.broadcast_to(np.linspace(400, 800, 24), (4, 24, 24)).astype(np.int16)
     image = sitk.GetImageFromArray(ramp)
-    image.SetDirection(DIRECTION)
+    image.SetDirection(miniature.DIRECTION)
     corrected = correct_bias_field(image)
     assert corrected.GetPixelID() == sitk.sitkFloat32
     assert geometry_differences(image, corrected) == []

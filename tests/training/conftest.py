@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK
 
 NAME = "Dataset999_Tiny"
 PLANS = "nnUNetPlans"
@@ -124,19 +124,21 @@ def write_volume(raw: Path, case: str, number: int) -> None:
     """A noisy ball with a core; size and place differ by case."""
     rng = np.random.default_rng(number)
     centre = np.array(SHAPE) / 2 + rng.uniform(-1, 1, 3) * (0.5, 4, 4)
-    distance = np.sqrt(sum(
-        ((axis - c) / r) ** 2
-        for axis, c, r in zip(np.indices(SHAPE), centre, (4, 14, 14), strict=True)
-    ))
+    distance = np.sqrt(
+        sum(
+            ((axis - c) / r) ** 2
+            for axis, c, r in zip(np.indices(SHAPE), centre, (4, 14, 14), strict=True)
+        )
+    )
     label = (distance < 0.9).astype(np.uint8) + (distance < 0.5).astype(np.uint8)
     image = 100 * label + rng.normal(0, 20, SHAPE) + 200
     for array, path in (
         (image.astype(np.float32), raw / "imagesTr" / f"{case}_0000.nii.gz"),
         (label, raw / "labelsTr" / f"{case}.nii.gz"),
     ):
-        volume = sitk.GetImageFromArray(array)
+        volume = SimpleITK.GetImageFromArray(array)
         volume.SetSpacing(SPACING[::-1])
-        sitk.WriteImage(volume, str(path))
+        SimpleITK.WriteImage(volume, str(path))
 
 
 def write_descriptions(raw: Path, preprocessed: Path, cases: dict[str, str]) -> None:

@@ -60,7 +60,7 @@ def test_aliased_weights_are_stored_once(tmp_path):
 
 
 def test_what_is_written_opens_with_plain_weights_only(tmp_path):
-    save_atomically(checkpoint(log=[np.float64(1.5)], device=torch.device("cpu")), tmp_path / "c.pth")
+    save_atomically(checkpoint(log=[np.float64(1.5)]), tmp_path / "c.pth")
     read = torch.load(tmp_path / "c.pth", weights_only=True)
     assert read["log"] == [1.5]
     assert list(tmp_path.iterdir()) == [tmp_path / "c.pth"]
@@ -82,8 +82,9 @@ def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path, monkey
 
 
 def test_stock_checkpoints_with_numpy_scalars_are_read(tmp_path):
-    log = {"losses": [np.float32(0.5), np.float64(2)], "_best_ema": np.float64(0.1), "n": np.int64(2)}
-    torch.save(checkpoint(logging=log, init_args={"device": torch.device("cpu")}), tmp_path / "c.pth")
+    log = {"losses": [np.float32(0.5), np.float64(2)], "best": np.float64(0.1), "n": np.int64(2)}
+    stock = checkpoint(logging=log, init_args={"device": torch.device("cpu")})
+    torch.save(stock, tmp_path / "c.pth")
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "c.pth", weights_only=True)
     assert read_checkpoint(tmp_path / "c.pth")["logging"] == log

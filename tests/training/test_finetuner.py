@@ -15,6 +15,7 @@ import yaml
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnssl.modules.unet import Trained, plain_state_dict, trained_keys
 from nnssl.training.checkpoint import read_checkpoint, save_atomically
@@ -78,6 +79,10 @@ def split_of(trainer):
     return trainer.do_split()
 
 
+def final_of(trainer):
+    return read_checkpoint(Path(trainer.output_folder) / "checkpoint_final.pth")
+
+
 def log_of(trainer):
     return Path(trainer.log_file).read_text()
 
@@ -106,7 +111,9 @@ def test_the_road(finetune, pretrained, tiny_dataset):
         2,
     )
     assert labelled["number_of_slices"] == 16
-    assert yaml.safe_load((folder / "resolved_config.yaml").read_text())["name"] == "nnSSLTestTrainer"
+    assert (
+        yaml.safe_load((folder / "resolved_config.yaml").read_text())["name"] == "nnSSLTestTrainer"
+    )
     assert "100.0%" in log_of(trainer)
     assert not (folder / "checkpoint_latest.pth").exists()
     predictor = nnUNetPredictor(device=torch.device("cpu"))
@@ -137,7 +144,7 @@ def test_stopped_anywhere_the_run_ends_with_the_same_weights(finetune, pretraine
         resumed = finetune(name=f"nnSSLPart{stop_at}Trainer")
         resumed.load_checkpoint(str(Path(part.output_folder) / "checkpoint_latest.pth"))
         resumed.run_training()
-        ends = [read_checkpoint(f"{t.output_folder}/checkpoint_final.pth") for t in (whole, resumed)]
+        ends = [final_of(trainer) for trainer in (whole, resumed)]
         assert same(ends[0]["network_weights"], ends[1]["network_weights"])
         for key in ("train_losses", "val_losses", "mean_fg_dice", "lrs"):
             assert ends[0]["logging"][key] == pytest.approx(ends[1]["logging"][key], rel=1e-6)
@@ -199,7 +206,7 @@ def test_batches_do_not_depend_on_workers_but_on_step_and_seed(finetune, monkeyp
     other = finetune(scratch)
     other.initialize()
     again = [next(loader) for loader in other.get_dataloaders() for _ in range(2)]
-    assert os.environ["nnUNet_n_proc_DA"] == workers
+    assert get_allowed_n_proc_DA() == int(workers)
     for a, b in zip(reference, again, strict=True):
         assert torch.equal(a["data"], b["data"])
         assert all(torch.equal(s, t) for s, t in zip(a["target"], b["target"], strict=True))
@@ -258,12 +265,16 @@ def test_validation_alone_needs_no_weights_and_keeps_the_stored_configuration(fi
 def test_finished_run_with_other_settings_is_not_overwritten(finetune):
     scratch = SHORT + "weights: {source: none}"
     finetune(scratch).run_training()
-    finetune(scratch).on_train_start()
-    other = finetune(scratch.replace("patients: 1", "patients: 2"))
+    start_and_close(finetune(scratch))
+    changed = scratch.replace("patients: 1", "patients: 2")
     with pytest.raises(RuntimeError, match=r"labels\.patients: finished run 1, now 2"):
-        other.on_train_start()
-    finetune(scratch.replace("patients: 1", "patients: 2").replace(
-        "num_epochs: 2", "num_epochs: 2, overwrite: true")).on_train_start()
+        finetune(changed).on_train_start()
+    start_and_close(finetune(changed.replace("num_epochs: 2", "num_epochs: 2, overwrite: true")))
+
+
+def start_and_close(trainer):
+    trainer.on_train_start()
+    trainer._close()
 
 
 def test_pretrained_weights_flag_is_seen_and_nothing_is_searched(finetune, pretrained, monkeypatch):

@@ -14,7 +14,8 @@ CONFIG = {"training": {"num_epochs": 5, "overwrite": False}, "views": {"a": {"sc
 
 def finish(folder, config=CONFIG, **more):
     nnssl = {"nnssl": {"config": config}} if config is not None else {}
-    save_atomically({"network_weights": {"a": torch.zeros(1)}, **nnssl, **more}, folder / "checkpoint_final.pth")
+    weights = {"network_weights": {"a": torch.zeros(1)}}
+    save_atomically({**weights, **nnssl, **more}, folder / "checkpoint_final.pth")
 
 
 def changed(**training):
@@ -25,7 +26,8 @@ def test_another_configuration_is_refused_with_the_ways_out(tmp_path):
     finish(tmp_path)
     with pytest.raises(RuntimeError) as caught:
         refuse_overwrite(tmp_path, changed(num_epochs=6), overwrite=False)
-    for expected in ("training.num_epochs: finished run 5, now 6", "overwrite: true", "nnUNet_results", "-tr"):
+    difference = "training.num_epochs: finished run 5, now 6"
+    for expected in (difference, "overwrite: true", "nnUNet_results", "-tr"):
         assert expected in str(caught.value)
 
 
@@ -43,7 +45,7 @@ def test_whole_configurations_are_compared_by_their_sections(tmp_path):
     finish(tmp_path, {"name": "nnSSLOldTrainer", "sources": ["/a.yaml"], "sections": CONFIG})
     refuse_overwrite(tmp_path, CONFIG, overwrite=False)
     with pytest.raises(RuntimeError, match=r"training\.num_epochs: finished run 5, now 6"):
-        refuse_overwrite(tmp_path, {"name": "b", "sections": changed(num_epochs=6)}, overwrite=False)
+        refuse_overwrite(tmp_path, {"sections": changed(num_epochs=6)}, overwrite=False)
 
 
 def test_foreign_and_broken_finished_runs_are_refused(tmp_path):
@@ -73,5 +75,5 @@ def test_resume_allows_only_what_may_change():
 def test_new_and_vanished_settings_are_differences():
     with pytest.raises(ValueError, match=r"labels\.patients: stored '\(not set\)', today 2"):
         compare_resume(CONFIG, {**CONFIG, "labels": {"patients": 2}}, set())
-    with pytest.raises(ValueError, match=r"views\.a\.scale: stored \[0\.8, 1\.2\], today '\(not set\)'"):
+    with pytest.raises(ValueError, match=r"views\.a\.scale: stored .*, today '\(not set\)'"):
         compare_resume(CONFIG, {"training": CONFIG["training"]}, set())

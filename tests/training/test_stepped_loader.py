@@ -17,7 +17,8 @@ from nnssl.training.stepped_loader import SteppedLoader
 
 def numbered(step):
     time.sleep(0.002 * (step % 3))
-    return {"data": torch.full((2,), step), "target": [torch.tensor(step)], "keys": [f"case_{step}"]}
+    target = [torch.tensor(step)]
+    return {"data": torch.full((2,), step), "target": target, "keys": [f"case_{step}"]}
 
 
 def broken_at_five(step):
@@ -117,13 +118,13 @@ def test_closed_loader_and_bad_number_of_workers():
 
 def test_a_crash_of_the_main_process_ends_at_once():
     code = (
-        "import sys; sys.path.insert(0, {folder!r})\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_stepped_loader import numbered\n"
         "from nnssl.training.stepped_loader import SteppedLoader\n"
         "loader = SteppedLoader(numbered, 0, 2, False)\n"
         "next(loader)\n"
         "raise ValueError('crash')\n"
-    ).format(folder=str(Path(__file__).parent))
+    )
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )

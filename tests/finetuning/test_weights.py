@@ -1,0 +1,136 @@
+"""Matching, adapting, loading: counts are exact, aliases are written, nothing loads silently."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nnssl.finetuning.weights import load, match, wanted_keys
+from nnssl.modules.unet import Trained, trained_keys
+
+ENCODER = 1 * 4 * 9 + 3 * 4 + 2 * (6 * 6 * 9 + 3 * 6) - 6 * 2 * 9 + 6 * 8 * 9 + 3 * 8
+
+
+def filled(network, value):
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(value)
+    return network
+
+
+def pair(make_unet, residual=False, **target):
+    source = filled(make_unet(2, residual), 0.5)
+    return source, make_unet(2, residual, **{"seed": 1, "classes": 3, **target})
+
+
+def encoder_of(network):
+    return {k: v for k, v in network.state_dict().items() if k.startswith("encoder.")}
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_encoder_is_loaded_under_all_its_names_and_nothing_else(make_unet, residual):
+    source, target = pair(make_unet, residual)
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    transfer = match(source.state_dict(), target.state_dict(), wanted_keys(target, None, "encoder"))
+    load(target, transfer)
+    for key, value in target.state_dict().items():
+        if key.startswith(("encoder.", "decoder.encoder.")):
+            assert torch.all(value == 0.5), key
+        else:
+            assert torch.equal(value, before[key]), key
+    assert transfer.share == 1.0
+    transfer.require(1.0)
+
+
+def test_parameters_are_counted_once_and_add_up(make_unet):
+    source, target = pair(make_unet)
+    transfer = match(source.state_dict(), target.state_dict(), wanted_keys(target, None, "encoder"))
+    counts = transfer.to_dict()["parameters"]
+    assert counts["loaded"] == sum(p.numel() for p in target.encoder.parameters()) == ENCODER
+    assert sum(counts.values()) == sum(p.numel() for p in target.parameters())
+    assert f"{ENCODER:,}" in transfer.table()
+
+
+def test_trained_part_takes_the_decoder_but_never_segmentation_layers(make_unet):
+    source, target = pair(make_unet)
+    wanted = wanted_keys(target, None, "trained")
+    load(target, match(source.state_dict(), target.state_dict(), wanted))
+    state = target.state_dict()
+    assert torch.all(state["decoder.stages.1.convs.0.conv.weight"] == 0.5)
+    assert not torch.any(state["decoder.seg_layers.0.weight"] == 0.5)
+
+
+def test_only_what_was_trained_is_wanted(make_unet):
+    _, target = pair(make_unet)
+    trained = trained_keys(target, Trained(encoder_stages=2, decoder_levels=1))
+    assert {k[:16] for k in wanted_keys(target, trained, "encoder")} == {
+        "encoder.stages.0",
+        "encoder.stages.1",
+    }
+    parts = {k.rsplit(".", 4)[0] for k in wanted_keys(target, trained, "trained")}
+    assert any(part.startswith("decoder.stages.0") for part in parts)
+    assert not any(part.startswith("decoder.stages.1") for part in parts)
+    assert {k[:16] for k in wanted_keys(target, trained, "encoder", stages=1)} == {
+        "encoder.stages.0"
+    }
+    with pytest.raises(ValueError, match="trained nothing"):
+        wanted_keys(target, ["decoder.stages.0.convs.0.conv.weight"], "encoder")
+    with pytest.raises(ValueError, match="encoder_stages: found 9"):
+        wanted_keys(target, None, "encoder", stages=9)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(("old", "new"), [(1, 3), (3, 1), (2, 3)])
+def test_equal_channels_give_the_same_response_after_adaptation(make_unet, residual, old, new):
+    source = make_unet(2, residual, channels=old)
+    target = make_unet(2, residual, channels=new, seed=1)
+    transfer = match(source.state_dict(), target.state_dict(), wanted_keys(target, None, "encoder"))
+    assert [m.outcome for m in transfer.matches].count("adapted") == 1
+    assert transfer.share == 1.0
+    load(target, transfer)
+    grey = torch.randn(2, 1, 16, 16)
+    expected = source.encoder(grey.expand(-1, old, -1, -1))
+    result = target.encoder(grey.expand(-1, new, -1, -1))
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_new_channels_of_a_cascade_start_at_zero(make_unet):
+    source, target = make_unet(2), make_unet(2, channels=3, seed=1)
+    wanted = wanted_keys(target, None, "encoder")
+    load(target, match(source.state_dict(), target.state_dict(), wanted, "zero"))
+    image = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(target.encoder(image), source.encoder(image[:, :1]))
+    fewer = match(target.state_dict(), source.state_dict(), wanted, "zero")
+    assert [m.outcome for m in fewer.matches].count("skipped") == 1
+
+
+def test_only_the_first_convolution_is_adapted(make_unet):
+    source, target = pair(make_unet, features=(4, 7, 8))
+    transfer = match(source.state_dict(), target.state_dict(), wanted_keys(target, None, "encoder"))
+    outcomes = {m.key: m.outcome for m in transfer.matches}
+    assert outcomes["encoder.stages.0.0.convs.0.conv.weight"] == "loaded"
+    assert outcomes["encoder.stages.1.0.convs.0.conv.weight"] == "skipped"
+    assert outcomes["encoder.stages.2.0.convs.0.conv.weight"] == "skipped"
+    assert 0 < transfer.share < 0.5
+    with pytest.raises(ValueError, match=r"Only .* can be loaded; weights.min_share"):
+        transfer.require(0.5)
+
+
+def test_another_architecture_fails(make_unet):
+    source, target = make_unet(2, True), make_unet(2)
+    transfer = match(source.state_dict(), target.state_dict(), wanted_keys(target, None, "encoder"))
+    with pytest.raises(ValueError, match=r"another architecture(.|\n)*not in the source"):
+        transfer.require(0.01)
+    three = match(
+        make_unet(3).state_dict(), target.state_dict(), wanted_keys(target, None, "encoder")
+    )
+    assert "shape" in three.table()
+
+
+def test_diverged_source_and_unknown_key(make_unet):
+    source, target = pair(make_unet)
+    with pytest.raises(ValueError, match="has no"):
+        match(source.state_dict(), target.state_dict(), ["encoder.nothing"])
+    filled(source, float("nan"))
+    with pytest.raises(ValueError, match="NaN"):
+        match(source.state_dict(), target.state_dict(), wanted_keys(target, None, "encoder"))
