@@ -307,6 +307,7 @@ def test_extends_merges_deeply(write, folder):
 def test_null_removes_an_inherited_group_and_sets_a_plain_knob(write):
     write("nnSSLBase.yaml", BASE.replace("num_epochs: 7", "crop: [64, 64]"))
     write("nnSSLChild.yaml", "extends: nnSSLBase\nviews: {local: null}\ntraining: {crop: null}\n")
+    assert list(read_config("nnSSLChild").sections["views"]) == ["global"]
     config = bound("nnSSLChild")
     assert list(config.sections["views"]) == ["global"]
     assert config.sections["training"]["crop"] is None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.datasets.checks import Checked, check_case
-from nnssl.datasets.files import TEMPORARY, read_json, write_json
+from nnssl.datasets.files import read_json, write_json
 from nnssl.datasets.inventory import ConversionError
 from nnssl.datasets.parallel import for_each
 from nnssl.datasets.planning import plan
@@ -121,8 +121,6 @@ def _open_partial(folder: Path, conversion: dict[str, Any]) -> None:
     if folder.exists() and _job_in(folder) != conversion["job"]:
         shutil.rmtree(folder)
     write_json(folder / CONVERSION_FILE, conversion)
-    for stray in folder.rglob(f"{TEMPORARY}*"):
-        stray.unlink()
 
 
 def _write_volumes(

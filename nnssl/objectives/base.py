@@ -46,6 +46,7 @@ class Objective(nn.Module):
 
     Class attributes:
         sampling: smallest sampling that makes sense, `"random"` or `"partitioned"`.
+        least_samples: raw patches per step that it needs before views may grow; None: as planned.
         companions: names of the integer maps that travel with the image.
         default_views: view groups used where the YAML names none (group name -> knobs).
         decodes: whether the decoder runs; the budget counts its activations then.
@@ -53,6 +54,7 @@ class Objective(nn.Module):
     """
 
     sampling: ClassVar[Literal["random", "partitioned"]] = "random"
+    least_samples: ClassVar[int | None] = None
     companions: ClassVar[tuple[str, ...]] = ()
     default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {"global": {"count": 1}}
     decodes: ClassVar[bool] = False

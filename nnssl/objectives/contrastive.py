@@ -42,6 +42,7 @@ class ContrastiveObjective(Objective):
     """
 
     sampling = "partitioned"
+    least_samples = 12
     default_views = {"global": {"count": 2}}
 
     def __init__(

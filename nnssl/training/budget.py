@@ -55,6 +55,7 @@ class Request:
         stride: total stride of the encoder per axis.
         views: full views per patch.
         share: share of the U-Net's activations that the objective keeps (1: encoder and decoder).
+        least: patches that the objective asks for before crops may grow; None: the plan's batch.
         parts: parts S of which a step must hold whole multiples (1: no structure).
         median: median volume in voxels (3 axes), for leaving S positions along `axis`.
         axis: array axis of the position.
@@ -66,6 +67,7 @@ class Request:
     stride: tuple[int, ...]
     views: float
     share: float = 1.0
+    least: int | None = None
     parts: int = 1
     median: tuple[float, ...] = ()
     axis: int = 0
@@ -108,10 +110,14 @@ def check_crop(crop: Sequence[int], stride: Sequence[int]) -> None:
 
 def _largest_crop(request: Request, allowed: float) -> tuple[int, ...]:
     """Shrink the planned patch step by step, longest relative axis first, until it fits."""
-    least = [min(p, LEAST_CELLS * s) for p, s in zip(request.plan_patch, request.stride, strict=True)]
+    least = [
+        min(p, LEAST_CELLS * s) for p, s in zip(request.plan_patch, request.stride, strict=True)
+    ]
     crop = [p // s * s for p, s in zip(request.plan_patch, request.stride, strict=True)]
     crop = _leave_positions(crop, request)
-    enough = FEWEST_VOLUMES * request.parts if request.parts > 1 else request.plan_batch
+    enough = request.plan_batch if request.least is None else request.least
+    if request.parts > 1:
+        enough = FEWEST_VOLUMES * request.parts
     while math.prod(crop) * request.views * enough > allowed:
         free = [a for a, size in enumerate(crop) if size - request.stride[a] >= least[a]]
         if not free:

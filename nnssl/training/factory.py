@@ -26,11 +26,7 @@ def trainer_class(name: str) -> type:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     raw = read_config(name)
     module, base = BASES[raw.kind]
-    members = {
-        "__module__": __name__,
-        "__doc__": raw.about.get("summary"),
-        "config_name": name,
-    }
+    members = {"__doc__": raw.about.get("summary"), "config_name": name}
     return type(name, (getattr(import_module(module), base),), members)
 
 

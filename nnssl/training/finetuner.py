@@ -133,13 +133,14 @@ class nnSSLFinetuner(nnUNetTrainer):
     def get_dataloaders(self) -> tuple[SteppedLoader, SteppedLoader]:
         """nnU-Net's loaders and augmentation, counted by steps."""
         processes = get_allowed_n_proc_DA()
+        val_processes = min(processes, max(1, processes // 2))  # nnU-Net's shares
         with single_threaded_augmentation():
             train, val = super().get_dataloaders()
         train_step = self._step
         val_step = self.current_epoch * self.num_val_iterations_per_epoch
         return (
             self._stepped(train.data_loader, "train", train_step, processes),
-            self._stepped(val.data_loader, "validation", val_step, (processes + 1) // 2),
+            self._stepped(val.data_loader, "validation", val_step, val_processes),
         )
 
     def _stepped(self, loader: Any, stream: Any, first: int, processes: int) -> SteppedLoader:

@@ -35,7 +35,7 @@ class StartingWeights:
             return self._from_outside(named)
         if self.knobs.source == search.NONE and named is None:
             self.log("Weights: all random (weights.source: none)")
-            return {"source": None, "how": "random", "loaded": []}
+            return {"source": None, "how": "random", "loaded": [], **_seen(False)}
         how = "named" if named else "found as the finished pre-training run of this fold"
         file = named or search.find_finished_run(self._place(), self.knobs.trainer)
         return self._from_file(file, how)
@@ -58,7 +58,7 @@ class StartingWeights:
             "(-pretrained_weights); nothing is searched"
         )
         source = str(named) if named else None
-        return {"source": source, "how": "-pretrained_weights", "loaded": keys}
+        return {"source": source, "how": "-pretrained_weights", "loaded": keys, **_seen(None)}
 
     def _from_file(self, file: Path, how: str) -> dict[str, Any]:
         trainer, checkpoint = self.trainer, read_checkpoint(file)
@@ -96,7 +96,7 @@ class StartingWeights:
     def _contamination(self, own: Mapping[str, Any]) -> dict[str, Any]:
         trainer = self.trainer
         if trainer.fold == "all":
-            return {"contaminated": None, "seen_validation_cases": []}
+            return _seen(None)
         _, val = trainer.do_split()
         seen = own.get("cases", {}).get("train", []) if self._same_dataset(own) else []
         records = read_cases(Path(trainer.preprocessed_dataset_folder_base), {*val, *seen})
@@ -106,7 +106,13 @@ class StartingWeights:
         return own.get("dataset") == self.trainer.plans_manager.dataset_name
 
 
+def _seen(contaminated: bool | None) -> dict[str, Any]:
+    return {"contaminated": contaminated, "seen_validation_cases": []}
+
+
 def _contamination_sentences(seen: Mapping[str, Any]) -> list[str]:
+    if seen["contaminated"] is None:
+        return ["it cannot be told whether the source has seen the patients that validate here."]
     if not seen["contaminated"]:
         return []
     cases = seen["seen_validation_cases"]

@@ -52,4 +52,4 @@ def _draw(dataset: Path) -> None:
 
 
 def _is_training(entry: dict[str, str]) -> bool:
-    return entry.get("split", "train") == "train"
+    return entry.get("part", "Tr") == "Tr"

@@ -40,10 +40,14 @@ class PatchReader:
             array = self._array(file)
             low = np.maximum(box[:, 0], 0)
             high = np.minimum(box[:, 1], array.shape[1:])
-            inside = tuple(slice(int(a), max(int(a), int(b))) for a, b in zip(low, high, strict=True))
+            inside = tuple(
+                slice(int(a), max(int(a), int(b))) for a, b in zip(low, high, strict=True)
+            )
             part = np.asarray(array[(slice(None), *inside)])
         except Exception as error:
-            cause = str(error) if isinstance(error, CaseError) else f"{type(error).__name__}: {error}"
+            cause = (
+                str(error) if isinstance(error, CaseError) else f"{type(error).__name__}: {error}"
+            )
             raise CaseError(f"case {identifier}, file {file}: cannot be read ({cause})") from error
         pad = [(0, 0), *zip(low - box[:, 0], np.maximum(box[:, 1] - high, 0), strict=True)]
         return np.pad(part, pad, constant_values=fill)
@@ -88,9 +92,7 @@ class BatchMaker:
         places = self.sampler.draw((self.seed, step, self.rank))
         boxes = [self._box(place) for place in places]
         cases = [self.cases[place.case] for place in places]
-        images = [
-            self.reader.image(c.identifier, b) for c, b in zip(cases, boxes, strict=True)
-        ]
+        images = [self.reader.image(c.identifier, b) for c, b in zip(cases, boxes, strict=True)]
         return {
             "image": self._stack(images),
             "key": torch.tensor([[self.seed, step, self.rank, j] for j in range(len(places))]),

@@ -137,7 +137,9 @@ class Sampler:
 
     def _numbers(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         if not self.sampling.structured:
-            drawn = rng.choice(self.eligible, self.samples, replace=len(self.eligible) < self.samples)
+            drawn = rng.choice(
+                self.eligible, self.samples, replace=len(self.eligible) < self.samples
+            )
             return [int(i) for i in drawn], [-1] * self.samples
         volumes = self._volumes(rng, self.samples // self._parts)
         parts = list(range(self._parts))

@@ -160,6 +160,13 @@ def test_test_cases_without_any_labels_are_fine(two_patients, tmp_path: Path, sp
     assert not (target.raw / "labelsTs").exists()
 
 
+def test_some_test_cases_without_labels_are_named(miniature, spec, target: Target):
+    (miniature.root / "testing/patient102/patient102_frame01_gt.nii.gz").unlink()
+    report = refused(spec, miniature.root, target)
+    assert "patient102_frame01: label is missing; other test cases have one" in report
+    assert "patient101" not in report
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
 

@@ -18,7 +18,12 @@ from nnssl.views import VIEWS
 
 ALL = {**OBJECTIVES, **TOYS}
 SAMPLES, PARTS = 4, 2
-KINDS = {"2d": (2, False, 1), "3d": (3, False, 1), "residual": (2, True, 1), "channels": (2, False, 3)}
+KINDS = {
+    "2d": (2, False, 1),
+    "3d": (3, False, 1),
+    "residual": (2, True, 1),
+    "channels": (2, False, 3),
+}
 
 
 def make_batch(dimension: int, channels: int, step: int = 0) -> dict[str, Any]:
@@ -90,7 +95,9 @@ def test_every_trainable_parameter_has_a_gradient_and_no_frozen_one(subject: Sub
     objective(subject.batch())["loss"].backward()
     for name, parameter in objective.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in objective.network.parameters())
+    assert any(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in objective.network.parameters()
+    )
 
 
 def test_same_seed_same_loss_and_the_batch_is_not_changed(subject: Subject) -> None:

@@ -57,7 +57,9 @@ class MaskedConvolution(Objective):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         image = batch["views"]["global_0"].image
-        cells = [s // t for s, t in zip(image.shape[2:], unet.total_stride(self.network), strict=True)]
+        cells = [
+            s // t for s, t in zip(image.shape[2:], unet.total_stride(self.network), strict=True)
+        ]
         index = torch.arange(cells[0] * cells[-1], device=image.device)
         visible = (index % 2).reshape(1, 1, cells[0], *[1] * (len(cells) - 2), cells[-1]).float()
         visible = visible.expand(len(image), 1, *cells)

@@ -131,7 +131,7 @@ def test_stock_checkpoint_keys_are_all_there(finetune, tiny_dataset):
     assert torch.load(tiny_dataset.configs / "b", weights_only=False).keys() <= kept.keys()
 
 
-def test_stopped_anywhere_the_run_ends_with_the_same_weights(finetune, pretrained, tiny_dataset):
+def test_stopped_anywhere_the_run_ends_with_the_same_weights(finetune, pretrained, capsys):
     pretrained()
     whole = finetune(name="nnSSLWholeTrainer")
     whole.run_training()
@@ -148,6 +148,7 @@ def test_stopped_anywhere_the_run_ends_with_the_same_weights(finetune, pretraine
         assert same(ends[0]["network_weights"], ends[1]["network_weights"])
         for key in ("train_losses", "val_losses", "mean_fg_dice", "lrs"):
             assert ends[0]["logging"][key] == pytest.approx(ends[1]["logging"][key], rel=1e-6)
+    assert "logging issue" not in capsys.readouterr().out
 
 
 def stop_after(trainer, steps):
@@ -348,6 +349,8 @@ def test_stock_model_as_source(finetune, pretrained, monkeypatch):
     loaded = trainer.weights_record["loaded"]
     assert any(key.startswith("decoder.") for key in loaded)
     assert not any("seg_layers" in key for key in loaded)
+    assert trainer.weights_record["contaminated"] is None
+    assert "cannot be told" in log_of(trainer)
     trainer._close()
 
 

@@ -37,10 +37,13 @@ def identifiers(folder: Path) -> list[str]:
 
 
 def equal(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    return all(
-        torch.equal(first[key], second[key]) if isinstance(first[key], torch.Tensor) else True
-        for key in first
-    ) and first["identifier"] == second["identifier"]
+    return (
+        all(
+            torch.equal(first[key], second[key]) if isinstance(first[key], torch.Tensor) else True
+            for key in first
+        )
+        and first["identifier"] == second["identifier"]
+    )
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])

@@ -24,7 +24,9 @@ class RightHalf:
     """Tissue only where the last axis is at least 20."""
 
     def share(self, identifier: str, box: np.ndarray) -> float:
-        return float(np.clip(box[2, 1] - np.maximum(box[2, 0], 20), 0, None) / (box[2, 1] - box[2, 0]))
+        return float(
+            np.clip(box[2, 1] - np.maximum(box[2, 0], 20), 0, None) / (box[2, 1] - box[2, 0])
+        )
 
 
 def cases(depths: list[int], sign: int = 1, axis: int = 0) -> list[Case]:
@@ -58,7 +60,11 @@ def parts_of(sampler: Sampler, crop: tuple[int, ...], parts: int, step: int = 0)
 def test_drawn_parts_are_the_parts_that_the_objective_sees(parts: int, sign: int) -> None:
     """Odd depths and any number of parts: part i of each volume comes i-th, always."""
     sampler = Sampler(
-        cases([7, 8, 9, 11, 13, 18], sign), (16, 16), 3 * parts, Sampling(partitions=parts), Everywhere()
+        cases([7, 8, 9, 11, 13, 18], sign),
+        (16, 16),
+        3 * parts,
+        Sampling(partitions=parts),
+        Everywhere(),
     )
     for step in range(40):
         assert parts_of(sampler, (16, 16), parts, step) == list(range(parts)) * 3
@@ -141,7 +147,14 @@ def test_volumes_too_short_for_the_parts_are_left_out() -> None:
 
 @pytest.mark.parametrize(
     ("knob", "value"),
-    [("partitions", 1), ("volumes", 0), ("min_occupancy", 1.0), ("tries", 0), ("spread", 1.1), ("position_axis", 3)],
+    [
+        ("partitions", 1),
+        ("volumes", 0),
+        ("min_occupancy", 1.0),
+        ("tries", 0),
+        ("spread", 1.1),
+        ("position_axis", 3),
+    ],
 )
 def test_bad_knobs_are_named(knob: str, value: float) -> None:
     with pytest.raises(ValueError, match=knob):

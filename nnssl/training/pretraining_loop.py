@@ -1,0 +1,186 @@
+"""The loop of a pre-training run: what nnU-Net's hooks do per step and per epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from time import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from nnssl.training.history import History
+from nnssl.training.pictures import save_pictures
+from nnssl.training.pretraining_setup import PretrainingSetup
+
+SECONDS_BETWEEN_PLOTS = 30.0
+
+
+class PretrainingLoop(PretrainingSetup):
+    """One optimiser step, one validation step, and what is logged of them.
+
+    Attributes:
+        history: one number per term and epoch.
+        epoch_terms: terms of each step of the epoch that is under way.
+        skipped_steps: steps whose loss was not finite.
+    """
+
+    history: History
+    epoch_terms: list[Mapping[str, float]]
+    skipped_steps = 0
+    _skipped_in_a_row = 0
+    _last_plot = 0.0
+
+    def on_train_epoch_start(self) -> None:
+        self.network.train()
+        self.print_to_log_file("")
+        self.print_to_log_file(f"Epoch {self.current_epoch}")
+        self._waited = self.dataloader_train.seconds_waited
+        self._train_seconds = time()
+        # a run that was stopped inside an epoch goes on there; nnU-Net's loop counts these steps
+        per_epoch = self.settings.num_iterations_per_epoch
+        self.num_iterations_per_epoch = per_epoch - (self.step - self.current_epoch * per_epoch)
+
+    def train_step(self, batch: dict[str, Any]) -> Mapping[str, float]:
+        rate = self.settings.learning_rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        prepared = self.prepare(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            terms = self.network(prepared)
+        finite = self._all_finite(terms["loss"])
+        if finite:
+            self._descend(terms["loss"])
+        self._count_skipped(finite)
+        self.step += 1
+        self.objective.after_step(prepared, self.step / self.settings.steps)
+        logged = self._to_floats(terms) if finite else {}
+        self.epoch_terms.append(logged)
+        self.save_or_leave()
+        return logged
+
+    def save_or_leave(self) -> None:
+        """After each step, see `Interruptible`."""
+
+    def _autocast(self) -> Any:
+        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+
+    def _all_finite(self, loss: Tensor) -> bool:
+        """Whether the loss is finite on all ranks, before any of them steps."""
+        broken = (~loss.detach().isfinite()).float()
+        if self.is_ddp:
+            dist.all_reduce(broken, op=dist.ReduceOp.MAX)
+        return not bool(broken)
+
+    def _descend(self, loss: Tensor) -> None:
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        if self.grad_scaler is None:
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, self.settings.clip_gradient)
+            self.optimizer.step()
+            return
+        self.grad_scaler.scale(loss).backward()
+        self.grad_scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(parameters, self.settings.clip_gradient)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def _count_skipped(self, finite: bool) -> None:
+        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+        self.skipped_steps += not finite
+        if self._skipped_in_a_row > self.settings.max_skipped_steps:
+            raise RuntimeError(
+                f"The loss was not finite {self._skipped_in_a_row} times in a row (step {self.step}). "
+                "Lower training.initial_lr, or look for NaN in the preprocessed images; "
+                "checkpoint_latest.pth holds the last weights that were saved."
+            )
+
+    @staticmethod
+    def _to_floats(terms: Mapping[str, Tensor]) -> dict[str, float]:
+        values = torch.stack([v.detach().float().reshape(()) for v in terms.values()]).tolist()
+        return dict(zip(terms, values, strict=True))
+
+    def on_train_epoch_end(self, train_outputs: list[Mapping[str, float]]) -> None:
+        seconds = max(time() - self._train_seconds, 1e-9)
+        steps = len(train_outputs)
+        images = self.budget.samples * sum(view.count for view in self.views.values())
+        means = self._means(self.epoch_terms)
+        self._epoch_log: dict[str, float | None] = {
+            "train_loss": means.pop("loss", None),
+            **means,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "images_per_second": images * steps / seconds,
+            "seconds_per_step": seconds / max(1, steps),
+            "seconds_waited": self.dataloader_train.seconds_waited - self._waited,
+            "skipped_steps": float(self.skipped_steps),
+            **self.weight_change(self.objective.network),
+        }
+        self.epoch_terms = []
+        self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
+
+    def validation_step(self, batch: dict[str, Any]) -> Mapping[str, float]:
+        with torch.no_grad(), self._autocast():
+            return self._to_floats(self.objective(self.prepare(batch)))
+
+    def on_validation_epoch_end(self, val_outputs: list[Mapping[str, float]]) -> None:
+        means = self._means(val_outputs)
+        self._epoch_log["val_loss"] = means.get("loss")
+        if "accuracy" in means:
+            self._epoch_log["val_accuracy"] = means["accuracy"]
+
+    def _means(self, outputs: list[Mapping[str, float]]) -> dict[str, float]:
+        """Mean of each term over steps and ranks; skipped steps do not count."""
+        if self.is_ddp:
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, outputs)
+            outputs = [terms for part in gathered for terms in part]
+        kept = [terms for terms in outputs if terms]
+        return {key: float(np.mean([t[key] for t in kept])) for key in (kept[0] if kept else {})}
+
+    def on_epoch_start(self) -> None:
+        self._epoch_begin = time()
+
+    def on_epoch_end(self) -> None:
+        self._epoch_log["epoch_seconds"] = time() - self._epoch_begin
+        self.history.log(self.current_epoch, self._epoch_log)
+        for logger in getattr(self.logger, "loggers", ()):
+            for key, value in self._epoch_log.items():
+                logger.log(key, value, self.current_epoch)
+        for key, value in self._epoch_log.items():
+            if value is not None:
+                self.print_to_log_file(f"{key} {value:.5g}")
+        self.current_epoch += 1
+        better = self._better()
+        if self.current_epoch % self.save_every == 0 and self.current_epoch < self.num_epochs:
+            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
+        if better:
+            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
+        if self.local_rank == 0:
+            self._draw()
+
+    def _better(self) -> bool:
+        """Whether the smoothed validation loss fell; without a criterion the latest is the best."""
+        value = self.history.last("val_loss")
+        if self.objective.best is None or value is None:
+            return self.current_epoch % self.save_every == 0
+        previous = [v for v in self.history.values["val_loss"] if v is not None]
+        smooth = previous[0]
+        for v in previous[1:]:
+            smooth = 0.9 * smooth + 0.1 * v
+        if self._best_ema is not None and smooth >= self._best_ema:
+            return False
+        self._best_ema = smooth
+        return True
+
+    def _draw(self) -> None:
+        folder, last = Path(self.output_folder), self.current_epoch == self.num_epochs
+        if last or time() - self._last_plot > SECONDS_BETWEEN_PLOTS:
+            self._last_plot = time()
+            self.history.plot(folder / "progress.png")
+        if last or self.current_epoch % self.settings.picture_every == 0:
+            save_pictures(self, folder / "pictures", f"epoch_{self.current_epoch:04d}")

@@ -1,0 +1,232 @@
+"""Setting up a pre-training run: configuration, cases, budget, objective, optimiser, loaders."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnssl.config import Config, Groups, Schema, bind, read_config
+from nnssl.modules import unet
+from nnssl.objectives import OBJECTIVES, Context, Objective
+from nnssl.training import folds, pretraining_checkpoint
+from nnssl.training.budget import Budget, Request, divide, median_shape, raw_patch
+from nnssl.training.case_table import case_table
+from nnssl.training.loader import BatchMaker
+from nnssl.training.planned_network import build_network, check_supported, refuse_cascade
+from nnssl.training.pretraining_data import DataFolders, batch_maker, validation_maker
+from nnssl.training.sampling import Sampling
+from nnssl.training.settings import PretrainingSettings
+from nnssl.training.stepped_loader import SteppedLoader
+from nnssl.training.weight_change import WeightChange
+from nnssl.views import VIEWS
+
+SCHEMA: Schema = {
+    "training": PretrainingSettings,
+    "sampling": Sampling,
+    "views": Groups(VIEWS),
+    "objective": OBJECTIVES,
+}
+GIVEN = ("network", "context")
+
+
+class PretrainingSetup(nnUNetTrainer):
+    """What `initialize` does, and the batches of a run.
+
+    The constructor derives nothing from the configuration: `initialize` binds it (unless
+    `load_checkpoint` has bound a stored one) and alone sets budget, batch and network.
+    """
+
+    config_name: str = "nnSSLContrastiveTrainer"
+    config: Config | None = None
+    step: int = 0
+
+    def bind_config(self) -> Config:
+        """Today's configuration: YAML file and overrides, checked."""
+        return bind(read_config(self.config_name), SCHEMA, GIVEN)
+
+    def initialize(self) -> None:
+        """Bind the configuration, divide the budget, build objective and optimiser."""
+        check_supported(self.configuration_manager)
+        refuse_cascade(self.configuration_manager, self.configuration_name)
+        if self.config is None:
+            self.config = self.bind_config()
+        self._apply(self.config)
+        self.num_input_channels = determine_num_input_channels(
+            self.plans_manager, self.configuration_manager, self.dataset_json
+        )
+        self.train_cases, self.val_cases = self._cases()
+        torch.manual_seed(self.settings.seed)
+        self.network = self._build_objective().to(self.device)
+        self.weight_change = WeightChange(self.objective.network)
+        if self.settings.initial_weights is not None:
+            pretraining_checkpoint.load_initial(self, self.settings.initial_weights)
+        if self._compiles_parts():
+            unet.compile_parts(self.objective.network)
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        if self.is_ddp:
+            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+            self.network = DistributedDataParallel(self.network, device_ids=[self.local_rank])
+        self.was_initialized = True
+
+    def _apply(self, config: Config) -> None:
+        sections = config.sections
+        self.settings = PretrainingSettings(**sections["training"])
+        self.sampling = Sampling(**sections["sampling"])
+        self.views = {name: VIEWS[v.pop("kind")](**v) for name, v in sections["views"].items()}
+        settings = self.settings
+        self.num_epochs, self.save_every = settings.num_epochs, settings.save_every
+        self.num_iterations_per_epoch = settings.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = settings.num_val_iterations_per_epoch
+        self.initial_lr, self.weight_decay = settings.initial_lr, settings.weight_decay
+
+    def _cases(self) -> tuple[list[Any], list[Any]]:
+        self.folders = DataFolders.of(Path(self.preprocessed_dataset_folder))
+        return tuple(  # type: ignore[return-value]
+            case_table(
+                self.folders.preprocessed,
+                self.folders.own,
+                identifiers,
+                self.plans_manager.transpose_forward,
+                self.sampling.position_axis,
+            )
+            for identifiers in self.do_split()
+        )
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split, refused where it would leak (see `folds.check`)."""
+        folds.check(Path(self.preprocessed_dataset_folder), self.fold)
+        train, val = super().do_split()
+        return list(train), list(val)
+
+    def _build_objective(self) -> Objective:
+        assert self.config is not None
+        name, knobs = self.config.chosen("objective")
+        kind = OBJECTIVES[name]
+        planned_channels = self.label_manager.num_segmentation_heads
+        channels = kind.output_channels(self.num_input_channels) or planned_channels
+        network = build_network(self, self.num_input_channels, channels, deep_supervision=False)
+        self.budget = self._divide(network, kind)
+        context = Context(
+            self.num_input_channels,
+            self.budget.crop,
+            tuple(self.configuration_manager.spacing)[-len(self.budget.crop) :],
+            self.budget.samples,
+            partitions=self.sampling.partitions,
+            datasets=len({case.dataset for case in self.train_cases}),
+            cases=len(self.train_cases),
+        )
+        objective = kind(network, context, **knobs)
+        unet.freeze_untrained(network, objective.trained)
+        return objective
+
+    def _divide(self, network: nn.Module, kind: type[Objective]) -> Budget:
+        """Crop, patch and number of patches per step (the only place that sets them)."""
+        manager, sampling = self.configuration_manager, self.sampling
+        planned = tuple(int(n) for n in manager.patch_size)
+        views = sum(v.count * v.size_fraction ** len(planned) for v in self.views.values())
+        axis = self.train_cases[0].axis
+        parts = sampling.partitions if sampling.structured else 1
+        share = 1.0 if kind.decodes else unet.encoder_share(network, planned)
+        request = Request(
+            planned,
+            manager.batch_size,
+            tuple(unet.total_stride(network)),
+            views,
+            share / self.settings.voxel_budget,
+            kind.least_samples,
+            parts,
+            median_shape(manager.median_image_size_in_voxels, len(planned)),
+            axis,
+            tuple(self.settings.crop) if self.settings.crop is not None else None,
+            None if sampling.volumes is None else sampling.volumes * parts,
+        )
+        crop, samples = divide(request)
+        spacing = tuple(manager.spacing)[-len(crop) :]
+        wanted = [view.patch_size(crop, spacing) for view in self.views.values()]
+        largest = [max(sizes) for sizes in zip(*wanted, strict=True)]
+        voxels = math.prod(planned) * manager.batch_size
+        return Budget(crop, raw_patch(crop, largest), samples, views, voxels)
+
+    def _compiles_parts(self) -> bool:
+        return bool(super()._do_i_compile())
+
+    def _do_i_compile(self) -> bool:
+        """The objective itself is never compiled; `unet.compile_parts` compiles what it calls."""
+        return False
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
+        trainable = [p for p in self.network.parameters() if p.requires_grad]
+        rate, decay = self.settings.initial_lr, self.settings.weight_decay
+        if self.settings.optimizer == "sgd":
+            return torch.optim.SGD(
+                trainable, rate, weight_decay=decay, momentum=0.99, nesterov=True
+            ), None
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.settings.optimizer]
+        return kind(trainable, rate, weight_decay=decay), None
+
+    @property
+    def objective(self) -> Objective:
+        return self.network.module if self.is_ddp else self.network  # type: ignore[return-value]
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """The objective decides itself which outputs it reads."""
+
+    def plot_network_architecture(self) -> None:
+        """nnU-Net's drawing assumes a plain U-Net."""
+
+    def get_dataloaders(self) -> tuple[SteppedLoader, SteppedLoader | None]:
+        """Loaders that begin at the step at which the run is."""
+        processes = get_allowed_n_proc_DA()
+        train = SteppedLoader(self.batch_maker, self.step, processes, self._pins)
+        return train, self._validation_loader(processes)
+
+    @property
+    def _pins(self) -> bool:
+        return self.device.type == "cuda"
+
+    @cached_property
+    def batch_maker(self) -> BatchMaker:
+        """Step -> batch of the training cases."""
+        return batch_maker(
+            self.train_cases,
+            self.folders,
+            self.objective.companions,
+            self.budget.crop,
+            self.budget.patch,
+            self.budget.samples,
+            self.sampling,
+            self.settings.seed,
+            self.local_rank,
+        )
+
+    def _validation_loader(self, processes: int) -> SteppedLoader | None:
+        maker = validation_maker(
+            self.batch_maker, self.val_cases, self.settings.num_val_iterations_per_epoch
+        )
+        if maker is None:
+            self.num_val_iterations_per_epoch = 0
+            return None
+        return SteppedLoader(maker, 0, min(1, processes), self._pins)
+
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Move a batch to the device and make its views there."""
+        ready = dict(batch)
+        ready["image"] = batch["image"].to(self.device, non_blocking=True)
+        ready["companions"] = {
+            name: companion.to(self.device, non_blocking=True)
+            for name, companion in batch["companions"].items()
+        }
+        crop, spacing = self.budget.crop, self.objective.context.spacing
+        ready["views"] = {}
+        for name, view in self.views.items():
+            ready["views"].update(view(ready, name, crop, spacing))
+        return ready

@@ -1,0 +1,302 @@
+"""The pre-training trainer on a tiny dataset: promises about checkpoints, resuming, signals, errors."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnssl.modules import unet
+from nnssl.training.checkpoint import read_checkpoint
+from nnssl.training.factory import trainer_class
+from nnssl.training.pretrainer import nnSSLPretrainer
+
+SHORT = """
+extends: nnSSLContrastiveTrainer
+training: {num_epochs: 2, num_iterations_per_epoch: 3, num_val_iterations_per_epoch: 1,
+           crop: %s, warmup_epochs: 1, picture_every: 1}
+sampling: {partitions: 2, volumes: 2}
+objective: {hidden_features: 16, embedding_features: 8}
+"""
+
+
+@pytest.fixture
+def short(trainer_yaml: Callable[[str, str], str]) -> Callable[..., type]:
+    """`short(name, extra, crop)`: class of a two-epoch trainer."""
+
+    def make(name: str = "nnSSLShort", extra: str = "", crop: str = "[16, 16]") -> type:
+        trainer_yaml(name, SHORT % crop + extra)
+        trainer_class.cache_clear()
+        return trainer_class(name)
+
+    return make
+
+
+def run(dataset: Any, kind: type, **options: Any) -> nnSSLPretrainer:
+    trainer = dataset.trainer(kind, **options)
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    return trainer
+
+
+def weights(trainer: nnSSLPretrainer) -> dict[str, torch.Tensor]:
+    return read_checkpoint(Path(trainer.output_folder) / "checkpoint_final.pth")["network_weights"]
+
+
+@pytest.mark.parametrize(
+    ("configuration", "crop", "fold"), [("2d", "[16, 16]", 0), ("3d_fullres", "[4, 16, 16]", "all")]
+)
+def test_walk(
+    tiny_dataset: Any, short: Callable[..., type], configuration: str, crop: str, fold: Any
+) -> None:
+    """A run leaves what is promised, and moves the encoder only."""
+    trainer = run(tiny_dataset, short(crop=crop), configuration=configuration, fold=fold)
+    folder = Path(trainer.output_folder)
+    assert {f.name for f in folder.iterdir()} >= {
+        "checkpoint_final.pth", "progress.png", "resolved_config.yaml", "pictures",
+    }  # fmt: skip
+    assert not (folder / "checkpoint_latest.pth").exists()
+    assert not (folder / "checkpoint_preflight.pth").exists()
+    history = trainer.history.values
+    assert len(history["train_loss"]) == len(history["val_loss"]) == 2
+    if configuration == "2d":  # 8 views of 2 volumes x 2 parts: 4 negatives; in 3D views may cross
+        assert history["collapse_loss"][0] == pytest.approx(math.log(5), abs=1e-4)
+    assert all(history[f"weight_change_stage_{s}"][-1] > 0 for s in range(2))
+
+
+def test_final_checkpoint_is_stock_and_plain(tiny_dataset: Any, short: Callable[..., type]) -> None:
+    """Promise 1: stock nnU-Net takes it; it opens without nnssl and runs no code."""
+    trainer = run(tiny_dataset, short())
+    file = Path(trainer.output_folder) / "checkpoint_final.pth"
+    checkpoint = torch.load(file, weights_only=True)
+    stock = tiny_dataset.trainer(nnUNetTrainer, continue_training=False)
+    stock.initialize()
+    load_pretrained_weights(stock.network, str(file))
+    loaded = stock.network.state_dict()
+    assert set(checkpoint["network_weights"]) == set(loaded)
+    for key, value in checkpoint["network_weights"].items():
+        assert ".seg_layers." in key or torch.equal(loaded[key], value)
+    own = checkpoint["nnssl"]
+    assert own["kind"] == "pretrain" and own["finished"] and own["step"] == 6
+    assert all(key.startswith("encoder.") for key in own["trained_keys"])
+    assert not set(own["cases"]["train"]) & set(own["cases"]["left_out"])
+
+
+def test_same_seed_same_weights_and_another_seed_others(
+    tiny_dataset: Any, short: Callable[..., type], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = short(extra="\n")
+    first = weights(run(tiny_dataset, kind))
+    again = weights(run(tiny_dataset, kind))
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    monkeypatch.setenv("nnssl_overrides", "training.seed=1 training.overwrite=true")
+    other = weights(run(tiny_dataset, kind))
+    assert any(not torch.equal(first[k], other[k]) for k in first)
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 4])
+def test_stopped_and_resumed_equals_uninterrupted(
+    tiny_dataset: Any, short: Callable[..., type], stop_at: int
+) -> None:
+    """Inside an epoch and at its end; weights, heads, history and steps are the same."""
+    kind = short()
+    whole = run(tiny_dataset, kind)
+    expected, history = weights(whole), whole.history.values
+    (Path(whole.output_folder) / "checkpoint_final.pth").unlink()
+
+    trainer = tiny_dataset.trainer(kind)
+    step = trainer.train_step
+
+    def stopping(batch: Any) -> Any:
+        if trainer.step == stop_at - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return step(batch)
+
+    trainer.train_step = stopping
+    with pytest.raises(SystemExit):
+        trainer.run_training()
+    resumed = tiny_dataset.trainer(kind)
+    resumed.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
+    assert resumed.step == stop_at
+    resumed.run_training()
+    found = weights(resumed)
+    assert all(torch.equal(expected[k], found[k]) for k in expected)
+    for key in ("train_loss", "val_loss", "accuracy"):
+        assert resumed.history.values[key] == pytest.approx(history[key])
+
+
+def test_resuming_with_another_temperature_prints_both_values(
+    tiny_dataset: Any, short: Callable[..., type], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = run(tiny_dataset, short())
+    monkeypatch.setenv("nnssl_overrides", "objective.temperature=0.25")
+    resumed = tiny_dataset.trainer(type(trainer))
+    with pytest.raises(ValueError, match=r"objective.temperature: stored 0\.1, today 0\.25"):
+        resumed.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+
+
+def test_resuming_with_more_epochs_goes_on(
+    tiny_dataset: Any, short: Callable[..., type], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = run(tiny_dataset, short())
+    monkeypatch.setenv("nnssl_overrides", "num_epochs=3")
+    resumed = tiny_dataset.trainer(type(trainer))
+    resumed.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    resumed.run_training()
+    assert resumed.step == 9
+    assert len(resumed.history.values["train_loss"]) == 3
+
+
+def test_a_finished_run_with_another_configuration_is_not_overwritten(
+    tiny_dataset: Any, short: Callable[..., type], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = short()
+    run(tiny_dataset, kind)
+    monkeypatch.setenv("nnssl_overrides", "temperature=0.5")
+    with pytest.raises(RuntimeError, match="overwrite"):
+        run(tiny_dataset, kind)
+
+
+def test_a_finetuned_or_stock_checkpoint_is_refused_on_resume(
+    tiny_dataset: Any, short: Callable[..., type]
+) -> None:
+    trainer = tiny_dataset.trainer(short())
+    with pytest.raises(ValueError, match="initial_weights"):
+        trainer.load_checkpoint({"network_weights": {}})
+
+
+def test_non_finite_losses_are_skipped_counted_and_stop_the_run(
+    tiny_dataset: Any, short: Callable[..., type]
+) -> None:
+    trainer = tiny_dataset.trainer(short(extra="  \n"))
+    trainer.initialize()
+    trainer.on_train_start()
+    before = unet.plain_state_dict(trainer.objective.network)
+    batch = trainer.batch_maker(0)
+    batch["image"][:] = float("nan")
+    for _ in range(trainer.settings.max_skipped_steps):
+        assert trainer.train_step(batch) == {}
+    after = unet.plain_state_dict(trainer.objective.network)
+    assert trainer.skipped_steps == trainer.settings.max_skipped_steps
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    with pytest.raises(RuntimeError, match="not finite"):
+        trainer.train_step(batch)
+
+
+def test_preflight_refuses_images_with_nan(tiny_dataset: Any, short: Callable[..., type]) -> None:
+    trainer = tiny_dataset.trainer(short())
+    trainer.initialize()
+    make = trainer.batch_maker
+
+    class Broken:
+        sampler = make.sampler
+
+        def __call__(self, step: int) -> Any:
+            batch = make(step)
+            batch["image"][:] = float("nan")
+            return batch
+
+    trainer.__dict__["batch_maker"] = Broken()
+    trainer.dataloader_train, trainer.dataloader_val = None, None
+    with pytest.raises(RuntimeError, match="Pre-flight"):
+        trainer._preflight(Path(trainer.output_folder))
+
+
+def test_preflight_leaves_no_trace(tiny_dataset: Any, short: Callable[..., type]) -> None:
+    trainer = tiny_dataset.trainer(short())
+    trainer.initialize()
+    before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    trainer._preflight(Path(trainer.output_folder))
+    assert all(torch.equal(before[k], v) for k, v in trainer.network.state_dict().items())
+    assert all(p.grad is None for p in trainer.network.parameters())
+    assert not list(Path(trainer.output_folder).glob("*.pth"))
+
+
+def test_validation_cases_are_never_drawn(tiny_dataset: Any, short: Callable[..., type]) -> None:
+    trainer = tiny_dataset.trainer(short())
+    trainer.initialize()
+    drawn = {name for step in range(30) for name in trainer.batch_maker(step)["identifier"]}
+    assert drawn and all(not name.startswith("p0_") for name in drawn)
+
+
+@pytest.mark.parametrize(
+    ("fold", "message"), [(7, "has 2 folds"), (0, "both training and validation")]
+)
+def test_dishonest_splits_are_refused(
+    tiny_dataset: Any, short: Callable[..., type], fold: int, message: str
+) -> None:
+    if fold == 0:
+        import json
+
+        file = tiny_dataset.preprocessed / "splits_final.json"
+        splits = json.loads(file.read_text())
+        splits[0]["train"].append(splits[0]["val"].pop())
+        file.write_text(json.dumps(splits))
+    with pytest.raises(ValueError, match=message):
+        tiny_dataset.trainer(short(), fold=fold).initialize()
+
+
+def test_patch_as_large_as_the_volume_says_which_crop_would_do(
+    tiny_dataset: Any, short: Callable[..., type]
+) -> None:
+    kind = short(crop="[8, 16, 16]")
+    with pytest.raises(ValueError, match="would do"):
+        run(tiny_dataset, kind, configuration="3d_fullres")
+
+
+def test_initial_weights_are_taken(
+    tiny_dataset: Any, short: Callable[..., type], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(tiny_dataset, short())
+    source = Path(first.output_folder) / "checkpoint_final.pth"
+    monkeypatch.setenv("nnssl_overrides", f"initial_weights={source}")
+    second = tiny_dataset.trainer(short("nnSSLSecond"))
+    second.initialize()
+    expected = unet.plain_state_dict(first.objective.network)
+    assert all(
+        torch.equal(expected[k], v) for k, v in second.objective.network.state_dict().items()
+    )
+
+
+def test_disabled_checkpointing_writes_none(tiny_dataset: Any, short: Callable[..., type]) -> None:
+    trainer = tiny_dataset.trainer(short())
+    trainer.disable_checkpointing = True
+    trainer.run_training()
+    assert not list(Path(trainer.output_folder).glob("*.pth"))
+
+
+def test_residual_encoder_and_several_channels(
+    tiny_dataset: Any, short: Callable[..., type]
+) -> None:
+    """The objective runs on residual-encoder plans as the planned network does."""
+    from copy import deepcopy
+
+    plans = deepcopy(tiny_dataset.plans)
+    architecture = plans["configurations"]["2d"]["architecture"]
+    architecture["network_class_name"] = (
+        "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+    )
+    arguments = architecture["arch_kwargs"]
+    arguments["n_blocks_per_stage"] = [1] * len(arguments.pop("n_conv_per_stage"))
+    trainer = run(tiny_dataset, short(), configurations=plans["configurations"])
+    assert trainer.history.values["weight_change_stage_0"][-1] > 0
+
+
+def test_cascade_and_foreign_networks_are_refused(
+    tiny_dataset: Any, short: Callable[..., type]
+) -> None:
+    from copy import deepcopy
+
+    plans = deepcopy(tiny_dataset.plans)
+    plans["configurations"]["2d"]["architecture"]["network_class_name"] = "somewhere.PrimusM"
+    trainer = tiny_dataset.trainer(short(), configurations=plans["configurations"])
+    with pytest.raises(ValueError, match="PrimusM"):
+        trainer.initialize()
