@@ -13,6 +13,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import nn
 
 torch.set_num_threads(1)
+os.environ.setdefault("nnUNet_def_n_proc", "1")  # nnU-Net reads it at import; default: 8 processes
 
 PROCESSES = 2
 

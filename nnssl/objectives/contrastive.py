@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class ContrastiveObjective(Objective):
 
     sampling = "partitioned"
     least_samples = 12
-    default_views = {"global": {"count": 2}}
+    default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {"global": {"count": 2}}
 
     def __init__(
         self,

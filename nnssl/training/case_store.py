@@ -39,7 +39,7 @@ class Case:
 
 
 def image_file(folder: Path, identifier: str) -> Path:
-    """File that holds the preprocessed image of a case (blosc2, or NumPy of older installations)."""
+    """File that holds the preprocessed image of a case (blosc2, or NumPy of older versions)."""
     for ending in (".b2nd", ".npy", ".npz"):
         file = folder / f"{identifier}{ending}"
         if file.is_file():

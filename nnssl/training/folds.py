@@ -9,6 +9,8 @@ from nnssl.datasets.cases import CASES_FILE, read_cases
 from nnssl.datasets.files import read_json, write_json
 from nnssl.datasets.splits import SPLITS_FILE, check_split, patient_splits, restore_split
 
+RAW = "nnUNet_raw"
+
 
 def check(preprocessed_folder: Path, fold: int | str) -> None:
     """Put the split in place if it is missing, and refuse one that cannot be honest.
@@ -28,7 +30,7 @@ def check(preprocessed_folder: Path, fold: int | str) -> None:
         return
     dataset = preprocessed_folder.parent
     file = dataset / SPLITS_FILE
-    raw = os.environ.get("nnUNet_raw")
+    raw = os.environ.get(RAW)
     if not file.exists() and not (raw and restore_split(Path(raw) / dataset.name, dataset)):
         _draw(dataset)
     if not file.exists():

@@ -43,7 +43,8 @@ class PatchReader:
             inside = tuple(
                 slice(int(a), max(int(a), int(b))) for a, b in zip(low, high, strict=True)
             )
-            part = np.asarray(array[(slice(None), *inside)])
+            index = (slice(None), *inside)
+            part = np.asarray(array[index])
         except Exception as error:
             cause = (
                 str(error) if isinstance(error, CaseError) else f"{type(error).__name__}: {error}"

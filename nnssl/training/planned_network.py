@@ -11,7 +11,7 @@ SUPPORTED = ("PlainConvUNet", "ResidualEncoderUNet")
 
 
 def check_supported(configuration_manager: Any) -> None:
-    """Raise ValueError for a network, or a cascade's second stage, that nnSSL does not pre-train."""
+    """Raise ValueError for a network that nnSSL does not pre-train."""
     name = configuration_manager.network_arch_class_name.rsplit(".", 1)[-1]
     if name not in SUPPORTED:
         raise ValueError(

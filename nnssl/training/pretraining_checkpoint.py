@@ -92,9 +92,9 @@ def own_part(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     own = checkpoint.get("nnssl")
     if not isinstance(own, Mapping) or own.get("kind") != "pretrain":
         raise ValueError(
-            "the checkpoint is not one of an nnSSL pre-training run, so the run cannot be continued "
-            "from it. Start anew without --c (another nnUNet_results keeps the old files), or set "
-            "training.initial_weights to start from its weights."
+            "the checkpoint is not one of an nnSSL pre-training run, so the run cannot be "
+            "continued from it. Start anew without --c (another nnUNet_results keeps the old "
+            "files), or set training.initial_weights to start from its weights."
         )
     return own
 

@@ -95,9 +95,9 @@ class PretrainingLoop(PretrainingSetup):
         self.skipped_steps += not finite
         if self._skipped_in_a_row > self.settings.max_skipped_steps:
             raise RuntimeError(
-                f"The loss was not finite {self._skipped_in_a_row} times in a row (step {self.step}). "
-                "Lower training.initial_lr, or look for NaN in the preprocessed images; "
-                "checkpoint_latest.pth holds the last weights that were saved."
+                f"The loss was not finite {self._skipped_in_a_row} times in a row "
+                f"(step {self.step}). Lower training.initial_lr, or look for NaN in the "
+                "preprocessed images; checkpoint_latest.pth holds the last weights that were saved."
             )
 
     @staticmethod
@@ -174,7 +174,7 @@ class PretrainingLoop(PretrainingSetup):
             smooth = 0.9 * smooth + 0.1 * v
         if self._best_ema is not None and smooth >= self._best_ema:
             return False
-        self._best_ema = smooth
+        self._best_ema: float | None = smooth
         return True
 
     def _draw(self) -> None:

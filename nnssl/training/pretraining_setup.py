@@ -74,8 +74,11 @@ class PretrainingSetup(nnUNetTrainer):
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         if self.is_ddp:
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
-            self.network = DistributedDataParallel(self.network, device_ids=[self.local_rank])
+            self.network = self._distributed(self.network)
         self.was_initialized = True
+
+    def _distributed(self, objective: nn.Module) -> Any:
+        return DistributedDataParallel(objective, device_ids=[self.local_rank])
 
     def _apply(self, config: Config) -> None:
         sections = config.sections

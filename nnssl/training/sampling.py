@@ -158,7 +158,7 @@ class Sampler:
         return drawn
 
     def _distinct(self, rng: np.random.Generator, members: list[int], count: int) -> list[int]:
-        """`count` volumes of distinct patients; patients, then volumes, repeat when they run out."""
+        """`count` volumes of distinct patients; patients repeat when they run out."""
         by_patient: dict[int, list[int]] = {}
         for i in members:
             by_patient.setdefault(self.cases[i].patient, []).append(i)

@@ -1,4 +1,4 @@
-"""Stop requests: SIGINT, SIGTERM and SIGUSR1 set a flag; the loop saves and leaves after the step."""
+"""Stop requests: SIGINT, SIGTERM and SIGUSR1 set a flag; the loop leaves after the step."""
 
 from __future__ import annotations
 

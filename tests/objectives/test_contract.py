@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-
 from toys import TOYS
 
 from nnssl.modules import unet
@@ -86,7 +85,9 @@ def subject(request: pytest.FixtureRequest, make_unet: Callable[..., nn.Module])
 def test_loss_is_a_finite_float32_scalar_and_terms_are_detached(subject: Subject) -> None:
     terms = subject.objective(subject.batch())
     loss = terms.pop("loss")
-    assert loss.dtype == torch.float32 and loss.ndim == 0 and loss.isfinite()
+    assert loss.dtype == torch.float32
+    assert loss.ndim == 0
+    assert loss.isfinite()
     assert all(term.ndim == 0 and not term.requires_grad for term in terms.values())
 
 

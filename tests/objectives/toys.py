@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, mse_loss, normalize
@@ -15,10 +18,10 @@ from nnssl.objectives.base import Batch, Context, Objective
 
 
 class Restoration(Objective):
-    """Restore a corrupted view through the decoder, with or without skips (Models Genesis, PCRLv2)."""
+    """Restore a corrupted view through the decoder, with or without skips."""
 
     decodes = True
-    default_views = {"global": {"count": 1}}
+    default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {"global": {"count": 1}}
 
     def __init__(self, network: nn.Module, context: Context, *, skips: bool = True) -> None:
         super().__init__(network, context)
@@ -45,7 +48,7 @@ class MaskedConvolution(Objective):
     """Mask kept after every encoder stage, as SparK needs it."""
 
     decodes = True
-    default_views = {"global": {"count": 1}}
+    default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {"global": {"count": 1}}
 
     @classmethod
     def output_channels(cls, input_channels: int) -> int:
@@ -77,7 +80,7 @@ class DenseClustering(Objective):
     """Features of overlapping views agree, and predict a companion map where both see it."""
 
     companions = ("clusters",)
-    default_views = {"global": {"count": 2}}
+    default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {"global": {"count": 2}}
 
     def __init__(self, network: nn.Module, context: Context, *, clusters: int = 3) -> None:
         super().__init__(network, context)
@@ -101,7 +104,9 @@ class DenseClustering(Objective):
 class Puzzle(Objective):
     """Which of four small pieces is which: pieces are small views of the one patch."""
 
-    default_views = {"piece": {"count": 4, "size_fraction": 0.5}}
+    default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "piece": {"count": 4, "size_fraction": 0.5}
+    }
 
     def __init__(self, network: nn.Module, context: Context) -> None:
         super().__init__(network, context)
@@ -119,7 +124,7 @@ class MomentumTarget(Objective):
     """A momentum copy of the encoder and a memory bank, both moved in `after_step` only."""
 
     best = None
-    default_views = {"global": {"count": 2}}
+    default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {"global": {"count": 2}}
 
     def __init__(self, network: nn.Module, context: Context) -> None:
         super().__init__(network, context)

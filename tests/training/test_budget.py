@@ -63,4 +63,6 @@ def test_raw_patch_has_an_even_margin() -> None:
 
 def test_the_log_line_states_local_and_global_voxels() -> None:
     line = Budget((16, 16), (20, 20), 4, 2.0, 999).describe(1, 3)
-    assert "= 2048 voxels" in line and "6144" in line and "999" in line
+    assert "= 2048 voxels" in line
+    assert "6144" in line
+    assert "999" in line

@@ -112,7 +112,9 @@ def test_companions_are_cut_by_the_same_box_and_padded_with_minus_one(tiny_datas
     batch = make(0)
     companion, image = batch["companions"]["clusters"], batch["image"][:, 0]
     outside = companion == -1
-    assert companion.dtype == torch.int64 and outside.any() and not outside.all()
+    assert companion.dtype == torch.int64
+    assert outside.any()
+    assert not outside.all()
     assert torch.equal(companion[~outside], (image * 100).int().long()[~outside])
     assert (image[outside].abs() < 0.02).all()
 
@@ -158,7 +160,8 @@ def test_occupancy_cells_count_bright_voxels() -> None:
     image[1, :8, :8] = 5
     cells = occupancy_cells(image)
     assert cells.shape == (2, 2, 2)
-    assert cells[1, 0, 0] == 1 and cells.sum() == 1
+    assert cells[1, 0, 0] == 1
+    assert cells.sum() == 1
     assert CELL == 8
 
 

@@ -1,4 +1,4 @@
-"""The pre-training trainer on a tiny dataset: promises about checkpoints, resuming, signals, errors."""
+"""The pre-training trainer on a tiny dataset: checkpoints, resuming, signals, errors."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ def test_final_checkpoint_is_stock_and_plain(tiny_dataset: Any, short: Callable[
     for key, value in checkpoint["network_weights"].items():
         assert ".seg_layers." in key or torch.equal(loaded[key], value)
     own = checkpoint["nnssl"]
-    assert own["kind"] == "pretrain" and own["finished"] and own["step"] == 6
+    assert own["kind"] == "pretrain"
+    assert own["finished"]
+    assert own["step"] == 6
     assert all(key.startswith("encoder.") for key in own["trained_keys"])
     assert not set(own["cases"]["train"]) & set(own["cases"]["left_out"])
 
@@ -224,7 +226,8 @@ def test_validation_cases_are_never_drawn(tiny_dataset: Any, short: Callable[...
     trainer = tiny_dataset.trainer(short())
     trainer.initialize()
     drawn = {name for step in range(30) for name in trainer.batch_maker(step)["identifier"]}
-    assert drawn and all(not name.startswith("p0_") for name in drawn)
+    assert drawn
+    assert all(not name.startswith("p0_") for name in drawn)
 
 
 @pytest.mark.parametrize(

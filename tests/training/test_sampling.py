@@ -1,4 +1,4 @@
-"""Places of a step: parts are right, patients distinct, tissue is found, impossible crops refused."""
+"""Places of a step: right parts, distinct patients, tissue found, impossible crops refused."""
 
 from __future__ import annotations
 
