@@ -38,7 +38,7 @@ SECONDS=0
 dataset=27
 plans=nnUNetPlansQuick
 sizes="--spacing 3 --patch 64 --batch 8 --features 12 24 48 96"
-pretraining="num_epochs=12 num_iterations_per_epoch=80 num_val_iterations_per_epoch=2 save_every=1"
+pretraining="num_epochs=15 num_iterations_per_epoch=100 num_val_iterations_per_epoch=2 save_every=1"
 finetuning="num_epochs=15 num_iterations_per_epoch=40 num_val_iterations_per_epoch=4 save_every=1"
 finetuning="$finetuning labels.patients=2 training.seed=0"
 device="$("$python" -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')"

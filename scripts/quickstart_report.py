@@ -130,18 +130,19 @@ def draw_curves(quickstart: Quickstart, loss: Axes, accuracy: Axes, dice: Axes) 
     for arm, trainer in TRAINERS.items():
         values = quickstart.checkpoint(trainer)["logging"]["mean_fg_dice"]
         dice.plot(values, label=arm, color=COLOURS[arm])
-    dice.set(title="fine-tuning: Dice of patches (nnU-Net's quick estimate)", xlabel="epoch")
+    dice.set(title="fine-tuning: Dice (quick estimate)", xlabel="epoch")
     for axis in (loss, accuracy, dice):
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
 
 
 def draw_case(quickstart: Quickstart, case: str, column: NDArray[Any]) -> None:
-    """Truth, scratch and pre-trained on the slice with most foreground."""
+    """Truth, scratch and pre-trained on the middle slice of the labels."""
     raw = ("raw", quickstart.dataset)
     image = quickstart.image(*raw, "imagesTr", f"{case}_0000.nii.gz")
     truth = quickstart.image(*raw, "labelsTr", f"{case}.nii.gz")
-    at = int((truth > 0).sum((1, 2)).argmax())
+    labelled = np.flatnonzero((truth > 0).any((1, 2)))
+    at = int(labelled[len(labelled) // 2])
     window = _window(truth[at] > 0)
     arms = {arm: quickstart.image(folder, f"{case}.nii.gz") for arm, folder in PREDICTED.items()}
     for axis, (name, labels) in zip(column, {"truth": truth, **arms}.items(), strict=True):

@@ -144,7 +144,7 @@ def road(tmp_path_factory) -> Iterator[Road]:
     """A data set of six drawn patients, planned small and preprocessed; trainers are registered."""
     root = tmp_path_factory.mktemp("road")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("nnssl_", "nnUNet_"))}
-    own = {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": "1"}
+    own = {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1", "OMP_THREAD_LIMIT": "1"}
     folders = {f"nnUNet_{name}": str(root / name) for name in ("raw", "preprocessed", "results")}
     road = Road(root, {**kept, **own, **folders})
     road("nnssl_phantom", root / "native", "--patients", "6", "--workers", "1")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from time import time
 from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import nn
 
@@ -18,14 +16,13 @@ from nnssl.datasets.cases import read_cases
 from nnssl.finetuning.groups import parameter_groups
 from nnssl.finetuning.schedules import PartSchedule
 from nnssl.modules import unet
-from nnssl.modules.distributed import all_reduce_mean
 from nnssl.training import finetuning_checkpoint, folds, labels, runs
-from nnssl.training.checkpoint import read_checkpoint, save_atomically
+from nnssl.training.checkpoint import read_checkpoint
 from nnssl.training.finetuning_settings import MAY_CHANGE, FinetuningSettings
 from nnssl.training.finetuning_weights import StartingWeights
+from nnssl.training.interruptible import Interruptible
 from nnssl.training.labels import LabelBudget
 from nnssl.training.search import WeightSource
-from nnssl.training.signals import StopRequest
 from nnssl.training.stepped_loader import SteppedLoader
 from nnssl.training.supervised_batches import (
     SeededBatches,
@@ -34,10 +31,9 @@ from nnssl.training.supervised_batches import (
 )
 
 SCHEMA: Schema = {"training": FinetuningSettings, "weights": WeightSource, "labels": LabelBudget}
-SECONDS_BETWEEN_SAVES = 600.0
 
 
-class nnSSLFinetuner(nnUNetTrainer):
+class nnSSLFinetuner(Interruptible):
     """nnU-Net's trainer with weights, label budget, rates per part and exact resumption.
 
     Augmentation, loss, network and final validation are nnU-Net's. The constructor derives nothing
@@ -61,10 +57,8 @@ class nnSSLFinetuner(nnUNetTrainer):
         self.weights_record: dict[str, Any] = {"loaded": []}
         self.labelled: labels.Labelled | None = None
         self.stored: dict[str, Any] | None = None
-        self.stop = StopRequest()
         self.epoch_losses: list[float] = []
         self._loaded_from_outside = False
-        self._last_save = time()
 
     # ------------------------------------------------------------------ setting up
 
@@ -136,7 +130,7 @@ class nnSSLFinetuner(nnUNetTrainer):
         val_processes = min(processes, max(1, processes // 2))  # nnU-Net's shares
         with single_threaded_augmentation():
             train, val = super().get_dataloaders()
-        train_step = self._step
+        train_step = self.step
         val_step = self.current_epoch * self.num_val_iterations_per_epoch
         return (
             self._stepped(train.data_loader, "train", train_step, processes),
@@ -148,7 +142,8 @@ class nnSSLFinetuner(nnUNetTrainer):
         return SteppedLoader(batches, first, processes, pin_memory=self.device.type == "cuda")
 
     @property
-    def _step(self) -> int:
+    def step(self) -> int:  # type: ignore[override]
+        """Optimiser steps of the run so far."""
         per_epoch = self.settings.num_iterations_per_epoch
         return self.current_epoch * per_epoch + len(self.epoch_losses)
 
@@ -206,10 +201,10 @@ class nnSSLFinetuner(nnUNetTrainer):
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch - done
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        seed_everything(self.settings.seed, "step", self.local_rank, self._step)
+        seed_everything(self.settings.seed, "step", self.local_rank, self.step)
         output = super().train_step(batch)
         self.epoch_losses.append(float(output["loss"]))
-        self._save_or_leave()
+        self.save_or_leave()
         return output
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
@@ -222,47 +217,12 @@ class nnSSLFinetuner(nnUNetTrainer):
 
     def on_train_end(self) -> None:
         super().on_train_end()
-        self._close()
-
-    def _close(self) -> None:
-        for loader in (self.dataloader_train, self.dataloader_val):
-            if loader is not None:
-                loader.close()
-        self.stop.restore()
+        self.close()
 
     # ------------------------------------------------------------------ checkpoints
 
-    @property
-    def _latest(self) -> str:
-        return str(Path(self.output_folder) / "checkpoint_latest.pth")
-
-    def _save_or_leave(self) -> None:
-        """After each step: save every ten minutes; after a stop signal save, say so and exit."""
-        asked = torch.tensor(float(self.stop.requested), device=self.device)
-        if bool(all_reduce_mean(asked) > 0):
-            self._leave()
-        if time() - self._last_save > SECONDS_BETWEEN_SAVES:
-            self.save_checkpoint(self._latest)
-
-    def _leave(self) -> None:
-        self.save_checkpoint(self._latest)
-        name = self.stop.signal.name if self.stop.signal else "a stop signal on another rank"
-        self.print_to_log_file(
-            f"Stopped by {name} after step {self._step} (epoch {self.current_epoch}). Continue "
-            "with the same command and --c"
-        )
-        number = int(self.stop.signal) if self.stop.signal else 0
-        self._close()
-        sys.exit(128 + number)
-
-    def save_checkpoint(self, filename: str) -> None:
-        self._last_save = time()
-        if self.local_rank != 0:
-            return
-        if self.disable_checkpointing:
-            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
-            return
-        save_atomically(finetuning_checkpoint.compose(self), filename)
+    def compose_checkpoint(self) -> dict[str, Any]:
+        return finetuning_checkpoint.compose(self)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Rebind the stored configuration, then initialise; nnU-Net restores the rest."""

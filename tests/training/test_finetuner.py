@@ -155,7 +155,7 @@ def stop_after(trainer, steps):
     step = trainer.train_step
 
     def counted(batch):
-        if trainer._step == steps - 1:
+        if trainer.step == steps - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(batch)
 
@@ -172,7 +172,7 @@ def test_ten_minutes_are_a_reason_to_save(finetune):
     trainer._last_save -= 601
     trainer.train_step(next(trainer.dataloader_train))
     assert read_checkpoint(latest)["current_epoch"] == 0
-    trainer._close()
+    trainer.close()
 
 
 def test_twins_share_batches_and_what_stays_random(finetune, pretrained):
@@ -194,7 +194,7 @@ def test_twins_share_batches_and_what_stays_random(finetune, pretrained):
     assert all(torch.equal(states[0][key], states[1][key]) for key in decoder)
     assert {case[:2] for case in a["keys"]} == set(tuned.labelled.patients)
     for trainer in (tuned, scratch):
-        trainer._close()
+        trainer.close()
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -222,16 +222,16 @@ def test_resume_takes_the_stored_settings_and_refuses_others(finetune, monkeypat
     scratch = SHORT + "weights: {source: none}"
     trainer = finetune(scratch)
     trainer.on_train_start()
-    trainer.save_checkpoint(trainer._latest)
-    trainer._close()
-    latest = trainer._latest
+    trainer.save_checkpoint(trainer.latest_checkpoint)
+    trainer.close()
+    latest = trainer.latest_checkpoint
     resumed = finetune(scratch.replace("num_epochs: 2", "num_epochs: 3"))
     resumed.load_checkpoint(latest)
     assert resumed.num_epochs == 2
     resumed.on_train_start()
     assert resumed.num_epochs == resumed.lr_scheduler.epochs == 3
     assert "training.num_epochs changed from 2 to 3" in log_of(resumed)
-    resumed._close()
+    resumed.close()
     refused = finetune(scratch + "\n")
     monkeypatch.setenv("nnssl_overrides", "training.initial_lr=0.5")
     refused.load_checkpoint(latest)
@@ -243,14 +243,14 @@ def test_after_a_resume_no_weights_are_searched(finetune, pretrained, monkeypatc
     source = pretrained()
     trainer = finetune()
     trainer.on_train_start()
-    trainer.save_checkpoint(trainer._latest)
-    trainer._close()
+    trainer.save_checkpoint(trainer.latest_checkpoint)
+    trainer.close()
     source.unlink()
     resumed = finetune()
-    resumed.load_checkpoint(trainer._latest)
+    resumed.load_checkpoint(trainer.latest_checkpoint)
     resumed.on_train_start()
     assert [g["name"] for g in resumed.optimizer.param_groups] == ["encoder", "random"]
-    resumed._close()
+    resumed.close()
 
 
 def test_validation_alone_needs_no_weights_and_keeps_the_stored_configuration(finetune):
@@ -275,7 +275,7 @@ def test_finished_run_with_other_settings_is_not_overwritten(finetune):
 
 def start_and_close(trainer):
     trainer.on_train_start()
-    trainer._close()
+    trainer.close()
 
 
 def test_pretrained_weights_flag_is_seen_and_nothing_is_searched(finetune, pretrained, monkeypatch):
@@ -288,7 +288,7 @@ def test_pretrained_weights_flag_is_seen_and_nothing_is_searched(finetune, pretr
     assert trainer.weights_record["how"] == "-pretrained_weights"
     assert "nothing is searched" in log_of(trainer)
     assert [g["name"] for g in trainer.optimizer.param_groups] == ["encoder", "decoder", "random"]
-    trainer._close()
+    trainer.close()
 
     different = read_checkpoint(other)
     different["network_weights"] = {k: v + 1 for k, v in different["network_weights"].items()}
@@ -303,7 +303,7 @@ def test_pretrained_weights_flag_is_seen_and_nothing_is_searched(finetune, pretr
                 trainer.on_train_start()
         else:
             trainer.on_train_start()
-            trainer._close()
+            trainer.close()
 
 
 def test_pretrained_weights_flag_contradicts_random_weights(finetune, pretrained):
@@ -326,7 +326,7 @@ def test_an_all_run_that_is_named_is_marked_as_contaminated(finetune, pretrained
     assert trainer.weights_record["contaminated"] is True
     assert trainer.weights_record["seen_validation_cases"] == ["p0_f0", "p0_f1"]
     assert "CONTAMINATED" in log_of(trainer)
-    trainer._close()
+    trainer.close()
 
 
 def test_other_plans_are_told(finetune, pretrained, tiny_dataset):
@@ -336,7 +336,7 @@ def test_other_plans_are_told(finetune, pretrained, tiny_dataset):
     trainer = finetune()
     trainer.on_train_start()
     assert "spacing: the weights were trained with [3.0, 3.0]" in log_of(trainer)
-    trainer._close()
+    trainer.close()
 
 
 def test_stock_model_as_source(finetune, pretrained, monkeypatch):
@@ -351,7 +351,7 @@ def test_stock_model_as_source(finetune, pretrained, monkeypatch):
     assert not any("seg_layers" in key for key in loaded)
     assert trainer.weights_record["contaminated"] is None
     assert "cannot be told" in log_of(trainer)
-    trainer._close()
+    trainer.close()
 
 
 def test_split_is_put_back_and_a_fold_beyond_it_refused(finetune, tiny_dataset):
@@ -381,4 +381,4 @@ def test_3d_one_step(finetune):
     trainer.on_train_start()
     loss = trainer.train_step(next(trainer.dataloader_train))["loss"]
     assert loss == loss
-    trainer._close()
+    trainer.close()
