@@ -36,7 +36,7 @@ setup(
     include_package_data=False,
     install_requires=[
         "nnunetv2>=2.6.2,<2.9",
-        "torch>=2.5",  # torch.serialization.safe_globals
+        "torch>=2.6",  # torch.serialization.safe_globals with names
         "numpy>=1.24",
         "batchgenerators>=0.25.1",
         "batchgeneratorsv2>=0.3.0",
@@ -46,6 +46,7 @@ setup(
         "nibabel>=4.0",
         "blosc2>=3.0.0b1",
         "PyYAML>=6.0",
+        "scikit-image>=0.19",
         "tqdm>=4.60",
         "matplotlib>=3.5",
     ],

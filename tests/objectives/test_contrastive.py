@@ -1,0 +1,119 @@
+"""The contrastive objective: pairs follow position in the body; two processes equal one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_contract import make_batch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnssl.modules import unet
+from nnssl.objectives import Context
+from nnssl.objectives.contrastive import ContrastiveObjective
+from nnssl.views import RandomView
+
+CROP = (16, 16)
+STILL = {"rotation": 0.0, "scale": (1.0, 1.0), "stretch": 1.0, "shift": 0.0}
+
+
+def objective(make_unet: Callable[..., nn.Module], **knobs: Any) -> ContrastiveObjective:
+    torch.manual_seed(0)
+    context = Context(1, CROP, (1.0, 1.0), 4, partitions=2)
+    made = ContrastiveObjective(make_unet(2), context, hidden_features=16, **knobs)
+    unet.freeze_untrained(made.network, made.trained)
+    return made
+
+
+def batch(dataset: tuple[int, ...] = (0, 0, 0, 0), **knobs: Any) -> dict[str, Any]:
+    """Two volumes (samples 0, 1 and 2, 3), two parts each (0, 1, 0, 1)."""
+    made = make_batch(2, 1)
+    made["dataset"] = torch.tensor(dataset)
+    views = RandomView(count=2, **{**STILL, **knobs})(made, "global", CROP, (1.0, 1.0))
+    return {**made, "views": views}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "positives", "negatives"),
+    [("instances", 1, 6), ("partitions", 1, 4), ("partitions_across", 3, 4)],
+)
+def test_an_anchor_has_the_pairs_that_its_method_gives_it(
+    make_unet: Callable[..., nn.Module], pairs: str, positives: int, negatives: int
+) -> None:
+    made = objective(make_unet, pairs=pairs)
+    terms = made(batch())
+    assert terms["positives"] == positives
+    assert terms["negatives"] == negatives
+    assert made.collapse_loss() == pytest.approx(math.log(1 + negatives))
+
+
+@pytest.mark.parametrize(
+    ("similar", "within", "negatives"), [(True, False, 4), (False, False, 6), (True, True, 2)]
+)
+def test_datasets_of_origin_are_respected(
+    make_unet: Callable[..., nn.Module], similar: bool, within: bool, negatives: int
+) -> None:
+    """Volumes of two datasets: the same part of the other one is negative only if dissimilar."""
+    made = objective(make_unet, dataset_similar=similar, within_dataset=within)
+    terms = made(batch((0, 0, 1, 1)))
+    assert terms["negatives"] == negatives
+    assert terms["positives"] == 1
+
+
+def test_identical_images_cost_the_collapse_value(make_unet: Callable[..., nn.Module]) -> None:
+    made, same = objective(make_unet, normalisation="none"), batch()
+    for view in same["views"].values():
+        view.image[:] = same["views"]["global_0"].image[:1]
+    assert float(made(same)["loss"].detach()) == pytest.approx(made.collapse_loss(), abs=1e-5)
+
+
+def test_an_earlier_stage_trains_only_up_to_it(make_unet: Callable[..., nn.Module]) -> None:
+    made = objective(make_unet, stage=1)
+    keys = unet.trained_keys(made.network, made.trained)
+    assert all(key.startswith(("encoder.stages.0.", "encoder.stages.1.")) for key in keys)
+    with pytest.raises(ValueError, match="stage: found 7"):
+        objective(make_unet, stage=7)
+
+
+def test_temperature_must_be_positive(make_unet: Callable[..., nn.Module]) -> None:
+    with pytest.raises(ValueError, match="temperature: found 0"):
+        objective(make_unet, temperature=0)
+
+
+def _half(rank: int, state: dict[str, Any], make: Callable[..., nn.Module]) -> dict[str, Any]:
+    made = objective(make, normalisation="layer")
+    made.load_state_dict(state)
+    whole = batch()
+    rows = slice(2 * rank, 2 * rank + 2)
+    part = {k: v[rows] for k, v in whole.items() if isinstance(v, torch.Tensor | list)}
+    part["views"] = {
+        name: type(view)(view.image[rows], view.matrix[rows], {})
+        for name, view in whole["views"].items()
+    }
+    distributed = DistributedDataParallel(made)
+    terms = distributed(part)
+    terms["loss"].backward()
+    return {
+        "loss": terms["loss"].detach(),
+        "gradients": {n: p.grad for n, p in made.named_parameters() if p.grad is not None},
+    }
+
+
+def test_two_processes_equal_one_in_value_and_gradient(
+    make_unet: Callable[..., nn.Module], two_processes: Callable[..., list[Any]]
+) -> None:
+    made = objective(make_unet, normalisation="layer")
+    loss = made(batch())["loss"]
+    loss.backward()
+    halves = two_processes(_half, made.state_dict(), make_unet)
+    assert float(sum(h["loss"] for h in halves) / 2) == pytest.approx(float(loss.detach()), rel=1e-5)
+    for name, parameter in made.named_parameters():
+        if parameter.grad is not None:
+            for half in halves:
+                torch.testing.assert_close(
+                    half["gradients"][name], parameter.grad, rtol=1e-3, atol=1e-6
+                )
