@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nnssl.datasets.files import read_json
+from nnssl.datasets.files import read_json, write_json
 
 CASES_FILE = Path("nnssl") / "cases.json"
 
@@ -55,6 +55,23 @@ def read_cases(preprocessed_folder: Path, identifiers: Iterable[str]) -> dict[st
             "or convert the dataset again"
         )
     return {each: _record(path, each, known[each]) for each in wanted}
+
+
+def restore_cases(raw_folder: Path, preprocessed_folder: Path) -> bool:
+    """Put the converter's copy of the records back, if nothing is there.
+
+    Args:
+        raw_folder: ``nnUNet_raw/DatasetXXX_NAME``.
+        preprocessed_folder: ``nnUNet_preprocessed/DatasetXXX_NAME``.
+
+    Returns:
+        Whether a file was put in place.
+    """
+    copy, target = raw_folder / CASES_FILE.name, preprocessed_folder / CASES_FILE
+    if target.exists() or not copy.exists():
+        return False
+    write_json(target, read_json(copy))
+    return True
 
 
 def _record(path: Path, identifier: str, entry: dict[str, Any]) -> CaseRecord:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from nnssl.datasets.cases import CASES_FILE, read_cases
+from nnssl.datasets.cases import CASES_FILE, read_cases, restore_cases
 from nnssl.datasets.files import read_json, write_json
 from nnssl.datasets.splits import SPLITS_FILE, check_split, patient_splits, restore_split
 
@@ -31,6 +31,8 @@ def check(preprocessed_folder: Path, fold: int | str) -> None:
     dataset = preprocessed_folder.parent
     file = dataset / SPLITS_FILE
     raw = os.environ.get(RAW)
+    if raw:
+        restore_cases(Path(raw) / dataset.name, dataset)
     if not file.exists() and not (raw and restore_split(Path(raw) / dataset.name, dataset)):
         _draw(dataset)
     if not file.exists():

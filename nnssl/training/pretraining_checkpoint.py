@@ -11,12 +11,15 @@ import torch
 
 from nnssl import __version__
 from nnssl.config import Config
+from nnssl.finetuning.weights import load, match
 from nnssl.modules import unet
 from nnssl.training.checkpoint import plain, read_checkpoint
 from nnssl.training.history import History
 
 if TYPE_CHECKING:
     from nnssl.training.pretrainer import nnSSLPretrainer
+
+LEAST_SHARE = 0.5  # of the wanted parameters, for `training.initial_weights`
 
 
 def compose(trainer: nnSSLPretrainer) -> dict[str, Any]:
@@ -134,22 +137,14 @@ def restore(trainer: nnSSLPretrainer, checkpoint: Mapping[str, Any]) -> None:
 
 
 def load_initial(trainer: nnSSLPretrainer, file: str) -> None:
-    """Start from the weights of another run: every tensor of the U-Net that fits by name and shape.
+    """Start from the weights of another run: the parts of the U-Net that this objective trains.
 
     Raises:
-        ValueError: if less than half of the U-Net's encoder fits.
+        ValueError: if less than half of them fits these plans.
     """
-    source = read_checkpoint(file)["network_weights"]
     network = trainer.objective.network
-    target = network.state_dict()
-    fits = {k: v for k, v in source.items() if k in target and v.shape == target[k].shape}
-    encoder = [k for k in target if k.startswith("encoder.")]
-    loaded = sum(target[k].numel() for k in encoder if k in fits)
-    share = loaded / max(1, sum(target[k].numel() for k in encoder))
-    trainer.print_to_log_file(f"Initial weights {file}: {share:.1%} of the encoder loaded")
-    if share < 0.5:
-        raise ValueError(
-            f"training.initial_weights: only {share:.1%} of the encoder's weights in {file} fit "
-            "these plans. Use weights that were made with the same plans."
-        )
-    network.load_state_dict(fits, strict=False)
+    wanted = unet.trained_keys(network, trainer.objective.trained)
+    transfer = match(read_checkpoint(file)["network_weights"], network.state_dict(), wanted)
+    transfer.require(LEAST_SHARE)
+    load(network, transfer)
+    trainer.print_to_log_file(f"Initial weights from {file}:\n{transfer.table()}")

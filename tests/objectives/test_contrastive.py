@@ -110,7 +110,8 @@ def test_two_processes_equal_one_in_value_and_gradient(
     loss = made(batch())["loss"]
     loss.backward()
     halves = two_processes(_half, made.state_dict(), make_unet)
-    assert float(sum(h["loss"] for h in halves) / 2) == pytest.approx(float(loss.detach()), rel=1e-5)
+    mean = sum(float(half["loss"]) for half in halves) / 2
+    assert mean == pytest.approx(float(loss.detach()), rel=1e-5)
     for name, parameter in made.named_parameters():
         if parameter.grad is not None:
             for half in halves:
