@@ -1,6 +1,7 @@
 """Seconds per pre-training step against stock nnU-Net's step, on the same plan, in one process.
 
-usage: python scripts/benchmark_step.py DATASET CONFIGURATION [-p PLANS] [-tr TRAINER ...] [--steps N]
+usage: python scripts/benchmark_step.py DATASET CONFIGURATION [-p PLANS] [-tr TRAINER ...]
+                                        [--steps N]
 
 Both trainers are built as `nnUNetv2_train` builds them. A row states the voxels that the network
 sees per step, the seconds of the step itself (views included for ours), the seconds that making a

@@ -49,7 +49,8 @@ export PATH=$(printf %q "$venv/bin"):\$PATH
 export nnUNet_raw=$(printf %q "$work/raw")
 export nnUNet_preprocessed=$(printf %q "$work/preprocessed")
 export nnUNet_results=$(printf %q "$work/results")
-export nnUNet_n_proc_DA=2 nnUNet_def_n_proc=2 OMP_NUM_THREADS=1
+export nnUNet_n_proc_DA=2 nnUNet_def_n_proc=2
+export OMP_WAIT_POLICY=passive # else threads that wait for a busy core burn it, and training crawls
 END
 . "$work/env.sh"
 mkdir -p "$nnUNet_raw" "$nnUNet_preprocessed" "$nnUNet_results"

@@ -144,7 +144,7 @@ def road(tmp_path_factory) -> Iterator[Road]:
     """A data set of six drawn patients, planned small and preprocessed; trainers are registered."""
     root = tmp_path_factory.mktemp("road")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("nnssl_", "nnUNet_"))}
-    own = {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1", "OMP_THREAD_LIMIT": "1"}
+    own = {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1", "OMP_WAIT_POLICY": "passive"}
     folders = {f"nnUNet_{name}": str(root / name) for name in ("raw", "preprocessed", "results")}
     road = Road(root, {**kept, **own, **folders})
     road("nnssl_phantom", root / "native", "--patients", "6", "--workers", "1")
@@ -194,6 +194,7 @@ def test_pretraining_leaves_a_log_a_picture_and_a_finished_checkpoint(pretrained
     own = checkpoint(pretrained)["nnssl"]
     assert own["finished"]
     assert own["step"] == 32
+    assert own["versions"]["nnunetv2"] == registration.nnunet_version()
     assert own["config"]["sections"]["training"]["num_epochs"] == 4
     losses = own["history"]["train_loss"]
     assert len(losses) == 4

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nnssl.datasets.files import read_json, write_json
+from nnssl.datasets.files import put_back, read_json
 
 CASES_FILE = Path("nnssl") / "cases.json"
 
@@ -67,11 +67,7 @@ def restore_cases(raw_folder: Path, preprocessed_folder: Path) -> bool:
     Returns:
         Whether a file was put in place.
     """
-    copy, target = raw_folder / CASES_FILE.name, preprocessed_folder / CASES_FILE
-    if target.exists() or not copy.exists():
-        return False
-    write_json(target, read_json(copy))
-    return True
+    return put_back(raw_folder / CASES_FILE.name, preprocessed_folder / CASES_FILE)
 
 
 def _record(path: Path, identifier: str, entry: dict[str, Any]) -> CaseRecord:

@@ -35,6 +35,14 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not valid JSON ({error})") from error
 
 
+def put_back(copy: Path, target: Path) -> bool:
+    """Write the JSON of ``copy`` to ``target`` if nothing is there; says whether it did."""
+    if target.exists() or not copy.exists():
+        return False
+    write_json(target, read_json(copy))
+    return True
+
+
 def sha256_of(content: Any) -> str:
     """SHA-256 of a JSON-serialisable value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

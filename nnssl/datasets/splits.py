@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnssl.datasets.files import read_json, write_json
+from nnssl.datasets.files import put_back
 
 if TYPE_CHECKING:
     from nnssl.datasets.cases import CaseRecord
@@ -87,8 +87,4 @@ def restore_split(raw_folder: Path, preprocessed_folder: Path) -> bool:
     Returns:
         Whether a file was put in place.
     """
-    copy, target = raw_folder / SPLITS_FILE, preprocessed_folder / SPLITS_FILE
-    if target.exists() or not copy.exists():
-        return False
-    write_json(target, read_json(copy))
-    return True
+    return put_back(raw_folder / SPLITS_FILE, preprocessed_folder / SPLITS_FILE)

@@ -42,17 +42,7 @@ class nnSSLFinetuner(Interruptible):
 
     config_name: str = "nnSSLFinetuneTrainer"
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008
-    ) -> None:
-        plans.setdefault("continue_training", False)
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        plans.pop("continue_training", None)  # nnU-Net before 2.7.0 leaves it
+    def begin_state(self) -> None:
         self.config: Config | None = None
         self.weights_record: dict[str, Any] = {"loaded": []}
         self.labelled: labels.Labelled | None = None

@@ -35,9 +35,19 @@ class Interruptible(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
+        plans.setdefault("continue_training", False)  # for code that builds a trainer by hand
         super().__init__(plans, configuration, fold, dataset_json, device)
+        plans.pop("continue_training", None)  # nnU-Net before 2.7.0 leaves it
         self.stop = StopRequest()
         self._last_save = time()
+        self.begin_state()
+
+    def begin_state(self) -> None:
+        """Set what a fresh trainer remembers; nothing here depends on the configuration.
+
+        nnU-Net records the constructor's arguments by its signature, so a subclass has none of
+        its own.
+        """
 
     def compose_checkpoint(self) -> dict[str, Any]:
         """Everything that a resume needs, as a stock checkpoint."""

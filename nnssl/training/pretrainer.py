@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import distributed as dist
 
@@ -24,16 +23,7 @@ from nnssl.training.settings import MAY_CHANGE
 class nnSSLPretrainer(Interruptible, PretrainingLoop):
     """Pre-trains the planned U-Net with the objective of the YAML file `config_name`."""
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008
-    ) -> None:
-        plans.setdefault("continue_training", False)
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def begin_state(self) -> None:
         self.enable_deep_supervision = False
         self.history = History()
         self.epoch_terms = []

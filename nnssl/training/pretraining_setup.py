@@ -78,7 +78,8 @@ class PretrainingSetup(nnUNetTrainer):
         self.was_initialized = True
 
     def _distributed(self, objective: nn.Module) -> Any:
-        return DistributedDataParallel(objective, device_ids=[self.local_rank])
+        devices = [self.local_rank] if self.device.type == "cuda" else None
+        return DistributedDataParallel(objective, device_ids=devices)
 
     def _apply(self, config: Config) -> None:
         sections = config.sections
@@ -178,7 +179,8 @@ class PretrainingSetup(nnUNetTrainer):
 
     @property
     def objective(self) -> Objective:
-        return self.network.module if self.is_ddp else self.network  # type: ignore[return-value]
+        wrapped = isinstance(self.network, DistributedDataParallel)
+        return self.network.module if wrapped else self.network  # type: ignore[return-value]
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """The objective decides itself which outputs it reads."""
