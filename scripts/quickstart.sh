@@ -50,6 +50,7 @@ export nnUNet_raw=$(printf %q "$work/raw")
 export nnUNet_preprocessed=$(printf %q "$work/preprocessed")
 export nnUNet_results=$(printf %q "$work/results")
 export nnUNet_n_proc_DA=2 nnUNet_def_n_proc=2
+export nnUNet_compile=0 # to compile this small network would take longer than to train it
 export OMP_WAIT_POLICY=passive # else threads that wait for a busy core burn it, and training crawls
 END
 . "$work/env.sh"
@@ -86,6 +87,7 @@ step() {
     number=$((number + 1))
     log="$work/logs/$(printf '%02d' "$number")_$name.log"
     mark="$work/done/$name"
+    [ ! -e "$mark" ] || suffix=""
     printf '\n[%2d/%d] %s  %s\n  $ %s\n' "$number" "$steps" "$(clock)" "$title" "$line$suffix"
     if [ -e "$mark" ]; then
         [ "$(cat "$mark")" = "$line" ] ||
@@ -95,7 +97,7 @@ step() {
     fi
     begin=$SECONDS
     set -m # an own process group, so that all of it can be ended
-    bash -c "$line$suffix" >"$log" 2>&1 </dev/null &
+    bash -c "$line$suffix" >>"$log" 2>&1 </dev/null &
     child=$!
     set +m
     while kill -0 "$child" 2>/dev/null; do

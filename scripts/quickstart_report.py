@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from nnssl.cli.table import table
 from nnssl.datasets.files import read_json
+from nnssl.datasets.volumes import be_quiet
 from nnssl.training.checkpoint import read_checkpoint
 
 PRETRAINED, SCRATCH = "pre-trained", "scratch"
@@ -105,7 +106,7 @@ def draw(quickstart: Quickstart, file: Path) -> None:
     """One figure: learning curves above, overlays below."""
     cases = sorted(path.name for path in (quickstart.work / "cases").glob("*_0000.nii.gz"))
     figure = plt.figure(figsize=(13, 13), layout="constrained")
-    curves, overlays = figure.subfigures(2, 1, height_ratios=(1, 2.6))
+    (curves,), (overlays,) = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 2.6))
     draw_curves(quickstart, *curves.subplots(1, 3))
     grid = overlays.subplots(3, len(cases), squeeze=False)
     for column, case in zip(grid.T, cases, strict=True):
@@ -177,6 +178,7 @@ def _dice(truth: NDArray[Any], labels: NDArray[Any], structures: dict[str, int])
 
 def main(work: Path) -> None:
     """Prints the table, writes `quickstart.txt` and `quickstart.png`."""
+    be_quiet()
     quickstart = Quickstart(work)
     text = f"{dice_table(quickstart)}\n\n{sentences(quickstart)}\n"
     (work / "quickstart.txt").write_text(text)
