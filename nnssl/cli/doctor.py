@@ -185,7 +185,11 @@ def _workers() -> Finding:
     except ImportError as error:
         return Finding("workers", "unknown", "problem", str(error))
     source = "$nnUNet_n_proc_DA" if text else "nnU-Net's choice; $nnUNet_n_proc_DA is not set"
-    return Finding("workers", f"{get_allowed_n_proc_DA()} ({source})")
+    count = get_allowed_n_proc_DA()
+    if not count:
+        advice = "nnU-Net 2.8's planner stops at 0 workers; set nnUNet_n_proc_DA to 1 or more"
+        return Finding("workers", f"{count} ({source})", "warning", advice)
+    return Finding("workers", f"{count} ({source})")
 
 
 def _shared_memory() -> Finding:

@@ -12,9 +12,12 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("alignment and uniformity", ("alignment", "uniformity")),
     ("embedding: standard deviation", ("embedding_std",)),
     ("embedding: effective rank", ("effective_rank",)),
+    ("pairs per anchor", ("positives", "negatives")),
     ("learning rate", ("learning_rate",)),
     ("images per second", ("images_per_second",)),
     ("seconds per epoch", ("epoch_seconds", "seconds_waited")),
+    ("seconds per step", ("seconds_per_step",)),
+    ("steps skipped so far (loss not finite)", ("skipped_steps",)),
 )
 
 

@@ -107,6 +107,14 @@ def test_the_other_project_of_the_same_import_name(healthy, monkeypatch):
     assert str(healthy / "other" / "nnssl") in finding.value
 
 
+def test_no_workers_is_a_warning(healthy, monkeypatch):
+    """The training works without, but nnU-Net 2.8's planner does not."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    found = findings()["workers"]
+    assert found.verdict == "warning"
+    assert "planner" in found.advice
+
+
 def test_workers(healthy, monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     assert findings()["workers"].value.startswith("1 ($nnUNet_n_proc_DA)")
