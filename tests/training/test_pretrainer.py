@@ -15,8 +15,10 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnssl.modules import unet
+from nnssl.training import pretraining_loop
 from nnssl.training.checkpoint import read_checkpoint
 from nnssl.training.factory import trainer_class
+from nnssl.training.history import History
 from nnssl.training.pretrainer import nnSSLPretrainer
 
 SHORT = """
@@ -26,6 +28,14 @@ training: {num_epochs: 2, num_iterations_per_epoch: 3, num_val_iterations_per_ep
 sampling: {partitions: 2, volumes: 2}
 objective: {hidden_features: 16, embedding_features: 8}
 """
+
+
+@pytest.fixture(autouse=True)
+def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of a short run's time; only the walk looks at what is drawn."""
+    if not request.node.name.startswith("test_walk"):
+        monkeypatch.setattr(History, "plot", lambda *_: None)
+        monkeypatch.setattr(pretraining_loop, "save_pictures", lambda *_: None)
 
 
 @pytest.fixture
