@@ -135,7 +135,7 @@ class nnSSLPretrainer(Interruptible, PretrainingLoop):
         for line in runs.compare_resume(stored.sections, today.sections, MAY_CHANGE):
             self.print_to_log_file(f"Resume: {line}")
         self.config = pretraining_checkpoint.with_changes(stored, today, MAY_CHANGE)
+        self.resumed = True
         if not self.was_initialized:
             self.initialize()
         pretraining_checkpoint.restore(self, checkpoint)
-        self.resumed = True

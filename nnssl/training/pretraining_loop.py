@@ -58,7 +58,8 @@ class PretrainingLoop(PretrainingSetup):
             self._descend(terms["loss"])
         self._count_skipped(finite)
         self.step += 1
-        self.objective.after_step(prepared, self.step / self.settings.steps)
+        if finite:
+            self.objective.after_step(prepared, self.step / self.settings.steps)
         logged = self._to_floats(terms) if finite else {}
         self.epoch_terms.append(logged)
         self.save_or_leave()

@@ -47,6 +47,7 @@ class PretrainingSetup(nnUNetTrainer):
 
     config_name: str = "nnSSLContrastiveTrainer"
     config: Config | None = None
+    resumed: bool = False
     step: int = 0
 
     def bind_config(self) -> Config:
@@ -66,9 +67,8 @@ class PretrainingSetup(nnUNetTrainer):
         self.train_cases, self.val_cases = self._cases()
         torch.manual_seed(self.settings.seed)
         self.network = self._build_objective().to(self.device)
+        self._load_initial_weights()
         self.weight_change = WeightChange(self.objective.network)
-        if self.settings.initial_weights is not None:
-            pretraining_checkpoint.load_initial(self, self.settings.initial_weights)
         if self._compiles_parts():
             unet.compile_parts(self.objective.network)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
@@ -77,6 +77,12 @@ class PretrainingSetup(nnUNetTrainer):
             self.network = self._distributed(self.network)
         self.was_initialized = True
 
+    def _load_initial_weights(self) -> None:
+        """A resume has its own weights; the file then only says where the weights came from."""
+        file = self.settings.initial_weights
+        if file is not None and (not self.resumed or Path(file).is_file()):
+            pretraining_checkpoint.load_initial(self, file)
+
     def _distributed(self, objective: nn.Module) -> Any:
         devices = [self.local_rank] if self.device.type == "cuda" else None
         return DistributedDataParallel(objective, device_ids=devices)
@@ -84,8 +90,10 @@ class PretrainingSetup(nnUNetTrainer):
     def _apply(self, config: Config) -> None:
         sections = config.sections
         self.settings = PretrainingSettings(**sections["training"])
-        self.sampling = Sampling(**sections["sampling"])
-        self.views = {name: VIEWS[v.pop("kind")](**v) for name, v in sections["views"].items()}
+        objective = OBJECTIVES[config.chosen("objective")[0]]
+        self.sampling = Sampling(**sections["sampling"]).with_default(objective.sampling)
+        groups = sections["views"] or {k: dict(v) for k, v in objective.default_views.items()}
+        self.views = {name: VIEWS[v.pop("kind", "random")](**v) for name, v in groups.items()}
         settings = self.settings
         self.num_epochs, self.save_every = settings.num_epochs, settings.save_every
         self.num_iterations_per_epoch = settings.num_iterations_per_epoch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,9 +19,10 @@ class Sampling:
     """Knobs of the sampler (section `sampling` of a YAML).
 
     Attributes:
-        mode: `random` draws every patch from any case; `partitioned` draws m volumes (of distinct
-            patients while there are enough) and one patch from each of S parts of each;
-            `balanced` is partitioned with equally many volumes of every dataset of origin.
+        mode: null takes what the objective needs; `random` draws every patch from any case;
+            `partitioned` draws m volumes (of distinct patients while there are enough) and one
+            patch from each of S parts of each; `balanced` is partitioned with equally many
+            volumes of every dataset of origin.
         partitions: number of parts S, at least 2.
         volumes: number of volumes m per step; null: what the budget allows.
         position_axis: `head_feet`, `slice` (array axis 0), or an array axis.
@@ -32,7 +33,7 @@ class Sampling:
         tries: places tried before the one with most tissue is taken.
     """
 
-    mode: Mode = "partitioned"
+    mode: Mode | None = None
     partitions: int = 4
     volumes: int | None = None
     position_axis: Literal["head_feet", "slice"] | int = "head_feet"
@@ -56,6 +57,10 @@ class Sampling:
                 f"sampling.position_axis: found {self.position_axis}, "
                 "allowed head_feet, slice, 0, 1, 2"
             )
+
+    def with_default(self, mode: Mode) -> Sampling:
+        """These knobs, with the objective's mode where none is set."""
+        return self if self.mode is not None else replace(self, mode=mode)
 
     @property
     def structured(self) -> bool:

@@ -28,7 +28,7 @@ def maker(dataset: Any, configuration: str = "2d", **knobs: Any) -> BatchMaker:
     folders = DataFolders.of(folder)
     cases = case_table(folder, folders.own, identifiers(folder), [0, 1, 2], "head_feet")
     crop, patch = ((16, 16), (20, 20)) if configuration == "2d" else ((4, 16, 16), (6, 20, 20))
-    sampling = Sampling(**{"partitions": 2, **knobs})
+    sampling = Sampling(**{"mode": "partitioned", "partitions": 2, **knobs})
     return batch_maker(cases, folders, (), crop, patch, 4, sampling, seed=3, rank=0)
 
 

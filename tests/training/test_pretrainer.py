@@ -9,12 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import blosc2
+import numpy as np
 import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from toys import TOYS
 
 from nnssl.modules import unet
+from nnssl.objectives import OBJECTIVES
 from nnssl.training import pretraining_loop
 from nnssl.training.checkpoint import read_checkpoint
 from nnssl.training.factory import trainer_class
@@ -27,6 +31,11 @@ training: {num_epochs: 2, num_iterations_per_epoch: 3, num_val_iterations_per_ep
            crop: %s, warmup_epochs: 1, picture_every: 1}
 sampling: {partitions: 2, volumes: 2}
 objective: {hidden_features: 16, embedding_features: 8}
+"""
+
+TOY_TRAINING = """
+training: {num_epochs: 1, num_iterations_per_epoch: 2, num_val_iterations_per_epoch: 1,
+           crop: [16, 16], warmup_epochs: 0}
 """
 
 
@@ -313,3 +322,30 @@ def test_cascade_and_foreign_networks_are_refused(
     trainer = tiny_dataset.trainer(short(), configurations=plans["configurations"])
     with pytest.raises(ValueError, match="PrimusM"):
         trainer.initialize()
+
+
+@pytest.mark.parametrize("name", list(TOYS))
+def test_every_family_fits_the_trainer(
+    tiny_dataset: Any,
+    trainer_yaml: Callable[[str, str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """A toy of each coming family trains, resumes its own state and exports a stock checkpoint."""
+    monkeypatch.setitem(OBJECTIVES, name, TOYS[name])
+    folder = tiny_dataset.preprocessed / "nnUNetPlans_2d"
+    clusters = folder.parent / "nnssl" / folder.name / "clusters"
+    clusters.mkdir(parents=True)
+    for file in folder.glob("*_seg.b2nd"):
+        shape = blosc2.open(str(file)).shape
+        values = np.random.default_rng(0).integers(0, 3, shape).astype(np.int8)
+        blosc2.asarray(values, urlpath=str(clusters / file.name.replace("_seg", "")))
+    trainer_yaml("nnSSLToy", f"kind: pretrain\nobjective: {{name: {name}}}\n" + TOY_TRAINING)
+    trainer_class.cache_clear()
+    trainer = run(tiny_dataset, trainer_class("nnSSLToy"))
+    assert not trainer.sampling.structured
+    assert set(trainer.views) == set(TOYS[name].default_views)
+    resumed = tiny_dataset.trainer(type(trainer))
+    resumed.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    for key, value in trainer.objective.state_dict().items():
+        assert torch.equal(resumed.objective.state_dict()[key], value), key

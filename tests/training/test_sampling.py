@@ -63,7 +63,7 @@ def test_drawn_parts_are_the_parts_that_the_objective_sees(parts: int, sign: int
         cases([7, 8, 9, 11, 13, 18], sign),
         (16, 16),
         3 * parts,
-        Sampling(partitions=parts),
+        Sampling("partitioned", partitions=parts),
         Everywhere(),
     )
     for step in range(40):
@@ -73,20 +73,22 @@ def test_drawn_parts_are_the_parts_that_the_objective_sees(parts: int, sign: int
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_parts_in_three_dimensions_follow_the_anatomical_axis(axis: int) -> None:
     table = cases([32, 35, 41, 29], axis=axis)
-    sampler = Sampler(table, (16, 16, 16), 8, Sampling(partitions=4), Everywhere())
+    sampler = Sampler(table, (16, 16, 16), 8, Sampling("partitioned", partitions=4), Everywhere())
     for step in range(40):
         assert parts_of(sampler, (16, 16, 16), 4, step) == [0, 1, 2, 3] * 2
 
 
 def test_every_slice_is_drawn_and_quantiles_are_equal() -> None:
     """Nothing of an odd volume is left out (the original never drew the last slices)."""
-    sampler = Sampler(cases([11]), (16, 16), 4, Sampling(partitions=4), Everywhere())
+    sampler = Sampler(cases([11]), (16, 16), 4, Sampling("partitioned", partitions=4), Everywhere())
     slices = Counter(p.begin[0] for step in range(400) for p in sampler.draw((0, step, 0)))
     assert sorted(slices) == list(range(11))
 
 
 def test_volumes_come_from_distinct_patients_while_there_are_enough() -> None:
-    sampler = Sampler(cases([9] * 12), (16, 16), 24, Sampling(partitions=4), Everywhere())
+    sampler = Sampler(
+        cases([9] * 12), (16, 16), 24, Sampling("partitioned", partitions=4), Everywhere()
+    )
     for step in range(20):
         drawn = {p.case for p in sampler.draw((0, step, 0))}
         assert len({sampler.cases[i].patient for i in drawn}) == 6
@@ -109,14 +111,14 @@ def test_random_draws_all_cases_and_positions() -> None:
 
 
 def test_same_key_same_places_and_another_rank_others() -> None:
-    sampler = Sampler(cases([9] * 6), (16, 16), 8, Sampling(), Everywhere())
+    sampler = Sampler(cases([9] * 6), (16, 16), 8, Sampling("partitioned"), Everywhere())
     assert sampler.draw((1, 2, 0)) == sampler.draw((1, 2, 0))
     assert sampler.draw((1, 2, 0)) != sampler.draw((1, 2, 1))
     assert sampler.draw((1, 2, 0)) != sampler.draw((1, 3, 0))
 
 
 def test_crops_are_steered_towards_tissue() -> None:
-    table, sampling = cases([9] * 6), Sampling(min_occupancy=0.9, tries=30)
+    table, sampling = cases([9] * 6), Sampling("partitioned", min_occupancy=0.9, tries=30)
     steered = Sampler(table, (16, 16), 8, sampling, RightHalf())
     free = Sampler(table, (16, 16), 8, sampling, Everywhere())
     columns = [p.begin[2] for step in range(20) for p in steered.draw((0, step, 0))]
@@ -125,23 +127,25 @@ def test_crops_are_steered_towards_tissue() -> None:
 
 
 def test_spread_keeps_crops_near_the_middle() -> None:
-    sampler = Sampler(cases([9]), (16, 16), 4, Sampling(spread=0.5), Everywhere())
+    sampler = Sampler(cases([9]), (16, 16), 4, Sampling("partitioned", spread=0.5), Everywhere())
     rows = {p.begin[1] for step in range(200) for p in sampler.draw((0, step, 0))}
     assert rows == set(range(6, 19))
 
 
 def test_a_crop_larger_than_the_volume_is_centred() -> None:
-    sampler = Sampler(cases([9]), (48, 56), 4, Sampling(), Everywhere())
+    sampler = Sampler(cases([9]), (48, 56), 4, Sampling("partitioned"), Everywhere())
     assert {p.begin[1:] for p in sampler.draw((0, 0, 0))} == {(-4, -8)}
 
 
 def test_no_room_for_parts_stops_and_says_which_crop_would_do() -> None:
     with pytest.raises(ValueError, match="at most 29 voxels"):
-        Sampler(cases([32]), (32, 32, 32), 4, Sampling(partitions=4), Everywhere())
+        Sampler(cases([32]), (32, 32, 32), 4, Sampling("partitioned", partitions=4), Everywhere())
 
 
 def test_volumes_too_short_for_the_parts_are_left_out() -> None:
-    sampler = Sampler(cases([3, 9, 12]), (16, 16), 8, Sampling(partitions=4), Everywhere())
+    sampler = Sampler(
+        cases([3, 9, 12]), (16, 16), 8, Sampling("partitioned", partitions=4), Everywhere()
+    )
     assert sampler.eligible == [1, 2]
 
 
