@@ -17,6 +17,8 @@ from nnssl.datasets.files import write_json
 from nnssl.training.case_store import Case, CaseError, image_file, open_image
 
 PositionAxis = Literal["head_feet", "slice"] | int
+TOWARDS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
+REORIENTING = "NibabelIOWithReorient"
 IDENTITY = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
 
 
@@ -26,6 +28,7 @@ def case_table(
     identifiers: Iterable[str],
     transpose: Sequence[int],
     position_axis: PositionAxis,
+    reader: str = "SimpleITKIO",
 ) -> list[Case]:
     """Cases in sorted order of their identifiers.
 
@@ -35,10 +38,14 @@ def case_table(
         identifiers: cases of the fold.
         transpose: `transpose_forward` of the plans.
         position_axis: knob of the sampling.
+        reader: `image_reader_writer` of the plans; one that reorients makes what the converter
+            has recorded of the file's orientation useless for the array.
     """
     identifiers = sorted(identifiers)
-    geometry = _geometry(folder, own_folder / "geometry.json", identifiers)
     records = read_cases(folder.parent, identifiers)
+    as_in_file = reader != REORIENTING
+    orientations = {i: records[i].orientation if as_in_file else None for i in identifiers}
+    geometry = _geometry(folder, own_folder / "geometry.json", orientations)
     patients = _numbers(records[i].patient for i in identifiers)
     datasets = _numbers(records[i].dataset for i in identifiers)
     table = []
@@ -84,33 +91,60 @@ def _numbers(names: Iterable[str]) -> dict[str, int]:
     return {name: number for number, name in enumerate(sorted(set(names)))}
 
 
-def _geometry(folder: Path, cache: Path, identifiers: Sequence[str]) -> Mapping[str, Any]:
+def _geometry(
+    folder: Path, cache: Path, orientations: Mapping[str, str | None]
+) -> Mapping[str, Any]:
     """Shape and direction per case, read once and kept while the files stay the same."""
     try:
         known = json.loads(cache.read_text())
     except (OSError, ValueError):
         known = {}
     changed = False
-    for identifier in identifiers:
+    for identifier, orientation in orientations.items():
         file = image_file(folder, identifier)
         status = file.stat()
         stamp = [status.st_size, status.st_mtime_ns]
         if known.get(identifier, {}).get("stamp") != stamp:
-            known[identifier] = {"stamp": stamp, **_read_geometry(folder, file, identifier)}
+            known[identifier] = {"stamp": stamp, **_read_geometry(file, identifier, orientation)}
             changed = True
     if changed and os.access(folder.parent, os.W_OK):
         write_json(cache, known)
     return known
 
 
-def _read_geometry(folder: Path, file: Path, identifier: str) -> dict[str, Any]:
+def _read_geometry(file: Path, identifier: str, orientation: str | None) -> dict[str, Any]:
+    """Shape from the image's header; direction from our records, else from nnU-Net's properties.
+
+    The properties hold class locations too (megabytes per case, from the labels), so they are not
+    opened where the converter has recorded the orientation.
+    """
     try:
         shape = [int(n) for n in open_image(file).shape[1:]]
-        with (folder / f"{identifier}.pkl").open("rb") as stream:
+        if orientation is not None:
+            return {"shape": shape, "direction": direction_of(orientation)}
+        with file.with_name(f"{identifier}.pkl").open("rb") as stream:
             properties = pickle.load(stream)
     except Exception as error:
         raise CaseError(f"case {identifier}, file {file}: cannot be read ({error})") from error
     return {"shape": shape, "direction": _direction(properties)}
+
+
+def direction_of(orientation: str) -> list[float]:
+    """3x3 direction matrix, row-major, of three letters such as `LPS`: where x, y and z grow.
+
+    Raises:
+        ValueError: not three letters, one each of L or R, P or A, S or I.
+    """
+    found = [TOWARDS.get(letter) for letter in orientation]
+    if len(found) != 3 or None in found or len({axis for axis, _ in filter(None, found)}) != 3:
+        raise ValueError(
+            f"orientation: found {orientation!r}, allowed are three letters, one each of L or R, "
+            "P or A, S or I"
+        )
+    matrix = np.zeros((3, 3))
+    for column, (row, sign) in enumerate(filter(None, found)):
+        matrix[row, column] = sign
+    return [float(x) for x in matrix.ravel()]
 
 
 def _direction(properties: Mapping[str, Any]) -> list[float]:

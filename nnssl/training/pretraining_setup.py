@@ -109,6 +109,7 @@ class PretrainingSetup(nnUNetTrainer):
                 identifiers,
                 self.plans_manager.transpose_forward,
                 self.sampling.position_axis,
+                self.plans_manager.plans["image_reader_writer"],
             )
             for identifiers in self.do_split()
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from nnssl.training.case_store import CELL, CaseError, Occupancy, image_file, occupancy_cells
-from nnssl.training.case_table import anatomical_axis, case_table, describe_axes
+from nnssl.training.case_table import anatomical_axis, case_table, describe_axes, direction_of
 from nnssl.training.loader import BatchMaker, PatchReader
 from nnssl.training.pretraining_data import DataFolders, batch_maker, validation_maker
 from nnssl.training.sampling import Sampling
@@ -193,6 +194,38 @@ def test_position_follows_the_head(
 
 def test_orientations_are_described(tiny_dataset: Any) -> None:
     assert "array axis 0 (towards the head): 10 cases" in describe_axes(maker(tiny_dataset).cases)
+
+
+def test_a_recorded_orientation_needs_no_properties(tiny_dataset: Any) -> None:
+    """The properties hold class locations, made from labels; they stay closed."""
+    records = tiny_dataset.preprocessed / "nnssl" / "cases.json"
+    content = json.loads(records.read_text())
+    for entry in content["cases"].values():
+        entry["orientation"] = "LPI"
+    records.write_text(json.dumps(content))
+    for file in (tiny_dataset.preprocessed / "nnUNetPlans_2d").glob("*.pkl"):
+        file.unlink()
+    assert {(c.axis, c.sign) for c in maker(tiny_dataset).cases} == {(0, -1)}
+
+
+def test_a_reader_that_reorients_makes_the_record_useless(tiny_dataset: Any) -> None:
+    records = tiny_dataset.preprocessed / "nnssl" / "cases.json"
+    content = json.loads(records.read_text())
+    for entry in content["cases"].values():
+        entry["orientation"] = "LPI"
+    records.write_text(json.dumps(content))
+    folder = tiny_dataset.preprocessed / "nnUNetPlans_2d"
+    own = DataFolders.of(folder).own
+    arguments = folder, own, identifiers(folder), [0, 1, 2], "head_feet"
+    assert {case.sign for case in case_table(*arguments, "NibabelIOWithReorient")} == {1}
+
+
+def test_directions_of_letters() -> None:
+    assert direction_of("LPS") == HEAD_FIRST
+    assert direction_of("PIL") == SAGITTAL
+    for wrong in ("LPX", "LP", "LLS"):
+        with pytest.raises(ValueError, match=f"found '{wrong}'"):
+            direction_of(wrong)
 
 
 def test_a_case_without_an_image_says_what_to_run(tmp_path: Path) -> None:
