@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+RUNS = {"pretrain": "pre-training", "finetune": "fine-tuning"}
+NAMED_IN = {
+    "pretrain": "training.initial_weights",
+    "finetune": "the environment variable nnssl_pretrained_weights",
+}
 _NUMPY_TYPES = ("bool", *_INTEGERS, "float16", "float32", "float64")
 
 
@@ -115,6 +120,24 @@ def read_checkpoint(filename: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), dict):
         raise ValueError(_unreadable(path, "it holds no 'network_weights'"))
     return checkpoint
+
+
+def own_part(
+    checkpoint: Mapping[str, Any], kind: Literal["pretrain", "finetune"]
+) -> dict[str, Any]:
+    """The part under `nnssl` of a checkpoint, for a run of this kind to go on from.
+
+    Raises:
+        ValueError: the file is a stock one, or of the other kind.
+    """
+    own = checkpoint.get("nnssl")
+    if not isinstance(own, dict) or own.get("kind") != kind:
+        raise ValueError(
+            f"the checkpoint is not one of an nnSSL {RUNS[kind]} run, so the run cannot be "
+            "continued or validated with it. To start from its weights, train anew without --c "
+            f"(another nnUNet_results keeps the old files) and name it in {NAMED_IN[kind]}."
+        )
+    return own
 
 
 def _unreadable(path: Path, cause: str) -> str:

@@ -17,7 +17,7 @@ from nnssl.finetuning.groups import parameter_groups
 from nnssl.finetuning.schedules import PartSchedule
 from nnssl.modules import unet
 from nnssl.training import finetuning_checkpoint, folds, labels, runs
-from nnssl.training.checkpoint import read_checkpoint
+from nnssl.training.checkpoint import own_part, read_checkpoint
 from nnssl.training.finetuning_settings import MAY_CHANGE, FinetuningSettings
 from nnssl.training.finetuning_weights import StartingWeights
 from nnssl.training.interruptible import Interruptible
@@ -219,7 +219,7 @@ class nnSSLFinetuner(Interruptible):
         if isinstance(filename_or_checkpoint, dict):
             raise TypeError("load_checkpoint takes the path of a checkpoint, as nnU-Net's does")
         checkpoint = read_checkpoint(filename_or_checkpoint)
-        self.stored = finetuning_checkpoint.own_part(checkpoint)
+        self.stored = own_part(checkpoint, "finetune")
         self.config = Config.from_dict(self.stored["config"])
         self.weights_record = self.stored["weights"]
         if not self.was_initialized:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nnssl.modules import unet
@@ -46,22 +45,6 @@ def _own(trainer: nnSSLFinetuner) -> dict[str, Any]:
         "fold": trainer.fold,
         "versions": versions(),
     }
-
-
-def own_part(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The part under `nnssl` of a fine-tuning checkpoint.
-
-    Raises:
-        ValueError: the file is a stock or a pre-training checkpoint.
-    """
-    own = checkpoint.get("nnssl")
-    if not isinstance(own, dict) or own.get("kind") != "finetune":
-        raise ValueError(
-            "the checkpoint is not one of an nnSSL fine-tuning run, so the run cannot be continued "
-            "or validated with it. To start from its weights, train anew without --c and name it "
-            "in the environment variable nnssl_pretrained_weights."
-        )
-    return own
 
 
 def forget_open_epoch(logger: Any, epoch: int) -> None:

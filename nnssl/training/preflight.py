@@ -29,8 +29,8 @@ def dry_step(network: nn.Module, forward: Callable[[], Mapping[str, Tensor]]) ->
     network.load_state_dict(kept)
     if not bool(torch.isfinite(loss)):
         raise RuntimeError(
-            f"Pre-flight: the loss of the first batch is {float(loss)}. Look for NaN or huge "
-            "values in the preprocessed images, or lower the temperature's inverse."
+            f"Pre-flight: the loss of the first batch is {float(loss.detach())}. Look for NaN or huge "
+            "values in the preprocessed images."
         )
     return float(loss.detach())
 

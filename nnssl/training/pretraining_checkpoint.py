@@ -13,7 +13,7 @@ from nnssl import __version__
 from nnssl.config import Config
 from nnssl.finetuning.weights import load, match
 from nnssl.modules import unet
-from nnssl.training.checkpoint import plain, read_checkpoint
+from nnssl.training.checkpoint import own_part, plain, read_checkpoint
 from nnssl.training.history import History
 
 if TYPE_CHECKING:
@@ -86,24 +86,8 @@ def _own_state(objective: Any) -> dict[str, Any]:
     return {k: v for k, v in objective.state_dict().items() if not k.startswith("network.")}
 
 
-def own_part(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part under `nnssl` of a pre-training checkpoint.
-
-    Raises:
-        ValueError: the file is a stock or a fine-tuning checkpoint.
-    """
-    own = checkpoint.get("nnssl")
-    if not isinstance(own, Mapping) or own.get("kind") != "pretrain":
-        raise ValueError(
-            "the checkpoint is not one of an nnSSL pre-training run, so the run cannot be "
-            "continued from it. Start anew without --c (another nnUNet_results keeps the old "
-            "files), or set training.initial_weights to start from its weights."
-        )
-    return own
-
-
 def stored_config(checkpoint: Mapping[str, Any]) -> Config:
-    return Config.from_dict(own_part(checkpoint)["config"])
+    return Config.from_dict(own_part(checkpoint, "pretrain")["config"])
 
 
 def with_changes(stored: Config, today: Config, may_change: Collection[str]) -> Config:
@@ -118,7 +102,7 @@ def with_changes(stored: Config, today: Config, may_change: Collection[str]) -> 
 
 def restore(trainer: nnSSLPretrainer, checkpoint: Mapping[str, Any]) -> None:
     """Put weights, optimiser, counters and history of a checkpoint into an initialised trainer."""
-    own = own_part(checkpoint)
+    own = own_part(checkpoint, "pretrain")
     objective = trainer.objective
     objective.network.load_state_dict(checkpoint["network_weights"])
     missing, unexpected = objective.load_state_dict(own["objective_state"], strict=False)
