@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,12 +28,13 @@ def dry_step(network: nn.Module, forward: Callable[[], Mapping[str, Tensor]]) ->
     for parameter in network.parameters():
         parameter.grad = None
     network.load_state_dict(kept)
-    if not bool(torch.isfinite(loss)):
+    value = float(loss.detach())
+    if not math.isfinite(value):
         raise RuntimeError(
-            f"Pre-flight: the loss of the first batch is {float(loss.detach())}. Look for NaN or huge "
-            "values in the preprocessed images."
+            f"Pre-flight: the loss of the first batch is {value}. Look for NaN or huge values in "
+            "the preprocessed images."
         )
-    return float(loss.detach())
+    return value
 
 
 def check_disk(folder: Path, checkpoint_bytes: int) -> None:
