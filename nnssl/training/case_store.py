@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from skimage.filters import threshold_otsu
 
 CELL = 8  # voxels per occupancy cell and in-plane axis
+MOST_KEPT = 64  # cases whose open file or table one process keeps
 NOMINAL_SPAN = 4096  # values looked at per slice to find a threshold
 
 
@@ -89,10 +93,12 @@ class Occupancy:
 
     def _table(self, identifier: str) -> np.ndarray:
         if identifier not in self._tables:
-            cells = self._load(identifier)
-            table = np.zeros(np.array(cells.shape) + 1, np.float64)
+            if len(self._tables) >= MOST_KEPT:
+                self._tables.clear()
+            cells = self._load(identifier).astype(np.float64)  # float16 overflows beyond 65,504
+            table = np.zeros(np.array(cells.shape) + 1)
             table[1:, 1:, 1:] = cells.cumsum(0).cumsum(1).cumsum(2)
-            self._tables[identifier] = table.astype(np.float32)
+            self._tables[identifier] = table
         return self._tables[identifier]
 
     def _load(self, identifier: str) -> np.ndarray:
@@ -104,7 +110,7 @@ class Occupancy:
             with np.load(cached, allow_pickle=False) as archive:
                 if np.array_equal(archive["source"], stamp):
                     return np.asarray(archive["cells"])
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             pass
         cells = occupancy_cells(_read_all(source))
         self._save(cached, cells, stamp)
@@ -112,9 +118,6 @@ class Occupancy:
 
     @staticmethod
     def _save(file: Path, cells: np.ndarray, stamp: np.ndarray) -> None:
-        import os
-        import tempfile
-
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
         with os.fdopen(handle, "wb") as stream:

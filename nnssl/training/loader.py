@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from nnssl.modules.positions import extent3
-from nnssl.training.case_store import Case, CaseError, image_file, open_image
+from nnssl.training.case_store import MOST_KEPT, Case, CaseError, image_file, open_image
 from nnssl.training.sampling import Place, Sampler
 
 
@@ -55,7 +55,7 @@ class PatchReader:
 
     def _array(self, file: Path) -> Any:
         if file not in self._open:
-            if len(self._open) >= 64:
+            if len(self._open) >= MOST_KEPT:
                 self._open.clear()
             self._open[file] = open_image(file)
         return self._open[file]

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.training.case_store import CELL, CaseError, Occupancy, image_file, occupancy_cells
+from nnssl.training.case_store import (
+    CELL,
+    MOST_KEPT,
+    CaseError,
+    Occupancy,
+    image_file,
+    occupancy_cells,
+)
 from nnssl.training.case_table import anatomical_axis, case_table, describe_axes, direction_of
 from nnssl.training.loader import BatchMaker, PatchReader
 from nnssl.training.pretraining_data import DataFolders, batch_maker, validation_maker
@@ -154,6 +161,35 @@ def test_occupancy_is_found_anew_when_the_image_changed(tiny_dataset: Any, tmp_p
     blosc2.asarray(np.zeros(shape, np.float32), urlpath=str(file))
     assert 0 < first < 1
     assert Occupancy(folder, tmp_path / "cache").share(name, box) == 1.0
+
+
+def test_occupancy_of_a_large_volume_is_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """163,840 cells: a running sum in float16 would be infinite, and their difference no number."""
+    cells = np.ones((40, 64, 64), np.float16)
+    monkeypatch.setattr(Occupancy, "_load", lambda *_: cells)
+    occupancy = Occupancy(tmp_path, tmp_path)
+    assert occupancy.share("large", np.array([[30, 40], [256, 512], [256, 512]])) == 1.0
+
+
+def test_few_tables_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand cases would fill the memory of every worker."""
+    monkeypatch.setattr(Occupancy, "_load", lambda *_: np.ones((2, 2, 2), np.float16))
+    occupancy = Occupancy(tmp_path, tmp_path)
+    box = np.array([[0, 1], [0, 8], [0, 8]])
+    assert {occupancy.share(f"case{i}", box) for i in range(200)} == {1.0}
+    assert len(occupancy._tables) <= MOST_KEPT
+
+
+def test_a_damaged_cache_is_made_anew(tiny_dataset: Any, tmp_path: Path) -> None:
+    folder = tiny_dataset.preprocessed / "nnUNetPlans_2d"
+    name = identifiers(folder)[0]
+    box = np.array([[0, 8], [0, 40], [0, 40]])
+    share = Occupancy(folder, tmp_path).share(name, box)
+    cached = tmp_path / f"{name}.npz"
+    cached.write_bytes(cached.read_bytes()[:-30])
+    assert Occupancy(folder, tmp_path).share(name, box) == share
 
 
 def test_occupancy_cells_count_bright_voxels() -> None:
