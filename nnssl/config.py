@@ -8,7 +8,7 @@ is no second schema. `null` removes an inherited group; `{}` is a group with def
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ from nnssl.config_files import (
     read_config,
 )
 from nnssl.config_overrides import OVERRIDES, override
-from nnssl.config_schema import ABSENT, Groups, Schema, Target, targets
+from nnssl.config_schema import Groups, Schema, Target, targets
 
 __all__ = [
     "CONFIG_FOLDERS",
@@ -81,12 +81,6 @@ class Config:
         """Rebuilds what `to_dict` returned, without any file."""
         parts = deepcopy(dict(values))
         return cls(_sections=parts.pop("sections"), sources=tuple(parts.pop("sources")), **parts)
-
-    def difference(self, other: Config) -> dict[str, tuple[Any, Any]]:
-        """Returns "section.knob" -> (own value, the other's value) of what differs."""
-        own, others = dict(_flatten(self._sections)), dict(_flatten(other._sections))
-        pairs = {path: (own.get(path, ABSENT), others.get(path, ABSENT)) for path in own | others}
-        return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def bind(
@@ -170,11 +164,3 @@ def _value(values: Mapping[str, Any], name: str, knob: Knob) -> Any:
 
 def _found(values: Mapping[str, Any], name: str) -> str:
     return f" = {values[name]!r}" if name in values else ""
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

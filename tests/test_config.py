@@ -274,24 +274,6 @@ def test_it_cannot_be_changed(folder):
     assert config == bound()
 
 
-def test_difference_names_knobs_and_both_values(folder):
-    ours, theirs = bound(), bound(overrides="num_epochs=9 views.global.scale=[1,1]")
-    assert ours.difference(theirs) == {
-        "training.num_epochs": (7, 9),
-        "views.global.scale": ([0.8, 1.25], [1.0, 1.0]),
-    }
-    assert ours.difference(bound()) == {}
-
-
-def test_difference_of_another_choice(folder):
-    difference = bound().difference(bound(overrides="objective.name=restoration"))
-    assert difference["objective.mask_ratio"] == ("<absent>", 0.6)
-    assert difference["objective.temperature"] == (0.1, "<absent>")
-
-
-# ---------------------------------------------------------------- extends
-
-
 def test_extends_merges_deeply(write, folder):
     write("nnSSLMiddle.yaml", "extends: nnSSLBase\nviews: {global: {rotation: 5}}\n")
     write("deeper/nnSSLChild.yaml", "extends: nnSSLMiddle\nabout: {summary: child}\n")
