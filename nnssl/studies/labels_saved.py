@@ -1,0 +1,165 @@
+"""How many labels scratch would need for the Dice that a method reaches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+from scipy.optimize import isotonic_regression
+
+LEAST_REPETITIONS = 5  # for an interval
+RESAMPLES = 2000
+Bound = Literal["equal", "more", "fewer"]
+
+
+@dataclass(frozen=True)
+class LabelsSaved:
+    """Scratch's need of labels for each budget of a method.
+
+    Attributes:
+        budgets: the method's budgets, ascending.
+        needed: labels that scratch needs for the method's Dice; infinite: more than its largest
+            budget; 0: fewer than its smallest.
+        low: lower ends of the intervals of `needed`, read like it; None with fewer than 5
+            repetitions.
+        high: their upper ends.
+        level: nominal level of the intervals.
+        scratch: scratch's Dice at each budget, after monotone regression.
+        method: the method's Dice at each budget, likewise.
+    """
+
+    budgets: tuple[float, ...]
+    needed: tuple[float, ...]
+    low: tuple[float, ...] | None
+    high: tuple[float, ...] | None
+    level: float
+    scratch: tuple[float, ...]
+    method: tuple[float, ...]
+
+    def bound(self, index: int) -> Bound:
+        """Whether `needed[index]` is a number, or beyond the largest or the smallest budget."""
+        if math.isinf(self.needed[index]):
+            return "more"
+        return "equal" if self.needed[index] else "fewer"
+
+    def saved(self, index: int) -> float:
+        """Labels saved at a budget: infinite or negative where `needed` is infinite or 0."""
+        return self.needed[index] - self.budgets[index]
+
+    def text(self, index: int) -> str:
+        """`needed[index]` in words, with its interval."""
+        words = self._words(self.needed[index])
+        if self.low is None or self.high is None:
+            return words
+        ends = f"{self._words(self.low[index])} to {self._words(self.high[index])}"
+        return f"{words} ({100 * self.level:g} % interval: {ends})"
+
+    def _words(self, value: float) -> str:
+        if math.isinf(value):
+            return f"more than {self.budgets[-1]:g}"
+        return f"{value:.3g}" if value else f"fewer than {self.budgets[0]:g}"
+
+
+def labels_saved(
+    budgets: Sequence[float],
+    scratch: np.ndarray,
+    method: np.ndarray,
+    level: float = 0.95,
+    seed: int = 0,
+) -> LabelsSaved:
+    """Reads scratch's curve backwards: the budget at which it first reaches the method's Dice.
+
+    Both curves are made monotone (isotonic regression of the means over repetitions); between
+    budgets scratch is linear in log2 of the budget, and beyond them nothing is extrapolated.
+    Interval: repetitions are drawn with replacement, both arms together; percentiles widened for
+    few repetitions (expanded percentile interval).
+
+    Reference:
+        T. Hesterberg, The American Statistician 69(4):371-386, 2015 (expanded percentiles).
+
+    Args:
+        budgets: B positive numbers of labels, ascending.
+        scratch: (R, B) Dice of scratch per repetition, patients averaged; or (B,).
+        method: of the method, same shape; row r of both is the same repetition.
+        level: level of the interval.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: wrong shapes, budgets that do not ascend, or missing values.
+    """
+    grid, arms = _checked(budgets, scratch, method)
+    needed = _needed(grid, *(_monotone(arm.mean(0)) for arm in arms))
+    repetitions = arms.shape[1]
+    low = high = None
+    if repetitions >= LEAST_REPETITIONS:
+        low, high = _interval(grid, arms, level, np.random.default_rng(seed))
+    curves = [tuple(map(float, _monotone(arm.mean(0)))) for arm in arms]
+    return LabelsSaved(
+        tuple(map(float, grid)), needed, low, high, level, scratch=curves[0], method=curves[1]
+    )
+
+
+def _checked(
+    budgets: Sequence[float], scratch: np.ndarray, method: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    grid = np.asarray(budgets, float)
+    if grid.ndim != 1 or not len(grid) or (grid <= 0).any() or (np.diff(grid) <= 0).any():
+        raise ValueError(f"budgets: found {list(budgets)}, allowed are positive ascending numbers")
+    pair = [np.atleast_2d(np.asarray(arm, float)) for arm in (scratch, method)]
+    shapes = [arm.shape for arm in pair]
+    if shapes[0] != shapes[1] or shapes[0][1] != len(grid):
+        raise ValueError(
+            f"scratch has shape {shapes[0]}, method {shapes[1]}; both must be (repetitions, "
+            f"{len(grid)}), one column per budget"
+        )
+    arms = np.stack(pair)
+    if not np.isfinite(arms).all():
+        missing = sorted({(int(r), float(grid[b])) for _, r, b in np.argwhere(~np.isfinite(arms))})
+        raise ValueError(
+            f"no value for (repetition, budget) {missing[:10]}; give the repetitions and budgets "
+            "that both arms have finished"
+        )
+    return grid, arms
+
+
+def _monotone(curve: np.ndarray) -> np.ndarray:
+    return np.asarray(isotonic_regression(curve).x)
+
+
+def _needed(grid: np.ndarray, scratch: np.ndarray, method: np.ndarray) -> tuple[float, ...]:
+    """Smallest budget at which the monotone curve of scratch reaches each value; inf, 0 outside."""
+    return tuple(_first_reach(np.log2(grid), scratch, float(value)) for value in method)
+
+
+def _first_reach(log_grid: np.ndarray, curve: np.ndarray, value: float) -> float:
+    if value > curve[-1]:
+        return math.inf
+    if value < curve[0]:
+        return 0.0
+    right = int(np.searchsorted(curve, value, side="left"))
+    if right == 0:
+        return float(2.0 ** log_grid[0])
+    share = (value - curve[right - 1]) / (curve[right] - curve[right - 1])
+    return float(2.0 ** (log_grid[right - 1] + share * (log_grid[right] - log_grid[right - 1])))
+
+
+def _interval(
+    grid: np.ndarray, arms: np.ndarray, level: float, generator: np.random.Generator
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    repetitions = arms.shape[1]
+    drawn = generator.integers(repetitions, size=(RESAMPLES, repetitions))
+    means = arms[:, drawn].mean(2)  # (2, RESAMPLES, B)
+    found = np.array(
+        [_needed(grid, _monotone(s), _monotone(m)) for s, m in zip(*means, strict=True)]
+    )
+    wide = stats.t.ppf((1 + level) / 2, repetitions - 1) * math.sqrt(
+        repetitions / (repetitions - 1)
+    )
+    tail = float(stats.norm.sf(wide))
+    low = np.quantile(found, tail, axis=0, method="inverted_cdf")
+    high = np.quantile(found, 1 - tail, axis=0, method="inverted_cdf")
+    return tuple(map(float, low)), tuple(map(float, high))
