@@ -13,9 +13,27 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("embedding: standard deviation", ("embedding_std",)),
     ("embedding: effective rank", ("effective_rank",)),
     ("pairs per anchor", ("positives", "negatives")),
+    ("probe: Dice of frozen features", ("probe_dice", "probe_dice_random", "probe_dice_reference")),
+    (
+        "probe: error of the axial position",
+        (
+            "probe_position_error",
+            "probe_position_error_random",
+            "probe_position_error_reference",
+            "probe_position_chance",
+        ),
+    ),
+    (
+        "probe: effective rank of slices",
+        (
+            "probe_effective_rank",
+            "probe_effective_rank_random",
+            "probe_effective_rank_reference",
+        ),
+    ),
     ("learning rate", ("learning_rate",)),
     ("images per second", ("images_per_second",)),
-    ("seconds per epoch", ("epoch_seconds", "seconds_waited")),
+    ("seconds per epoch", ("epoch_seconds", "seconds_waited", "probe_seconds")),
     ("seconds per step", ("seconds_per_step",)),
     ("steps skipped so far (loss not finite)", ("skipped_steps",)),
 )
@@ -35,6 +53,11 @@ class History:
             value = terms.get(key)
             self.values[key] = [*column, None if value is None else float(value)]
 
+    def add(self, epoch: int, terms: Mapping[str, float | None]) -> None:
+        """Further numbers of an epoch that is logged already."""
+        known = {key: column[epoch] for key, column in self.values.items() if len(column) > epoch}
+        self.log(epoch, {**known, **terms})
+
     def last(self, key: str) -> float | None:
         column = self.values.get(key, [])
         return column[-1] if column else None
@@ -52,8 +75,7 @@ class History:
         figure, axes = plt.subplots(rows, 3, figsize=(15, 3.2 * rows), squeeze=False)
         for axis, (title, keys) in zip(axes.flat, panels, strict=False):
             for key in keys:
-                column = [float("nan") if v is None else v for v in self.values[key]]
-                axis.plot(range(len(column)), column, label=key)
+                axis.plot(*self._line(key), label=key, marker="." if self._sparse(key) else None)
             axis.set(title=title, xlabel="epoch")
             axis.legend(fontsize=7)
         for axis in axes.flat[len(panels) :]:
@@ -63,6 +85,18 @@ class History:
         figure.savefig(temporary, dpi=80)
         plt.close(figure)
         os.replace(temporary, file)
+
+    def _line(self, key: str) -> tuple[list[int], list[float]]:
+        """Epochs and values; what is not measured every epoch is joined over the gaps."""
+        column = [float("nan") if v is None else v for v in self.values[key]]
+        if not self._sparse(key):
+            return list(range(len(column))), column
+        epochs = [epoch for epoch, v in enumerate(self.values[key]) if v is not None]
+        return epochs, [column[epoch] for epoch in epochs]
+
+    @staticmethod
+    def _sparse(key: str) -> bool:
+        return key.startswith("probe_")
 
     def _panels(self) -> list[tuple[str, tuple[str, ...]]]:
         known = {key for _, keys in PANELS for key in keys}

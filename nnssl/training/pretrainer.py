@@ -17,6 +17,7 @@ from nnssl.training.history import History
 from nnssl.training.interruptible import Interruptible
 from nnssl.training.planned_network import build_network
 from nnssl.training.pretraining_loop import PretrainingLoop
+from nnssl.training.probe.during_training import TrainingProbe
 from nnssl.training.settings import MAY_CHANGE
 
 
@@ -38,6 +39,8 @@ class nnSSLPretrainer(Interruptible, PretrainingLoop):
         folder = Path(self.output_folder)
         if not self.resumed:
             runs.refuse_overwrite(folder, self.config.sections, self.settings.overwrite)
+        self.probe = TrainingProbe(self)
+        self.probe.check()
         self.stop.install()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         if self.local_rank == 0:

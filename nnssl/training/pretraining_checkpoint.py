@@ -91,11 +91,19 @@ def stored_config(checkpoint: Mapping[str, Any]) -> Config:
 
 
 def with_changes(stored: Config, today: Config, may_change: Collection[str]) -> Config:
-    """The stored configuration with today's values where a resume may change them."""
+    """The stored configuration with today's values where a resume may change them.
+
+    Args:
+        stored: configuration of the checkpoint.
+        today: configuration of today's YAML file and overrides.
+        may_change: knobs (`training.num_epochs`) and whole sections (`probe`).
+    """
     merged, current = stored.to_dict(), today.sections
     for path in may_change:
-        section, knob = path.split(".")
-        if knob in current[section]:
+        section, _, knob = path.partition(".")
+        if not knob and section in current:
+            merged["sections"][section] = current[section]
+        elif knob in current.get(section, {}):
             merged["sections"][section][knob] = current[section][knob]
     return Config.from_dict(plain(merged))
 

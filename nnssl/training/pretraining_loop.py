@@ -16,6 +16,7 @@ from torch import distributed as dist
 from nnssl.training.history import History
 from nnssl.training.pictures import save_pictures
 from nnssl.training.pretraining_setup import PretrainingSetup
+from nnssl.training.probe.during_training import TrainingProbe
 
 SECONDS_BETWEEN_PLOTS = 30.0
 
@@ -27,11 +28,13 @@ class PretrainingLoop(PretrainingSetup):
         history: one number per term and epoch.
         epoch_terms: terms of each step of the epoch that is under way.
         skipped_steps: steps whose loss was not finite.
+        probe: looks at the frozen features now and then.
     """
 
     history: History
     epoch_terms: list[Mapping[str, float]]
     skipped_steps = 0
+    probe: TrainingProbe
     _skipped_in_a_row = 0
     _last_plot = 0.0
 
@@ -149,20 +152,38 @@ class PretrainingLoop(PretrainingSetup):
     def on_epoch_end(self) -> None:
         self._epoch_log["epoch_seconds"] = time() - self._epoch_begin
         self.history.log(self.current_epoch, self._epoch_log)
-        for logger in getattr(self.logger, "loggers", ()):
-            for key, value in self._epoch_log.items():
-                logger.log(key, value, self.current_epoch)
-        for key, value in self._epoch_log.items():
-            if value is not None:
-                self.print_to_log_file(f"{key} {value:.5g}")
+        self._report(self._epoch_log)
         self.current_epoch += 1
         better = self._better()
+        self._probe_features()
         if self.current_epoch % self.save_every == 0 and self.current_epoch < self.num_epochs:
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
         if better:
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
         if self.local_rank == 0:
             self._draw()
+
+    def _report(self, terms: Mapping[str, float | None]) -> None:
+        """Tell further loggers, and the log file, what the current epoch gave."""
+        for key, value in terms.items():
+            for logger in getattr(self.logger, "loggers", ()):
+                logger.log(key, value, self.current_epoch)
+            if value is not None:
+                self.print_to_log_file(f"{key} {value:.5g}")
+
+    def _probe_features(self) -> None:
+        """Probe where it is due; only rank 0 does, the others wait. The finished run is saved
+        before, so that nothing is lost whatever happens."""
+        if not self.probe_settings.due(self.current_epoch, self.num_epochs):
+            return
+        if self.current_epoch == self.num_epochs:
+            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
+        if self.local_rank == 0:
+            terms = self.probe.run()
+            self.history.add(self.current_epoch - 1, terms)
+            self._report(terms)
+        if self.is_ddp:
+            dist.barrier()
 
     def _better(self) -> bool:
         """Whether the smoothed validation loss fell; without a criterion the latest is the best."""

@@ -23,6 +23,7 @@ from nnssl.training.case_table import case_table
 from nnssl.training.loader import BatchMaker
 from nnssl.training.planned_network import build_network, check_supported, refuse_cascade
 from nnssl.training.pretraining_data import DataFolders, batch_maker, validation_maker
+from nnssl.training.probe.settings import ProbeSettings
 from nnssl.training.sampling import Sampling
 from nnssl.training.settings import PretrainingSettings
 from nnssl.training.stepped_loader import SteppedLoader
@@ -34,6 +35,7 @@ SCHEMA: Schema = {
     "sampling": Sampling,
     "views": Groups(VIEWS),
     "objective": OBJECTIVES,
+    "probe": ProbeSettings,
 }
 GIVEN = ("network", "context")
 
@@ -90,6 +92,7 @@ class PretrainingSetup(nnUNetTrainer):
     def _apply(self, config: Config) -> None:
         sections = config.sections
         self.settings = PretrainingSettings(**sections["training"])
+        self.probe_settings = ProbeSettings(**sections["probe"])
         objective = OBJECTIVES[config.chosen("objective")[0]]
         self.sampling = Sampling(**sections["sampling"]).with_default(objective.sampling)
         groups = sections["views"] or {k: dict(v) for k, v in objective.default_views.items()}

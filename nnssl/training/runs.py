@@ -46,7 +46,7 @@ def _differences_to(finished: Path, config: Mapping[str, Any]) -> list[str]:
         return [str(error)]
     if stored is None:
         return ["its checkpoint_final.pth was not written by nnSSL"]
-    differing = _differing(stored, config, ignored={"training.overwrite"})
+    differing = _differing(stored, config, ignored={"training.overwrite", "probe"})
     return [f"{name}: finished run {old!r}, now {new!r}" for name, old, new in differing]
 
 
@@ -91,7 +91,7 @@ def _differing(
     stored: Mapping[str, Any], today: Mapping[str, Any], ignored: set[str]
 ) -> list[tuple[str, Any, Any]]:
     old, new = (_flat(plain(config.get("sections", config))) for config in (stored, today))
-    names = [name for name in {**old, **new} if name not in ignored]
+    names = [name for name in {**old, **new} if not _allowed(name, ignored)]
     pairs = ((name, old.get(name, _NOT_SET), new.get(name, _NOT_SET)) for name in names)
     return [(name, a, b) for name, a, b in pairs if a != b]
 

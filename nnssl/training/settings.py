@@ -78,11 +78,13 @@ class PretrainingSettings:
         return self.initial_lr * factor[self.schedule]
 
 
-# On a resume these may differ from what is stored; they do not change what was learned so far.
+# On a resume these, and whole sections, may differ from what is stored; they do not change what was
+# learned so far.
 MAY_CHANGE = {
     "training.num_epochs",
     "training.save_every",
     "training.picture_every",
     "training.overwrite",
     "training.max_skipped_steps",
+    "probe",
 }

@@ -31,11 +31,13 @@ training: {num_epochs: 2, num_iterations_per_epoch: 3, num_val_iterations_per_ep
            crop: %s, warmup_epochs: 1, picture_every: 1}
 sampling: {partitions: 2, volumes: 2}
 objective: {hidden_features: 16, embedding_features: 8}
+probe: {probe_at_end: false}
 """
 
 TOY_TRAINING = """
 training: {num_epochs: 1, num_iterations_per_epoch: 2, num_val_iterations_per_epoch: 1,
            crop: [16, 16], warmup_epochs: 0}
+probe: {probe_at_end: false}
 """
 
 

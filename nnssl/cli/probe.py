@@ -1,0 +1,108 @@
+"""``nnssl_probe``: what the frozen features of checkpoints know, beside a random network's.
+
+Without --choose the fold's validation cases are scored: a gauge, never to choose by. With --choose
+the checkpoints are compared inside the labelled patients, leaving one out after the other; no
+validation case is opened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnssl.cli.table import table
+from nnssl.datasets.files import write_json
+from nnssl.training.case_store import CaseError
+from nnssl.training.labels import LabelBudget
+from nnssl.training.probe.checkpoints import choose_checkpoint, probe_checkpoints
+from nnssl.training.probe.fold import ProbeFold
+from nnssl.training.probe.run import Probe
+from nnssl.training.probe.settings import ProbeSettings
+
+COLUMNS = ("dice", "position_error", "position_chance", "effective_rank", "seconds")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; errors end the program with one message and status 1."""
+    options = _parser().parse_args(arguments)
+    try:
+        fold = ProbeFold.find(options.dataset, options.configuration, options.fold, options.plans)
+        _choose(fold, options) if options.choose else _probe(fold, options)
+    except (ValueError, OSError, CaseError) as error:
+        sys.exit(f"nnssl_probe: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nnssl_probe", description=__doc__)
+    add = parser.add_argument
+    defaults = ProbeSettings()
+    add("dataset", help="nnU-Net dataset, id or name")
+    add("configuration", help="for example 2d or 3d_fullres")
+    add("fold", type=int)
+    add("-p", default="nnUNetPlans", dest="plans", help="plans (%(default)s)")
+    add("--weights", type=Path, nargs="+", required=True, metavar="FILE", help="checkpoints")
+    add("--reference", type=Path, metavar="FILE", help="another checkpoint, as a yardstick")
+    patients = defaults.probe_patients
+    add("--patients", type=int, default=patients, metavar="N", help="labelled (%(default)s)")
+    add("--seed", type=int, default=0, metavar="S", help="of the (first) draw (%(default)s)")
+    add("--draws", type=int, default=defaults.probe_draws, metavar="R", help="(%(default)s)")
+    most = defaults.probe_volumes
+    add("--volumes", type=int, default=most, metavar="V", help="to score, at most (%(default)s)")
+    add("--choose", action="store_true", help="print the best file, judged by labelled patients")
+    add("-o", type=Path, dest="output", metavar="FILE", help="write the record, e.g. probe.json")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("-device", default=device, help="(%(default)s)")
+    return parser
+
+
+def _probe(fold: ProbeFold, options: argparse.Namespace) -> None:
+    settings = ProbeSettings(
+        probe_patients=options.patients,
+        probe_draws=options.draws,
+        probe_volumes=options.volumes,
+    )
+    probe = Probe(fold, settings, torch.device(options.device), options.seed)
+    _, record = probe_checkpoints(probe, options.weights, options.reference)
+    _write(options.output, record)
+    encoders: Mapping[str, Any] = record["encoders"]
+    structures = list(next(iter(encoders.values())).get("dice_per_structure", {}))
+    rows = [
+        [
+            name,
+            *(_number(entry.get(column)) for column in COLUMNS),
+            *(_number(entry.get("dice_per_structure", {}).get(each)) for each in structures),
+        ]
+        for name, entry in encoders.items()
+    ]
+    print(table(("encoder", *COLUMNS, *structures), rows))
+    for name, entry in record["checkpoints"].items():
+        if entry["contaminated"]:
+            print(f"CONTAMINATED: {name} has seen patients of this fold's validation cases")
+    print(record["why_no_labels"] or "A gauge on validation cases: do not choose by it (--choose)")
+
+
+def _choose(fold: ProbeFold, options: argparse.Namespace) -> None:
+    budget = LabelBudget(patients=options.patients, seed=options.seed)
+    choice = choose_checkpoint(fold, options.weights, budget, torch.device(options.device))
+    _write(options.output, choice.record)
+    rows = [[file, _number(value)] for file, value in choice.record["dice"].items()]
+    print(table(("encoder", "dice on left-out labelled patients"), rows))
+    print(f"chosen: {choice.file}")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _write(file: Path | None, record: Mapping[str, Any]) -> None:
+    if file is not None:
+        write_json(file, record)
+
+
+if __name__ == "__main__":
+    main()

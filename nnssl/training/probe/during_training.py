@@ -1,0 +1,105 @@
+"""The probe inside a pre-training run: on a copy, with its own random numbers, on rank 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from nnssl.datasets.files import write_json
+from nnssl.modules import unet
+from nnssl.training.checkpoint import read_checkpoint
+from nnssl.training.probe import pictures
+from nnssl.training.probe.encoder_probe import EncoderResult, ProbeCases
+from nnssl.training.probe.encoders import network_with, own_generators
+from nnssl.training.probe.fold import ProbeFold
+from nnssl.training.probe.run import RESULT_FILE, Probe
+
+if TYPE_CHECKING:
+    from nnssl.training.pretraining_setup import PretrainingSetup
+
+PRETRAINED, RANDOM, REFERENCE = "pretrained", "random", "reference"
+
+
+class TrainingProbe:
+    """Probes the encoder of a run beside a random one and a reference, which are probed once."""
+
+    def __init__(self, trainer: PretrainingSetup) -> None:
+        self.trainer = trainer
+        self.settings = trainer.probe_settings
+        self.probe = Probe(ProbeFold.of(trainer), self.settings, trainer.device)
+        self._cases: tuple[ProbeCases, str | None] | None = None
+        self._others: dict[str, EncoderResult] = {}
+
+    def check(self) -> None:
+        """Refuses a wrong setting before the first step.
+
+        Raises:
+            ValueError: more patients than the fold has, or a reference that does not fit.
+            FileNotFoundError: the reference does not exist.
+        """
+        if not self.settings.active:
+            return
+        self.probe.check()
+        if self.settings.reference is not None:
+            with own_generators(self.trainer.device):
+                self._reference()
+
+    def run(self) -> dict[str, float]:
+        """Probes, writes `probe.json` and the pictures, and returns the terms for the history.
+
+        A failure is logged and returns no terms: it must not end a training.
+        """
+        begin = perf_counter()
+        try:
+            with own_generators(self.trainer.device):
+                terms = self._run()
+        except Exception as error:
+            self.trainer.print_to_log_file(
+                f"WARNING: the probe failed and is left out here; training is not affected "
+                f"({type(error).__name__}: {error})"
+            )
+            return {}
+        return {**terms, "probe_seconds": perf_counter() - begin}
+
+    def _run(self) -> dict[str, float]:
+        trainer = self.trainer
+        if self._cases is None:
+            self._cases = self.probe.cases()
+        cases, reason = self._cases
+        results = {PRETRAINED: self.probe.encoder(self._pretrained, cases), **self._others}
+        if RANDOM not in results:
+            self._others[RANDOM] = results[RANDOM] = self.probe.random(cases)
+        if self.settings.reference is not None and REFERENCE not in results:
+            self._others[REFERENCE] = self.probe.encoder(self._reference, cases)
+            results[REFERENCE] = self._others[REFERENCE]
+        folder = Path(trainer.output_folder)
+        more = {"epochs": trainer.current_epoch, "steps": trainer.step}
+        more["reference"] = self.settings.reference
+        write_json(folder / RESULT_FILE, self.probe.record(results, cases, reason, **more))
+        slices = results[PRETRAINED].slices
+        queries = [case.identifier for case in cases.scored or cases.fitted]
+        fold = self.probe.fold
+        pictures.draw(slices, queries, fold.partitions, folder / "pictures", fold.folder)
+        return _terms(results)
+
+    def _pretrained(self) -> Any:
+        weights = unet.plain_state_dict(self.trainer.objective.network)
+        return network_with(weights, self.probe.fold, self.trainer.device, PRETRAINED)
+
+    def _reference(self) -> Any:
+        file = str(self.settings.reference)
+        weights = read_checkpoint(file)["network_weights"]
+        name = f"probe.reference: {file}"
+        return network_with(weights, self.probe.fold, self.trainer.device, name)
+
+
+def _terms(results: dict[str, EncoderResult]) -> dict[str, float]:
+    """`probe_dice`, `probe_dice_random`, ...; chance is that of the pre-trained encoder's run."""
+    terms = {}
+    for name, result in results.items():
+        ending = "" if name == PRETRAINED else f"_{name}"
+        for key, value in result.terms().items():
+            if key != "position_chance" or name == PRETRAINED:
+                terms[f"probe_{key}{ending}"] = value
+    return terms

@@ -1,0 +1,48 @@
+"""Knobs of the probe (section `probe` of a pre-training YAML)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """When the frozen features are probed, with how many labels, and beside what.
+
+    The labels are read by the probe only; training reads none, and nothing chooses by the result.
+
+    Attributes:
+        probe_every: epochs between two probes; 0: none during training.
+        probe_at_end: whether the finished run is probed.
+        probe_patients: labelled training patients on which the linear classifier is fitted, drawn
+            as in section `labels` of fine-tuning (draw r: `labels.seed=r`).
+        probe_draws: how many times they are drawn; the Dice is the mean over draws.
+        probe_volumes: validation volumes at most, of as many patients as possible.
+        reference: another checkpoint (nnSSL's or nnU-Net's, of the same plans) to probe as well.
+    """
+
+    probe_every: int = 0
+    probe_at_end: bool = True
+    probe_patients: int = 2
+    probe_draws: int = 4
+    probe_volumes: int = 20
+    reference: str | None = None
+
+    def __post_init__(self) -> None:
+        least = {"probe_every": 0, "probe_patients": 1, "probe_draws": 1, "probe_volumes": 1}
+        for name, lowest in least.items():
+            if getattr(self, name) < lowest:
+                raise ValueError(
+                    f"probe.{name}: found {getattr(self, name)}, allowed from {lowest}"
+                )
+
+    @property
+    def active(self) -> bool:
+        """Whether the probe runs at all."""
+        return self.probe_every > 0 or self.probe_at_end
+
+    def due(self, epochs: int, of: int) -> bool:
+        """Whether to probe after so many epochs `of` the run's."""
+        if epochs >= of:
+            return self.probe_at_end
+        return self.probe_every > 0 and epochs % self.probe_every == 0
