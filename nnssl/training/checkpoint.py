@@ -102,8 +102,12 @@ def save_atomically(checkpoint: dict[str, Any], filename: str | Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_checkpoint(filename: str | Path) -> dict[str, Any]:
+def read_checkpoint(filename: str | Path, mmap: bool = False) -> dict[str, Any]:
     """Reads a checkpoint of nnSSL or nnU-Net onto the CPU, without running any code that it holds.
+
+    Args:
+        filename: the file.
+        mmap: leaves tensors in the file until they are used; for looking at the rest.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -114,7 +118,7 @@ def read_checkpoint(filename: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} does not exist; give the path of a checkpoint (*.pth).")
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # damaged and hostile files fail in many ways; all get one sentence
         raise ValueError(_unreadable(path, f"{type(error).__name__}: {error}")) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), dict):

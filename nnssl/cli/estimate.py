@@ -1,0 +1,96 @@
+"""`nnssl_estimate`: hours, memory, disk and read rate of a run, from ten dry steps."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from nnssl.cli.table import table
+
+MEBIBYTE, GIBIBYTE = 2**20, 2**30
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the estimate; bad input ends with one message and status 1."""
+    options = _parser().parse_args(arguments)
+    try:
+        values = _measure(options)
+    except (ValueError, RuntimeError, OSError, AssertionError) as error:
+        print(f"nnssl_estimate: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(values, indent=2) if options.json else _text(values))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnssl_estimate",
+        description="Estimates a run of nnUNetv2_train (pre-training, fine-tuning or stock) from a "
+        "few dry steps with its real loaders. Nothing is written into nnU-Net's folders. Not "
+        "counted: the validation of whole volumes after a supervised training.",
+    )
+    add = parser.add_argument
+    add("dataset", help="number or name of the dataset")
+    add("configuration", help="for instance 2d or 3d_fullres")
+    add("fold", help="number of the fold, or all")
+    add("-tr", default="nnUNetTrainer", dest="trainer", help="trainer (%(default)s)")
+    add("-p", default="nnUNetPlans", dest="plans", help="plans (%(default)s)")
+    add("-device", default="cuda", choices=("cpu", "cuda", "mps"), help="default: %(default)s")
+    add("--workers", type=int, help="background processes; default: as nnUNetv2_train takes")
+    add("--steps", type=int, default=10, help="dry steps (%(default)s)")
+    add("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _measure(options: argparse.Namespace) -> dict[str, object]:
+    import torch
+    from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+    from nnssl.training.dry_trainer import Job
+    from nnssl.training.estimate import estimate
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no CUDA device is usable here; the CPU is asked for with -device cpu")
+    # the threads that nnUNetv2_train gives torch
+    torch.set_num_threads((os.cpu_count() or 1) if options.device == "cpu" else 1)
+    torch.backends.cudnn.benchmark = True
+    workers = get_allowed_n_proc_DA() if options.workers is None else options.workers
+    device = torch.device(options.device)
+    job = Job(options.dataset, options.configuration, options.fold, options.plans, device)
+    return estimate(options.trainer, job, workers, options.steps).to_dict()
+
+
+def _text(values: dict) -> str:
+    seconds = f"{values['steps']} steps of {values['seconds_per_step']:.3f} s"
+    validation = f"{values['val_steps']} validation steps of {values['seconds_per_val_step']:.3f} s"
+    waited = f"{values['seconds_waited']:.3f} s of a step are waiting, {values['workers']} workers"
+    cuda = values["memory_limit"] is not None
+    rows = [
+        ("hours", f"{values['hours']:.2f}", f"{seconds}, {validation}"),
+        ("binding", values["binding"], waited),
+        ("GPU memory" if cuda else "memory", _size(values["memory_bytes"]), _limit(values)),
+        ("checkpoints", _size(values["checkpoint_bytes"]), f"{_size(values['free_bytes'])} free"),
+        ("caches", _size(values["cache_bytes"]), "beside the preprocessed data"),
+        ("reading", f"{values['read_rate'] / 1e6:.2f} MB/s", "compressed, if nothing is cached"),
+    ]
+    head = f"{values['trainer']} on {' '.join(values['job'].values())}"
+    return "\n".join([head, table(("", "estimate", ""), rows), *values["advice"]])
+
+
+def _limit(values: dict) -> str:
+    if values["memory_limit"] is None:
+        return "growth of this process, workers not counted"
+    return f"of {_size(values['memory_limit'])}"
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "unknown"
+    return f"{count / MEBIBYTE:.1f} MiB" if count < GIBIBYTE else f"{count / GIBIBYTE:.1f} GiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

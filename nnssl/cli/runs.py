@@ -1,0 +1,71 @@
+"""`nnssl_runs`: lists the pre-trainings under nnUNet_results, and the line that uses each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nnssl.cli.table import table
+
+if TYPE_CHECKING:
+    from nnssl.training.run_list import Run
+
+HEADER = ("", "trainer", "dataset", "plans", "configuration", "fold", "state", "epoch", "date")
+GAUGES = {
+    "train_loss": "train loss",
+    "val_loss": "val loss",
+    "weight_change": "weights moved %",
+    "effective_rank": "eff. rank",
+    "probe_dice": "probe Dice",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the runs; a broken one is a row with its problem. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="nnssl_runs",
+        description="Lists finished and unfinished pre-trainings under nnUNet_results with their "
+        "last gauges, and the line that uses, continues or restarts each.",
+    )
+    parser.add_argument("dataset", nargs="?", help="number or name of a dataset; default: all")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    from nnssl.training.run_list import list_runs, results_folder
+
+    try:
+        runs = list_runs(results_folder(), options.dataset)
+    except (ValueError, OSError) as error:
+        print(f"nnssl_runs: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps([run.to_dict() for run in runs], indent=2) if options.json else _text(runs))
+    return 0
+
+
+def _text(runs: Sequence[Run]) -> str:
+    if not runs:
+        return "no pre-training run was found; nnssl_trainers lists what can be trained"
+    shown = [key for key in GAUGES if any(key in run.gauges for run in runs)]
+    header = (*HEADER, *(GAUGES[key] for key in shown))
+    rows = [_row(number, run, shown) for number, run in enumerate(runs, 1)]
+    lines = [f"{n}: {run.problem or run.command}" for n, run in enumerate(runs, 1)]
+    return "\n".join([table(header, rows), "", *lines])
+
+
+def _row(number: int, run: Run, shown: Sequence[str]) -> list[str]:
+    place = [run.trainer, run.dataset, run.plans, run.configuration, run.fold, run.state]
+    epochs = " of ".join("?" if n is None else str(n) for n in (run.epoch, run.epochs))
+    return [str(number), *place, epochs, run.date, *(_gauge(run, key) for key in shown)]
+
+
+def _gauge(run: Run, key: str) -> str:
+    value = run.gauges.get(key)
+    if value is None:
+        return "-"
+    return f"{100 * value:.0f}" if key == "weight_change" else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""A trainer as `nnUNetv2_train` builds it, every file of which goes to a temporary folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import nnunetv2
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+from nnssl.config import TRAINER_PREFIX
+from nnssl.datasets.files import read_json
+from nnssl.training.factory import trainer_class
+
+STOCK = "nnUNetTrainer"
+PREPROCESSED, RESULTS = "nnUNet_preprocessed", "nnUNet_results"
+WORKERS, COMPILE, WANDB = "nnUNet_n_proc_DA", "nnUNet_compile", "nnUNet_wandb_enabled"
+OWN = "nnssl"  # the folder of a preprocessed dataset that holds our caches
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `nnUNetv2_train` is told beside the trainer's name.
+
+    Attributes:
+        dataset: number or name of the dataset.
+        configuration: for instance `2d`.
+        fold: number of the fold, or `all`.
+        plans: name of the plans.
+        device: where to train.
+    """
+
+    dataset: str
+    configuration: str
+    fold: str = "0"
+    plans: str = "nnUNetPlans"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def source(self) -> Path:
+        """The preprocessed dataset.
+
+        Raises:
+            ValueError, RuntimeError: variable not set, no such dataset, plans or fold.
+        """
+        root = os.environ.get(PREPROCESSED)
+        if not root:
+            raise ValueError(f"the environment variable {PREPROCESSED} is not set")
+        name = str(maybe_convert_to_dataset_name(self.dataset))
+        file = Path(root).resolve() / name / f"{self.plans}.json"
+        if not file.is_file():
+            raise ValueError(
+                f"{file} does not exist; run first: nnUNetv2_plan_and_preprocess -d "
+                f"{self.dataset} (other plans: -p)"
+            )
+        if self.fold != "all" and not self.fold.isdigit():
+            raise ValueError(f"fold: found {self.fold!r}, allowed are a number from 0, and all")
+        return file.parent
+
+    def to_dict(self) -> dict[str, str]:
+        return {**vars(self), "device": str(self.device)}
+
+
+@contextmanager
+def dry_folders(job: Job) -> Iterator[Path]:
+    """Lets nnU-Net see an empty folder of results, and a copy of the dataset made of links.
+
+    Whatever a trainer writes (log, splits, caches, checkpoints) is gone afterwards.
+
+    Yields:
+        The temporary folder.
+    """
+    source = job.source()
+    with _terminated_tidily(), TemporaryDirectory(prefix="nnssl_dry_") as name:
+        folder = Path(name)
+        _link(source, folder / "preprocessed" / source.name)
+        (folder / "results").mkdir()
+        places = {PREPROCESSED: folder / "preprocessed", RESULTS: folder / "results"}
+        with nnunet_folders(places), environment({WANDB: "0"}):
+            yield folder
+
+
+@contextmanager
+def _terminated_tidily() -> Iterator[None]:
+    """Lets a scheduler's SIGTERM leave through every `finally`, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Links to everything in a folder; our own folders are made anew, for caches to be added."""
+    target.mkdir(parents=True)
+    for entry in source.iterdir():
+        if entry.is_dir() and (entry.name == OWN or OWN in target.parts):
+            _link(entry, target / entry.name)
+        else:
+            (target / entry.name).symlink_to(entry, target_is_directory=entry.is_dir())
+
+
+@contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Sets environment variables for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def nnunet_folders(places: dict[str, Path]) -> Iterator[None]:
+    """Points nnU-Net's variables elsewhere; before 2.8 its modules have read them at import."""
+    texts = {name: str(path) for name, path in places.items()}
+    changed = [
+        (module, name, getattr(module, name))
+        for module in [m for key, m in sys.modules.items() if key.startswith("nnunetv2")]
+        for name in texts
+        if isinstance(vars(module).get(name, 0), str | None)
+    ]
+    with environment(texts):
+        for module, name, _ in changed:
+            setattr(module, name, texts[name])
+        try:
+            yield
+        finally:
+            for module, name, value in changed:
+                setattr(module, name, value)
+
+
+def build(name: str, job: Job) -> nnUNetTrainer:
+    """An initialised trainer that writes no checkpoint by itself; call it inside `dry_folders`.
+
+    Raises:
+        ValueError, RuntimeError: what nnU-Net or the trainer refuses.
+    """
+    source = job.source()
+    plans = {**read_json(source / f"{job.plans}.json"), "continue_training": False}
+    fold = "all" if job.fold == "all" else int(job.fold)
+    kind = find_class(name)
+    with redirect_stdout(StringIO()):
+        trainer = kind(
+            plans=plans,
+            configuration=job.configuration,
+            fold=fold,
+            dataset_json=read_json(source / "dataset.json"),
+            device=job.device,
+        )
+        folder = Path(trainer.preprocessed_dataset_folder)
+        if not folder.is_dir():
+            raise ValueError(
+                f"{Path(os.path.realpath(folder.parent)).name}/{folder.name} is not preprocessed; "
+                f"run first: nnUNetv2_preprocess -d {job.dataset} -plans_name {job.plans} "
+                f"-c {job.configuration}"
+            )
+        trainer.disable_checkpointing = True
+        trainer.initialize()
+    return trainer
+
+
+def find_class(name: str) -> Any:
+    """The trainer class of a name, whether or not nnSSL is registered with nnU-Net.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name == STOCK:
+        return nnUNetTrainer
+    if name.startswith(TRAINER_PREFIX):
+        return trainer_class(name)
+    folder = Path(nnunetv2.__path__[0]) / "training" / "nnUNetTrainer"
+    found = recursive_find_python_class(str(folder), name, "nnunetv2.training.nnUNetTrainer")
+    if found is None:
+        raise ValueError(f"-tr {name}: no such trainer in {folder}; nnssl_trainers lists ours")
+    return found
+
+
+@contextmanager
+def loaders(trainer: Any, workers: int) -> Iterator[tuple[Any, Any]]:
+    """The trainer's own training and validation loader (None without validation cases)."""
+    with environment({WORKERS: str(workers)}), redirect_stdout(StringIO()):
+        train, val = trainer.get_dataloaders()
+    try:
+        yield train, val
+    finally:
+        for loader in (train, val):
+            end = getattr(loader, "close", None) or getattr(loader, "_finish", None)
+            if end is not None:
+                end()
