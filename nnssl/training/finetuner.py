@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import nn
 
@@ -18,9 +19,11 @@ from nnssl.finetuning.schedules import PartSchedule
 from nnssl.modules import unet
 from nnssl.training import finetuning_checkpoint, folds, labels, runs
 from nnssl.training.checkpoint import own_part, read_checkpoint
+from nnssl.training.cores import limit_threads
 from nnssl.training.finetuning_settings import MAY_CHANGE, FinetuningSettings
 from nnssl.training.finetuning_weights import StartingWeights
 from nnssl.training.interruptible import Interruptible
+from nnssl.training.labelled_slices import LabelledSlices
 from nnssl.training.labels import LabelBudget
 from nnssl.training.search import WeightSource
 from nnssl.training.stepped_loader import SteppedLoader
@@ -48,12 +51,14 @@ class nnSSLFinetuner(Interruptible):
         self.labelled: labels.Labelled | None = None
         self.stored: dict[str, Any] | None = None
         self.epoch_losses: list[float] = []
+        self._depths: dict[str, int] = {}
         self._loaded_from_outside = False
 
     # ------------------------------------------------------------------ setting up
 
     def initialize(self) -> None:
         """Bind the configuration; the seed decides everything that starts at random."""
+        limit_threads(self.device)
         if self.config is None:
             self.config = bind(read_config(self.config_name), SCHEMA)
         self._apply(self.config)
@@ -111,8 +116,25 @@ class nnSSLFinetuner(Interruptible):
         folds.check(Path(self.preprocessed_dataset_folder), self.fold)
         train, val = super().do_split()
         records = read_cases(Path(self.preprocessed_dataset_folder_base), {*train, *val})
-        self.labelled = labels.choose_labelled(self.budget, train, records)
+        depth = self._depth if len(self.configuration_manager.patch_size) == 2 else None
+        self.labelled = labels.choose_labelled(self.budget, train, records, depth)
         return self.labelled.cases, list(val)
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """nnU-Net's datasets; a budget of slices shows the training only these."""
+        train, val = super().get_tr_and_val_datasets()
+        assert self.labelled is not None
+        if self.labelled.slices is not None:
+            train = LabelledSlices(train, self.labelled.slices)
+        return train, val
+
+    def _depth(self, case: str) -> int:
+        """Slices of a preprocessed volume along array axis 0; reads no voxel."""
+        if case not in self._depths:
+            kind = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)
+            data, *_ = kind(self.preprocessed_dataset_folder, [case]).load_case(case)
+            self._depths[case] = int(data.shape[1])
+        return self._depths[case]
 
     def get_dataloaders(self) -> tuple[SteppedLoader, SteppedLoader]:
         """nnU-Net's loaders and augmentation, counted by steps."""
@@ -178,8 +200,9 @@ class nnSSLFinetuner(Interruptible):
 
     def _labelled_slices(self) -> int:
         assert self.labelled is not None
-        dataset = self.dataset_class(self.preprocessed_dataset_folder, self.labelled.cases)
-        return sum(dataset.load_case(case)[0].shape[1] for case in self.labelled.cases)
+        if self.labelled.slices is not None:
+            return sum(map(len, self.labelled.slices.values()))
+        return sum(self._depth(case) for case in self.labelled.cases)
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from nnssl.datasets.cases import CaseRecord
 from nnssl.datasets.files import write_json
 
 LABELLED_FILE = "labelled_cases.json"
-UNITS = ("patients", "volumes", "percentage", "cases")
+UNITS = ("patients", "volumes", "percentage", "slices", "cases")
 
 
 @dataclass(frozen=True)
 class LabelBudget:
-    """Section `labels`: at most one of the four; none of them: all training cases of the fold.
+    """Section `labels`: at most one of the five; none of them: all training cases of the fold.
 
     Patients are put into an order that depends on the seed only, and a budget takes from the front:
     of two budgets with one seed, the smaller lies in the larger.
@@ -28,13 +28,16 @@ class LabelBudget:
         volumes: number of volumes: the first volume (by case identifier) of one patient after the
             other, then the second ones, and so on. So 2 volumes are those of two patients.
         percentage: of the patients, above 0 to 100; at least one patient.
+        slices: number of slices, drawn over all training volumes of the fold; for 2D configurations
+            only. The other slices of these volumes are not seen, neither image nor label.
         cases: identifiers of training cases.
-        seed: of the order of patients.
+        seed: of the order of patients, or of slices.
     """
 
     patients: int | None = None
     volumes: int | None = None
     percentage: float | None = None
+    slices: int | None = None
     cases: list[str] | None = None
     seed: int = 0
 
@@ -44,7 +47,7 @@ class LabelBudget:
             raise ValueError(
                 f"labels: found {' and '.join(given)}; allowed is one of {', '.join(UNITS)}"
             )
-        for unit in ("patients", "volumes"):
+        for unit in ("patients", "volumes", "slices"):
             number = getattr(self, unit)
             if number is not None and number < 1:
                 raise ValueError(f"labels.{unit}: found {number}, allowed from 1")
@@ -55,19 +58,25 @@ class LabelBudget:
 
     @property
     def unit(self) -> str:
-        """The one of the four that is given, or `all`."""
+        """The one of the five that is given, or `all`."""
         return next((unit for unit in UNITS if getattr(self, unit) is not None), "all")
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """The labelled cases of a run, and how they were chosen."""
+    """The labelled cases of a run, and how they were chosen.
+
+    Attributes:
+        slices: case -> its labelled slices along array axis 0 of the preprocessed volume,
+            ascending; None: all of them.
+    """
 
     unit: str
     value: Any
     seed: int
     patients: list[str]
     cases: list[str]
+    slices: dict[str, list[int]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain record for the checkpoint and the output folder."""
@@ -85,7 +94,10 @@ class Labelled:
 
 
 def choose_labelled(
-    budget: LabelBudget, train: Sequence[str], records: Mapping[str, CaseRecord]
+    budget: LabelBudget,
+    train: Sequence[str],
+    records: Mapping[str, CaseRecord],
+    depth: Callable[[str], int] | None = None,
 ) -> Labelled:
     """Chooses the labelled cases among the training cases of a fold.
 
@@ -93,14 +105,20 @@ def choose_labelled(
         budget: section `labels`.
         train: training cases of the fold.
         records: origin of each of them.
+        depth: number of slices of a case; None for a 3D configuration.
 
     Raises:
-        ValueError: the fold has less than is asked for, or lacks a case that is named.
+        ValueError: the fold has less than is asked for, or lacks a case that is named; slices are
+            asked for in 3D.
     """
     volumes: dict[str, list[str]] = {}
     for case in sorted(train):
         volumes.setdefault(records[case].patient, []).append(case)
-    if budget.cases is not None:
+    slices = None
+    if budget.slices is not None:
+        slices = _draw_slices(budget.slices, budget.seed, sorted(train), depth)
+        chosen = list(slices)
+    elif budget.cases is not None:
         chosen = _named(budget.cases, train)
     elif budget.volumes is not None:
         _available("volumes", budget.volumes, len(train))
@@ -110,7 +128,8 @@ def choose_labelled(
         chosen = [case for name in _order(volumes, budget.seed)[:count] for case in volumes[name]]
     chosen = sorted(chosen)
     patients = sorted({records[case].patient for case in chosen})
-    return Labelled(budget.unit, getattr(budget, budget.unit, None), budget.seed, patients, chosen)
+    value = getattr(budget, budget.unit, None)
+    return Labelled(budget.unit, value, budget.seed, patients, chosen, slices)
 
 
 def refuse_budget_for_all(budget: LabelBudget, fold: int | str) -> None:
@@ -147,6 +166,24 @@ def _available(unit: str, wanted: int, available: int) -> None:
             f"labels.{unit}: found {wanted}, but this fold has {available} {unit} for training; "
             f"allowed: 1 to {available}"
         )
+
+
+def _draw_slices(
+    wanted: int, seed: int, cases: Sequence[str], depth: Callable[[str], int] | None
+) -> dict[str, list[int]]:
+    """The first `wanted` of all slices in an order that depends on the seed only."""
+    if depth is None:
+        raise ValueError(
+            f"labels.slices: found {wanted}, but this configuration trains on 3D patches; a budget "
+            "of slices is for 2d only. Allowed here: patients, volumes, percentage or cases."
+        )
+    places = [(case, index) for case in cases for index in range(depth(case))]
+    _available("slices", wanted, len(places))
+    order = np.random.default_rng(seed).permutation(len(places))[:wanted]
+    slices: dict[str, list[int]] = {}
+    for case, index in sorted(places[i] for i in order):
+        slices.setdefault(case, []).append(index)
+    return slices
 
 
 def _first_volumes(volumes: Mapping[str, list[str]], order: Sequence[str]) -> list[str]:

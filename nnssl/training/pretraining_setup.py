@@ -20,6 +20,7 @@ from nnssl.objectives import OBJECTIVES, Context, Objective
 from nnssl.training import folds, pretraining_checkpoint
 from nnssl.training.budget import Budget, Request, divide, median_shape, raw_patch
 from nnssl.training.case_table import case_table
+from nnssl.training.cores import limit_threads
 from nnssl.training.loader import BatchMaker
 from nnssl.training.planned_network import build_network, check_supported, refuse_cascade
 from nnssl.training.pretraining_data import DataFolders, batch_maker, validation_maker
@@ -58,6 +59,7 @@ class PretrainingSetup(nnUNetTrainer):
 
     def initialize(self) -> None:
         """Bind the configuration, divide the budget, build objective and optimiser."""
+        limit_threads(self.device)
         check_supported(self.configuration_manager)
         refuse_cascade(self.configuration_manager, self.configuration_name)
         if self.config is None:

@@ -86,6 +86,8 @@ def test_named_cases():
         ({"percentage": 0.0}, r"labels\.percentage: found 0\.0"),
         ({"percentage": 101}, r"labels\.percentage: found 101"),
         ({"cases": []}, r"labels\.cases: found an empty list"),
+        ({"slices": 0}, r"labels\.slices: found 0, allowed from 1"),
+        ({"slices": 3}, r"labels\.slices: found 3, .* 3D patches; .* for 2d only"),
         ({"patients": 1, "volumes": 2}, "found patients and volumes; allowed is one of"),
     ],
 )
@@ -111,8 +113,34 @@ def test_record_states_unit_patients_volumes_slices_and_seed(tmp_path):
         "seed": 3,
         "patients": labelled.patients,
         "cases": labelled.cases,
+        "slices": None,
         "number_of_patients": 2,
         "number_of_volumes": 4,
         "number_of_slices": 17,
     }
     assert "2 patients, 4 volumes" in labelled.sentence()
+
+
+def slices_of(number, seed=0):
+    depth = {case: 3 + i % 4 for i, case in enumerate(TRAIN)}.__getitem__
+    labelled = choose_labelled(LabelBudget(slices=number, seed=seed), TRAIN[::-1], RECORDS, depth)
+    return {(case, index) for case, chosen in labelled.slices.items() for index in chosen}, labelled
+
+
+def test_slices_are_nested_over_all_training_volumes():
+    chosen = [slices_of(n)[0] for n in range(1, 60)]
+    assert [len(places) for places in chosen] == list(range(1, 60))
+    assert all(small < large for small, large in pairwise(chosen))
+    assert len({case for case, _ in chosen[-1]}) > 20
+    assert {index for _, index in chosen[-1]} == set(range(6))
+    assert slices_of(5, seed=1)[0] != chosen[4]
+    with pytest.raises(ValueError, match=r"labels\.slices: found 181, .* has 180 slices"):
+        slices_of(181)
+
+
+def test_a_budget_of_slices_names_its_cases_and_patients():
+    places, labelled = slices_of(7)
+    assert labelled.cases == sorted({case for case, _ in places})
+    assert labelled.patients == sorted({case[:3] for case in labelled.cases})
+    assert all(chosen == sorted(chosen) for chosen in labelled.slices.values())
+    assert labelled.to_dict()["slices"] == labelled.slices
