@@ -47,16 +47,25 @@ setup(
         "blosc2>=3.0.0b1",
         "PyYAML>=6.0",
         "scikit-image>=0.19",
+        "scipy>=1.12",  # isotonic_regression
+        "pandas>=1.5",
+        "jinja2>=3.0",
         "tqdm>=4.60",
         "matplotlib>=3.5",
     ],
     extras_require={
+        "slurm": ["submitit>=1.5"],
         "test": [
             "lightly>=1.5",
             "mypy>=1.10",
             "pytest>=8.0",
             "pytest-xdist>=3.5",
             "ruff>=0.6",
+            "scikit-learn>=1.3",
+            "statsmodels>=0.14",
+            "submitit>=1.5",
+            "surface-distance>=0.1",
+            "absl-py",  # of surface-distance, which does not say so
             "types-PyYAML",
         ],
     },
@@ -68,6 +77,10 @@ setup(
             "nnssl_convert = nnssl.cli.convert:main",
             "nnssl_plan_small = nnssl.cli.plan_small:main",
             "nnssl_phantom = nnssl.cli.phantom:main",
+            "nnssl_probe = nnssl.cli.probe:main",
+            "nnssl_study = nnssl.cli.study:main",
+            "nnssl_estimate = nnssl.cli.estimate:main",
+            "nnssl_runs = nnssl.cli.runs:main",
         ],
     },
 )

@@ -1,0 +1,143 @@
+"""`nnssl_study`: label-efficiency studies in one command: run, status, report, list."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nnssl.cli.table import table
+from nnssl.studies.files import find_studies
+from nnssl.studies.folder import Selection
+from nnssl.studies.run import Options, run_study
+from nnssl.studies.spec import Study, read_study, waiting
+from nnssl.studies.status import Table, status
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.action(options)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nnssl_study", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_run(commands.add_parser("run", help="run a study, or the rest of it"))
+    status_parser = commands.add_parser("status", help="show where every cell stands")
+    status_parser.set_defaults(action=_status)
+    report_parser = commands.add_parser("report", help="write report.html and its tables")
+    _add_report(report_parser)
+    for command in (status_parser, report_parser):
+        command.add_argument("folder", type=Path, help="folder of the study")
+    commands.add_parser("list", help="list the studies").set_defaults(action=_list)
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("study", help="name of a study (nnssl_study list) or a YAML file")
+    add("-o", "--output", type=Path, required=True, help="folder of the study; continued if there")
+    add("--executor", choices=("local", "slurm"), default="local", help="(%(default)s)")
+    add("--processes", type=int, help="cells side by side (default: one per GPU; CPU: one)")
+    add("--devices", nargs="+", metavar="N", help="numbers of GPUs, or cpu (default: all GPUs)")
+    add("--dry-run", action="store_true", help="print commands and an estimate, run nothing")
+    part = parser.add_argument_group("a part of the study; numbers beyond the file's extend it")
+    part.add_argument("--folds", nargs="+", type=int, metavar="F")
+    part.add_argument("--repetitions", type=int, metavar="N", help="the first N")
+    part.add_argument("--budgets", nargs="+", type=_number, metavar="K")
+    part.add_argument("--only", nargs="+", metavar="METHOD", help="these methods; scratch is one")
+    slurm = parser.add_argument_group("--executor slurm (needs submitit)")
+    slurm.add_argument("--partition")
+    slurm.add_argument("--hours", type=float, default=24.0, help="limit of a job (%(default)s)")
+    slurm.add_argument("--memory", type=int, default=32, help="GB of a job (%(default)s)")
+    slurm.add_argument("--gpus-per-task", type=int, default=1, help="0: CPU (%(default)s)")
+    slurm.add_argument("--cpus-per-task", type=int, default=12, help="(%(default)s)")
+    parser.set_defaults(action=_run)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--no-images", action="store_true", help="leave out the overlays, which show patients")
+    add("--markdown", action="store_true", help="print tables in Markdown, write no page")
+    add("--tolerance", type=float, default=2.0, metavar="MM", help="of NSD (%(default)s mm)")
+    parser.set_defaults(action=_report)
+
+
+def _number(text: str) -> int | float:
+    value = float(text)
+    return int(value) if value == int(value) else value
+
+
+def _run(options: argparse.Namespace) -> int:
+    slurm = ("partition", "hours", "memory", "gpus_per_task", "cpus_per_task")
+    knobs: dict[str, Any] = {name: getattr(options, name) for name in slurm}
+    selection = Selection(options.folds, options.repetitions, options.budgets, options.only)
+    return run_study(
+        options.study,
+        options.output,
+        Options(
+            executor=options.executor,
+            processes=options.processes,
+            devices=options.devices,
+            selection=selection,
+            dry_run=options.dry_run,
+            slurm=knobs,
+        ),
+    )
+
+
+def _status(options: argparse.Namespace) -> int:
+    found = status(options.folder)
+    for part in (found.pretraining, found.finetuning):
+        if part.rows:
+            print(_text(part), end="\n\n")
+    print("\n".join([*found.lines, ", ".join(f"{n} {word}" for word, n in found.counts.items())]))
+    return 1 if "FAILED" in found.counts else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from nnssl.studies.report import markdown_tables, write_report
+
+    if options.markdown:
+        print(markdown_tables(options.folder, options.tolerance))
+    else:
+        print(write_report(options.folder, not options.no_images, options.tolerance))
+    return 0
+
+
+def _list(_: argparse.Namespace) -> int:
+    """A broken file is told below the table and does not hide the others."""
+    rows, problems = [], []
+    for name, file in find_studies().items():
+        try:
+            rows.append((name, *_row(read_study(file))))
+        except ValueError as error:
+            problems.append(str(error))
+    print(table(("study", "summary", "budgets", "methods"), rows))
+    print("\n".join(problems), file=sys.stderr, end="\n" if problems else "")
+    return 1 if problems else 0
+
+
+def _row(study: Study) -> tuple[str, str, str]:
+    waits = waiting(study)
+    ready = ", ".join(method for method in study.pretraining if method not in waits)
+    budgets = " ".join(f"{budget:g}" for budget in study.budgets)
+    methods = f"{ready} ({len(waits)} wait)" if waits else ready
+    return study.summary, f"{budgets} {study.unit}", methods.strip()
+
+
+def _text(part: Table) -> str:
+    return table(part.header, part.rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""`nnssl_study`: what a user types and sees."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nnssl.cli.study import main
+
+STUDY = """
+kind: study
+about: {summary: small}
+study: {dataset: 999, budgets: [1], repetitions: 1}
+pretraining:
+  G^D: {trainer: nnSSLContrastiveTrainer, overrides: {num_epochs: 2, num_iterations_per_epoch: 3}}
+  later: {trainer: nnSSLLaterTrainer, waits: trainer}
+schedules:
+  standard: {overrides: {num_epochs: 2, num_iterations_per_epoch: 5}}
+"""
+
+
+@pytest.fixture
+def study_file(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("nnssl_configs", "")
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    (tmp_path / "Dataset999_Tiny").mkdir()
+    file = tmp_path / "small.yaml"
+    file.write_text(STUDY)
+    return file
+
+
+def test_dry_run_prints_commands_to_copy_and_writes_nothing(study_file, tmp_path, capsys):
+    folder = tmp_path / "out"
+    assert main(["run", str(study_file), "-o", str(folder), "--dry-run", "--devices", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "left out: later waits for the trainer nnSSLLaterTrainer" in printed
+    assert "3 of 3 cells to do, 26 steps: about 0.0 hours" in printed
+    assert "0.15 s per step ASSUMED" in printed
+    assert not folder.exists()
+    lines = [line for line in printed.splitlines() if line.startswith("env ")]
+    scratch = shlex.split(lines[1])
+    assert scratch[1:3] == ["-u", "nnssl_pretrained_weights"]
+    assert "nnssl_overrides=num_epochs=2 num_iterations_per_epoch=5 training.seed=0 " in " ".join(
+        scratch
+    )
+    assert f"nnUNet_results={folder}/cells/scratch-p1-r0-f0-standard" in scratch
+    assert scratch[-10:-4] == ["nnUNetv2_train", "999", "2d", "0", "-p", "nnUNetPlans"]
+    assert any(word.endswith("fold_0/checkpoint_final.pth") for word in shlex.split(lines[2]))
+
+
+def test_a_copied_line_is_what_a_shell_runs(study_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("nnssl_pretrained_weights", "left from before")
+    assert main(["run", str(study_file), "-o", str(tmp_path / "o"), "--dry-run"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("env ")]
+    line = lines[1].replace("nnUNetv2_train", "env")
+    line = line[: line.index(" 999")]
+    shown = subprocess.run(line, shell=True, capture_output=True, text=True, check=True).stdout
+    assert "nnssl_pretrained_weights" not in shown
+    wanted = (
+        "num_epochs=2 num_iterations_per_epoch=5 training.seed=0 labels.patients=1 labels.seed=0"
+    )
+    assert f"nnssl_overrides={wanted}\n" in shown
+
+
+def test_overrides_are_checked_before_anything_runs(study_file, tmp_path, capsys):
+    text = STUDY.replace("num_epochs: 2, num_iterations_per_epoch: 5", "num_epoch: 2")
+    study_file.write_text(text.replace("num_epochs: 2, num", "crop: x, num"))
+    assert main(["run", str(study_file), "-o", str(tmp_path / "out")]) == 1
+    told = capsys.readouterr().err
+    assert "'num_epoch' is no knob (did you mean training.num_epochs" in told
+    assert "training.crop = 'x'" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_that_is_not_there_is_told(study_file, tmp_path, capsys):
+    study_file.write_text(STUDY.replace("999", "998"))
+    assert main(["run", str(study_file), "-o", str(tmp_path / "out")]) == 1
+    assert "no folder Dataset998_*" in capsys.readouterr().err
+
+
+def test_list_and_status(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("nnssl_configs", "")
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("chaitanya", "quick", "radiossl", "ssl_medseg", "taleb", "universal"):
+        assert f"\n{name} " in printed
+    assert main(["status", str(tmp_path)]) == 1
+    assert "holds no study" in capsys.readouterr().err
+
+
+def test_a_broken_study_does_not_hide_the_others(tmp_path, capsys, monkeypatch):
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "broken.yaml").write_text("kind: study\nstudy: {}\n")
+    monkeypatch.setenv("nnssl_configs", str(tmp_path))
+    assert main(["list"]) == 1
+    told = capsys.readouterr()
+    assert "\nquick " in told.out
+    assert "study.dataset" in told.err
+
+
+def test_the_configuration_of_studies_is_read_without_torch():
+    code = "import sys, nnssl.cli.study as s; s.main(['list']); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

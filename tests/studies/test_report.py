@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from planted_study import plant, true_dice
+
+from nnssl.studies.grid import Cell
+from nnssl.studies.report import markdown_tables, write_report
+from nnssl.studies.spec import PretrainingArm, ScratchArm
+
+P_VALUE = re.compile(r"\bp\s*[=<]|Holm-corrected", re.IGNORECASE)
+VOID = {"meta", "img", "br", "hr"}
+
+
+class Checker(HTMLParser):
+    """Tags that are open, and every address that the page would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.open += [] if tag in VOID else [tag]
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def noisy(gain: int, method: str = "M"):
+    """Scratch misses 3 or 4 of 8 layers by repetition and patient, the method `gain` fewer."""
+
+    def dice(cell: Cell, patient: int) -> float:
+        draw = np.random.default_rng([cell.repetition, patient]).integers(3, 5)
+        jitter = np.random.default_rng([cell.repetition, patient, 7]).integers(-1, 2)
+        return true_dice(int(draw - (gain + jitter) * (cell.method == method)))
+
+    return dice
+
+
+def test_three_repetitions_give_differences_and_no_p_value(tmp_path: Path) -> None:
+    plant(tmp_path, noisy(2))
+    path = write_report(tmp_path / "study", images=False, workers=1)
+    page = path.read_text()
+    assert not P_VALUE.search(page)
+    effects = json.loads((path.parent / "effects.json").read_text())
+    (row,) = effects["comparisons"]
+    assert row["effect"]["p"] is None
+    assert "no claim is made from 3 repetitions" in page
+    for value in row["effect"]["per_repetition"]:
+        assert f"{value:+.3f}" in page.replace("&#43;", "+")
+
+
+def test_the_page_is_whole_and_fetches_nothing(tmp_path: Path) -> None:
+    plant(tmp_path, noisy(2))
+    page = write_report(tmp_path / "study", workers=1).read_text()
+    checked = Checker(page)
+    assert checked.open == []
+    assert len(checked.addresses) >= 6
+    assert all(each.startswith("data:image/") for each in checked.addresses)
+    assert not checked.tags & {"script", "link", "iframe"}
+    assert "url(" not in page
+    assert "images of patients" in page
+    without = write_report(tmp_path / "study", images=False, workers=1).read_text()
+    assert "images of patients" not in without
+    assert "image/png" not in without
+
+
+@pytest.mark.parametrize(("gain", "claimed"), [(2, True), (0, False)])
+def test_a_planted_effect_is_claimed_and_a_null_is_not(
+    tmp_path: Path, gain: int, claimed: bool
+) -> None:
+    plant(tmp_path, noisy(gain), repetitions=6)
+    text = markdown_tables(tmp_path / "study", workers=1)
+    assert ("M gains 0." in text) == claimed
+    assert ("No difference between M and scratch at equal schedule was shown" in text) != claimed
+    assert P_VALUE.search(text)
+
+
+def test_a_gain_must_hold_over_the_best_schedule_of_scratch(tmp_path: Path) -> None:
+    def dice(cell: Cell, patient: int) -> float:
+        own = cell.role == "own_schedule"
+        layers = int(np.random.default_rng([cell.repetition, patient]).integers(1, 3))
+        a_little_worse = own and (cell.repetition, patient) == (0, 0)
+        return true_dice(layers + a_little_worse if own or cell.method == "M" else 5)
+
+    plant(tmp_path, dice, repetitions=6, scratch_schedules={"long": ScratchArm()})
+    text = markdown_tables(tmp_path / "study", workers=1)
+    assert "M gains" not in text
+    assert "M and scratch with the best of its own schedules was shown" in text
+    assert "scratch (own schedule)" in text
+
+
+def test_missing_cells_are_listed_and_mark_the_report(tmp_path: Path) -> None:
+    plant(tmp_path, noisy(2), skip={"m-p2-r1-f0-short", "scratch-p2-r1-f0-short"})
+    page = write_report(tmp_path / "study", images=False, workers=1).read_text()
+    assert "Unfinished study: 2 of 7 runs to go" in page
+    open_runs = page[page.index("Runs that are not done</h2>") :]
+    for name in ("m-p2-r1-f0-short", "scratch-p2-r1-f0-short"):
+        assert re.search(rf"<td>{name}</td>\s*<td>missing</td>", open_runs)
+    assert "2 of 3" in page
+
+
+def test_a_study_that_has_not_begun_gives_a_report(tmp_path: Path) -> None:
+    plant(tmp_path, noisy(2))
+    for cell in (tmp_path / "study" / "cells").iterdir():
+        cell.rename(tmp_path / cell.name)
+    page = write_report(tmp_path / "study", workers=1).read_text()
+    assert "No pair of a pre-trained and a scratch run is finished yet" in page
+    assert "Unfinished study: 7 of 7 runs to go" in page
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    name = "<script>alert(1)</script> $x_{y|z}$"
+    plant(
+        tmp_path,
+        noisy(2, name),
+        pretraining={name: PretrainingArm("nnSSLContrastiveTrainer")},
+        summary="<img src='http://example.org/x.png'>",
+        repetitions=2,
+    )
+    page = write_report(tmp_path / "study", workers=1).read_text()
+    checked = Checker(page)
+    assert "script" not in checked.tags
+    assert all(each.startswith("data:image/") for each in checked.addresses)
+    assert "&lt;script&gt;" in page
+    assert "\\<script>" in markdown_tables(tmp_path / "study", workers=1)
+
+
+def test_hours_seeds_and_commands_are_there(tmp_path: Path) -> None:
+    plant(tmp_path, noisy(2), repetitions=1)
+    text = markdown_tables(tmp_path / "study", workers=1)
+    assert "| M | 1 x 0.50 h | 1 x 0.50 h | 1.00 |" in text
+    assert "labels.patients=2 labels.seed=0' nnUNetv2_train 7 2d 0 -p nnUNetPlans" in text
+    page = write_report(tmp_path / "study", images=False, workers=1).read_text()
+    assert "nnunetv2 2.8.1" in page
+    assert "Settings are chosen on fold 0" in page
