@@ -142,6 +142,28 @@ def total_stride(network: nn.Module) -> list[int]:
     return [prod(steps) for steps in zip(*strides(network), strict=True)]
 
 
+def stage_sizes(network: nn.Module, size: Sequence[int]) -> list[list[int]]:
+    """Size of the map of each encoder stage for images of `size`, which the strides divide."""
+    sizes, current = [], list(size)
+    for steps in strides(network):
+        current = [length // step for length, step in zip(current, steps, strict=True)]
+        sizes.append(current)
+    return sizes
+
+
+def fitting_size(network: nn.Module, size: Sequence[int], least_cells: int = 2) -> list[int]:
+    """The size nearest to `size` that the strides divide, with `least_cells` in the bottleneck."""
+    return [
+        max(least_cells, round(length / step)) * step
+        for length, step in zip(size, total_stride(network), strict=True)
+    ]
+
+
+def encoder_modules(network: nn.Module) -> list[nn.Module]:
+    """All modules of the encoder, nested ones too, each once."""
+    return list(_encoder(network).modules())
+
+
 def output_channels(network: nn.Module) -> list[int]:
     """Features of each encoder stage."""
     return [int(features) for features in _encoder(network).output_channels]

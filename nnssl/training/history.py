@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("loss", ("train_loss", "val_loss", "collapse_loss")),
+    (
+        "loss",
+        ("train_loss", "val_loss", "collapse_loss", "mean_image_loss", "identity_loss"),
+    ),
     ("accuracy", ("accuracy", "val_accuracy")),
     ("alignment and uniformity", ("alignment", "uniformity")),
     ("embedding: standard deviation", ("embedding_std",)),

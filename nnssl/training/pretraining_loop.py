@@ -19,6 +19,7 @@ from nnssl.training.pretraining_setup import PretrainingSetup
 from nnssl.training.probe.during_training import TrainingProbe
 
 SECONDS_BETWEEN_PLOTS = 30.0
+ALSO_VALIDATED = ("accuracy", "mean_image_loss", "identity_loss")
 
 
 class PretrainingLoop(PretrainingSetup):
@@ -134,8 +135,9 @@ class PretrainingLoop(PretrainingSetup):
     def on_validation_epoch_end(self, val_outputs: list[Mapping[str, float]]) -> None:
         means = self._means(val_outputs)
         self._epoch_log["val_loss"] = means.get("loss")
-        if "accuracy" in means:
-            self._epoch_log["val_accuracy"] = means["accuracy"]
+        for term in ALSO_VALIDATED:
+            if term in means:
+                self._epoch_log[f"val_{term}"] = means[term]
 
     def _means(self, outputs: list[Mapping[str, float]]) -> dict[str, float]:
         """Mean of each term over steps and ranks; skipped steps do not count."""

@@ -81,7 +81,7 @@ def low_resolution(image: Tensor, strength: Tensor, context: Context) -> Tensor:
 
 def gamma(image: Tensor, strength: Tensor, context: Context) -> Tensor:
     """`low + range * ((x - low) / range) ** strength` between robust quantiles, slope 1 beyond."""
-    low, high = _robust_range(image)
+    low, high = robust_range(image)
     span = (high - low).clamp_min(torch.finfo(image.dtype).tiny)
     inside = image.clamp(low, high)
     return image - inside + low + (high - low) * ((inside - low) / span) ** strength
@@ -163,7 +163,7 @@ def _std(image: Tensor) -> Tensor:
     return image.std(dim=tuple(range(2, image.ndim)), keepdim=True, correction=0)
 
 
-def _robust_range(image: Tensor) -> tuple[Tensor, Tensor]:
+def robust_range(image: Tensor) -> tuple[Tensor, Tensor]:
     """Quantiles (n, C, 1, ...) of voxels that the golden ratio spreads evenly over the image."""
     voxels = image.flatten(2)
     count = voxels.shape[-1]

@@ -254,3 +254,19 @@ def test_stages_share_out_the_encoder(unet):
     assert any(first is parameter for parameter in stages[0])
     for name, stage in zip(u.stage_names(unet)[1:], stages[1:], strict=True):
         assert {id(p) for p in stage} == {id(p) for p in unet.get_submodule(name).parameters()}
+
+
+def test_sizes_of_stages_and_what_the_strides_divide(make_unet):
+    network = make_unet(3)  # strides 1, 2, (1, 2, 2)
+    features = u.encode(network, torch.zeros(1, 1, 8, 16, 24))
+    assert u.stage_sizes(network, (8, 16, 24)) == [list(f.shape[2:]) for f in features]
+    assert u.fitting_size(network, (8, 16, 24)) == [8, 16, 24]
+    assert u.fitting_size(network, (3, 11, 1)) == [4, 12, 8]
+    assert u.fitting_size(network, (3, 11, 1), least_cells=4) == [8, 16, 16]
+
+
+def test_encoder_modules_are_the_encoders_own(unet):
+    modules = u.encoder_modules(unet)
+    assert len(modules) == len({id(module) for module in modules})
+    assert unet.encoder.stages in modules
+    assert unet.decoder.stages not in modules

@@ -34,6 +34,7 @@ objective: {hidden_features: 16, embedding_features: 8}
 probe: {probe_at_end: false}
 """
 
+RESTORATION = ("mae", "spark", "models_genesis", "pcrlv2")
 TOY_TRAINING = """
 training: {num_epochs: 1, num_iterations_per_epoch: 2, num_val_iterations_per_epoch: 1,
            crop: [16, 16], warmup_epochs: 0}
@@ -326,15 +327,18 @@ def test_cascade_and_foreign_networks_are_refused(
         trainer.initialize()
 
 
-@pytest.mark.parametrize("name", list(TOYS))
+FAMILIES = {**TOYS, **{name: OBJECTIVES[name] for name in RESTORATION}}
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
 def test_every_family_fits_the_trainer(
     tiny_dataset: Any,
     trainer_yaml: Callable[[str, str], str],
     monkeypatch: pytest.MonkeyPatch,
     name: str,
 ) -> None:
-    """A toy of each coming family trains, resumes its own state and exports a stock checkpoint."""
-    monkeypatch.setitem(OBJECTIVES, name, TOYS[name])
+    """An objective of each family trains, resumes its own state and exports a stock checkpoint."""
+    monkeypatch.setitem(OBJECTIVES, name, FAMILIES[name])
     folder = tiny_dataset.preprocessed / "nnUNetPlans_2d"
     clusters = folder.parent / "nnssl" / folder.name / "clusters"
     clusters.mkdir(parents=True)
@@ -346,7 +350,7 @@ def test_every_family_fits_the_trainer(
     trainer_class.cache_clear()
     trainer = run(tiny_dataset, trainer_class("nnSSLToy"))
     assert not trainer.sampling.structured
-    assert set(trainer.views) == set(TOYS[name].default_views)
+    assert set(trainer.views) == set(FAMILIES[name].default_views)
     resumed = tiny_dataset.trainer(type(trainer))
     resumed.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
     for key, value in trainer.objective.state_dict().items():

@@ -1,0 +1,82 @@
+"""Squared error of restored images, and what trivial answers would cost."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def restoration_loss(restored: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """`sum_v w_v (x'_v - x_v)^2 / sum_v w_v`: mean squared error over the voxels that count.
+
+    Computed in float32 (float64 for float64 input), under autocast too. Without any weight above
+    zero the loss is 0.
+
+    Args:
+        restored: x', (B, C, *S), any floating type.
+        target: x, (B, C, *S).
+        weight: w, (B, 1, *S) or (B, C, *S), at least 0; None: all voxels count alike.
+
+    Returns:
+        Scalar, float32 or float64.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Reference:
+        Zhou, Sodha, Pang, Gotway, Liang: Models Genesis. Medical Image Analysis 2021,
+        arXiv:2004.07882 (all voxels); He, Chen, Xie, Li, Dollar, Girshick: Masked autoencoders are
+        scalable vision learners. CVPR 2022, arXiv:2111.06377 (masked voxels only).
+
+    Differs from the paper: nothing.
+    """
+    if restored.shape != target.shape:
+        raise ValueError(
+            f"restored has shape {tuple(restored.shape)}; allowed is that of the target, "
+            f"{tuple(target.shape)}"
+        )
+    kind = torch.promote_types(torch.promote_types(restored.dtype, target.dtype), torch.float32)
+    return _mean((restored.to(kind) - target.to(kind)).square(), weight)
+
+
+@torch.no_grad()
+def trivial_losses(
+    target: Tensor, corrupted: Tensor, weight: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Losses of answers that know nothing; a restoration means something below all of them.
+
+    Args:
+        target: x, (B, C, *S).
+        corrupted: what the network saw, (B, C, *S).
+        weight: as in `restoration_loss`.
+
+    Returns:
+        `mean_image_loss`: each image and channel answered by its own mean over the voxels that
+        count (its variance); `identity_loss`: the corrupted image given back; `collapse_loss`: all
+        images answered by one number per channel, the best there is.
+    """
+    own = _weighted_mean(target, weight, [0, 1])
+    common = _weighted_mean(target, weight, [1])
+    return {
+        "mean_image_loss": restoration_loss(own.expand_as(target), target, weight),
+        "identity_loss": restoration_loss(corrupted, target, weight),
+        "collapse_loss": restoration_loss(common.expand_as(target), target, weight),
+    }
+
+
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is None:
+        return values.mean()
+    weight = weight.to(values.dtype).expand_as(values)
+    return (values * weight).sum() / weight.sum().clamp_min(1e-12)
+
+
+def _weighted_mean(image: Tensor, weight: Tensor | None, kept: list[int]) -> Tensor:
+    axes = [axis for axis in range(image.ndim) if axis not in kept]
+    image = image.float()
+    if weight is None:
+        return image.mean(axes, keepdim=True)
+    weight = weight.float().expand_as(image)
+    return (image * weight).sum(axes, keepdim=True) / weight.sum(axes, keepdim=True).clamp_min(
+        1e-12
+    )

@@ -1,0 +1,227 @@
+"""PCRLv2: restoration and siamese comparison on the levels of the decoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nnssl.losses.restoration import restoration_loss
+from nnssl.losses.siamese import symmetric_loss
+from nnssl.modules import gauges, unet
+from nnssl.modules.pooling import Kind
+from nnssl.modules.pyramid import LevelHead
+from nnssl.objectives.base import Batch, Context
+from nnssl.objectives.mae import CLEAN
+from nnssl.objectives.restoration import Corrupted, RestorationObjective
+from nnssl.views.intensity import Intensity
+from nnssl.views.randomness import generator
+from nnssl.views.swapping import swap_cells
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Views of one size on all L levels of the decoder.
+
+    Attributes:
+        levels: maps (V * B, F, *S) of each level, from the bottleneck upwards.
+        embedding: per level (V, B, D).
+        prediction: per level (V, B, D).
+    """
+
+    levels: list[Tensor]
+    embedding: list[Tensor]
+    prediction: list[Tensor]
+
+
+class PCRLv2Objective(RestorationObjective):
+    r"""Restore one view, and compare all views, on a randomly drawn level of the decoder.
+
+    .. math:: L = |D(\tilde x_1) - x_1|^2 + \beta |r_s(\tilde x_1) - x_1|^2
+        + l_s(\tilde x_1, \tilde x_2) + \frac{1}{2n} \sum_{i=1}^n \sum_{g=1}^2
+        l_{s_i}(\tilde y_i, \tilde x_g)
+
+    x are the two global views and y the n local ones, the tilde their corrupted appearance;
+    :math:`l_s(a, b) = -\frac12 [\cos(p_s(a), z_s(b)) + \cos(p_s(b), z_s(a))]` with z held constant;
+    s, s_i are levels drawn uniformly; r_s restores from level s;
+    :math:`\beta = \frac12 (1 + \cos \pi t)` fades out over the training, t from 0 to 1.
+
+    Reference: Zhou, Lu, Chen, Yang, Yu, *A unified visual information preservation framework for
+    self-supervised pre-training in medical image analysis*, IEEE TPAMI 2023, arXiv:2301.00772.
+
+    Differs from the paper: levels are drawn per sample instead of per step (all heads then have a
+    gradient in every step); batch statistics are taken over the views of one size; the global views
+    overlap because of their ranges, without drawing again; linear output; cells are exchanged
+    in 2D too, where the paper cuts holes; local views whose size the strides do not divide are
+    resampled.
+
+    Shapes: global views (B, C, *S), local views (B, C, *T).
+
+    Args:
+        skips: whether the decoder sees skip connections; without them, as in the paper, the halves
+            of its convolutions that read skips are not trained.
+        pooling: how maps are pooled before the embedding (`average` is the paper's).
+        swap: share of the cells of a global view that change their place.
+        noise: [probability, lowest, highest strength] of noise on what the network sees, or null.
+        blur: the same for blur.
+        gamma: the same for gamma.
+    """
+
+    best = None
+    least_samples = 4
+    default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "global": {
+            "count": 2,
+            "rotation": 10.0,
+            "scale": (0.85, 1.2),
+            "stretch": 1.0,
+            "shift": 0.05,
+            **CLEAN,
+        },
+        "local": {
+            "count": 6,
+            "size_fraction": 0.5,
+            "rotation": 10.0,
+            "scale": (0.6, 1.4),
+            "shift": 0.2,
+            **CLEAN,
+        },
+    }
+
+    def __init__(
+        self,
+        network: nn.Module,
+        context: Context,
+        *,
+        skips: bool = False,
+        pooling: Kind = "average",
+        swap: float = 0.2,
+        noise: Sequence[float] | None = (0.5, 0.0, 0.25),
+        blur: Sequence[float] | None = (0.5, 0.5, 1.5),
+        gamma: Sequence[float] | None = (0.5, 0.7, 1.5),
+    ) -> None:
+        super().__init__(network, context, skips=skips)
+        if not 0 <= swap <= 1:
+            raise ValueError(f"swap: found {swap}, allowed are numbers from 0 to 1")
+        self.swap = swap
+        chosen = {"noise": noise, "blur": blur, "gamma": gamma}
+        self.intensities = [Intensity(k, *v) for k, v in chosen.items() if v is not None]
+        features = unet.output_channels(network)[-2::-1]  # from the bottleneck upwards
+        dimension = len(context.crop)
+        self.heads = nn.ModuleList(
+            LevelHead(f, context.input_channels, dimension, pooling) for f in features
+        )
+        self.progress: Tensor
+        self.register_buffer("progress", torch.zeros(()))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        task, keys = self.corrupt(batch), batch["key"]
+        whole = self._embed([task.image, self._appearance(batch, "global_1")])
+        local_names = [name for name in batch["views"] if name.startswith("local_")]
+        chosen = self._levels(keys, 1 + len(local_names)).to(task.image.device)
+        restored = unet.project_out(self.network, _first(whole.levels[-1], len(keys)))
+        terms = {
+            "restoration_loss": restoration_loss(restored, task.target),
+            "level_restoration_loss": self._level_restoration(whole, task.target, chosen[0]),
+            "global_loss": self._compare(whole, 0, whole, 1, chosen[0]),
+        }
+        if local_names:
+            local = self._embed([self._appearance(batch, name) for name in local_names])
+            terms["local_loss"] = self._local(whole, local, chosen[1:])
+        fading = 0.5 * (1 + torch.cos(math.pi * self.progress))
+        shares = {"level_restoration_loss": fading}
+        loss = torch.stack([shares.get(k, 1.0) * term for k, term in terms.items()]).sum()
+        logged = {k: term.detach() for k, term in terms.items()}
+        return {"loss": loss, **logged, **self._gauges(task, whole, fading, 1 + bool(local_names))}
+
+    def after_step(self, batch: Batch, progress: float) -> None:
+        self.progress.fill_(progress)
+
+    def corrupt(self, batch: Batch) -> Corrupted:
+        return Corrupted(self._appearance(batch, "global_0"), batch["views"]["global_0"].image)
+
+    def _appearance(self, batch: Batch, name: str) -> Tensor:
+        """A view as the network sees it; its geometry stays."""
+        image, keys = batch["views"][name].image, batch["key"]
+        with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
+            if name.startswith("global_"):
+                image = swap_cells(image, keys, name, self.swap)
+            for intensity in self.intensities:
+                image = intensity(image, keys, f"{name} appearance", self.context.spacing)
+            return self._fitted(image)
+
+    def _fitted(self, image: Tensor) -> Tensor:
+        size = unet.fitting_size(self.network, image.shape[2:])
+        if list(image.shape[2:]) == size:
+            return image
+        mode = "bilinear" if image.ndim == 4 else "trilinear"
+        return functional.interpolate(image, size, mode=mode, align_corners=False)
+
+    def _embed(self, images: list[Tensor]) -> Embedded:
+        """Views of one size through network and heads."""
+        features = unet.encode(self.network, torch.cat(images))
+        levels = unet.decode(self.network, features, use_skips=self.skips)
+        pairs = [head(level) for head, level in zip(self.heads, levels, strict=True)]
+        views = len(images)
+        embedding, prediction = (
+            [one.unflatten(0, (views, -1)) for one in kind] for kind in zip(*pairs, strict=True)
+        )
+        return Embedded(levels, embedding, prediction)
+
+    def _levels(self, keys: Tensor, count: int) -> Tensor:
+        """Drawn levels as weights: (count, L, B), one 1 among the levels of a sample."""
+        drawn = [generator(key, "levels").integers(len(self.heads), size=count) for key in keys]
+        number = torch.from_numpy(np.stack(drawn, 1))  # (count, B)
+        return functional.one_hot(number, len(self.heads)).movedim(-1, 1).float()
+
+    def _compare(self, a: Embedded, i: int, b: Embedded, j: int, chosen: Tensor) -> Tensor:
+        """Loss of view i of a and view j of b, on the chosen levels (L, B)."""
+        losses = [
+            symmetric_loss(p_a[i], z_a[i], p_b[j], z_b[j])
+            for p_a, z_a, p_b, z_b in zip(
+                a.prediction, a.embedding, b.prediction, b.embedding, strict=True
+            )
+        ]  # L times (B,)
+        return (torch.stack(losses) * chosen).sum(0).mean()
+
+    def _local(self, whole: Embedded, local: Embedded, chosen: Tensor) -> Tensor:
+        """Mean over all pairs of a local and a global view; each local view has its own levels."""
+        losses = [
+            self._compare(local, number, whole, view, levels)
+            for number, levels in enumerate(chosen)
+            for view in range(2)
+        ]
+        return torch.stack(losses).mean()
+
+    def _level_restoration(self, whole: Embedded, target: Tensor, chosen: Tensor) -> Tensor:
+        restored = [
+            head.restore(_first(level, len(target)), target.shape[2:])  # type: ignore[operator]
+            for head, level in zip(self.heads, whole.levels, strict=True)
+        ]
+        weights = chosen.reshape(*chosen.shape, *[1] * (target.ndim - 1))
+        return restoration_loss((torch.stack(restored) * weights).sum(0), target)
+
+    @torch.no_grad()
+    def _gauges(
+        self, task: Corrupted, whole: Embedded, fading: Tensor, comparisons: int
+    ) -> dict[str, Tensor]:
+        terms = self.trivial(task)
+        self._collapse = terms["collapse_loss"] * (1 + fading) - comparisons
+        deepest = whole.embedding[0].detach().flatten(0, 1)
+        return {
+            **terms,
+            "collapse_loss": self._collapse,
+            "embedding_std": gauges.embedding_std(deepest),
+            "effective_rank": gauges.effective_rank(deepest),
+        }
+
+
+def _first(maps: Tensor, samples: int) -> Tensor:
+    """Those of the first view."""
+    return maps[:samples]

@@ -1,0 +1,197 @@
+"""PCRLv2: every view counts once, on its own level; overlap; fading; what is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from test_contract import make_batch, with_views
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nnssl.modules import unet
+from nnssl.modules.grids import overlap
+from nnssl.objectives import Context
+from nnssl.objectives.pcrlv2 import PCRLv2Objective
+from nnssl.views import RandomView
+
+CROPS = {2: (16, 16), 3: (8, 16, 16)}
+PLAIN = {"swap": 0.0, "noise": None, "blur": None, "gamma": None}
+
+
+def objective(
+    make_unet: Callable[..., nn.Module], dimension: int = 2, **knobs: Any
+) -> PCRLv2Objective:
+    torch.manual_seed(0)
+    context = Context(1, CROPS[dimension], (1.0,) * dimension, 4)
+    made = PCRLv2Objective(make_unet(dimension, classes=1), context, **knobs)
+    unet.freeze_untrained(made.network, made.trained)
+    return made
+
+
+def batch(dimension: int = 2, step: int = 0) -> dict[str, Any]:
+    return with_views(make_batch(dimension, 1, step), PCRLv2Objective)
+
+
+def without(batch: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    views = {name: view for name, view in batch["views"].items() if name not in names}
+    return {**batch, "views": views}
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_there_are_two_global_and_six_local_views(dimension: int) -> None:
+    shapes = {name: tuple(v.image.shape[2:]) for name, v in batch(dimension)["views"].items()}
+    small = tuple(length // 2 for length in CROPS[dimension])
+    wanted = {f"global_{i}": CROPS[dimension] for i in range(2)}
+    assert shapes == wanted | {f"local_{i}": small for i in range(6)}
+
+
+def test_every_local_view_is_used_and_none_twice(make_unet: Callable[..., nn.Module]) -> None:
+    """The error of a known port: view 0 six times. Here the loss is the mean of six of its own.
+
+    Each view alone gives its own term, on the level drawn for its place; batch statistics are
+    fixed, so that views are independent of each other.
+    """
+    made, full = objective(make_unet, **PLAIN).eval(), batch()
+    whole = made._embed([full["views"][f"global_{i}"].image for i in range(2)])
+    local = [made._embed([made._fitted(full["views"][f"local_{i}"].image)]) for i in range(6)]
+    chosen = made._levels(full["key"], 7)
+    alone = [
+        made._compare(local[i], 0, whole, view, chosen[1 + i]).detach()
+        for i in range(6)
+        for view in range(2)
+    ]
+    assert len({round(float(value), 6) for value in alone}) == 12
+    torch.testing.assert_close(made(full)["local_loss"], torch.stack(alone).mean())
+
+
+def test_every_local_view_changes_the_loss(
+    make_unet: Callable[..., nn.Module],
+) -> None:
+    made, full = objective(make_unet, **PLAIN).eval(), batch()
+    originals = {name: view.image for name, view in full["views"].items()}
+    base = float(made(full)["local_loss"])
+    for name in [f"local_{i}" for i in range(6)]:
+        full["views"][name].image = originals[name].flip(0)
+        assert float(made(full)["local_loss"]) != base
+        full["views"][name].image = originals[name]
+    assert float(made(full)["local_loss"]) == base
+
+
+def test_the_levels_are_drawn_uniformly_per_sample_and_view(
+    make_unet: Callable[..., nn.Module],
+) -> None:
+    made = objective(make_unet)
+    keys = torch.tensor([[1, step, 0, 0] for step in range(800)])
+    chosen = made._levels(keys, 7)
+    assert chosen.shape == (7, 2, 800)
+    assert torch.equal(chosen.sum(1), torch.ones(7, 800))
+    torch.testing.assert_close(chosen.mean(2), torch.full((7, 2), 0.5), atol=0.06, rtol=0)
+    agree = (chosen[0] == chosen[1]).all(0).float().mean()
+    assert agree == pytest.approx(0.5, abs=0.06)
+    assert torch.equal(made._levels(keys[3:4], 7), chosen[:, :, 3:4])
+
+
+def test_the_siamese_loss_is_that_of_the_formula(make_unet: Callable[..., nn.Module]) -> None:
+    made, full = objective(make_unet, **PLAIN).eval(), batch()
+    images = [full["views"][f"global_{i}"].image for i in range(2)]
+    terms = 0.0
+    for sample, levels in enumerate(made._levels(full["key"], 1)[0].T):
+        number = int(levels.argmax())
+        vectors = []
+        for image in images:
+            features = unet.encode(made.network, image[sample : sample + 1])
+            level = unet.decode(made.network, features, use_skips=False)[number]
+            head = made.heads[number]
+            z = head.normalise(level.flatten(2).mean(2)).detach()
+            vectors.append((head.predictor(z).detach(), z))
+        (p_a, z_a), (p_b, z_b) = vectors
+        cosines = functional.cosine_similarity(p_a, z_b), functional.cosine_similarity(p_b, z_a)
+        terms -= float(cosines[0] + cosines[1]) / 2 / len(images[0])
+    assert float(made(full)["global_loss"]) == pytest.approx(terms, abs=1e-5)
+
+
+def test_the_restoration_of_levels_fades_out(make_unet: Callable[..., nn.Module]) -> None:
+    made, full = objective(make_unet), batch()
+    parts = ("restoration_loss", "global_loss", "local_loss")
+    for progress in (0.0, 0.25, 1.0):
+        made.after_step(full, progress)
+        terms = {name: term.detach() for name, term in made(full).items()}
+        beta = 0.5 * (1 + math.cos(math.pi * progress))
+        expected = sum(float(terms[p]) for p in parts)
+        expected += beta * float(terms["level_restoration_loss"])
+        assert float(terms["loss"]) == pytest.approx(expected, abs=1e-5)
+        assert made.collapse_loss() == pytest.approx(
+            (1 + beta) * float(made.trivial(made.corrupt(full))["collapse_loss"]) - 2, abs=1e-5
+        )
+    assert float(made.state_dict()["progress"]) == 1
+
+
+def test_it_works_without_local_views(make_unet: Callable[..., nn.Module]) -> None:
+    terms = objective(make_unet)(without(batch(), {f"local_{i}" for i in range(6)}))
+    assert "local_loss" not in terms
+    assert terms["loss"].isfinite()
+
+
+def test_only_the_first_view_is_restored_and_its_target_is_clean(
+    make_unet: Callable[..., nn.Module],
+) -> None:
+    made, full = objective(make_unet), batch()
+    task = made.corrupt(full)
+    assert torch.equal(task.target, full["views"]["global_0"].image)
+    assert not torch.equal(task.image, task.target)
+    before = made(full)["restoration_loss"]
+    full["views"]["global_1"].image = full["views"]["global_1"].image * 2
+    assert torch.equal(made(full)["restoration_loss"], before)
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_halves_that_read_skips_are_trained_only_with_skips(
+    make_unet: Callable[..., nn.Module], skips: bool
+) -> None:
+    made = objective(make_unet, skips=skips)
+    made(batch())["loss"].backward()
+    assert made.trained == unet.Trained(None, None, skips=skips, output=True)
+    for stage in made.network.decoder.stages:
+        gradient = stage.convs[0].conv.weight.grad
+        half = gradient.shape[1] // 2
+        assert gradient[:, :half].any()
+        assert bool(gradient[:, half:].any()) is skips
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_global_views_overlap_as_in_the_paper(dimension: int) -> None:
+    """Share of what either view sees that both see; the paper draws again below 0.3."""
+    crop = (16,) * dimension
+    made = {
+        "image": torch.zeros(100, 1, *[24] * dimension),
+        "key": torch.tensor([[1, step, 0, 0] for step in range(100)]),
+    }
+    view = RandomView(**PCRLv2Objective.default_views["global"])
+    a, b = (v.matrix for v in view(made, "global", crop, (1.0,) * dimension).values())
+
+    def volume(matrix: Tensor) -> Tensor:
+        return torch.linalg.det(matrix[:, :, :-1]).abs()
+
+    shared = overlap(a, b, crop).flatten(1).float().mean(1) * volume(b)
+    union = volume(a) + volume(b) - shared
+    assert (shared / union).min() > 0.3
+
+
+@pytest.mark.parametrize("size", [(10, 14), (6, 9)])
+def test_views_that_the_strides_do_not_divide_are_resampled(
+    make_unet: Callable[..., nn.Module], size: tuple[int, int]
+) -> None:
+    made = objective(make_unet)
+    image = torch.full((2, 1, *size), 3.0)
+    fitted = made._fitted(image)
+    assert all(length % 4 == 0 and length >= 8 for length in fitted.shape[2:])
+    assert fitted.unique().tolist() == [3.0]
+
+
+def test_a_bad_share_is_named(make_unet: Callable[..., nn.Module]) -> None:
+    with pytest.raises(ValueError, match=r"swap: found 1.5"):
+        objective(make_unet, swap=1.5)
