@@ -49,6 +49,7 @@ setup(
         "scikit-image>=0.19",
         "scipy>=1.12",  # isotonic_regression
         "pandas>=1.5",
+        "pillow>=9.0",
         "jinja2>=3.0",
         "tqdm>=4.60",
         "matplotlib>=3.5",

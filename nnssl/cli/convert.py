@@ -6,13 +6,19 @@ import argparse
 import difflib
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nnssl.datasets.checks import Checked
 from nnssl.datasets.engine import Target, check, convert
-from nnssl.datasets.records import target_files
-from nnssl.datasets.spec import DatasetSpec, find_specs, read_spec
+from nnssl.datasets.private import private_spec
+from nnssl.datasets.readers.volume import FOURTH_AXES, HEADERS
+from nnssl.datasets.spec import DatasetSpec, check_spec, find_specs, read_spec
+from nnssl.datasets.tasks import tasks_of
+
+FOLDER = "folder"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,21 +37,53 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nnssl_convert", description=__doc__)
-    parser.add_argument("name", nargs="?", help="dataset, see --list")
+    parser.add_argument("name", nargs="?", help="dataset, see --list; or 'folder'")
     parser.add_argument("source", nargs="?", type=Path, help="folder of the native download")
     parser.add_argument("-d", type=int, dest="dataset_id", help="nnU-Net dataset id")
     parser.add_argument("--n4", action="store_true", help="correct the bias field (slow)")
     parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
+    parser.add_argument(
+        "--images-only", action="store_true", help="read no labels; make a foreground mask instead"
+    )
+    parser.add_argument(
+        "--resample", action="store_true", help="straighten tilted or uneven DICOM series"
+    )
+    parser.add_argument(
+        "--leave-out", nargs="+", default=[], metavar="CASE", help="cases or patients to leave out"
+    )
+    parser.add_argument("--test", metavar="REGEX", help="paths of the test set (not the spec's)")
     workers = min(8, os.cpu_count() or 1)
     parser.add_argument("--workers", type=int, default=workers, help="processes (%(default)s)")
     parser.add_argument("--list", action="store_true", help="show the known datasets")
+    _add_folder_options(parser)
     return parser
+
+
+def _add_folder_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        FOLDER,
+        "any collection of your own: nnssl_convert folder SOURCE -d 50 --name USZ "
+        "--images T1={case}/vol.nii.gz --label {case}/seg.nii.gz --labels tumour=any",
+    )
+    group.add_argument("--name", dest="dataset_name", help="name of the dataset")
+    group.add_argument("--images", nargs="+", metavar="CHANNEL=TEMPLATE", help="where images lie")
+    group.add_argument("--label", metavar="TEMPLATE", help="where labels lie (none: images only)")
+    group.add_argument(
+        "--labels", nargs="+", default=[], metavar="NAME[=VALUE]", help="label names"
+    )
+    group.add_argument("--fourth-axis", choices=FOURTH_AXES, help="what a fourth axis is")
+    group.add_argument("--headers", choices=HEADERS, help="repair broken headers")
 
 
 def _list() -> None:
     for path in _specs().values():
         spec = read_spec(path)
-        print(f"{spec.name:<16}{spec.description}\n{'':<16}{spec.licence}; {spec.where}")
+        named = [name for name in spec.labels if name != "background"]
+        labels = ", ".join(["as in the source's own file"] if spec.derive else named)
+        first = spec.layout.strip().splitlines()[0].strip()
+        texts = [f"labels: {labels}", f"layout: {first}", f"{spec.licence}; {spec.where}"]
+        print("\n".join([f"{spec.name:<23}{spec.description}", *(f"{'':<23}{t}" for t in texts)]))
+    print(f"{FOLDER:<23}any collection of your own, with labels or without (--help)")
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -53,18 +91,58 @@ def _convert(options: argparse.Namespace) -> None:
         raise ValueError(
             "needs NAME SOURCE -d ID, for example: nnssl_convert ACDC /data/ACDC -d 27"
         )
-    spec = _spec(options.name)
+    spec = _prepared(options)
     target = Target.of(
         _folder("nnUNet_raw"), _folder("nnUNet_preprocessed"), options.dataset_id, spec.name
     )
     if options.dry_run:
-        _show(check(spec, options.source, options.workers))
+        _show(check(spec, options.source, options.workers, options.leave_out))
         return
-    checked = convert(spec, options.source, target, options.n4, options.workers)
+    checked = convert(spec, options.source, target, options.n4, options.workers, options.leave_out)
     patients = len({each.case.patient for each in checked})
     print(f"{target.raw}: {len(checked)} cases of {patients} patients")
+    for note, count in _notes(checked).items():
+        print(f"{count} files: {note}")
     print(f"please cite: {spec.citation}")
     print(f"next: nnUNetv2_plan_and_preprocess -d {options.dataset_id} -c 2d")
+
+
+def _notes(checked: Sequence[Checked]) -> Counter[str]:
+    return Counter(
+        note.partition(" (")[0]
+        for each in checked
+        for notes in each.notes.values()
+        for note in notes
+    )
+
+
+def _prepared(options: argparse.Namespace) -> DatasetSpec:
+    """The spec of a name, as options and source folder complete it."""
+    spec = _private(options) if options.name == FOLDER else _spec(options.name)
+    if options.name != FOLDER and options.source.is_dir():
+        spec = spec.completed(options.source)
+    if options.resample:
+        spec = replace(spec, slices="resample")
+    if options.test:
+        spec = replace(spec, test=options.test)
+        check_spec(spec)
+    return spec.without_labels() if options.images_only else spec
+
+
+def _private(options: argparse.Namespace) -> DatasetSpec:
+    if not options.dataset_name or not options.images:
+        raise ValueError(
+            "folder needs --name and --images, for example: nnssl_convert folder /data/usz -d 50 "
+            "--name USZ --images T1={case}/vol.nii.gz --label {case}/seg.nii.gz --labels tumour=any"
+        )
+    return private_spec(
+        options.dataset_name,
+        options.images,
+        options.label,
+        options.labels,
+        fourth_axis=options.fourth_axis,
+        headers=options.headers,
+    )
 
 
 def _specs() -> dict[str, Path]:
@@ -93,7 +171,7 @@ def _show(checked: Sequence[Checked]) -> None:
     for each in checked:
         size = "x".join(map(str, each.size))
         spacing = "x".join(f"{value:.2f}" for value in each.spacing)
-        names = ", ".join(name for _, name in target_files(each.case))
+        names = ", ".join(task.target for task in tasks_of(each.case))
         print(f"{each.case.patient}  {size}  {spacing} mm  {each.orientation}  {names}")
     print(f"{len(checked)} cases; nothing was written (--dry-run)")
 

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 from nnssl.datasets.inventory import Problem
+from nnssl.datasets.lookup import UnknownValuesError, targets
 from nnssl.datasets.planning import Case
-from nnssl.datasets.volumes import be_quiet, geometry_differences, orientation_of, read_volume
+from nnssl.datasets.readers.volume import Volume
+from nnssl.datasets.spec import values_of
+from nnssl.datasets.tasks import IMAGE, LABEL, Recipe, Task, tasks_of
+from nnssl.datasets.volumes import be_quiet, geometry_differences, orientation_of
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found in the files of a case; size and spacing (mm) are in the order x y z."""
+    """What was found in the files of a case; size and spacing (mm) are in the order x y z.
+
+    ``hashes`` and ``notes`` go by the name of the written file, ``values`` are as written.
+    """
 
     case: Case
     hashes: dict[str, str]
@@ -25,56 +32,76 @@ class Checked:
     orientation: str = ""
     values: tuple[float, ...] = ()
     problems: tuple[Problem, ...] = ()
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def check_case(case: Case, source: Path, labels: Mapping[str, int]) -> Checked:
+def check_case(case: Case, recipe: Recipe, labels: Mapping[str, Any]) -> Checked:
     """Read all files of a case; whatever is wrong comes back as problems, never as an exception.
 
     Args:
         case: The case.
-        source: The source folder.
-        labels: Label name -> value; other values are problems.
+        recipe: How its files become volumes.
+        labels: Label name -> value or list of values; other values are problems.
     """
     be_quiet()
     problems: list[Problem] = []
     hashes: dict[str, str] = {}
-    images = [_read(case, source, path, hashes, problems) for path in case.images]
-    label = _read(case, source, case.label, hashes, problems) if case.label else None
-    first, *others = images
-    for other in [*others, label]:
-        if first is not None and other is not None:
-            problems += [Problem(case.identifier, d) for d in geometry_differences(first, other)]
-    values = _check_values(case, label, labels, problems) if label is not None else ()
+    notes: dict[str, tuple[str, ...]] = {}
+    values: tuple[float, ...] = ()
+    first: sitk.Image | None = None
+    for task in tasks_of(case):
+        if task.role != IMAGE and first is None:
+            continue  # labels and masks lean on the first image, which is broken
+        volume = _read(case, recipe, task, problems)
+        if volume is None:
+            continue
+        hashes[task.target] = volume.sha256
+        notes |= {task.target: volume.notes} if volume.notes else {}
+        if first is None:
+            first = volume.image
+        problems += [Problem(case.identifier, d) for d in geometry_differences(first, volume.image)]
+        if task.role == LABEL:
+            values = _check_values(case, volume.image, recipe, labels, problems)
     if first is None:
         return Checked(case, hashes, problems=tuple(problems))
-    return Checked(
-        case,
-        hashes,
-        first.GetSize(),
-        first.GetSpacing(),
-        orientation_of(first),
-        values,
-        tuple(problems),
-    )
+    size, spacing, axes = first.GetSize(), first.GetSpacing(), orientation_of(first)
+    return Checked(case, hashes, size, spacing, axes, values, tuple(problems), notes)
 
 
-def _read(
-    case: Case, source: Path, path: str, hashes: dict[str, str], problems: list[Problem]
-) -> sitk.Image | None:
+def _read(case: Case, recipe: Recipe, task: Task, problems: list[Problem]) -> Volume | None:
     try:
-        image, hashes[path] = read_volume(source / path)
+        return recipe.read(task)
     except ValueError as error:
-        problems.append(Problem(case.identifier, f"{path} {error}"))
+        problems.append(Problem(case.identifier, f"{_shown(task)} {error}"))
         return None
-    return image
+
+
+def _shown(task: Task) -> str:
+    """The file, or the folder of many."""
+    return task.files[0] if len(task.files) == 1 else task.files[0].rpartition("/")[0] + "/"
 
 
 def _check_values(
-    case: Case, label: sitk.Image, labels: Mapping[str, int], problems: list[Problem]
+    case: Case,
+    label: sitk.Image,
+    recipe: Recipe,
+    labels: Mapping[str, Any],
+    problems: list[Problem],
 ) -> tuple[float, ...]:
-    values = tuple(np.unique(sitk.GetArrayViewFromImage(label)).tolist())
-    if unknown := sorted(set(values) - set(labels.values())):
-        allowed = ", ".join(f"{value} {name}" for name, value in labels.items())
-        what = f"label has the values {unknown[:10]}; allowed: {allowed}"
+    values = np.unique(sitk.GetArrayViewFromImage(label))
+    try:
+        if recipe.remap is not None:
+            return tuple(np.unique(targets(recipe.remap, values)).tolist())
+        if unknown := sorted(set(values.tolist()) - values_of(dict(labels))):
+            raise UnknownValuesError(unknown)
+    except UnknownValuesError as error:
+        allowed = _allowed(recipe, labels)
+        what = f"label has the values {error.values[:10]}; allowed: {allowed}"
         problems.append(Problem(case.identifier, what))
-    return values
+    return tuple(values.tolist())
+
+
+def _allowed(recipe: Recipe, labels: Mapping[str, Any]) -> str:
+    if recipe.remap is not None:
+        return ", ".join(map(str, recipe.remap))
+    return ", ".join(f"{value} {name}" for name, value in labels.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,11 @@ from nnssl.datasets.records import (
     conversion_json,
     job_of,
     put_beside_preprocessed,
-    target_files,
     write_records,
 )
 from nnssl.datasets.spec import DatasetSpec
-from nnssl.datasets.volumes import be_quiet, transfer
+from nnssl.datasets.tasks import Recipe, Task, perform, tasks_of
+from nnssl.datasets.volumes import be_quiet
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,16 @@ class Target:
         return cls(folder, preprocessed / folder.name, raw / f".{folder.name}.partial")
 
 
-def check(spec: DatasetSpec, source: Path, workers: int) -> list[Checked]:
+def check(
+    spec: DatasetSpec, source: Path, workers: int, leave_out: Collection[str] = ()
+) -> list[Checked]:
     """Plan a conversion and open every file.
 
     Raises:
         ConversionError: Something is wrong; every bad case is named.
     """
-    cases, problems = plan(spec, source)
-    work = partial(check_case, source=source, labels=spec.labels)
+    cases, problems = plan(spec, source, leave_out)
+    work = partial(check_case, recipe=Recipe.of(spec, source), labels=spec.labels)
     checked = for_each(work, cases, workers, "check")
     problems = problems + [problem for each in checked for problem in each.problems]
     if problems:
@@ -71,7 +73,12 @@ def check(spec: DatasetSpec, source: Path, workers: int) -> list[Checked]:
 
 
 def convert(
-    spec: DatasetSpec, source: Path, target: Target, n4: bool = False, workers: int = 1
+    spec: DatasetSpec,
+    source: Path,
+    target: Target,
+    n4: bool = False,
+    workers: int = 1,
+    leave_out: Collection[str] = (),
 ) -> list[Checked]:
     """Convert a native download into an nnU-Net dataset with patient-wise folds.
 
@@ -84,19 +91,21 @@ def convert(
         target: Where the dataset goes.
         n4: Correct the bias field of all images.
         workers: Number of processes.
+        leave_out: Cases and patients that are not wanted.
 
     Raises:
         ConversionError: Something is wrong with the sources.
         ValueError: The target holds something else.
     """
-    checked = check(spec, source, workers)
+    checked = check(spec, source, workers, leave_out)
     job = job_of(spec, checked, n4)
     if target.raw.exists():
         _check_same(target.raw, job)
     else:
         check_preprocessed(target.preprocessed, spec, checked)
-        _open_partial(target.partial, conversion_json(spec, source, checked, n4, job))
-        _write_volumes(source, target.partial, checked, n4, workers)
+        record = conversion_json(spec, source, checked, n4, job, leave_out)
+        _open_partial(target.partial, record)
+        _write_volumes(Recipe.of(spec, source, n4), target.partial, checked, workers)
         write_records(target.partial, spec, checked)
         os.replace(target.partial, target.raw)
     put_beside_preprocessed(target.raw, target.preprocessed)
@@ -123,20 +132,18 @@ def _open_partial(folder: Path, conversion: dict[str, Any]) -> None:
     write_json(folder / CONVERSION_FILE, conversion)
 
 
-def _write_volumes(
-    source: Path, folder: Path, checked: Sequence[Checked], n4: bool, workers: int
-) -> None:
-    transfers = [
-        (source / path, folder / name, n4 and name.startswith("images"))
+def _write_volumes(recipe: Recipe, folder: Path, checked: Sequence[Checked], workers: int) -> None:
+    missing = [
+        task
         for each in checked
-        for path, name in target_files(each.case)
-        if not (folder / name).exists()
+        for task in tasks_of(each.case)
+        if not (folder / task.target).exists()
     ]
-    for parent in {goal.parent for _, goal, _ in transfers}:
+    for parent in {(folder / task.target).parent for task in missing}:
         parent.mkdir(exist_ok=True)
-    for_each(_transfer, transfers, workers, "write")
+    for_each(partial(_perform, recipe=recipe, folder=folder), missing, workers, "write")
 
 
-def _transfer(item: tuple[Path, Path, bool]) -> None:
+def _perform(task: Task, recipe: Recipe, folder: Path) -> None:
     be_quiet()
-    transfer(*item)
+    perform(task, recipe, folder)

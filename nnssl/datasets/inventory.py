@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 Groups = tuple[tuple[str, str], ...]
+Files = tuple[str, ...]  # what one volume is made of: a file, or the slices of a stack
 
 
 @dataclass(frozen=True)
@@ -33,27 +34,38 @@ class ConversionError(ValueError):
 class Candidate:
     """Files that share their named groups: one possible case.
 
-    Paths are relative to the source folder; ``None`` stands for a file that was not found.
+    Paths are relative to the source folder; ``None`` stands for files that were not found.
     """
 
     part: str
     groups: Groups
-    images: tuple[str | None, ...]
-    label: str | None
+    images: tuple[Files | None, ...]
+    label: Files | None
 
     @property
     def files(self) -> list[str]:
         """The files that exist."""
-        return [path for path in (*self.images, self.label) if path is not None]
+        return [path for files in (*self.images, self.label) for path in files or ()]
 
     def format(self, template: str) -> str:
-        """Fill a template such as ``{patient}_frame{frame}``."""
-        return template.format(**dict(self.groups))
+        """Fill a template such as ``{patient}_frame{frame}``; only safe characters stay."""
+        filled = re.sub("_+", "_", template.format_map(_Blank(self.groups))).strip("_-")
+        return re.sub(r"[^\w.+-]", "-", filled, flags=re.ASCII)
+
+
+class _Blank(dict[str, str]):
+    """Groups of a label that the image alone has are left blank."""
+
+    def __missing__(self, key: str) -> str:
+        return ""
 
 
 @dataclass
 class Inventory:
-    """All files and folders below a source folder, relative to it, sorted."""
+    """All files and folders below a source folder, relative to it, sorted.
+
+    Hidden files (``._name`` of a Mac, ``.DS_Store``) are left out.
+    """
 
     root: Path
     files: list[str] = field(default_factory=list)
@@ -77,7 +89,7 @@ class Inventory:
                 continue
             visited.add(real)
             relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
-            inventory.files += [str(relative / name) for name in names]
+            inventory.files += [str(relative / name) for name in names if name[0] != "."]
             inventory.folders.append(str(relative))
         inventory.files.sort()
         inventory.folders.sort()
@@ -86,45 +98,3 @@ class Inventory:
     def below(self, folder: str) -> list[str]:
         """Files at any depth below a folder."""
         return [path for path in self.files if path.startswith(f"{folder}/")]
-
-
-def find_candidates(
-    inventory: Inventory, channels: list[str], label: str, test: str | None
-) -> tuple[list[Candidate], list[Problem]]:
-    """Bring images and labels together by their named groups.
-
-    Args:
-        inventory: The source folder.
-        channels: Pattern of each image channel.
-        label: Pattern of the label files.
-        test: Regular expression of paths that belong to the test set.
-
-    Returns:
-        Candidates in the order of their named groups, and a problem for every file found twice.
-    """
-    problems: list[Problem] = []
-    found = [_by_groups(inventory, pattern, test, problems) for pattern in [*channels, label]]
-    keys = sorted({key for files in found for key in files})
-    candidates = []
-    for part, groups in keys:
-        paths = [files.get((part, groups)) for files in found]
-        candidates.append(Candidate(part, groups, tuple(paths[:-1]), paths[-1]))
-    return candidates, problems
-
-
-def _by_groups(
-    inventory: Inventory, pattern: str, test: str | None, problems: list[Problem]
-) -> dict[tuple[str, Groups], str]:
-    compiled = re.compile(rf"(?:^|/){pattern}$")
-    found: dict[tuple[str, Groups], str] = {}
-    for path in inventory.files:
-        if match := compiled.search(path):
-            key = _part(inventory.root, path, test), tuple(sorted(match.groupdict().items()))
-            if key in found:
-                problems.append(Problem(path, f"is there twice, the other is {found[key]}"))
-            found.setdefault(key, path)
-    return found
-
-
-def _part(root: Path, path: str, test: str | None) -> str:
-    return "Ts" if test and re.search(test, f"{root.resolve().name}/{path}") else "Tr"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,25 +12,13 @@ from typing import Any
 from nnssl.datasets.cases import CASES_FILE
 from nnssl.datasets.checks import Checked
 from nnssl.datasets.files import read_json, sha256_of, write_json
-from nnssl.datasets.planning import Case
 from nnssl.datasets.spec import DatasetSpec
 from nnssl.datasets.splits import SPLITS_FILE, patient_splits, restore_split
+from nnssl.datasets.tasks import MASK, Task, tasks_of
 from nnssl.datasets.volumes import FILE_ENDING
 
 CONVERSION_FILE = "conversion.json"
 TEXTS = {"description", "citation", "licence", "where", "layout"}  # change no dataset
-
-
-def target_files(case: Case) -> list[tuple[str, str]]:
-    """Pairs of source path and path below the nnU-Net dataset folder."""
-    images = [
-        (path, f"images{case.part}/{case.identifier}_{channel:04d}{FILE_ENDING}")
-        for channel, path in enumerate(case.images)
-    ]
-    label = (
-        [(case.label, f"labels{case.part}/{case.identifier}{FILE_ENDING}")] if case.label else []
-    )
-    return images + label
 
 
 def write_records(folder: Path, spec: DatasetSpec, checked: Sequence[Checked]) -> None:
@@ -46,7 +34,8 @@ def write_records(folder: Path, spec: DatasetSpec, checked: Sequence[Checked]) -
 def job_of(spec: DatasetSpec, checked: Sequence[Checked], n4: bool) -> str:
     """Hash of spec, settings and sources; equal jobs give equal volumes and folds."""
     settings = {key: value for key, value in asdict(spec).items() if key not in TEXTS}
-    files = {name: each.hashes[path] for each in checked for path, name in target_files(each.case)}
+    settings["remap"] = {str(key): value for key, value in (spec.remap or {}).items()}
+    files = {name: value for each in checked for name, value in each.hashes.items()}
     return sha256_of({"spec": settings, "n4": n4, "files": files})
 
 
@@ -75,6 +64,7 @@ def _dataset_json(spec: DatasetSpec, training_cases: int) -> dict[str, Any]:
     return {
         "channel_names": {str(index): name for index, name in enumerate(spec.channels)},
         "labels": spec.labels,
+        **({"regions_class_order": spec.regions_class_order} if spec.regions_class_order else {}),
         "numTraining": training_cases,
         "file_ending": FILE_ENDING,
         "name": spec.name,
@@ -91,8 +81,8 @@ def _cases_json(spec: DatasetSpec, checked: Sequence[Checked]) -> dict[str, Any]
             "dataset": spec.name,
             "modality": spec.modality,
             "orientation": each.orientation,
-            "source": each.case.images[0],
-            "sha256": each.hashes[each.case.images[0]],
+            "source": each.case.images[0][0],
+            "sha256": each.hashes[tasks_of(each.case)[0].target],
             "part": each.case.part,
         }
         for each in checked
@@ -101,7 +91,12 @@ def _cases_json(spec: DatasetSpec, checked: Sequence[Checked]) -> dict[str, Any]
 
 
 def conversion_json(
-    spec: DatasetSpec, source: Path, checked: Sequence[Checked], n4: bool, job: str
+    spec: DatasetSpec,
+    source: Path,
+    checked: Sequence[Checked],
+    n4: bool,
+    job: str,
+    leave_out: Collection[str] = (),
 ) -> dict[str, Any]:
     """What was done: sources with hashes, decisions, versions, citation and licence.
 
@@ -111,21 +106,30 @@ def conversion_json(
         checked: All cases.
         n4: Whether the bias field was corrected.
         job: See :func:`job_of`.
+        leave_out: Cases and patients that were not wanted.
     """
-    files = {
-        name: {"source": path, "sha256": each.hashes[path]}
-        for each in checked
-        for path, name in target_files(each.case)
-    }
     return {
         "job": job,
         "source": str(source.resolve()),
         "citation": spec.citation,
         "licence": spec.licence,
-        "decisions": {"n4": n4, "spec": asdict(spec)},
+        "decisions": {"n4": n4, "left_out": sorted(leave_out), "spec": asdict(spec)},
         "versions": _versions(),
-        "files": files,
+        "files": {
+            task.target: _file_record(spec, each, task)
+            for each in checked
+            for task in tasks_of(each.case)
+        },
     }
+
+
+def _file_record(spec: DatasetSpec, checked: Checked, task: Task) -> dict[str, Any]:
+    source = task.files[0] if len(task.files) == 1 else list(task.files)
+    record: dict[str, Any] = {"source": source, "sha256": checked.hashes[task.target]}
+    notes = list(checked.notes.get(task.target, ()))
+    if task.role == MASK:
+        notes.append(f"foreground mask by the rule {spec.foreground_rule}")
+    return record | ({"notes": notes} if notes else {})
 
 
 def _versions() -> dict[str, str]:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import groupby
 from pathlib import PurePosixPath
 
-from nnssl.datasets.inventory import Candidate, Inventory, Problem
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from scipy import ndimage
+
+from nnssl.datasets.inventory import Candidate, Files, Inventory, Problem
 
 FrameRule = Callable[[list[Candidate], Inventory], tuple[list[Candidate], list[Problem]]]
 
@@ -38,7 +43,43 @@ def acdc_info_cfg(
     return sorted(set(kept), key=lambda each: (each.part, each.groups)), problems
 
 
-FRAME_RULES: dict[str, FrameRule] = {"acdc_info_cfg": acdc_info_cfg}
+def stacom_ed_es(
+    candidates: list[Candidate], inventory: Inventory
+) -> tuple[list[Candidate], list[Problem]]:
+    """Keep end-diastole (the first phase) and end-systole (the smallest cavity in the masks).
+
+    The masks are rings of myocardium; the cavity is what a ring encloses. Patients without any
+    mask go to the test set, unless nobody has one.
+    """
+    kept: list[Candidate] = []
+    problems: list[Problem] = []
+    labelled = any(each.label for each in candidates)
+
+    def patient(candidate: Candidate) -> tuple[str, str]:
+        return candidate.part, dict(candidate.groups)["patient"]
+
+    for (_, name), group in groupby(sorted(candidates, key=patient), key=patient):
+        phases = sorted(group, key=lambda each: int(dict(each.groups)["phase"]))
+        drawn = [each for each in phases if each.label]
+        if not drawn:
+            kept.append(replace(phases[0], part="Ts") if labelled else phases[0])
+            continue
+        try:
+            cavities = [_cavity(inventory, each.label or ()) for each in drawn]
+        except RuntimeError as error:
+            problems.append(Problem(name, f"masks cannot be read ({str(error).splitlines()[-1]})"))
+            continue
+        kept += [phases[0], drawn[int(np.argmin(cavities))]]
+    return sorted(set(kept), key=lambda each: (each.part, each.groups)), problems
+
+
+FRAME_RULES: dict[str, FrameRule] = {"acdc_info_cfg": acdc_info_cfg, "stacom_ed_es": stacom_ed_es}
+
+
+def _cavity(inventory: Inventory, masks: Files) -> int:
+    """Pixels that the rings of a phase enclose."""
+    rings = [sitk.GetArrayFromImage(sitk.ReadImage(str(inventory.root / m))) > 0 for m in masks]
+    return sum(int(ndimage.binary_fill_holes(ring).sum() - ring.sum()) for ring in rings)
 
 
 def _frames(inventory: Inventory, patient: str, file: str) -> dict[str, str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
 from nnssl.cli import convert, phantom
 
@@ -85,3 +88,52 @@ def test_workers_must_be_positive(source: Path):
 def test_the_phantom_does_not_overwrite(source: Path):
     with pytest.raises(SystemExit, match="not empty"):
         phantom.main([str(source)])
+
+
+def volumes(folder: Path, names: str) -> None:
+    """Two cases of a bright box in air and its mask."""
+    rng = np.random.default_rng(0)
+    for case in names:
+        array = rng.integers(-1000, -900, (4, 8, 8)).astype(np.int16)
+        array[1:3, 2:6, 2:6] += 1000
+        (folder / case).mkdir(parents=True)
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / case / "vol.nrrd"))
+        mask = (array > 0).astype(np.uint8) * 7
+        sitk.WriteImage(sitk.GetImageFromArray(mask), str(folder / case / "seg.nrrd"))
+
+
+def test_a_private_folder_with_and_without_labels(tmp_path: Path, capsys):
+    volumes(tmp_path / "usz", "abc")
+    private = ["folder", tmp_path / "usz", "--name", "USZ", "--images", "CT={case}/vol.nrrd"]
+    run(*private, "-d", 50, "--label", "{case}/seg.nrrd", "--labels", "tumour=any")
+    run(*private, "-d", 51, "--leave-out", "c")
+    assert "Dataset051_USZ: 2 cases of 2 patients" in capsys.readouterr().out
+    for number, label in ((50, "tumour"), (51, "foreground")):
+        raw = tmp_path / "raw" / f"Dataset0{number}_USZ"
+        dataset = json.loads((raw / "dataset.json").read_text())
+        assert dataset["labels"] == {"background": 0, label: 1}
+    decisions = json.loads((raw / "conversion.json").read_text())["decisions"]
+    assert decisions["left_out"] == ["c"]
+    with pytest.raises(SystemExit, match="folder needs --name and --images"):
+        run("folder", tmp_path, "-d", 52)
+
+
+def test_images_only_and_another_test_set(source: Path, tmp_path: Path):
+    run("ACDC", source, "-d", 27, "--images-only")
+    dataset = json.loads((tmp_path / "raw" / "Dataset027_ACDC" / "dataset.json").read_text())
+    assert dataset["labels"] == {"background": 0, "foreground": 1}
+    with pytest.raises(SystemExit, match="test is '\\(', no regular expression"):
+        run("ACDC", source, "-d", 28, "--test", "(")
+    with pytest.raises(SystemExit, match="only complete training patient"):
+        run("ACDC", source, "-d", 28, "--test", "patient002")
+
+
+def test_other_tables_beside_the_specs_are_no_datasets(tmp_path: Path, monkeypatch, capsys):
+    (tmp_path / "mine" / "datasets").mkdir(parents=True)
+    (tmp_path / "mine" / "datasets" / "overlaps.yaml").write_text("overlaps:\n  - [A, B]\n")
+    monkeypatch.setenv("nnssl_configs", str(tmp_path / "mine"))
+    convert.main(["--list"])
+    shown = capsys.readouterr().out
+    assert "overlaps" not in shown
+    for name in ("MMWHS_CT", "BraTS2018", "LUNA16", "folder"):
+        assert f"{name} " in shown

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from nnssl.datasets import engine, volumes
+from nnssl.datasets import engine, tasks
 from nnssl.datasets.cases import read_cases
 from nnssl.datasets.engine import Target, convert
 from nnssl.datasets.inventory import ConversionError
 from nnssl.datasets.spec import DatasetSpec
 from nnssl.datasets.splits import check_split
+from nnssl.datasets.tasks import Recipe, Task
 
 CASE = "patient002_frame12"
 
@@ -107,7 +108,7 @@ def test_voxels_and_geometry_are_carried_exactly(
 def test_folders_named_like_files_are_not_read(
     miniature, spec, target: Target, monkeypatch, n4: bool
 ):
-    monkeypatch.setattr(volumes, "correct_bias_field", lambda image: image)
+    monkeypatch.setattr(tasks, "correct_bias_field", lambda image: image)
     home = miniature.root / "training" / "patient002"
     before = sitk.GetArrayFromImage(sitk.ReadImage(str(home / f"{CASE}.nii.gz")))
     for stem in ("", "_gt"):
@@ -324,16 +325,17 @@ def test_the_wording_of_a_spec_changes_no_job(tree, two_patients, spec, target: 
 
 def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     written: list[str] = []
-    original = engine.transfer
+    original = engine.perform
 
-    def transfer(source: Path, goal: Path, n4: bool) -> None:
+    def perform(task: Task, recipe: Recipe, folder: Path) -> None:
+        goal = folder / task.target
         if len(written) == count:
             goal.with_name(f".part_{goal.name}").write_bytes(b"half")
             raise KeyboardInterrupt
         written.append(goal.name)
-        original(source, goal, n4)
+        original(task, recipe, folder)
 
-    monkeypatch.setattr(engine, "transfer", transfer)
+    monkeypatch.setattr(engine, "perform", perform)
     return written
 
 
@@ -375,7 +377,7 @@ def test_workers_change_nothing(tree, miniature, spec, target: Target, tmp_path:
 
 
 def test_n4_is_for_images_only(miniature, spec, target: Target, monkeypatch):
-    monkeypatch.setattr(volumes, "correct_bias_field", lambda image: image + 1)
+    monkeypatch.setattr(tasks, "correct_bias_field", lambda image: image + 1)
     convert(spec, miniature.root, target, n4=True)
     home = miniature.root / "training" / "patient002"
     before = sitk.ReadImage(str(home / f"{CASE}.nii.gz"))

@@ -41,7 +41,7 @@ def test_a_users_folder_comes_first(tmp_path: Path):
         ({"labels": {"background": 0, "RV": 2}}, "consecutive integers"),
         ({"labels": {"RV": 0, "LV": 1}}, "need background 0"),
         ({"labels": [0, 1]}, "labels is \\[0, 1\\]; it must map names"),
-        ({"label": "(?P<patient>x)"}, "same named groups"),
+        ({"label": "(?P<patient>x)(?P<more>y)"}, "same named groups"),
         ({"label": "(?P<patient"}, "label is .* no regular expression"),
         ({"test": "("}, "test is .* no regular expression"),
         ({"case": "{subject}"}, "case is '{subject}'; it must use the named groups"),

@@ -1,0 +1,1 @@
+"""Readers: files of any format become one volume, whole or not at all."""
