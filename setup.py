@@ -50,11 +50,13 @@ setup(
         "scipy>=1.12",  # isotonic_regression
         "pandas>=1.5",
         "pillow>=9.0",
+        "scikit-learn>=1.3",  # k-means of the clustering targets
         "jinja2>=3.0",
         "tqdm>=4.60",
         "matplotlib>=3.5",
     ],
     extras_require={
+        "dino": ["timm>=1.0"],
         "slurm": ["submitit>=1.5"],
         "test": [
             "lightly>=1.5",
@@ -62,7 +64,6 @@ setup(
             "pytest>=8.0",
             "pytest-xdist>=3.5",
             "ruff>=0.6",
-            "scikit-learn>=1.3",
             "statsmodels>=0.14",
             "submitit>=1.5",
             "surface-distance>=0.1",
@@ -80,6 +81,7 @@ setup(
             "nnssl_phantom = nnssl.cli.phantom:main",
             "nnssl_probe = nnssl.cli.probe:main",
             "nnssl_study = nnssl.cli.study:main",
+            "nnssl_cluster = nnssl.cli.cluster:main",
             "nnssl_estimate = nnssl.cli.estimate:main",
             "nnssl_runs = nnssl.cli.runs:main",
         ],

@@ -1,8 +1,22 @@
 """Pretext tasks. A new one is one file here, one line in `OBJECTIVES`, one YAML and one test."""
 
 from nnssl.objectives.base import Batch, Context, Objective
+from nnssl.objectives.clustering import ClusteringObjective
 from nnssl.objectives.contrastive import ContrastiveObjective
+from nnssl.objectives.mae import MAEObjective
+from nnssl.objectives.models_genesis import ModelsGenesisObjective
+from nnssl.objectives.pcrlv2 import PCRLv2Objective
+from nnssl.objectives.pixel_clustering import PixelClusteringObjective
+from nnssl.objectives.spark import SparkObjective
 
-OBJECTIVES: dict[str, type[Objective]] = {"contrastive": ContrastiveObjective}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "contrastive": ContrastiveObjective,
+    "pixel_clustering": PixelClusteringObjective,
+    "clustering": ClusteringObjective,
+    "mae": MAEObjective,
+    "models_genesis": ModelsGenesisObjective,
+    "spark": SparkObjective,
+    "pcrlv2": PCRLv2Objective,
+}
 
 __all__ = ["OBJECTIVES", "Batch", "Context", "Objective"]

@@ -36,13 +36,18 @@ def _views(views: dict[str, object]) -> Tensor:
 
 
 def _save(panel: Tensor, file: Path) -> Path:
+    """Rows and columns of grey (rows, columns, H, W) or coloured (..., 3) images as one picture."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    rows, columns, height, width = panel.shape
-    grid = panel.float().cpu().numpy().transpose(0, 2, 1, 3).reshape(rows * height, columns * width)
+    rows, columns, height, width = panel.shape[:4]
+    grid = panel.float().cpu().numpy().swapaxes(1, 2)
+    grid = grid.reshape(rows * height, columns * width, *panel.shape[4:])
+    if grid.ndim == 3:
+        plt.imsave(file, np.clip(grid, 0, 1))
+        return file
     low, high = np.percentile(grid, [1, 99])
     plt.imsave(file, grid, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
     return file

@@ -30,6 +30,8 @@ class Sampling:
             have no parts; 1: everywhere, 0: the middle only. Contrast across volumes needs crops
             that show comparable anatomy.
         min_occupancy: smallest share of tissue in a crop, found from the image.
+        max_background: the same bound as largest share of background voxels (`bg_max`), or null;
+            the stricter of the two counts. Padding is background.
         tries: places tried before the one with most tissue is taken.
     """
 
@@ -39,6 +41,7 @@ class Sampling:
     position_axis: Literal["head_feet", "slice"] | int = "head_feet"
     spread: float = 1.0
     min_occupancy: float = 0.2
+    max_background: float | None = None
     tries: int = 8
 
     def __post_init__(self) -> None:
@@ -50,6 +53,10 @@ class Sampling:
             raise ValueError(f"sampling.spread: found {self.spread}, allowed [0, 1]")
         if not 0 <= self.min_occupancy < 1:
             raise ValueError(f"sampling.min_occupancy: found {self.min_occupancy}, allowed [0, 1)")
+        if self.max_background is not None and not 0 < self.max_background <= 1:
+            raise ValueError(
+                f"sampling.max_background: found {self.max_background}, allowed (0, 1] or null"
+            )
         if self.tries < 1:
             raise ValueError(f"sampling.tries: found {self.tries}, allowed from 1")
         if isinstance(self.position_axis, int) and not 0 <= self.position_axis <= 2:
@@ -61,6 +68,12 @@ class Sampling:
     def with_default(self, mode: Mode) -> Sampling:
         """These knobs, with the objective's mode where none is set."""
         return self if self.mode is not None else replace(self, mode=mode)
+
+    @property
+    def least_tissue(self) -> float:
+        """Smallest share of tissue that both bounds allow."""
+        background = 1.0 if self.max_background is None else self.max_background
+        return max(self.min_occupancy, 1 - background)
 
     @property
     def structured(self) -> bool:
@@ -182,7 +195,7 @@ class Sampler:
             share = self.occupancy.share(case.identifier, box)
             if share > best_share:
                 best, best_share = begin, share
-            if share >= self.sampling.min_occupancy:
+            if share >= self.sampling.least_tissue:
                 break
         assert best is not None
         return Place(number, (int(best[0]), int(best[1]), int(best[2])))

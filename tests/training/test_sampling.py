@@ -126,6 +126,24 @@ def test_crops_are_steered_towards_tissue() -> None:
     assert np.mean([p.begin[2] for s in range(20) for p in free.draw((0, s, 0))]) < 15
 
 
+def test_background_is_bounded_as_tissue_is_and_the_stricter_bound_counts() -> None:
+    """At most a tenth of background voxels is at least nine tenths of tissue."""
+    table = cases([9] * 6)
+    same = [
+        Sampler(table, (16, 16), 8, Sampling("partitioned", tries=30, **bound), RightHalf())
+        for bound in (
+            {"min_occupancy": 0.9},
+            {"max_background": 0.1},
+            {"min_occupancy": 0.5, "max_background": 0.1},
+            {"min_occupancy": 0.9, "max_background": 1.0},
+        )
+    ]
+    drawn = [[sampler.draw((0, step, 0)) for step in range(10)] for sampler in same]
+    assert all(places == drawn[0] for places in drawn)
+    free = Sampler(table, (16, 16), 8, Sampling("partitioned"), RightHalf())
+    assert [free.draw((0, step, 0)) for step in range(10)] != drawn[0]
+
+
 def test_spread_keeps_crops_near_the_middle() -> None:
     sampler = Sampler(cases([9]), (16, 16), 4, Sampling("partitioned", spread=0.5), Everywhere())
     rows = {p.begin[1] for step in range(200) for p in sampler.draw((0, step, 0))}
@@ -155,6 +173,7 @@ def test_volumes_too_short_for_the_parts_are_left_out() -> None:
         ("partitions", 1),
         ("volumes", 0),
         ("min_occupancy", 1.0),
+        ("max_background", 0.0),
         ("tries", 0),
         ("spread", 1.1),
         ("position_axis", 3),

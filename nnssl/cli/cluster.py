@@ -1,0 +1,84 @@
+"""``nnssl_cluster``: cluster maps of a preprocessed dataset, for nnSSLPixelClusteringTrainer.
+
+K-means over dense features is fitted once, on the training cases of the fold; every voxel of every
+case then gets its cluster (air: -1). The same command goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnssl.training.clustering.recipe import Recipe
+from nnssl.training.clustering.task import cluster_dataset
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; errors end the program with one message and status 1."""
+    options = _parser().parse_args(arguments)
+    try:
+        _make(options)
+    except KeyboardInterrupt:
+        sys.exit("nnssl_cluster: interrupted; the same command goes on where it stopped")
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"nnssl_cluster: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nnssl_cluster", description=__doc__)
+    default, add = Recipe(), parser.add_argument
+    add("-d", type=int, required=True, dest="dataset_id", help="nnU-Net dataset id")
+    add("-c", required=True, dest="configuration", help="configuration, e.g. 2d or 3d_fullres")
+    add("-p", default="nnUNetPlans", dest="plans", help="plans (%(default)s)")
+    add("-f", default="0", dest="fold", help="fold whose training cases are used (%(default)s)")
+    add("--name", default="clusters", help="of the companion array (%(default)s)")
+    add("--source", default=default.source, choices=("handcrafted", "self", "dino"))
+    add("-k", type=int, default=default.clusters, dest="clusters", help="clusters (%(default)s)")
+    add("--seed", type=int, default=default.seed)
+    add("--samples", type=int, default=default.samples, help="voxels for k-means (%(default)s)")
+    add("--keep-air", action="store_true", help="clusters for air too, instead of -1")
+    add("--scales", type=float, nargs="+", default=default.scales, help="sigmas in voxels")
+    add("--position", type=float, default=default.position, help="its weight (%(default)s)")
+    add("--checkpoint", help="weights: of nnSSL pre-training (self), a local file (dino)")
+    add("--stage", type=int, help="encoder stage (self)")
+    add("--model", default=default.model, help="timm's name (dino; %(default)s)")
+    add("--size", type=int, default=default.size, help="of a slice in pixels (dino)")
+    add("--upsampling", default=default.upsampling, choices=("linear", "bilateral"))
+    workers = min(8, os.cpu_count() or 1)
+    add("--workers", type=int, default=workers, help="processes (%(default)s)")
+    return parser
+
+
+def _make(options: argparse.Namespace) -> None:
+    root = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112
+    if not root:
+        raise ValueError("the environment variable nnUNet_preprocessed is not set")
+    knobs = {key: getattr(options, key) for key in Recipe.__dataclass_fields__ if key != "fold"}
+    recipe = Recipe(**{**knobs, "scales": tuple(options.scales)}, fold=_fold(options.fold))
+    folder, shares = cluster_dataset(
+        Path(root),
+        options.dataset_id,
+        options.configuration,
+        options.plans,
+        recipe,
+        options.name,
+        options.workers,
+    )
+    print(f"{folder}: {recipe.clusters} clusters, shares {[round(s, 3) for s in shares]}")
+    print(
+        f"next: nnUNetv2_train {options.dataset_id} {options.configuration} {recipe.fold} "
+        f"-p {options.plans} -tr nnSSLPixelClusteringTrainer"
+    )
+
+
+def _fold(text: str) -> int | str:
+    if text != "all" and not text.isdecimal():
+        raise ValueError(f"-f: found {text}, allowed are numbers from 0 and all")
+    return text if text == "all" else int(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""Clustering of dense tokens: predict, in one view, the code of the same place in another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import permutations
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Module, ModuleList, functional
+
+from nnssl.losses.sinkhorn import sinkhorn
+from nnssl.losses.swapped import swapped_prediction
+from nnssl.modules import cluster_gauges, gauges, unet
+from nnssl.modules.grids import align, overlap
+from nnssl.modules.heads import MLP
+from nnssl.modules.memory_bank import MemoryBank
+from nnssl.modules.momentum import MomentumCopy
+from nnssl.modules.prototypes import Prototypes
+from nnssl.modules.tissue import token_weights
+from nnssl.objectives.base import Batch, Context, Objective
+
+TOKEN_STRIDE = 8  # voxels per token and axis by default, as in the thesis
+BANK_STEPS = 8  # a full memory bank holds tokens of at least so many steps
+
+
+class ClusteringObjective(Objective):
+    r"""Swapped prediction of cluster codes between overlapping views, token by token.
+
+    .. math:: \mathcal{L} = \frac{1}{P} \sum_{(a, b)} \frac{-\sum_n w_n \sum_k
+        \tilde q^{a \to b}_{nk} \ln \mathrm{softmax}_k (\cos(z^b_n, c_k) / \tau)}{\sum_n w_n}
+
+    over the P ordered pairs of views; z are the embeddings of the tokens (cells of an encoder
+    stage), c the prototypes. The codes q come from a Sinkhorn-Knopp iteration over the tokens of
+    all views and ranks, which gives every prototype the same share; :math:`\tilde q^{a \to b}` are
+    those of view a, read at the places of b's tokens through the views' matrices. w is 0 outside
+    the overlap and outside the volume, 1 for tissue, `background_weight` for the rest. At collapse
+    all codes are equal and the loss is ln K.
+
+    Reference: Caron et al., *Unsupervised learning of visual features by contrasting cluster
+    assignments* (SwAV), NeurIPS 2020, arXiv:2006.09882; on dense tokens of 3D crops the thesis
+    code radioSSL, task `cluster_patch`.
+
+    Differs from the paper: SwAV clusters whole images; here every token has a code (as in the
+    thesis). Differs from the thesis' code: the codes stay in the order of their tokens (there a
+    reshape scrambles them); the views are aligned by linear interpolation, with their rotation
+    and flips, instead of resizing integer boxes; predictions are cosines over a temperature; the
+    cross entropy is not divided by K; background counts less; target network and memory bank.
+
+    Shapes: views (B, C, *S); tokens (V, B, *T, K) scores, T cells per axis.
+    """
+
+    best = None
+    default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {"global": {"count": 2}}
+
+    def __init__(
+        self,
+        network: Module,
+        context: Context,
+        *,
+        prototypes: int = 50,
+        temperature: float = 0.1,
+        epsilon: float = 0.05,
+        iterations: int = 3,
+        codes_from: Literal["batch", "memory_bank"] = "batch",
+        memory_bank: int = 4096,
+        momentum: float | None = None,
+        stage: int | None = None,
+        hidden_features: int = 256,
+        embedding_features: int = 64,
+        projector_layers: int = 2,
+        normalisation: Literal["none", "batch", "layer"] = "batch",
+        background_weight: float = 0.1,
+        min_overlap: float = 0.3,
+    ) -> None:
+        super().__init__(network, context)
+        _check(temperature, momentum, background_weight, min_overlap)
+        self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
+        self.momentum, self.background_weight = momentum, background_weight
+        self.min_overlap = min_overlap
+        self.stage = _checked_stage(network, stage)
+        self.projector = MLP(
+            unet.output_channels(network)[self.stage],
+            hidden_features,
+            embedding_features,
+            layers=projector_layers,
+            normalisation=normalisation,
+        )
+        self.prototypes = Prototypes(embedding_features, prototypes)
+        self.target: Any = None
+        if momentum is not None:
+            online = (self.network, self.projector, self.prototypes)
+            self.target = ModuleList(MomentumCopy(module) for module in online)
+        if codes_from == "memory_bank":
+            self.bank = MemoryBank(memory_bank, embedding_features + 1)  # the last is the weight
+        self.codes_from = codes_from
+        self.change = cluster_gauges.ChangeRate()
+
+    @property
+    def trained(self) -> unet.Trained:
+        return unet.Trained(encoder_stages=self.stage + 1, decoder_levels=0)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        views = list(batch["views"].values())
+        images = torch.cat([view.image for view in views])  # (V*B, C, *S)
+        embedding, cells = self._embed(self.network, self.projector, images)  # (N, D), T
+        scores: Tensor = self.prototypes(embedding)  # (N, K)
+        weights = self._weights(batch, cells)  # (V, B, *T)
+        codes = self._codes(images, embedding, scores, weights.flatten())  # (N, K)
+        maps = [_maps(x, len(views), cells) for x in (scores, codes)]  # (V, B, K, *T) each
+        losses, agreements, shares = [], [], []
+        for a, b in permutations(range(len(views)), 2):
+            code = align(maps[1][a], views[a].matrix, views[b].matrix)
+            seen = self._seen(views[a].matrix, views[b].matrix, cells)  # (B, *T)
+            counted = (weights[b] * seen).flatten()
+            pair = _rows(maps[0][b]), _rows(code)
+            losses.append(swapped_prediction(pair[0] / self.temperature, pair[1], counted))
+            agreements.append(_agreement(*pair, counted))
+            shares.append(seen.mean())
+        terms = {
+            "accuracy": torch.stack(agreements).mean(),
+            "overlap": torch.stack(shares).mean(),
+            **self._gauges(embedding.detach(), scores.detach(), codes, weights.flatten()),
+        }
+        return {"loss": torch.stack(losses).mean(), **terms}
+
+    def after_step(self, batch: Batch, progress: float) -> None:
+        if self.momentum is not None:
+            distance = (1 - self.momentum) * (math.cos(math.pi * min(progress, 1)) + 1) / 2
+            for copy in self.target:
+                copy.update(1 - distance)
+        if self.codes_from == "memory_bank":
+            self.bank.enqueue(self._newest)
+        self.change.after_step(next(iter(batch["views"].values())).image, self.clusters)
+
+    def collapse_loss(self) -> float | None:
+        """Loss when all embeddings agree: codes and predictions are uniform, ln K."""
+        return math.log(len(self.prototypes.weight))
+
+    def clusters(self, image: Tensor) -> Tensor:
+        """Nearest prototype of every voxel's token, (B, *S) int64."""
+        with cluster_gauges.evaluating(self):
+            embedding, cells = self._embed(self.network, self.projector, image)
+            tokens = self.prototypes(embedding).argmax(1).reshape(len(image), 1, *cells)
+        return functional.interpolate(tokens.float(), image.shape[2:]).long()[:, 0]
+
+    def illustrate(self, batch: Batch) -> dict[str, Tensor]:
+        """`clusters`: two rows per view, the image and its clusters in fixed colours."""
+        rows = []
+        for view in batch["views"].values():
+            image = view.image[:8]
+            painted = cluster_gauges.paint(self.clusters(image), len(self.prototypes.weight))
+            rows += [cluster_gauges.shade(image), painted]
+        return {"clusters": torch.stack(rows)}
+
+    def _embed(
+        self, network: Module, projector: Module, images: Tensor
+    ) -> tuple[Tensor, list[int]]:
+        """One embedding per token, (images * T, D), last image axis fastest; and T."""
+        features = unet.encode(network, images)[self.stage]
+        tokens = features.movedim(1, -1).flatten(0, -2)
+        embedding: Tensor = projector(tokens)
+        return embedding, list(features.shape[2:])
+
+    @torch.no_grad()
+    def _codes(self, images: Tensor, embedding: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
+        prototypes: Module = self.prototypes
+        if self.target is not None:
+            network, projector, prototypes = (copy.module for copy in self.target)
+            embedding, _ = self._embed(network, projector, images)
+            scores = prototypes(embedding)
+        shared: dict[str, Tensor] = {}
+        if self.codes_from == "memory_bank":
+            self._remember(embedding, weights)
+            kept = self.bank.read()
+            shared = {"shared_scores": prototypes(kept[:, :-1]), "shared_weights": kept[:, -1]}
+        return sinkhorn(
+            scores.detach(),
+            epsilon=self.epsilon,
+            iterations=self.iterations,
+            weights=weights,
+            **shared,
+        )
+
+    def _remember(self, embedding: Tensor, weights: Tensor) -> None:
+        """Evenly spaced tokens of this step, for the bank: few enough that it spans steps."""
+        most = max(1, len(self.bank.values) // BANK_STEPS)
+        chosen = torch.arange(0, len(embedding), math.ceil(len(embedding) / most))
+        directions = functional.normalize(embedding[chosen].detach().float(), dim=1)
+        self._newest = torch.cat([directions, weights[chosen, None]], 1)
+
+    @torch.no_grad()
+    def _weights(self, batch: Batch, cells: list[int]) -> Tensor:
+        """(V, B, *T)."""
+        background = self.background_weight
+        views = batch["views"].values()
+        sizes = [view.image.shape[2:] for view in views]
+        return torch.stack(
+            [
+                token_weights(batch, view.matrix, size, cells, background)
+                for view, size in zip(views, sizes, strict=True)
+            ]
+        )
+
+    @torch.no_grad()
+    def _seen(self, matrix_a: Tensor, matrix_b: Tensor, cells: list[int]) -> Tensor:
+        """Cells of b that lie in a, (B, *T); none of a pair that overlaps too little."""
+        b_in_a = overlap(matrix_a, matrix_b, cells).float()
+        a_in_b = overlap(matrix_b, matrix_a, cells).float()
+        shared = torch.minimum(b_in_a.flatten(1).mean(1), a_in_b.flatten(1).mean(1))
+        enough = (shared >= self.min_overlap).float()
+        return b_in_a * enough.reshape(-1, *[1] * len(cells))
+
+    @torch.no_grad()
+    def _gauges(
+        self, embedding: Tensor, scores: Tensor, codes: Tensor, weights: Tensor
+    ) -> dict[str, Tensor]:
+        predicted = (scores / self.temperature).softmax(1)
+        total = weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+        shares = cluster_gauges.use(scores.argmax(1), scores.shape[1], weights)
+        return {
+            **cluster_gauges.use_terms(shares),
+            "prediction_entropy": (cluster_gauges.entropy(predicted) * weights).sum() / total,
+            "code_entropy": (cluster_gauges.entropy(codes) * weights).sum() / total,
+            "embedding_std": gauges.embedding_std(embedding),
+            "cluster_change": scores.new_tensor(self.change.value),
+            "collapse_loss": scores.new_tensor(math.log(scores.shape[1])),
+        }
+
+
+def _maps(rows: Tensor, views: int, cells: list[int]) -> Tensor:
+    """Rows (V * B * T, K) as maps (V, B, K, *T): tokens stay in their order, K moves."""
+    shape = (views, -1, *cells, rows.shape[1])
+    return rows.reshape(shape).movedim(-1, 2)
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """Maps (B, K, *T) as rows (B * T, K)."""
+    return maps.movedim(1, -1).flatten(0, -2)
+
+
+@torch.no_grad()
+def _agreement(scores: Tensor, codes: Tensor, weights: Tensor) -> Tensor:
+    right = (scores.argmax(1) == codes.argmax(1)).float()
+    return (right * weights).sum() / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+
+
+def _checked_stage(network: Module, stage: int | None) -> int:
+    """The stage, by default the deepest with at most `TOKEN_STRIDE` voxels per token and axis."""
+    count = len(unet.output_channels(network))
+    if stage is not None and not 0 <= stage < count:
+        raise ValueError(f"stage: found {stage}, allowed are 0 to {count - 1} or null")
+    if stage is not None:
+        return stage
+    totals = torch.tensor(unet.strides(network)).cumprod(0).amax(1)
+    return max(0, int((totals <= TOKEN_STRIDE).sum()) - 1)
+
+
+def _check(
+    temperature: float, momentum: float | None, background_weight: float, min_overlap: float
+) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature: found {temperature}, allowed are numbers above 0")
+    for name, value in (
+        ("momentum", momentum),
+        ("background_weight", background_weight),
+        ("min_overlap", min_overlap),
+    ):
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name}: found {value}, allowed are numbers from 0 to 1")

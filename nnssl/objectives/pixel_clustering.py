@@ -1,0 +1,150 @@
+"""Clustering of voxels: the whole U-Net predicts a map of global clusters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import permutations
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nnssl.losses.map_cross_entropy import cluster_shares, map_cross_entropy
+from nnssl.modules import cluster_gauges, unet
+from nnssl.modules.grids import compose, invert, sample
+from nnssl.objectives.base import Batch, Context, Objective
+from nnssl.views.view import View
+
+
+class PixelClusteringObjective(Objective):
+    r"""Predict the cluster of every voxel: targets are k-means clusters of dense features.
+
+    The clusters are found once for the whole data set (`nnssl_cluster`) and read as companion map
+    t; the decoder's output goes through a 1x1 convolution to K logits l:
+
+    .. math:: \mathcal{L} = \frac{1}{P} \sum_{(a, b)} \mathrm{CE}(t^{a \to b}, l^b)
+
+    - `loss: cross_entropy`: a = b, every view against its own map.
+    - `loss: swapped`: over the ordered pairs of views a, b; :math:`t^{a \to b}` is the map that
+      view a sees, read at b's voxels through the views' matrices; only the overlap counts.
+
+    Voxels without cluster (-1: padding, air) do not count. `balanced` gives every cluster the same
+    share of the loss.
+
+    Reference: the thesis code radioSSL, task `cluster` (pixel level); targets by k-means as in
+    Caron et al., *Deep clustering for unsupervised learning of visual features*, ECCV 2018,
+    arXiv:1807.05520; the swap of Caron et al. (SwAV), NeurIPS 2020, arXiv:2006.09882.
+
+    Differs from the paper: the thesis' code applies a sigmoid and then a softmax over an image
+    axis, here the softmax is over K; it fits k-means anew on every batch, here once on all
+    training cases of the fold; the planned U-Net keeps its skip connections unless `skips` is
+    false (the thesis trains without); air is left out.
+
+    Shapes: views (B, C, *S) with companion map (B, *S); logits (B, K, *S).
+    """
+
+    companions = ("clusters",)
+    decodes = True
+    default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {"global": {"count": 2}}
+
+    def __init__(
+        self,
+        network: nn.Module,
+        context: Context,
+        *,
+        maps: str = "clusters",
+        clusters: int = 10,
+        loss: Literal["swapped", "cross_entropy"] = "swapped",
+        balanced: bool = False,
+        skips: bool = True,
+    ) -> None:
+        super().__init__(network, context)
+        if clusters < 2:
+            raise ValueError(f"clusters: found {clusters}, allowed are whole numbers from 2")
+        self.companions = (maps,)  # type: ignore[misc]  # of this run
+        self.maps, self.count, self.loss, self.skips = maps, clusters, loss, skips
+        self.balanced = balanced
+        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(context.crop)]
+        self.head = convolution(unet.output_channels(network)[0], clusters, 1)
+        self.change = cluster_gauges.ChangeRate()
+        self._collapse: Tensor | None = None
+
+    @property
+    def trained(self) -> unet.Trained:
+        return unet.Trained(encoder_stages=None, decoder_levels=None, skips=self.skips)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        views = list(batch["views"].values())
+        logits = self._logits(torch.cat([view.image for view in views]))  # (V*B, K, *S)
+        parts = list(logits.chunk(len(views)))
+        pairs = [(parts[b], self._target(views[a], views[b])) for a, b in self._pairs(len(views))]
+        losses = [map_cross_entropy(part, target, self.balanced) for part, target in pairs]
+        targets = torch.stack([target for _, target in pairs])
+        predicted = torch.stack([part.detach().argmax(1) for part, _ in pairs])
+        return {"loss": torch.stack(losses).mean(), **self._gauges(predicted, targets)}
+
+    def after_step(self, batch: Batch, progress: float) -> None:
+        self.change.after_step(next(iter(batch["views"].values())).image, self.clusters)
+
+    def collapse_loss(self) -> float | None:
+        """Loss of the best constant prediction: the entropy of the last batch's targets."""
+        return None if self._collapse is None else float(self._collapse)
+
+    def clusters(self, image: Tensor) -> Tensor:
+        """Most likely cluster of every voxel, (B, *S) int64."""
+        with cluster_gauges.evaluating(self):
+            return self._logits(image).argmax(1)
+
+    def illustrate(self, batch: Batch) -> dict[str, Tensor]:
+        """`clusters`: three rows per view, image, target and prediction in fixed colours."""
+        rows = []
+        for view in batch["views"].values():
+            image, target = view.image[:8], view.companions[self.maps][:8]
+            rows += [
+                cluster_gauges.shade(image),
+                cluster_gauges.paint(target, self.count),
+                cluster_gauges.paint(self.clusters(image), self.count),
+            ]
+        return {"clusters": torch.stack(rows)}
+
+    def _logits(self, images: Tensor) -> Tensor:
+        skips = unet.encode(self.network, images)
+        logits: Tensor = self.head(unet.decode(self.network, skips, use_skips=self.skips)[-1])
+        return logits
+
+    def _pairs(self, views: int) -> list[tuple[int, int]]:
+        if self.loss == "cross_entropy":
+            return [(view, view) for view in range(views)]
+        if views < 2:
+            raise ValueError("views: found 1 view, loss swapped needs 2 or more; or cross_entropy")
+        return list(permutations(range(views), 2))
+
+    @torch.no_grad()
+    def _target(self, a: View, b: View) -> Tensor:
+        """What view a sees at the voxels of view b, (B, *S) int64; -1 outside of a."""
+        target = a.companions[self.maps]
+        if a is b:
+            return target
+        b_to_a = compose(invert(a.matrix), b.matrix)
+        shifted = (target + 1).unsqueeze(1).float()  # exact below 2**24 clusters
+        return sample(shifted, b_to_a, b.image.shape[2:], "nearest").round().long()[:, 0] - 1
+
+    @torch.no_grad()
+    def _gauges(self, predicted: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        known = targets >= 0
+        wanted = cluster_shares(targets, self.count)
+        shares = cluster_gauges.use(torch.where(known, predicted, -1).flatten(), self.count)
+        if self.balanced:
+            self._collapse = (wanted > 0).sum().clamp_min(1).log()
+        else:
+            self._collapse = cluster_gauges.entropy(wanted) * math.log(self.count)
+        right = (predicted == targets).float().sum() / known.float().sum().clamp_min(1)
+        return {
+            "accuracy": right,
+            **cluster_gauges.use_terms(shares),
+            "target_entropy": cluster_gauges.entropy(wanted),
+            "known_share": known.float().mean(),
+            "cluster_change": right.new_tensor(self.change.value),
+            "collapse_loss": self._collapse,
+        }

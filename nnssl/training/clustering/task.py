@@ -1,0 +1,126 @@
+"""From a dataset number to the task of making its cluster maps, and the check before a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nnssl.datasets.files import read_json, write_json
+from nnssl.datasets.splits import SPLITS_FILE
+from nnssl.training import folds
+from nnssl.training.clustering import recipe as recipes
+from nnssl.training.clustering.maps import Job, make_maps
+from nnssl.training.clustering.recipe import Recipe
+from nnssl.training.pretraining_data import DataFolders
+
+SEGMENTATION = "_seg"  # ends the names of nnU-Net's files of labels
+
+
+def cluster_dataset(
+    root: Path,
+    dataset_id: int,
+    configuration: str,
+    plans_name: str,
+    recipe: Recipe,
+    name: str,
+    workers: int,
+) -> tuple[Path, list[float]]:
+    """Make the cluster maps of a configuration.
+
+    Args:
+        root: `nnUNet_preprocessed`.
+        dataset_id, configuration, plans_name: as in nnU-Net's commands.
+        recipe: the knobs.
+        name: of the companion array.
+        workers: processes.
+
+    Returns:
+        The folder of the maps and the share of each cluster.
+
+    Raises:
+        ValueError: dataset, plans, configuration or preprocessed images are not there.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    dataset = _dataset(root, dataset_id)
+    file = dataset / f"{plans_name}.json"
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist; plan first: nnUNetv2_plan_experiment")
+    plans = read_json(file)
+    if configuration not in plans["configurations"]:
+        known = ", ".join(plans["configurations"])
+        raise ValueError(f"-c: found {configuration}, {file.name} has {known}")
+    manager = PlansManager(plans).get_configuration(configuration)
+    folders = DataFolders.of(dataset / manager.data_identifier)
+    if not folders.preprocessed.is_dir():
+        raise ValueError(f"{folders.preprocessed} does not exist; run first: nnUNetv2_preprocess")
+    training, cases = fold_cases(folders.preprocessed, recipe.fold)
+    patch = tuple(int(n) for n in manager.patch_size)
+    spacing = tuple(float(s) for s in manager.spacing)[-len(patch) :]
+    job = Job(folders.preprocessed, folders.own / name, recipe, spacing, patch)
+    return job.folder, make_maps(job, plans, manager.configuration, training, cases, workers)
+
+
+def fold_cases(preprocessed: Path, fold: int | str) -> tuple[list[str], list[str]]:
+    """Training cases of a fold, and training and validation cases together."""
+    cases = sorted({_identifier(file) for file in preprocessed.iterdir() if _is_image(file)})
+    if fold == "all":
+        return cases, cases
+    folds.check(preprocessed, fold)
+    file = preprocessed.parent / SPLITS_FILE
+    if not file.is_file():
+        from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+        write_json(file, generate_crossval_split(cases, seed=12345, n_splits=5))  # as nnU-Net does
+    split = read_json(file)[int(fold)]
+    return sorted(split["train"]), sorted([*split["train"], *split["val"]])
+
+
+def check_companions(trainer: Any) -> None:
+    """Refuse a pre-training run whose cluster maps are missing or were made for another one.
+
+    Args:
+        trainer: an initialised pre-trainer.
+
+    Raises:
+        ValueError: with the command that makes them.
+    """
+    for name in trainer.objective.companions:
+        clusters = getattr(trainer.objective, "count", None)
+        number = trainer.plans_manager.dataset_name[len("Dataset") :].split("_")[0]
+        command = (
+            f"nnssl_cluster -d {int(number)} -c {trainer.configuration_name} "
+            f"-p {trainer.plans_manager.plans_name} -f {trainer.fold} --name {name}"
+        )
+        recipes.check_run(
+            trainer.folders.own / name,
+            command if clusters is None else f"{command} -k {clusters}",
+            trainer.fold,
+            recipes.plans_hash(
+                trainer.plans_manager.plans, trainer.configuration_manager.configuration
+            ),
+            recipes.cases_hash(trainer.folders.preprocessed, _names(trainer.train_cases)),
+            _names([*trainer.train_cases, *trainer.val_cases]),
+            clusters,
+        )
+
+
+def _names(cases: Sequence[Any]) -> list[str]:
+    return sorted({case.identifier for case in cases})
+
+
+def _dataset(root: Path, number: int) -> Path:
+    found = sorted(root.glob(f"Dataset{number:03d}_*"))
+    if len(found) != 1:
+        names = [folder.name for folder in found] or "none"
+        raise ValueError(f"{root} must have one folder of dataset {number}; found {names}")
+    return found[0]
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix in (".b2nd", ".npy", ".npz") and not file.stem.endswith(SEGMENTATION)
+
+
+def _identifier(file: Path) -> str:
+    return file.stem

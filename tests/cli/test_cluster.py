@@ -1,0 +1,51 @@
+"""`nnssl_cluster`: arguments, messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nnssl.cli import cluster
+from nnssl.training.clustering.recipe import Recipe
+
+
+def test_arguments_become_a_recipe(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def record(*arguments: object) -> tuple[Path, list[float]]:
+        asked.append(arguments)
+        return tmp_path, [0.25, 0.75]
+
+    monkeypatch.setattr(cluster, "cluster_dataset", record)
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    plain = ["-d", "27", "-c", "2d", "-f", "all", "-k", "7"]
+    cluster.main([*plain, "--scales", "1", "3", "--name", "mine", "--workers", "1"])
+    recipe = Recipe(clusters=7, fold="all", scales=(1.0, 3.0))
+    assert asked == [(tmp_path, 27, "2d", "nnUNetPlans", recipe, "mine", 1)]
+    assert "-tr nnSSLPixelClusteringTrainer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("-d 27 -c 2d", "must have one folder of dataset 27"),
+        ("-d 27 -c 2d -f first", "-f: found first"),
+        ("-d 27 -c 2d -k 1", "clusters: found 1"),
+        ("-d 27 -c 2d --source self", "needs --checkpoint"),
+    ],
+)
+def test_errors_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: str, message: str
+) -> None:
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    with pytest.raises(SystemExit, match=message):
+        cluster.main(arguments.split())
+
+
+def test_missing_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
+    with pytest.raises(SystemExit, match="nnUNet_preprocessed is not set"):
+        cluster.main(["-d", "27", "-c", "2d"])

@@ -1,0 +1,278 @@
+"""Patch-level clustering: planted textures are found, codes stay with their tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from sklearn.metrics import homogeneity_score
+from test_contract import make_batch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, one_hot
+from torch.nn.parallel import DistributedDataParallel
+
+from nnssl.losses.sinkhorn import sinkhorn
+from nnssl.modules import unet
+from nnssl.objectives import Context, clustering
+from nnssl.objectives.clustering import ClusteringObjective, _maps, _rows
+from nnssl.views import RandomView
+
+CROP = (32, 32)
+PLAIN = dict.fromkeys(
+    ["noise", "blur", "brightness", "contrast", "low_resolution", "gamma", "gamma_inverted"]
+)
+
+
+def objective(make_unet: Callable[..., nn.Module], **knobs: Any) -> ClusteringObjective:
+    torch.manual_seed(0)
+    defaults = {"prototypes": 6, "hidden_features": 16, "embedding_features": 8}
+    context = Context(1, CROP, (1.0, 1.0), 4)
+    made = ClusteringObjective(make_unet(2), context, **{**defaults, **knobs})
+    unet.freeze_untrained(made.network, made.trained)
+    return made
+
+
+def batch(image: Tensor | None = None, step: int = 0, **knobs: Any) -> dict[str, Any]:
+    made = make_batch(2, 1, step)
+    if image is not None:
+        size = torch.tensor([1.0, *image.shape[2:]])
+        made["image"] = image
+        made["box"] = torch.stack([torch.zeros(len(image), 3), size.expand(len(image), 3)], 2)
+        made["shape"] = size.expand(len(image), 3)
+        made["key"] = torch.tensor([[5, step, 0, j] for j in range(len(image))])
+    made["companions"] = {}
+    views = RandomView(**{"count": 2, **PLAIN, **knobs})(made, "global", CROP, (1.0, 1.0))
+    return {**made, "views": views}
+
+
+# ---------------------------------------------------------------- planted structure
+
+TEXTURES = 4
+
+
+def planted(seed: int, samples: int = 6, size: int = 40) -> tuple[Tensor, Tensor]:
+    """Images with four textures (dark or bright, flat or striped), and the texture of each voxel.
+
+    Every image has each texture in one quadrant, in an order of its own.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    stripes = x // 2 % 2 * 2.0 - 1
+    waves = [0 * stripes - 2, stripes - 2, 0 * stripes + 2, stripes + 2]
+    order = torch.stack([torch.randperm(TEXTURES, generator=generator) for _ in range(samples)])
+    texture = order[:, (y * 2 // size) * 2 + x * 2 // size]
+    image = torch.stack(waves)[texture, y, x]
+    return (image + 0.1 * torch.randn(image.shape, generator=generator))[:, None], texture
+
+
+def train(made: ClusteringObjective, steps: int = 60) -> None:
+    optimizer = torch.optim.Adam([p for p in made.parameters() if p.requires_grad], 5e-3)
+    still = {"rotation": 0.0, "scale": (1.0, 1.0), "stretch": 1.0, "shift": 0.1}
+    for step in range(steps):
+        loss = made(batch(planted(step)[0], step, **still))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def homogeneity(made: ClusteringObjective) -> float:
+    """1 where every cluster holds voxels of one texture only, on images not seen before."""
+    image, texture = planted(1000)
+    inner = (slice(None), slice(4, 36), slice(4, 36))
+    found = made.clusters(image[..., 4:36, 4:36])
+    return float(homogeneity_score(texture[inner].flatten(), found.flatten()))
+
+
+def textured(make_unet: Callable[..., nn.Module]) -> ClusteringObjective:
+    return objective(make_unet, prototypes=2 * TEXTURES, background_weight=1.0, stage=1)
+
+
+def test_four_planted_textures_are_recovered(make_unet: Callable[..., nn.Module]) -> None:
+    made = textured(make_unet)
+    before = homogeneity(made)
+    train(made)
+    assert homogeneity(made) > before + 0.2
+
+
+def test_scrambled_codes_recover_nothing(
+    make_unet: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reshape of the thesis' code, put back on purpose: what the test above is there to see."""
+    monkeypatch.setattr(clustering, "sinkhorn", lambda s, **k: sinkhorn(s, **k).T.reshape(s.shape))
+    made = textured(make_unet)
+    before = homogeneity(made)
+    train(made)
+    assert homogeneity(made) < before + 0.1
+
+
+# ---------------------------------------------------------------- codes and tokens
+
+
+def test_codes_stay_with_their_tokens() -> None:
+    """The thesis' code read (K, B*N) as (B, N, K): here tokens, sums and equal use survive."""
+    views, samples, cells, count = 2, 3, [4, 5], 7
+    rows = views * samples * math.prod(cells)
+    tokens = torch.arange(rows) % count
+    codes = sinkhorn(one_hot(tokens, count).float())
+    maps = _maps(codes, views, cells)
+    assert maps.shape == (views, samples, count, *cells)
+    torch.testing.assert_close(maps.sum(2), torch.ones(views, samples, *cells))
+    assert torch.equal(maps.argmax(2).flatten(), tokens)
+    assert torch.equal(_rows(maps[1]), codes[rows // 2 :])
+    assert (maps.sum((0, 1, 3, 4)) / rows - 1 / count).abs().max() < 0.01
+
+
+class Quadrants(nn.Module):
+    """In the place of network and projector: each cell's embedding is its quadrant of the patch."""
+
+    def __call__(self, network: Any, projector: Any, images: Tensor) -> tuple[Tensor, list[int]]:
+        cells = avg_pool2d(images, 4)
+        quadrant = cells.round().long().clamp(0, 3)[:, 0]
+        return one_hot(quadrant, 4).float().flatten(0, -2), list(cells.shape[2:])
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"rotation": 180.0, "flip": 0.5, "shift": 0.1},
+        {"rotation": 0.0, "flip": 0.5, "shift": 0.2, "scale": (0.7, 1.4)},
+    ],
+)
+def test_places_of_two_views_meet_through_rotation_and_flip(
+    make_unet: Callable[..., nn.Module], geometry: dict[str, Any]
+) -> None:
+    """Perfect embeddings agree where views are aligned, and only there."""
+    made = objective(make_unet, prototypes=4, embedding_features=4, background_weight=1.0)
+    made.prototypes.weight.data = torch.eye(4)
+    object.__setattr__(made, "_embed", Quadrants())
+    image = torch.zeros(4, 1, 64, 64)
+    image[..., 32:] += 1
+    image[..., 32:, :] += 2
+    whole = batch(image, **geometry)
+    aligned = made(whole)
+    assert float(aligned["accuracy"]) > 0.8
+    for view in whole["views"].values():
+        view.matrix = torch.eye(2, 3).expand(4, 2, 3)
+    assert float(made(whole)["accuracy"]) < 0.7
+    assert float(aligned["overlap"]) < 1
+
+
+def test_pairs_with_too_little_overlap_do_not_count(make_unet: Callable[..., nn.Module]) -> None:
+    apart = batch(shift=0.5, rotation=0.0)
+    for view, side in zip(apart["views"].values(), (-0.6, 0.6), strict=True):
+        view.matrix = torch.tensor([[0.5, 0, side], [0, 0.5, 0]]).expand(4, 2, 3)
+    terms = objective(make_unet)(apart)
+    assert float(terms["overlap"]) == 0
+    assert float(terms["loss"].detach()) == 0
+
+
+def test_equal_embeddings_cost_the_collapse_value(make_unet: Callable[..., nn.Module]) -> None:
+    made = objective(make_unet, projector_layers=1, background_weight=1.0)
+    nn.init.zeros_(made.projector[0].weight), nn.init.zeros_(made.projector[0].bias)
+    assert float(made(batch())["loss"].detach()) == pytest.approx(math.log(6), rel=1e-5)
+    assert made.collapse_loss() == pytest.approx(math.log(6))
+
+
+def test_air_has_hardly_a_say(make_unet: Callable[..., nn.Module]) -> None:
+    """Tokens of background weigh next to nothing, those of tissue one."""
+    image = torch.randn(4, 1, 40, 40, generator=torch.Generator().manual_seed(2)) * 0.1
+    image[..., 20:] += 10
+    made = objective(make_unet, background_weight=0.0)
+    still = {"rotation": 0.0, "scale": (1.0, 1.0), "stretch": 1.0, "shift": 0.0}
+    weights = made._weights(batch(image, flip=0.0, **still), [8, 8])
+    assert float(weights[..., :3].max()) < 0.1  # the threshold's bin holds the brightest of the air
+    assert float(weights[..., 5:].min()) == 1
+
+
+def test_default_stage_has_tokens_of_at_most_eight_voxels(
+    make_unet: Callable[..., nn.Module],
+) -> None:
+    made = objective(make_unet)
+    assert made.stage == 2
+    assert objective(make_unet, stage=0).trained.encoder_stages == 1
+    with pytest.raises(ValueError, match="stage: found 3"):
+        objective(make_unet, stage=3)
+
+
+# ---------------------------------------------------------------- bank and target
+
+
+def test_memory_bank_fills_after_steps_and_changes_the_codes(
+    make_unet: Callable[..., nn.Module],
+) -> None:
+    made = objective(make_unet, codes_from="memory_bank", memory_bank=64, normalisation="layer")
+    first = made(batch())["loss"]
+    assert len(made.bank.read()) == 0
+    made.after_step(batch(), 0.1)
+    kept = made.bank.read()
+    assert 0 < len(kept) <= 8
+    torch.testing.assert_close(kept[:, :-1].norm(dim=1), torch.ones(len(kept)))
+    assert not torch.equal(made(batch())["loss"], first)
+
+
+def test_target_network_follows_and_gives_the_codes(make_unet: Callable[..., nn.Module]) -> None:
+    made = objective(make_unet, momentum=0.9)
+    made(batch())["loss"].backward()
+    assert all(not p.requires_grad and p.grad is None for p in made.target.parameters())
+    with torch.no_grad():
+        made.prototypes.weight += 1
+    before = made.target[2].module.weight.clone()
+    made.after_step(batch(), 0.0)
+    expected = 0.9 * before + 0.1 * made.prototypes.weight
+    torch.testing.assert_close(made.target[2].module.weight, expected)
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [("temperature", 0), ("momentum", 1.5), ("background_weight", -1), ("min_overlap", 2)],
+)
+def test_bad_knobs_are_named(make_unet: Callable[..., nn.Module], knob: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{knob}: found {value}"):
+        objective(make_unet, **{knob: value})
+
+
+def test_pictures_show_image_and_clusters_in_colour(make_unet: Callable[..., nn.Module]) -> None:
+    panel = objective(make_unet).illustrate(batch())["clusters"]
+    assert panel.shape == (4, 4, *CROP, 3)
+    assert float(panel.min()) >= 0
+    assert float(panel.max()) <= 1
+    assert len(panel[1].flatten(0, 2).unique(dim=0)) > 1
+
+
+# ---------------------------------------------------------------- processes
+
+
+def _half(rank: int, state: dict[str, Any], make: Callable[..., nn.Module]) -> dict[str, Any]:
+    made = objective(make, normalisation="layer")
+    made.load_state_dict(state)
+    whole = batch()
+    rows = slice(2 * rank, 2 * rank + 2)
+    part = {k: v[rows] for k, v in whole.items() if isinstance(v, Tensor | list)}
+    part["views"] = {
+        name: type(view)(view.image[rows], view.matrix[rows], {})
+        for name, view in whole["views"].items()
+    }
+    distributed = DistributedDataParallel(made)  # kept: its hooks live as long as it does
+    terms = distributed(part)
+    terms["loss"].backward()
+    gradients = {n: p.grad for n, p in made.named_parameters() if p.grad is not None}
+    return {"loss": terms["loss"].detach(), "gradients": gradients}
+
+
+def test_two_processes_equal_one_in_value_and_gradient(
+    make_unet: Callable[..., nn.Module], two_processes: Callable[..., list[Any]]
+) -> None:
+    made = objective(make_unet, normalisation="layer")
+    loss = made(batch())["loss"]
+    loss.backward()
+    halves = two_processes(_half, made.state_dict(), make_unet)
+    mean = sum(float(half["loss"]) for half in halves) / 2
+    assert mean == pytest.approx(float(loss.detach()), rel=1e-5)
+    for name, parameter in made.named_parameters():
+        if parameter.grad is not None:
+            for half in halves:
+                found = half["gradients"][name]
+                torch.testing.assert_close(found, parameter.grad, rtol=1e-3, atol=1e-6)

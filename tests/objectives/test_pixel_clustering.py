@@ -1,0 +1,137 @@
+"""Pixel-level clustering: targets meet predictions at the same place, -1 does not count."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_contract import make_batch
+from torch import Tensor, nn
+
+from nnssl.modules import unet
+from nnssl.objectives import Context
+from nnssl.objectives.pixel_clustering import PixelClusteringObjective
+from nnssl.views import RandomView
+
+CROP = (16, 16)
+CLUSTERS = 4
+STILL = {"rotation": 0.0, "scale": (1.0, 1.0), "stretch": 1.0, "shift": 0.0, "flip": 0.0}
+
+
+def objective(make_unet: Callable[..., nn.Module], **knobs: Any) -> PixelClusteringObjective:
+    torch.manual_seed(0)
+    context = Context(1, CROP, (1.0, 1.0), 4)
+    made = PixelClusteringObjective(make_unet(2), context, **{"clusters": CLUSTERS, **knobs})
+    unet.freeze_untrained(made.network, made.trained)
+    return made
+
+
+def batch(count: int = 2, **knobs: Any) -> dict[str, Any]:
+    """The companion map: quadrants of the patch; the last two columns are unknown."""
+    made = make_batch(2, 1)
+    quadrant = torch.zeros(24, 24, dtype=torch.int64)
+    quadrant[:, 12:] += 1
+    quadrant[12:] += 2
+    quadrant[:, 18:] = -1
+    made["companions"] = {"clusters": quadrant.repeat(4, 1, 1)}
+    views = RandomView(count=count, **knobs)(made, "global", CROP, (1.0, 1.0))
+    return {**made, "views": views}
+
+
+def perfect(made: PixelClusteringObjective, whole: dict[str, Any]) -> None:
+    """Predicts what each view's own map says (0 where it is unknown)."""
+    maps = [view.companions[made.maps] for view in whole["views"].values()]
+    target = torch.cat(maps).clamp_min(0)
+    logits = 20.0 * nn.functional.one_hot(target, CLUSTERS).movedim(-1, 1).float()
+    object.__setattr__(made, "_logits", lambda images: logits)
+
+
+@pytest.mark.parametrize("loss", ["swapped", "cross_entropy"])
+def test_perfect_predictions_cost_nothing_through_rotation_and_flip(
+    make_unet: Callable[..., nn.Module], loss: str
+) -> None:
+    made, whole = objective(make_unet, loss=loss), batch(rotation=180.0, flip=0.5)
+    perfect(made, whole)
+    terms = made(whole)
+    assert float(terms["accuracy"]) > 0.9
+    assert 0 < float(terms["known_share"]) < 1
+    if loss == "swapped":
+        for view in whole["views"].values():
+            view.matrix = torch.eye(2, 3).expand(4, 2, 3)
+        assert float(made(whole)["accuracy"]) < 0.7
+
+
+def test_swapped_is_plain_cross_entropy_where_the_views_are_one(
+    make_unet: Callable[..., nn.Module],
+) -> None:
+    whole = batch(**STILL)
+    swapped = objective(make_unet)(whole)["loss"].detach()
+    plain = objective(make_unet, loss="cross_entropy")(whole)["loss"].detach()
+    torch.testing.assert_close(swapped, plain)
+    with pytest.raises(ValueError, match="views: found 1"):
+        objective(make_unet)(batch(1))
+
+
+def test_unknown_voxels_get_no_gradient(make_unet: Callable[..., nn.Module]) -> None:
+    made, whole = objective(make_unet, loss="cross_entropy"), batch(1, **STILL)
+    view = whole["views"]["global_0"]
+    logits = torch.randn(4, CLUSTERS, *CROP, requires_grad=True)
+    object.__setattr__(made, "_logits", lambda images: logits)
+    made(whole)["loss"].backward()
+    assert logits.grad is not None
+    known = view.companions["clusters"] >= 0
+    assert (logits.grad.abs().sum(1) > 0).equal(known)
+
+
+def test_collapse_value_is_the_entropy_of_the_targets(make_unet: Callable[..., nn.Module]) -> None:
+    """The best constant prediction is the clusters' own shares."""
+    made, whole = objective(make_unet, loss="cross_entropy"), batch(1, **STILL)
+    target = whole["views"]["global_0"].companions["clusters"]
+    shares = torch.bincount(target[target >= 0], minlength=CLUSTERS) / (target >= 0).sum()
+    constant = shares.log().reshape(1, -1, 1, 1).expand(4, CLUSTERS, *CROP)
+    object.__setattr__(made, "_logits", lambda images: constant)
+    loss = float(made(whole)["loss"])
+    assert made.collapse_loss() == pytest.approx(loss, rel=1e-4)
+    balanced = objective(make_unet, loss="cross_entropy", balanced=True)
+    balanced(whole)
+    assert balanced.collapse_loss() == pytest.approx(math.log(4))
+
+
+def test_learns_intensity_clusters(make_unet: Callable[..., nn.Module]) -> None:
+    made, whole = objective(make_unet), batch(rotation=0.0)
+    for view in whole["views"].values():
+        view.companions["clusters"] = (view.image[:, 0] > 0).long()
+    for view in whole["views"].values():
+        view.matrix = torch.eye(2, 3).expand(4, 2, 3)
+    whole["views"]["global_1"] = whole["views"]["global_0"]
+    optimizer = torch.optim.Adam([p for p in made.parameters() if p.requires_grad], 1e-2)
+    for _ in range(25):
+        terms = made(whole)
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+    assert float(terms["accuracy"]) > 0.85
+    assert float(terms["loss"].detach()) < 0.95 * float(terms["collapse_loss"])
+
+
+def test_whole_network_is_trained_and_named_maps_are_read(
+    make_unet: Callable[..., nn.Module],
+) -> None:
+    made = objective(make_unet, maps="dino", skips=False)
+    assert made.companions == ("dino",)
+    assert PixelClusteringObjective.companions == ("clusters",)
+    assert not made.trained.skips
+    keys: list[str] = unet.trained_keys(made.network, made.trained)
+    assert any(key.startswith("decoder.stages.1.") for key in keys)
+    assert not any("seg_layers" in key for key in keys)
+    with pytest.raises(ValueError, match="clusters: found 1"):
+        objective(make_unet, clusters=1)
+
+
+def test_pictures_show_image_target_and_prediction(make_unet: Callable[..., nn.Module]) -> None:
+    panel: Tensor = objective(make_unet).illustrate(batch())["clusters"]
+    assert panel.shape == (6, 4, *CROP, 3)
+    assert 0 <= float(panel.min()) <= float(panel.max()) <= 1
