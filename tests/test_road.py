@@ -202,6 +202,9 @@ def test_pretraining_leaves_a_log_a_picture_and_a_finished_checkpoint(pretrained
     names = {path.name for path in pretrained.parent.iterdir()}
     assert {"progress.png", "resolved_config.yaml", "checkpoint_best.pth"} <= names
     assert not {"checkpoint_latest.pth", "checkpoint_preflight.pth", "validation"} & names
+    probed = read_json(pretrained.parent / "probe.json")
+    assert {"pretrained", "random"} <= set(probed["encoders"])
+    assert 0 < probed["encoders"]["pretrained"]["dice"] <= 1
 
 
 def test_a_killed_pretraining_resumes_and_ends_as_if_nothing_had_happened(road, pretrained):
