@@ -28,7 +28,13 @@ DATASET, NAME, PLANS = "27", "Dataset027_ACDC", "nnUNetPlansTiny"
 PRETRAINER = "nnSSLContrastiveTrainer"
 PRETRAINING = "num_epochs=4 num_iterations_per_epoch=8 num_val_iterations_per_epoch=1 save_every=1"
 FINETUNING = "num_epochs=1 num_iterations_per_epoch=4 num_val_iterations_per_epoch=1"
-MEASURED = {"images_per_second", "seconds_per_step", "seconds_waited", "epoch_seconds"}
+MEASURED = {
+    "probe_seconds",
+    "images_per_second",
+    "seconds_per_step",
+    "seconds_waited",
+    "epoch_seconds",
+}
 SECONDS = 300  # for one command, on a busy machine
 
 WITHOUT_NNSSL = """
