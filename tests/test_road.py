@@ -82,7 +82,7 @@ class Road:
             [program, *map(str, command[1:])],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             env=environment,
             cwd=self.root,
             start_new_session=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def dicom(
     places = places or [(-50.0, -60.0, 3.0 * k - 20) for k in range(len(array))]
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
+    before = locale.setlocale(locale.LC_ALL)  # ITK's writer of DICOM sets it to C
     paths = []
     for k, (values, place) in enumerate(zip(array, places, strict=True)):
         number = options.get("first", 1) + options.get("step", 1) * (len(array) - 1 - k)
@@ -85,6 +87,7 @@ def dicom(
         paths.append(folder / names.format(number))
         writer.SetFileName(str(paths[-1]))
         writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, before)
     return paths
 
 
