@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from nnssl.binding import REQUIRED, Knob, MismatchError, describe, fit, near, plain
@@ -33,6 +34,7 @@ __all__ = [
     "RawConfig",
     "Schema",
     "bind",
+    "completed",
     "find_configs",
     "read_config",
 ]
@@ -81,6 +83,19 @@ class Config:
         """Rebuilds what `to_dict` returned, without any file."""
         parts = deepcopy(dict(values))
         return cls(_sections=parts.pop("sections"), sources=tuple(parts.pop("sources")), **parts)
+
+
+def completed(stored: Config, schema: Schema, given: Collection[str] = ()) -> Config:
+    """A stored configuration with the defaults of knobs that did not exist when it was written.
+
+    Raises:
+        ValueError: it has a knob that does not exist any more, or a value that is not allowed now.
+    """
+    layer = Path(f"stored configuration of {stored.name}")
+    sections = stored.sections
+    raw = RawConfig(stored.name, stored.kind, stored.about, sections, ((layer, sections),))
+    filled = bind(raw, schema, given, overrides="")
+    return replace(stored, _sections=filled.sections)
 
 
 def bind(

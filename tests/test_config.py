@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from nnssl.binding import MismatchError, describe, fit, knobs
-from nnssl.config import Config, Groups, bind, find_configs, read_config
+from nnssl.config import Config, Groups, bind, completed, find_configs, read_config
 
 if TYPE_CHECKING:
     from nowhere import Network
@@ -272,6 +272,19 @@ def test_it_cannot_be_changed(folder):
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.name = "other"
     assert config == bound()
+
+
+def test_a_knob_that_came_later_has_its_default_in_a_stored_configuration(folder):
+    values = bound().to_dict()
+    del values["sections"]["training"]["num_epochs"]
+    filled = completed(Config.from_dict(values), SCHEMA, ("network",))
+    assert filled.sections["training"]["num_epochs"] == Training().num_epochs
+    values["sections"]["training"]["gone"] = 1
+    with pytest.raises(ValueError, match=r"training\.gone = 1 in stored configuration"):
+        completed(Config.from_dict(values), SCHEMA, ("network",))
+
+
+# ---------------------------------------------------------------- extends
 
 
 def test_extends_merges_deeply(write, folder):

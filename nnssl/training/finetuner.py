@@ -12,7 +12,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import nn
 
-from nnssl.config import Config, Schema, bind, read_config
+from nnssl.config import Config, Schema, bind, completed, read_config
 from nnssl.datasets.cases import read_cases
 from nnssl.finetuning.groups import parameter_groups
 from nnssl.finetuning.schedules import PartSchedule
@@ -185,7 +185,8 @@ class nnSSLFinetuner(Interruptible):
 
     def _continue(self, stored: dict[str, Any]) -> None:
         today = bind(read_config(self.config_name), SCHEMA)
-        for line in runs.compare_resume(stored["config"], today.to_dict(), MAY_CHANGE):
+        before = completed(Config.from_dict(stored["config"]), SCHEMA)
+        for line in runs.compare_resume(before.sections, today.sections, MAY_CHANGE):
             self.print_to_log_file(f"Resume: {line}")
         self.config = today
         self._apply(today)

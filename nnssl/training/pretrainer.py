@@ -8,6 +8,7 @@ from typing import Any
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import distributed as dist
 
+from nnssl.config import completed
 from nnssl.datasets.files import read_json, write_json
 from nnssl.modules import unet
 from nnssl.training import preflight, pretraining_checkpoint, runs
@@ -18,6 +19,7 @@ from nnssl.training.history import History
 from nnssl.training.interruptible import Interruptible
 from nnssl.training.planned_network import build_network
 from nnssl.training.pretraining_loop import PretrainingLoop
+from nnssl.training.pretraining_setup import GIVEN, SCHEMA
 from nnssl.training.probe.during_training import TrainingProbe
 from nnssl.training.settings import MAY_CHANGE
 
@@ -135,7 +137,7 @@ class nnSSLPretrainer(Interruptible, PretrainingLoop):
         checkpoint = filename_or_checkpoint
         if not isinstance(checkpoint, dict):
             checkpoint = read_checkpoint(checkpoint)
-        stored = pretraining_checkpoint.stored_config(checkpoint)
+        stored = completed(pretraining_checkpoint.stored_config(checkpoint), SCHEMA, GIVEN)
         today = self.bind_config()
         for line in runs.compare_resume(stored.sections, today.sections, MAY_CHANGE):
             self.print_to_log_file(f"Resume: {line}")
