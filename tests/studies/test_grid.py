@@ -20,7 +20,8 @@ FINETUNING = (
     "labels.patients=2 labels.seed={r}"
 )
 PRETRAINING = (
-    "num_epochs=40 num_iterations_per_epoch=250 num_val_iterations_per_epoch=4 training.seed=0"
+    "num_epochs=40 num_iterations_per_epoch=250 num_val_iterations_per_epoch=4 "
+    "probe_every=20 training.seed=0"
 )
 
 
