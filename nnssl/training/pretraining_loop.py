@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from time import time
 from typing import Any
@@ -55,7 +54,7 @@ class PretrainingLoop(PretrainingSetup):
             group["lr"] = rate
         prepared = self.prepare(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
+        with self.settings.autocast(self.device.type):
             terms = self.network(prepared)
         finite = self._all_finite(terms["loss"])
         if finite:
@@ -71,9 +70,6 @@ class PretrainingLoop(PretrainingSetup):
 
     def save_or_leave(self) -> None:
         """After each step, see `Interruptible`."""
-
-    def _autocast(self) -> Any:
-        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
 
     def _all_finite(self, loss: Tensor) -> bool:
         """Whether the loss is finite on all ranks, before any of them steps."""
@@ -129,7 +125,7 @@ class PretrainingLoop(PretrainingSetup):
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
 
     def validation_step(self, batch: dict[str, Any]) -> Mapping[str, float]:
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.settings.autocast(self.device.type):
             return self._to_floats(self.objective(self.prepare(batch)))
 
     def on_validation_epoch_end(self, val_outputs: list[Mapping[str, float]]) -> None:
