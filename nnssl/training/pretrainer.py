@@ -83,7 +83,7 @@ class nnSSLPretrainer(Interruptible, PretrainingLoop):
     def _preflight(self, folder: Path) -> None:
         """One dry step, free disk, and a checkpoint that nnU-Net's own loader reads back."""
         batch = self.prepare(self.batch_maker(self.step))
-        loss = preflight.dry_step(self.network, lambda: self.network(batch))
+        loss = preflight.dry_step(self.network, lambda: self._forward(batch))
         self.print_to_log_file(f"Pre-flight: one dry step, loss {loss:.4f}")
         if self.disable_checkpointing or self.local_rank != 0:
             return

@@ -54,8 +54,7 @@ class PretrainingLoop(PretrainingSetup):
             group["lr"] = rate
         prepared = self.prepare(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        with self.settings.autocast(self.device.type):
-            terms = self.network(prepared)
+        terms = self._forward(prepared)
         finite = self._all_finite(terms["loss"])
         if finite:
             self._descend(terms["loss"])
@@ -70,6 +69,10 @@ class PretrainingLoop(PretrainingSetup):
 
     def save_or_leave(self) -> None:
         """After each step, see `Interruptible`."""
+
+    def _forward(self, prepared: dict[str, Any]) -> Mapping[str, Tensor]:
+        with self.settings.autocast(self.device.type):
+            return self.network(prepared)  # type: ignore[no-any-return]
 
     def _all_finite(self, loss: Tensor) -> bool:
         """Whether the loss is finite on all ranks, before any of them steps."""
