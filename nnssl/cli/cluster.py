@@ -1,7 +1,7 @@
 """``nnssl_cluster``: cluster maps of a preprocessed dataset, for nnSSLPixelClusteringTrainer.
 
-K-means over dense features is fitted once, on the training cases of the fold; every voxel of every
-case then gets its cluster (air: -1). The same command goes on where it was interrupted.
+K-means over dense features is fitted once per fold, on its training cases; every voxel of every
+case of the fold then gets its cluster (air: -1). The same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-d", type=int, required=True, dest="dataset_id", help="nnU-Net dataset id")
     add("-c", required=True, dest="configuration", help="configuration, e.g. 2d or 3d_fullres")
     add("-p", default="nnUNetPlans", dest="plans", help="plans (%(default)s)")
-    add("-f", default="0", dest="fold", help="fold whose training cases are used (%(default)s)")
+    add("-f", default=["0"], nargs="+", dest="folds", help="each fold gets maps of its own (0)")
     add("--name", default="clusters", help="of the companion array (%(default)s)")
     add("--source", default=default.source, choices=("handcrafted", "self", "dino"))
     add("-k", type=int, default=default.clusters, dest="clusters", help="clusters (%(default)s)")
@@ -57,9 +57,14 @@ def _make(options: argparse.Namespace) -> None:
     if not root:
         raise ValueError("the environment variable nnUNet_preprocessed is not set")
     knobs = {key: getattr(options, key) for key in Recipe.__dataclass_fields__ if key != "fold"}
-    recipe = Recipe(**{**knobs, "scales": tuple(options.scales)}, fold=_fold(options.fold))
+    knobs["scales"] = tuple(options.scales)
+    for fold in [_fold(text) for text in options.folds]:
+        _make_fold(Path(root), options, Recipe(**knobs, fold=fold))
+
+
+def _make_fold(root: Path, options: argparse.Namespace, recipe: Recipe) -> None:
     folder, shares = cluster_dataset(
-        Path(root),
+        root,
         options.dataset_id,
         options.configuration,
         options.plans,

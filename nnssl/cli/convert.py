@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from nnssl.datasets.checks import Checked
+from nnssl.datasets.cine import Cine, check_cines, patient_pattern, write_cines
 from nnssl.datasets.engine import Target, check, convert
 from nnssl.datasets.private import private_spec
 from nnssl.datasets.readers.volume import FOURTH_AXES, HEADERS
 from nnssl.datasets.spec import DatasetSpec, check_spec, find_specs, read_spec
 from nnssl.datasets.tasks import tasks_of
+from nnssl.datasets.twins import identical_images
 
 FOLDER = "folder"
 
@@ -40,6 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("name", nargs="?", help="dataset, see --list; or 'folder'")
     parser.add_argument("source", nargs="?", type=Path, help="folder of the native download")
     parser.add_argument("-d", type=int, dest="dataset_id", help="nnU-Net dataset id")
+    parser.add_argument(
+        "--cine",
+        action="store_true",
+        help="also write the time frames without labels, for nnssl_preprocess_unlabelled",
+    )
     parser.add_argument("--n4", action="store_true", help="correct the bias field (slow)")
     parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
     parser.add_argument(
@@ -95,16 +102,34 @@ def _convert(options: argparse.Namespace) -> None:
     target = Target.of(
         _folder("nnUNet_raw"), _folder("nnUNet_preprocessed"), options.dataset_id, spec.name
     )
+    sources = (spec, options.source, options.workers, options.leave_out)
+    cines = check_cines(*sources) if options.cine else []
     if options.dry_run:
-        _show(check(spec, options.source, options.workers, options.leave_out))
+        _show(check(*sources), cines)
         return
     checked = convert(spec, options.source, target, options.n4, options.workers, options.leave_out)
+    _warn(checked)
     patients = len({each.case.patient for each in checked})
     print(f"{target.raw}: {len(checked)} cases of {patients} patients")
     for note, count in _notes(checked).items():
         print(f"{count} files: {note}")
     print(f"please cite: {spec.citation}")
     print(f"next: nnUNetv2_plan_and_preprocess -d {options.dataset_id} -c 2d")
+    if cines:
+        folder = write_cines(spec, target.raw, options.source, cines, options.workers)
+        print(f"{folder}: {_counted(cines)}")
+        who = f"--patient '{patient_pattern(spec)}'"
+        print(f"then: nnssl_preprocess_unlabelled -d {options.dataset_id} -c 2d -i {folder} {who}")
+
+
+def _counted(cines: Sequence[Cine]) -> str:
+    frames = sum(len(each.frames) for each in cines)
+    return f"{frames} frames without labels of {len({each.patient for each in cines})} patients"
+
+
+def _warn(checked: Sequence[Checked]) -> None:
+    for twins in identical_images(checked):
+        print(f"warning: {twins.sentence}", file=sys.stderr)
 
 
 def _notes(checked: Sequence[Checked]) -> Counter[str]:
@@ -167,12 +192,19 @@ def _folder(variable: str) -> Path:
     return Path(value)
 
 
-def _show(checked: Sequence[Checked]) -> None:
+def _show(checked: Sequence[Checked], cines: Sequence[Cine]) -> None:
     for each in checked:
         size = "x".join(map(str, each.size))
         spacing = "x".join(f"{value:.2f}" for value in each.spacing)
         names = ", ".join(task.target for task in tasks_of(each.case))
         print(f"{each.case.patient}  {size}  {spacing} mm  {each.orientation}  {names}")
+    for cine in cines:
+        size = "x".join(map(str, cine.size))
+        frames = f"{len(cine.frames)} frames of {cine.file}"
+        print(f"{cine.patient}  {size}  {cine.orientation}  {frames}")
+    _warn(checked)
+    if cines:
+        print(_counted(cines))
     print(f"{len(checked)} cases; nothing was written (--dry-run)")
 
 

@@ -6,12 +6,11 @@ Run it after planning (``nnUNetv2_plan_experiment``); the original plans file is
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from nnssl.datasets.files import read_json, write_json
+from nnssl.datasets.plans_files import plans_file
 from nnssl.datasets.small_plans import small_plans
 
 
@@ -44,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _write(options: argparse.Namespace) -> None:
-    path = _plans_file(options.dataset_id, options.plans)
+    path = plans_file(options.dataset_id, options.plans)
     sizes = {key: getattr(options, key) for key in ("spacing", "patch", "batch", "features")}
     plans, warnings = small_plans(read_json(path), options.configuration, options.name, **sizes)
     write_json(path.with_name(f"{options.name}.json"), plans)
@@ -60,21 +59,6 @@ def _write(options: argparse.Namespace) -> None:
         f"next: nnUNetv2_preprocess -d {options.dataset_id} -plans_name {options.name} "
         f"-c {options.configuration}\nthen: train with -p {options.name}"
     )
-
-
-def _plans_file(dataset_id: int, name: str) -> Path:
-    root = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112
-    if not root:
-        raise ValueError("the environment variable nnUNet_preprocessed is not set")
-    folders = sorted(Path(root).glob(f"Dataset{dataset_id:03d}_*"))
-    if len(folders) != 1:
-        found = [folder.name for folder in folders] or "none"
-        raise ValueError(f"{root} must have one folder of dataset {dataset_id}; found {found}")
-    path = folders[0] / f"{name}.json"
-    if not path.exists():
-        command = f"nnUNetv2_plan_experiment -d {dataset_id}"
-        raise ValueError(f"{path} does not exist; run first: {command} (other plans: -p)")
-    return path
 
 
 if __name__ == "__main__":

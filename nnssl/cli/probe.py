@@ -24,6 +24,7 @@ from nnssl.training.probe.fold import ProbeFold
 from nnssl.training.probe.run import Probe
 from nnssl.training.probe.settings import ProbeSettings
 
+NMI = ("nmi", "nmi_balanced")
 COLUMNS = ("dice", "position_error", "position_chance", "effective_rank", "seconds")
 
 
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--draws", type=int, default=defaults.probe_draws, metavar="R", help="(%(default)s)")
     most = defaults.probe_volumes
     add("--volumes", type=int, default=most, metavar="V", help="to score, at most (%(default)s)")
+    add("--clusters", type=int, metavar="K", help="also the NMI of K k-means clusters and labels")
     add("--choose", action="store_true", help="print the best file, judged by labelled patients")
     add("-o", type=Path, dest="output", metavar="FILE", help="write the record, e.g. probe.json")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -66,20 +68,22 @@ def _probe(fold: ProbeFold, options: argparse.Namespace) -> None:
         probe_draws=options.draws,
         probe_volumes=options.volumes,
     )
-    probe = Probe(fold, settings, torch.device(options.device), options.seed)
+    device = torch.device(options.device)
+    probe = Probe(fold, settings, device, options.seed, options.clusters)
     _, record = probe_checkpoints(probe, options.weights, options.reference)
     _write(options.output, record)
     encoders: Mapping[str, Any] = record["encoders"]
+    columns = (*COLUMNS, *NMI) if options.clusters is not None else COLUMNS
     structures = list(next(iter(encoders.values())).get("dice_per_structure", {}))
     rows = [
         [
             name,
-            *(_number(entry.get(column)) for column in COLUMNS),
+            *(_number(entry.get(column)) for column in columns),
             *(_number(entry.get("dice_per_structure", {}).get(each)) for each in structures),
         ]
         for name, entry in encoders.items()
     ]
-    print(table(("encoder", *COLUMNS, *structures), rows))
+    print(table(("encoder", *columns, *structures), rows))
     for name, entry in record["checkpoints"].items():
         if entry["contaminated"]:
             print(f"CONTAMINATED: {name} has seen patients of this fold's validation cases")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nnssl.datasets.inventory import Candidate, Files, Groups, Inventory, Problem
 
+FRAME = "frame"  # named group: number of a time frame
 SLICE = "slice"  # named group: files that differ in it only are slices of one volume
 SLICE_FILE = re.compile(r"(?i)(\.(dcm|ima|png|jpe?g|tiff?|bmp|\d+)|/[^./]+)$")
 Found = dict[tuple[str, Groups], Files]

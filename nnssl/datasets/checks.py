@@ -15,14 +15,20 @@ from nnssl.datasets.planning import Case
 from nnssl.datasets.readers.volume import Volume
 from nnssl.datasets.spec import values_of
 from nnssl.datasets.tasks import IMAGE, LABEL, Recipe, Task, tasks_of
-from nnssl.datasets.volumes import be_quiet, geometry_differences, orientation_of
+from nnssl.datasets.volumes import (
+    be_quiet,
+    geometry_differences,
+    hash_of_voxels,
+    orientation_of,
+)
 
 
 @dataclass(frozen=True)
 class Checked:
     """What was found in the files of a case; size and spacing (mm) are in the order x y z.
 
-    ``hashes`` and ``notes`` go by the name of the written file, ``values`` are as written.
+    ``hashes`` (of the source files) and ``notes`` go by the name of the written file, ``values``
+    are as written, ``voxels`` are the hashes of the images' values.
     """
 
     case: Case
@@ -33,6 +39,7 @@ class Checked:
     values: tuple[float, ...] = ()
     problems: tuple[Problem, ...] = ()
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    voxels: tuple[str, ...] = ()
 
 
 def check_case(case: Case, recipe: Recipe, labels: Mapping[str, Any]) -> Checked:
@@ -48,6 +55,7 @@ def check_case(case: Case, recipe: Recipe, labels: Mapping[str, Any]) -> Checked
     hashes: dict[str, str] = {}
     notes: dict[str, tuple[str, ...]] = {}
     values: tuple[float, ...] = ()
+    voxels: list[str] = []
     first: sitk.Image | None = None
     for task in tasks_of(case):
         if task.role != IMAGE and first is None:
@@ -59,13 +67,16 @@ def check_case(case: Case, recipe: Recipe, labels: Mapping[str, Any]) -> Checked
         notes |= {task.target: volume.notes} if volume.notes else {}
         if first is None:
             first = volume.image
+        if task.role == IMAGE:
+            voxels.append(hash_of_voxels(volume.image))
         problems += [Problem(case.identifier, d) for d in geometry_differences(first, volume.image)]
         if task.role == LABEL:
             values = _check_values(case, volume.image, recipe, labels, problems)
     if first is None:
         return Checked(case, hashes, problems=tuple(problems))
     size, spacing, axes = first.GetSize(), first.GetSpacing(), orientation_of(first)
-    return Checked(case, hashes, size, spacing, axes, values, tuple(problems), notes)
+    found = tuple(problems)
+    return Checked(case, hashes, size, spacing, axes, values, found, notes, tuple(voxels))
 
 
 def _read(case: Case, recipe: Recipe, task: Task, problems: list[Problem]) -> Volume | None:

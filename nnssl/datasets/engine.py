@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from nnssl.datasets.checks import Checked, check_case
-from nnssl.datasets.files import read_json, write_json
-from nnssl.datasets.inventory import ConversionError
+from nnssl.datasets.inventory import ConversionError, counted
 from nnssl.datasets.parallel import for_each
 from nnssl.datasets.planning import plan
 from nnssl.datasets.records import (
-    CONVERSION_FILE,
     check_preprocessed,
     conversion_json,
     job_of,
@@ -25,7 +21,10 @@ from nnssl.datasets.records import (
 )
 from nnssl.datasets.spec import DatasetSpec
 from nnssl.datasets.tasks import Recipe, Task, perform, tasks_of
+from nnssl.datasets.unfinished import check_same, open_partial
 from nnssl.datasets.volumes import be_quiet
+
+ADVICE = "delete it (and its preprocessed folder) or choose another dataset id (-d)"
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,7 @@ def check(
     checked = for_each(work, cases, workers, "check")
     problems = problems + [problem for each in checked for problem in each.problems]
     if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        heading = f"{count} in {source}; nothing was written:"
+        heading = f"{counted(problems)} in {source}; nothing was written:"
         raise ConversionError(heading, problems)
     return checked
 
@@ -100,36 +98,16 @@ def convert(
     checked = check(spec, source, workers, leave_out)
     job = job_of(spec, checked, n4)
     if target.raw.exists():
-        _check_same(target.raw, job)
+        check_same(target.raw, job, ADVICE)
     else:
         check_preprocessed(target.preprocessed, spec, checked)
         record = conversion_json(spec, source, checked, n4, job, leave_out)
-        _open_partial(target.partial, record)
+        open_partial(target.partial, record)
         _write_volumes(Recipe.of(spec, source, n4), target.partial, checked, workers)
         write_records(target.partial, spec, checked)
         os.replace(target.partial, target.raw)
     put_beside_preprocessed(target.raw, target.preprocessed)
     return checked
-
-
-def _job_in(folder: Path) -> str | None:
-    record = folder / CONVERSION_FILE
-    return str(read_json(record).get("job")) if record.exists() else None
-
-
-def _check_same(raw: Path, job: str) -> None:
-    if _job_in(raw) != job:
-        raise ValueError(
-            f"{raw} exists already and was made from other files or settings; delete it "
-            "(and its preprocessed folder) or choose another dataset id (-d)"
-        )
-
-
-def _open_partial(folder: Path, conversion: dict[str, Any]) -> None:
-    """Go on with an unfinished conversion of the same job; throw away that of another."""
-    if folder.exists() and _job_in(folder) != conversion["job"]:
-        shutil.rmtree(folder)
-    write_json(folder / CONVERSION_FILE, conversion)
 
 
 def _write_volumes(recipe: Recipe, folder: Path, checked: Sequence[Checked], workers: int) -> None:

@@ -22,6 +22,11 @@ class Problem:
         return f"{self.where}: {self.what}"
 
 
+def counted(problems: list[Problem]) -> str:
+    """``1 problem``, ``2 problems``."""
+    return "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+
+
 class ConversionError(ValueError):
     """All problems of one source folder in one message."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
+from threading import Thread
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -33,7 +36,8 @@ def for_each(
         raise ValueError(f"workers is {workers}; it must be at least 1")
     if workers == 1 or len(items) < 2:
         return [function(item) for item in tqdm(items, title)]
-    with ProcessPoolExecutor(min(workers, len(items)), get_context("spawn")) as pool:
+    count, spawn = min(workers, len(items)), get_context("spawn")
+    with ProcessPoolExecutor(count, spawn, initializer=_end_with_parent) as pool:
         futures = [pool.submit(function, item) for item in items]
         try:
             for future in tqdm(as_completed(futures), title, total=len(futures)):
@@ -45,3 +49,14 @@ def for_each(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [future.result() for future in futures]
+
+
+def _end_with_parent() -> None:
+    """A worker ends when its parent was killed; by itself it would write on, then wait forever."""
+    if parent := parent_process():
+        Thread(target=_wait_for_the_end, args=(parent,), daemon=True).start()
+
+
+def _wait_for_the_end(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)

@@ -15,10 +15,12 @@ from nnssl.datasets.files import read_json, sha256_of, write_json
 from nnssl.datasets.spec import DatasetSpec
 from nnssl.datasets.splits import SPLITS_FILE, patient_splits, restore_split
 from nnssl.datasets.tasks import MASK, Task, tasks_of
+from nnssl.datasets.twins import identical_images
 from nnssl.datasets.volumes import FILE_ENDING
 
 CONVERSION_FILE = "conversion.json"
-TEXTS = {"description", "citation", "licence", "where", "layout"}  # change no dataset
+TEXTS = {"description", "citation", "licence", "where", "layout"}
+CHANGE_NO_CASE = TEXTS | {"unlabelled"}
 
 
 def write_records(folder: Path, spec: DatasetSpec, checked: Sequence[Checked]) -> None:
@@ -33,7 +35,7 @@ def write_records(folder: Path, spec: DatasetSpec, checked: Sequence[Checked]) -
 
 def job_of(spec: DatasetSpec, checked: Sequence[Checked], n4: bool) -> str:
     """Hash of spec, settings and sources; equal jobs give equal volumes and folds."""
-    settings = {key: value for key, value in asdict(spec).items() if key not in TEXTS}
+    settings = {key: value for key, value in asdict(spec).items() if key not in CHANGE_NO_CASE}
     settings["remap"] = {str(key): value for key, value in (spec.remap or {}).items()}
     files = {name: value for each in checked for name, value in each.hashes.items()}
     return sha256_of({"spec": settings, "n4": n4, "files": files})
@@ -98,7 +100,7 @@ def conversion_json(
     job: str,
     leave_out: Collection[str] = (),
 ) -> dict[str, Any]:
-    """What was done: sources with hashes, decisions, versions, citation and licence.
+    """What was done: sources with hashes, decisions, versions, warnings, citation and licence.
 
     Args:
         spec: The dataset.
@@ -114,7 +116,8 @@ def conversion_json(
         "citation": spec.citation,
         "licence": spec.licence,
         "decisions": {"n4": n4, "left_out": sorted(leave_out), "spec": asdict(spec)},
-        "versions": _versions(),
+        "versions": versions(),
+        "warnings": [twins.sentence for twins in identical_images(checked)],
         "files": {
             task.target: _file_record(spec, each, task)
             for each in checked
@@ -132,7 +135,8 @@ def _file_record(spec: DatasetSpec, checked: Checked, task: Task) -> dict[str, A
     return record | ({"notes": notes} if notes else {})
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that read and write images."""
     found = {"python": platform.python_version()}
     for name in ("nnssl", "SimpleITK", "nibabel", "numpy"):
         try:

@@ -6,7 +6,7 @@ Such plans compare methods cheaply at equal schedules; they say nothing absolute
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ def small_plans(
     Raises:
         ValueError: Unknown or inherited configuration, or sizes that make no network.
     """
-    planned = _configuration(plans, configuration)
+    planned = configuration_of(plans, configuration)
     dimension = len(planned["patch_size"])
     default = DEFAULTS[dimension]
     size = SmallPlan(
@@ -73,10 +73,65 @@ def small_plans(
         list(default.features if features is None else features),
     )
     _check(plans, name, size)
-    small = _shrink(planned, size, f"{name}_{configuration}")
-    shrunk = copy.deepcopy({key: value for key, value in plans.items() if key != "configurations"})
-    shrunk.update(plans_name=name, configurations={configuration: small})
-    return shrunk, _padding_warnings(small)
+    small = _shrink(planned, size)
+    return with_one_configuration(plans, name, configuration, small), padding_warnings(small)
+
+
+def configuration_of(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """One configuration of plans.
+
+    Raises:
+        ValueError: It is unknown, or inherits from another.
+    """
+    known = plans.get("configurations", {})
+    if name not in known:
+        raise ValueError(f"configuration is {name!r}; the plans have {', '.join(known) or 'none'}")
+    if parent := known[name].get("inherits_from"):
+        raise ValueError(f"configuration {name} inherits from {parent}: take {parent} instead")
+    found: dict[str, Any] = known[name]
+    return found
+
+
+def with_one_configuration(
+    plans: Mapping[str, Any], name: str, configuration: str, content: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Copy of plans under another name, with this configuration alone and its own data folder.
+
+    The configuration is a single stage: what ties it to a cascade is left out.
+    """
+    single = {key: value for key, value in content.items() if key != "next_stage"}
+    single["data_identifier"] = f"{name}_{configuration}"
+    rest = {key: value for key, value in plans.items() if key != "configurations"}
+    return copy.deepcopy({**rest, "plans_name": name, "configurations": {configuration: single}})
+
+
+def refuse_name(plans: Mapping[str, Any], name: str) -> None:
+    """Raises ValueError when the new plans would have the name of those they are made from."""
+    if name == plans.get("plans_name"):
+        raise ValueError(f"name is {name!r}, that of the plans it starts from; give another --name")
+
+
+def with_spacing(planned: Mapping[str, Any], spacing: Sequence[float]) -> dict[str, Any]:
+    """Copy of a configuration with another spacing, the median image in its voxels."""
+    median = [
+        voxels * mm / new
+        for voxels, mm, new in zip(
+            planned["median_image_size_in_voxels"], planned["spacing"], spacing, strict=True
+        )
+    ]
+    changed = copy.deepcopy(dict(planned))
+    changed.update(spacing=list(spacing), median_image_size_in_voxels=median)
+    return changed
+
+
+def padding_warnings(planned: Mapping[str, Any]) -> list[str]:
+    """A sentence for every axis along which the patch is much longer than the median image."""
+    pairs = zip(planned["patch_size"], planned["median_image_size_in_voxels"], strict=True)
+    return [
+        f"patch axis {axis} is {length} voxels, the median image only {median:.0f}: mostly padding"
+        for axis, (length, median) in enumerate(pairs)
+        if length > PADDING_WARNING * median
+    ]
 
 
 def per_axis(parameter: str, values: Sequence[Any], dimension: int) -> list[Any]:
@@ -127,19 +182,8 @@ def _stride(length: int, spacing: float, finest: float) -> int:
     return 2 if divisible and spacing <= 2 * finest else 1
 
 
-def _configuration(plans: dict[str, Any], name: str) -> dict[str, Any]:
-    known = plans.get("configurations", {})
-    if name not in known:
-        raise ValueError(f"configuration is {name!r}; the plans have {', '.join(known) or 'none'}")
-    if parent := known[name].get("inherits_from"):
-        raise ValueError(f"configuration {name} inherits from {parent}: shrink {parent} instead")
-    found: dict[str, Any] = known[name]
-    return found
-
-
 def _check(plans: dict[str, Any], name: str, size: SmallPlan) -> None:
-    if name == plans.get("plans_name"):
-        raise ValueError(f"name is {name!r}, that of the plans to be shrunk; give another (--name)")
+    refuse_name(plans, name)
     if len(size.features) < 2 or min(size.features) < 1:
         raise ValueError(f"features is {size.features}; need two or more positive numbers")
     if min(size.patch) < SMALLEST_BOTTLENECK:
@@ -152,24 +196,11 @@ def _check(plans: dict[str, Any], name: str, size: SmallPlan) -> None:
         raise ValueError(f"batch is {size.batch}; it must be at least 1")
 
 
-def _shrink(planned: dict[str, Any], size: SmallPlan, data_identifier: str) -> dict[str, Any]:
-    small = copy.deepcopy(planned)
-    old = planned["spacing"]
-    spacing = [new if new > 0 else mm for new, mm in zip(size.spacing, old, strict=True)]
-    median = [
-        voxels * mm / new
-        for voxels, mm, new in zip(
-            planned["median_image_size_in_voxels"], old, spacing, strict=True
-        )
-    ]
-    small.update(
-        data_identifier=data_identifier,
-        batch_size=size.batch,
-        patch_size=size.patch,
-        spacing=spacing,
-        median_image_size_in_voxels=median,
-    )
-    _shrink_network(small["architecture"]["arch_kwargs"], size, spacing)
+def _shrink(planned: dict[str, Any], size: SmallPlan) -> dict[str, Any]:
+    pairs = zip(size.spacing, planned["spacing"], strict=True)
+    small = with_spacing(planned, [new if new > 0 else mm for new, mm in pairs])
+    small.update(batch_size=size.batch, patch_size=size.patch)
+    _shrink_network(small["architecture"]["arch_kwargs"], size, small["spacing"])
     return small
 
 
@@ -184,12 +215,3 @@ def _shrink_network(network: dict[str, Any], size: SmallPlan, spacing: Sequence[
         network["n_conv_per_stage"] = network["n_conv_per_stage"][:1] * stages
     if "n_blocks_per_stage" in network:  # residual encoder
         network["n_blocks_per_stage"] = [1] + [2] * (stages - 1)
-
-
-def _padding_warnings(small: dict[str, Any]) -> list[str]:
-    pairs = zip(small["patch_size"], small["median_image_size_in_voxels"], strict=True)
-    return [
-        f"patch axis {axis} is {length} voxels, the median image only {median:.0f}: mostly padding"
-        for axis, (length, median) in enumerate(pairs)
-        if length > PADDING_WARNING * median
-    ]

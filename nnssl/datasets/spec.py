@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from nnssl.datasets.candidates import SLICE
+from nnssl.datasets.candidates import FRAME, SLICE
 from nnssl.datasets.derivations import DERIVATIONS
 from nnssl.datasets.foreground import FOREGROUND_RULES, LABELS, rule_for
 from nnssl.datasets.lookup import check_remap
@@ -53,6 +53,9 @@ class DatasetSpec:
         test: Regular expression; where it is found in a path, the file belongs to the test set.
         folder: Pattern of a patient's folder; one without images is an error.
         frames: Name of a registered rule that chooses among the images found.
+        unlabelled: Pattern of files with a fourth axis of time frames, most of them without
+            labels. The number of a frame (``01``, ``02``, ...) fills ``{frame}`` of ``case``;
+            frames that are cases already are left out.
         fourth_axis: What a fourth axis is: ``channels``, or ``first`` (first time frame is taken).
         headers: ``exact``, or ``repair`` (skewed axes, labels whose header disagrees).
         slices: ``refuse`` or ``resample`` DICOM series with gantry tilt or uneven distances.
@@ -79,6 +82,7 @@ class DatasetSpec:
     test: str | None = None
     folder: str | None = None
     frames: str | None = None
+    unlabelled: str | None = None
     fourth_axis: str | None = None
     headers: str = "exact"
     slices: str = "refuse"
@@ -221,11 +225,28 @@ def _check_patterns(spec: DatasetSpec) -> None:
     for entry in ("test", "folder"):
         named_groups(entry, getattr(spec, entry) or "")
     for entry in ("case", "patient"):
-        used = {field for _, field, _, _ in string.Formatter().parse(getattr(spec, entry)) if field}
+        used = _fields(getattr(spec, entry))
         if not used or used - allowed:
             raise ValueError(
                 f"{entry} is {getattr(spec, entry)!r}; it must use the named groups {allowed}"
             )
+    if spec.unlabelled is not None:
+        _check_unlabelled(spec, spec.unlabelled)
+
+
+def _fields(template: str) -> set[str]:
+    return {field for _, field, _, _ in string.Formatter().parse(template) if field}
+
+
+def _check_unlabelled(spec: DatasetSpec, pattern: str) -> None:
+    """Frames have one channel, and the pattern and the frame's number make their identifier."""
+    groups = named_groups("unlabelled", pattern)
+    needed = (_fields(spec.case) | _fields(spec.patient)) - {FRAME}
+    if FRAME not in _fields(spec.case) or groups != needed or len(spec.channels) > 1:
+        raise ValueError(
+            f"unlabelled is {pattern!r}; it needs the named groups {needed}, {{{FRAME}}} in case, "
+            "and a dataset of one channel"
+        )
 
 
 def named_groups(entry: str, pattern: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,12 @@ def orientation_of(image: sitk.Image) -> str:
     """Anatomical direction in which each image axis (x, y, z) grows, e.g. ``LPS``."""
     code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
     return str(code)
+
+
+def hash_of_voxels(image: sitk.Image) -> str:
+    """SHA-256 of size and values: equal for equal values, whatever their type and geometry."""
+    values = sitk.GetArrayViewFromImage(image).astype(np.float32)
+    return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
 
 
 def correct_bias_field(image: sitk.Image) -> sitk.Image:

@@ -8,7 +8,7 @@ copies into the one storage.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -19,15 +19,16 @@ from nnssl.modules.unet import Trained, trained_keys
 Part = Literal["encoder", "trained"]
 NewChannels = Literal["mean", "zero"]
 OUTPUT_LAYERS = ".seg_layers."
+NO_SKIPS = "reads skip connections, which pre-training had switched off"
 
 
 @dataclass(frozen=True)
 class Match:
-    """What happens to one tensor of the target.
+    """What happens to one tensor of the target, or to a part of its input channels.
 
     Attributes:
         key: its first name in the target's state dict.
-        parameters: its number of elements.
+        parameters: the number of elements.
         outcome: `loaded`, `adapted` (loaded into a first convolution with another number of input
             channels), `skipped` (wanted, but the source has nothing that fits) or `random` (not
             wanted).
@@ -133,6 +134,7 @@ def match(
     target: Mapping[str, Tensor],
     wanted: Collection[str],
     new_channels: NewChannels = "mean",
+    trained_inputs: Mapping[str, int] | None = None,
 ) -> Transfer:
     """Compares two state dicts.
 
@@ -144,6 +146,8 @@ def match(
             `mean`: each channel gets the mean over the source's, scaled so that equal channels give
             the source's response. `zero`: the source's channels are kept, further ones start at
             zero.
+        trained_inputs: weights of which the source has trained only so many leading input channels
+            (`unet.inputs_without_skips`): the others keep what the target has and count as random.
 
     Raises:
         ValueError: a wanted key that the target does not have, or a source with non-finite weights.
@@ -157,7 +161,10 @@ def match(
     for key in names:
         mode = new_channels if key == first else None
         found, fitted = _match_one(key, source.get(key), target[key], key in wanted, mode)
-        matches.append(found)
+        parts, count = [found], (trained_inputs or {}).get(key)
+        if count is not None and fitted is not None and found.outcome == "loaded":
+            parts, fitted = _trained_half(found, fitted, target[key], count)
+        matches += parts
         if fitted is not None:
             tensors[key] = fitted
     return Transfer(tuple(matches), tensors)
@@ -197,6 +204,16 @@ def _match_one(
     if adapted is None:
         return Match(key, size, "skipped", f"shape {shapes}"), None
     return Match(key, size, "adapted", f"input channels {shapes}, {adapt}"), adapted
+
+
+def _trained_half(
+    found: Match, source: Tensor, target: Tensor, count: int
+) -> tuple[list[Match], Tensor]:
+    """The first `count` input channels of the source beside the target's others."""
+    loaded = source[:, :count].numel()
+    rest = Match(found.key, found.parameters - loaded, "random", NO_SKIPS)
+    mixed = torch.cat((source[:, :count].to(target), target[:, count:]), dim=1)
+    return [replace(found, parameters=loaded), rest], mixed
 
 
 def _adapt_channels(source: Tensor, target: Tensor, mode: NewChannels) -> Tensor | None:

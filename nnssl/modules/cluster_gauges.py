@@ -83,14 +83,15 @@ class ChangeRate:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """The module in evaluation mode, no gradient; its mode comes back afterwards."""
-    training = module.training
+    """The module in evaluation mode, no gradient; afterwards every part has the mode it had."""
+    modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        module.train(training)
+        for part, training in modes:
+            part.training = training
 
 
 def palette(count: int) -> Tensor:

@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import Tensor, nn
+from torch.func import functional_call
+
+_READS_SKIP = "convs.0.conv.weight"  # of a decoder stage
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ def decode(
         network: the U-Net.
         skips: what `encode` returned; only the last one is read where `use_skips` is False.
         levels: number of decoder stages to run, None: all.
-        use_skips: False puts zeros in the place of the skip connections.
+        use_skips: False puts zeros in the place of the skip connections (and does not compute with
+            them: the halves of the convolutions that read them are left out).
 
     Raises:
         ValueError: more levels than the decoder has.
@@ -84,9 +88,8 @@ def decode(
     decoder = _decoder(network)
     x, outputs = skips[-1], []
     for level in range(_count("levels", levels, len(decoder.stages))):
-        x = decoder.transpconvs[level](x)
-        skip = skips[-(level + 2)] if use_skips else torch.zeros_like(x)
-        x = decoder.stages[level](torch.cat((x, skip), dim=1))
+        x, stage = decoder.transpconvs[level](x), decoder.stages[level]
+        x = stage(torch.cat((x, skips[-(level + 2)]), 1)) if use_skips else _without_skip(stage, x)
         outputs.append(x)
     return outputs
 
@@ -112,6 +115,19 @@ def trained_keys(network: nn.Module, trained: Trained) -> list[str]:
             keys.append(key)
         seen.add(id(tensor))
     return keys
+
+
+def inputs_without_skips(network: nn.Module) -> dict[str, int]:
+    """What of the decoder is trained without skip connections: weight -> leading input channels.
+
+    Returns:
+        First name of each weight that reads a skip connection, and the number of its input channels
+        that come from below; the others, which read the skip connection, follow them.
+    """
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    weights = [stage.get_parameter(_READS_SKIP) for stage in _decoder(network).stages]
+    from_below = output_channels(network)[-2::-1]
+    return {names[id(w)]: count for w, count in zip(weights, from_below, strict=True)}
 
 
 def plain_state_dict(network: nn.Module) -> dict[str, Tensor]:
@@ -187,6 +203,13 @@ def encoder_stage_parameters(network: nn.Module) -> list[list[nn.Parameter]]:
     if _has_stem(network):
         parameters[0] = [*_encoder(network).stem.parameters(), *parameters[0]]
     return parameters
+
+
+def _without_skip(stage: nn.Module, x: Tensor) -> Tensor:
+    """What a decoder stage makes of x and zeros in the place of its skip connection."""
+    weight = stage.get_parameter(_READS_SKIP)[:, : x.shape[1]]
+    output: Tensor = functional_call(stage, {_READS_SKIP: weight}, (x,), tie_weights=False)
+    return output
 
 
 def _encoder(network: nn.Module) -> Any:

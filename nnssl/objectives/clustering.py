@@ -135,9 +135,14 @@ class ClusteringObjective(Objective):
             self.bank.enqueue(self._newest)
         self.change.after_step(next(iter(batch["views"].values())).image, self.clusters)
 
+    @property
+    def cluster_count(self) -> int:
+        """Number of clusters K that `clusters` tells apart."""
+        return len(self.prototypes.weight)
+
     def collapse_loss(self) -> float | None:
         """Loss when all embeddings agree: codes and predictions are uniform, ln K."""
-        return math.log(len(self.prototypes.weight))
+        return math.log(self.cluster_count)
 
     def clusters(self, image: Tensor) -> Tensor:
         """Nearest prototype of every voxel's token, (B, *S) int64."""
@@ -151,7 +156,7 @@ class ClusteringObjective(Objective):
         rows = []
         for view in batch["views"].values():
             image = view.image[:8]
-            painted = cluster_gauges.paint(self.clusters(image), len(self.prototypes.weight))
+            painted = cluster_gauges.paint(self.clusters(image), self.cluster_count)
             rows += [cluster_gauges.shade(image), painted]
         return {"clusters": torch.stack(rows)}
 

@@ -129,7 +129,7 @@ class PCRLv2Objective(RestorationObjective):
         terms = {
             "restoration_loss": restoration_loss(restored, task.target),
             "level_restoration_loss": self._level_restoration(whole, task.target, chosen[0]),
-            "global_loss": self._compare(whole, 0, whole, 1, chosen[0]),
+            "global_loss": self._compare(whole, chosen[0]),
         }
         if local_names:
             local = self._embed([self._appearance(batch, name) for name in local_names])
@@ -138,7 +138,8 @@ class PCRLv2Objective(RestorationObjective):
         shares = {"level_restoration_loss": fading}
         loss = torch.stack([shares.get(k, 1.0) * term for k, term in terms.items()]).sum()
         logged = {k: term.detach() for k, term in terms.items()}
-        return {"loss": loss, **logged, **self._gauges(task, whole, fading, 1 + bool(local_names))}
+        more = self._gauges(task, whole, chosen[0], fading, 1 + bool(local_names))
+        return {"loss": loss, **logged, **more}
 
     def after_step(self, batch: Batch, progress: float) -> None:
         self.progress.fill_(progress)
@@ -180,24 +181,32 @@ class PCRLv2Objective(RestorationObjective):
         number = torch.from_numpy(np.stack(drawn, 1))  # (count, B)
         return functional.one_hot(number, len(self.heads)).movedim(-1, 1).float()
 
-    def _compare(self, a: Embedded, i: int, b: Embedded, j: int, chosen: Tensor) -> Tensor:
-        """Loss of view i of a and view j of b, on the chosen levels (L, B)."""
+    def _compare(self, views: Embedded, chosen: Tensor, shift: int = 0) -> Tensor:
+        """Loss of the two global views on the chosen levels (L, B).
+
+        With a shift the second view is that of another sample.
+        """
         losses = [
-            symmetric_loss(p_a[i], z_a[i], p_b[j], z_b[j])
-            for p_a, z_a, p_b, z_b in zip(
-                a.prediction, a.embedding, b.prediction, b.embedding, strict=True
-            )
+            symmetric_loss(p[0], z[0], p[1].roll(shift, 0), z[1].roll(shift, 0))
+            for p, z in zip(views.prediction, views.embedding, strict=True)
         ]  # L times (B,)
         return (torch.stack(losses) * chosen).sum(0).mean()
 
     def _local(self, whole: Embedded, local: Embedded, chosen: Tensor) -> Tensor:
-        """Mean over all pairs of a local and a global view; each local view has its own levels."""
+        """Mean over all pairs of a local and a global view.
+
+        Args:
+            whole: the global views.
+            local: V local views.
+            chosen: levels (V, L, B); each local view has its own.
+        """
         losses = [
-            self._compare(local, number, whole, view, levels)
-            for number, levels in enumerate(chosen)
-            for view in range(2)
-        ]
-        return torch.stack(losses).mean()
+            symmetric_loss(p[:, None], z[:, None], p_g, z_g).mean(1)
+            for p, z, p_g, z_g in zip(
+                local.prediction, local.embedding, whole.prediction, whole.embedding, strict=True
+            )
+        ]  # L times (V, B), the mean over the two global views
+        return (torch.stack(losses, 1) * chosen).sum(1).mean()
 
     def _level_restoration(self, whole: Embedded, target: Tensor, chosen: Tensor) -> Tensor:
         restored = [
@@ -209,14 +218,17 @@ class PCRLv2Objective(RestorationObjective):
 
     @torch.no_grad()
     def _gauges(
-        self, task: Corrupted, whole: Embedded, fading: Tensor, comparisons: int
+        self, task: Corrupted, whole: Embedded, chosen: Tensor, fading: Tensor, comparisons: int
     ) -> dict[str, Tensor]:
+        """The siamese part learns when `global_loss` lies below `mismatched_loss`, which compares
+        views of different samples; at collapse both are -1."""
         terms = self.trivial(task)
         self._collapse = terms["collapse_loss"] * (1 + fading) - comparisons
         deepest = whole.embedding[0].detach().flatten(0, 1)
         return {
             **terms,
             "collapse_loss": self._collapse,
+            "mismatched_loss": self._compare(whole, chosen, shift=1),
             "embedding_std": gauges.embedding_std(deepest),
             "effective_rank": gauges.effective_rank(deepest),
         }

@@ -87,6 +87,11 @@ class PixelClusteringObjective(Objective):
     def after_step(self, batch: Batch, progress: float) -> None:
         self.change.after_step(next(iter(batch["views"].values())).image, self.clusters)
 
+    @property
+    def cluster_count(self) -> int:
+        """Number of clusters K that `clusters` tells apart."""
+        return self.count
+
     def collapse_loss(self) -> float | None:
         """Loss of the best constant prediction: the entropy of the last batch's targets."""
         return None if self._collapse is None else float(self._collapse)

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from nnssl.datasets.cases import CASES_FILE, CaseRecord, read_cases
 from nnssl.datasets.files import read_json
+from nnssl.datasets.images import CaseError
 from nnssl.datasets.splits import SPLITS_FILE
+from nnssl.datasets.thumbnails import Match, near_duplicates, thumbnails
+from nnssl.studies.contamination_unlabelled import UnlabelledSeen
 from nnssl.studies.overlaps import known_overlaps
-from nnssl.studies.thumbnails import near_duplicates, thumbnails
-from nnssl.training.case_store import CaseError
 from nnssl.training.checkpoint import read_checkpoint
 
 Verdict = Literal["clean", "contaminated", "possible", "unknown"]
@@ -73,15 +74,21 @@ class Images:
     data_identifier: str | None
     cases: tuple[str, ...]
 
+    @property
+    def own(self) -> Path | None:
+        """nnssl's folder of the configuration."""
+        if self.data_identifier is None:
+            return None
+        return self.dataset / "nnssl" / self.data_identifier
+
     def records(self) -> dict[str, CaseRecord]:
         return read_cases(self.dataset, self.cases)
 
     def thumbnails(self) -> Any:
         """See `thumbnails.thumbnails`; kept among nnSSL's own files of the dataset."""
-        if self.data_identifier is None:
+        if self.own is None:
             raise CaseError("the checkpoint does not say how its images were prepared")
-        cache = self.dataset / "nnssl" / self.data_identifier / THUMBNAILS
-        return thumbnails(self.dataset / self.data_identifier, cache, self.cases)
+        return thumbnails(self.dataset / self.own.name, self.own / THUMBNAILS, self.cases)
 
 
 def check(
@@ -122,9 +129,12 @@ def check(
     cases = tuple(_validation(dataset, fold) if validation is None else validation)
     evaluated = Images(dataset, data_identifier, cases)
     seen = Images(dataset.parent / own["dataset"], _identifier(own), tuple(own["cases"]["train"]))
-    findings = [_by_fold(own, dataset), *_by_records(seen, evaluated)]
+    unlabelled = UnlabelledSeen(own["cases"].get("unlabelled", {}), seen.own)
+    findings = [_by_fold(own, dataset), *_by_records(seen, unlabelled, evaluated)]
     if content:
         findings.append(_by_content(seen, evaluated))
+    if content and unlabelled.names:
+        findings.append(_by_content_of(unlabelled, evaluated))
     return Contamination(tuple(filter(None, findings)))
 
 
@@ -161,21 +171,26 @@ def _by_fold(own: Mapping[str, Any], dataset: Path) -> Finding | None:
     return Finding("fold", "contaminated", text)
 
 
-def _by_records(seen: Images, evaluated: Images) -> list[Finding]:
+def _by_records(seen: Images, unlabelled: UnlabelledSeen, evaluated: Images) -> list[Finding]:
     try:
         records = seen.records(), evaluated.records()
     except ValueError as error:
         return [Finding("patient", "unknown", f"Patients cannot be compared: {error}.")]
-    return [_by_patient(seen, evaluated, *records), *_by_dataset(*records)]
+    origins = {origin for origin, _ in unlabelled.patients}
+    return [
+        _by_patient(seen, unlabelled, evaluated, *records),
+        *_by_dataset(origins | {record.dataset for record in records[0].values()}, records[1]),
+    ]
 
 
 def _by_patient(
     seen: Images,
+    unlabelled: UnlabelledSeen,
     evaluated: Images,
     seen_records: Mapping[str, CaseRecord],
     records: Mapping[str, CaseRecord],
 ) -> Finding:
-    patients = {_patient(record) for record in seen_records.values()}
+    patients = {_patient(record) for record in seen_records.values()} | unlabelled.patients
     leaked = tuple(case for case in evaluated.cases if _patient(records[case]) in patients)
     if leaked:
         text = f"Pre-training saw the patients of {len(leaked)} of {len(records)} cases"
@@ -196,10 +211,8 @@ def _patient(record: CaseRecord) -> tuple[str, str]:
     return record.dataset, record.patient
 
 
-def _by_dataset(
-    seen: Mapping[str, CaseRecord], evaluated: Mapping[str, CaseRecord]
-) -> list[Finding]:
-    here, there = ({record.dataset for record in each.values()} for each in (seen, evaluated))
+def _by_dataset(here: set[str], evaluated: Mapping[str, CaseRecord]) -> list[Finding]:
+    there = {record.dataset for record in evaluated.values()}
     found = [
         Finding(
             "dataset",
@@ -224,12 +237,27 @@ def _by_content(seen: Images, evaluated: Images) -> Finding:
     except CaseError as error:
         return Finding("content", "unknown", f"Images cannot be compared: {error}.")
     matches = near_duplicates(queries, candidates, flips=seen.dataset != evaluated.dataset)
+    return _of_matches(matches, evaluated.cases, seen.cases, "seen")
+
+
+def _by_content_of(unlabelled: UnlabelledSeen, evaluated: Images) -> Finding:
+    try:
+        queries, candidates = evaluated.thumbnails(), unlabelled.thumbnails()
+    except CaseError as error:
+        return Finding("content", "unknown", f"Images cannot be compared: {error}.")
+    matches = near_duplicates(queries, candidates, flips=True)
+    return _of_matches(matches, evaluated.cases, unlabelled.names, "seen without labels")
+
+
+def _of_matches(
+    matches: Sequence[Match], evaluated: Sequence[str], seen: Sequence[str], what: str
+) -> Finding:
     if not matches:
-        text = f"No image evaluated resembles one of the {len(candidates)} seen."
+        text = f"No image evaluated resembles one of the {len(seen)} {what}."
         return Finding("content", "clean", text)
-    cases = tuple(dict.fromkeys(evaluated.cases[match.query] for match in matches))
+    cases = tuple(dict.fromkeys(evaluated[match.query] for match in matches))
     pairs = [
-        f"{evaluated.cases[m.query]} = {seen.cases[m.candidate]} ({m.correlation:.2f})"
+        f"{evaluated[m.query]} = {seen[m.candidate]} ({m.correlation:.2f})"
         for m in sorted(matches, key=lambda match: -match.correlation)
     ]
     text = f"Pre-training saw near-duplicates of {len(cases)} cases (rank correlation): "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from nnssl.studies.verdict import verdict
 
 FOLDER = "report"
 PROBE_FILE = "probe.json"
+COMMANDS = "Commands (in the folder of the study)"
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def markdown_tables(
     shown = [*found.tables, tables.open_cells(found.records)]
     parts += [_markdown(table) for table in shown if table.rows]
     commands = "\n".join(each.command for each in found.records)
-    return "\n\n".join([*filter(None, parts), "### Commands", f"```\n{commands}\n```"]) + "\n"
+    return "\n\n".join([*filter(None, parts), f"### {COMMANDS}", f"```\n{commands}\n```"]) + "\n"
 
 
 def _findings(folder: Path, tolerance: float, workers: int | None) -> Findings:
@@ -134,9 +135,14 @@ def _findings(folder: Path, tolerance: float, workers: int | None) -> Findings:
         table=table,
         comparisons=compare(table),
         saved=compared.saved(table),
-        records=cell_records(folder, study, grid),
+        records=[_relative(each, folder) for each in cell_records(folder, study, grid)],
         tolerance=tolerance,
     )
+
+
+def _relative(record: CellRecord, folder: Path) -> CellRecord:
+    """With a command that is typed in the folder of the study, and tells nobody's folders."""
+    return replace(record, command=record.command.replace(f"{folder.absolute()}{os.sep}", ""))
 
 
 def _material(found: Findings) -> Material:

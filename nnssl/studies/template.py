@@ -130,7 +130,7 @@ this file is passed on.</p>
 <h2>Where the numbers come from</h2>
 <p class="note">Splits (SHA-256 of splits_final.json): {{ page.splits }}.
 Report written {{ page.date }} with nnssl {{ page.version }}.</p>
-<details><summary>Every run: seeds, versions, machine, command</summary>
+<details><summary>Every run: seeds, versions, machine, command (in the study's folder)</summary>
 {{- grid(page.all_cells) }}
 </details>
 <details><summary>The study</summary><pre>{{ page.study }}</pre></details>

@@ -6,24 +6,23 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 from skimage.filters import threshold_otsu
+
+from nnssl.datasets.images import CaseError, image_file, open_image
+
+__all__ = ["Case", "CaseError", "Occupancy", "image_file", "occupancy_cells", "open_image"]
 
 CELL = 8  # voxels per occupancy cell and in-plane axis
 MOST_KEPT = 64  # cases whose open file or table one process keeps
 NOMINAL_SPAN = 4096  # values looked at per slice to find a threshold
 
 
-class CaseError(RuntimeError):
-    """A case cannot be read; the message names case, file and cause."""
-
-
 @dataclass(frozen=True)
 class Case:
-    """One case of the preprocessed folder, with what the sampler has to know about it.
+    """One preprocessed case, with what the sampler has to know about it.
 
     Attributes:
         identifier: nnU-Net's case identifier.
@@ -32,6 +31,7 @@ class Case:
         shape: shape of the volume (3 axes, array order).
         axis: array axis along which position is measured.
         sign: +1 if position grows with the index, else -1.
+        folder: where its image lies; None: the preprocessed folder of the configuration.
     """
 
     identifier: str
@@ -40,33 +40,7 @@ class Case:
     shape: tuple[int, int, int]
     axis: int
     sign: int
-
-
-def image_file(folder: Path, identifier: str) -> Path:
-    """File that holds the preprocessed image of a case (blosc2, or NumPy of older versions)."""
-    for ending in (".b2nd", ".npy", ".npz"):
-        file = folder / f"{identifier}{ending}"
-        if file.is_file():
-            return file
-    raise CaseError(
-        f"case {identifier}: no preprocessed image in {folder}. "
-        "Run nnUNetv2_preprocess for this plans identifier and configuration."
-    )
-
-
-def open_image(file: Path) -> Any:
-    """Array-like (C, Z, Y, X) that decompresses only what is indexed."""
-    try:
-        if file.suffix == ".b2nd":
-            import blosc2
-
-            return blosc2.open(urlpath=str(file), mode="r", dparams={"nthreads": 1})
-        if file.suffix == ".npy":
-            return np.load(file, mmap_mode="r", allow_pickle=False)
-        with np.load(file, allow_pickle=False) as archive:
-            return archive["data"]
-    except Exception as error:
-        raise CaseError(f"{file.name}: {type(error).__name__}: {error}") from error
+    folder: Path | None = None
 
 
 class Occupancy:
@@ -79,11 +53,17 @@ class Occupancy:
 
     def __init__(self, folder: Path, cache: Path) -> None:
         self.folder, self.cache = folder, cache
-        self._tables: dict[str, np.ndarray] = {}
+        self._tables: dict[tuple[Path | None, str], np.ndarray] = {}
 
-    def share(self, identifier: str, box: np.ndarray) -> float:
-        """Share of tissue in a box (3, 2) of the volume, 0 to 1; outside the volume is air."""
-        table = self._table(identifier)
+    def share(self, identifier: str, box: np.ndarray, folder: Path | None = None) -> float:
+        """Share of tissue in a box (3, 2) of the volume, 0 to 1; outside the volume is air.
+
+        Args:
+            identifier: the case.
+            box: first voxel and end on each axis.
+            folder: of an image that lies elsewhere (see `Case`); its cache lies in there.
+        """
+        table = self._table(identifier, folder)
         limit = np.array(table.shape) - 1
         scaled = box / np.array([1, CELL, CELL])[:, None]
         low = np.clip(np.floor(scaled[:, 0]).astype(int), 0, limit)
@@ -91,21 +71,24 @@ class Occupancy:
         cells = np.prod(np.ceil(scaled[:, 1]) - np.floor(scaled[:, 0]))
         return float(_box_sum(table, low, high) / max(cells, 1))
 
-    def _table(self, identifier: str) -> np.ndarray:
-        if identifier not in self._tables:
+    def _table(self, identifier: str, folder: Path | None) -> np.ndarray:
+        key = (folder, identifier)
+        if key not in self._tables:
             if len(self._tables) >= MOST_KEPT:
                 self._tables.clear()
-            cells = self._load(identifier).astype(np.float64)  # float16 overflows beyond 65,504
+            cells = self._load(identifier, folder)
+            cells = cells.astype(np.float64)  # float16 overflows beyond 65,504
             table = np.zeros(np.array(cells.shape) + 1)
             table[1:, 1:, 1:] = cells.cumsum(0).cumsum(1).cumsum(2)
-            self._tables[identifier] = table
-        return self._tables[identifier]
+            self._tables[key] = table
+        return self._tables[key]
 
-    def _load(self, identifier: str) -> np.ndarray:
-        source = image_file(self.folder, identifier)
+    def _load(self, identifier: str, folder: Path | None) -> np.ndarray:
+        source = image_file(folder or self.folder, identifier)
         status = source.stat()
         stamp = np.array([status.st_size, status.st_mtime_ns], np.int64)
-        cached = self.cache / f"{identifier}.npz"
+        cache = self.cache if folder is None else folder / "occupancy"
+        cached = cache / f"{identifier}.npz"
         try:
             with np.load(cached, allow_pickle=False) as archive:
                 if np.array_equal(archive["source"], stamp):

@@ -8,18 +8,19 @@ import pickle
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from nnssl.datasets.cases import read_cases
 from nnssl.datasets.files import write_json
-from nnssl.training.case_store import Case, CaseError, image_file, open_image
+from nnssl.datasets.images import CaseError, direction_in, image_file, open_image
+from nnssl.training.case_store import Case
 
 PositionAxis = Literal["head_feet", "slice"] | int
 TOWARDS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
+_Name = TypeVar("_Name", str, tuple[str, str])
 REORIENTING = "NibabelIOWithReorient"
-IDENTITY = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
 
 
 def case_table(
@@ -46,16 +47,15 @@ def case_table(
     as_in_file = reader != REORIENTING
     orientations = {i: records[i].orientation if as_in_file else None for i in identifiers}
     geometry = _geometry(folder, own_folder / "geometry.json", orientations)
-    patients = _numbers(records[i].patient for i in identifiers)
+    patients = _numbers((records[i].dataset, records[i].patient) for i in identifiers)
     datasets = _numbers(records[i].dataset for i in identifiers)
     table = []
     for i in identifiers:
         axis, sign = anatomical_axis(geometry[i]["direction"], transpose, position_axis)
         shape = tuple(int(n) for n in geometry[i]["shape"])
         record = records[i]
-        table.append(
-            Case(i, patients[record.patient], datasets[record.dataset], shape, axis, sign)  # type: ignore[arg-type]
-        )
+        patient = patients[record.dataset, record.patient]
+        table.append(Case(i, patient, datasets[record.dataset], shape, axis, sign))  # type: ignore[arg-type]
     return table
 
 
@@ -87,7 +87,7 @@ def anatomical_axis(
     return axis, (-1 if along[axis] < 0 else 1)
 
 
-def _numbers(names: Iterable[str]) -> dict[str, int]:
+def _numbers(names: Iterable[_Name]) -> dict[_Name, int]:
     return {name: number for number, name in enumerate(sorted(set(names)))}
 
 
@@ -126,7 +126,7 @@ def _read_geometry(file: Path, identifier: str, orientation: str | None) -> dict
             properties = pickle.load(stream)
     except Exception as error:
         raise CaseError(f"case {identifier}, file {file}: cannot be read ({error})") from error
-    return {"shape": shape, "direction": _direction(properties)}
+    return {"shape": shape, "direction": direction_in(properties)}
 
 
 def direction_of(orientation: str) -> list[float]:
@@ -145,17 +145,3 @@ def direction_of(orientation: str) -> list[float]:
     for column, (row, sign) in enumerate(filter(None, found)):
         matrix[row, column] = sign
     return [float(x) for x in matrix.ravel()]
-
-
-def _direction(properties: Mapping[str, Any]) -> list[float]:
-    """Direction matrix from what nnU-Net's readers store; identity where they store none."""
-    if "sitk_stuff" in properties:
-        direction = np.asarray(properties["sitk_stuff"]["direction"], float)
-        if direction.size == 9:
-            return [float(x) for x in direction.ravel()]
-    stored = properties.get("nibabel_stuff", {})
-    affine = stored.get("reoriented_affine", stored.get("original_affine"))
-    if affine is None:
-        return list(IDENTITY)
-    columns = np.asarray(affine, float)[:3, :3]
-    return [float(x) for x in (columns / np.linalg.norm(columns, axis=0)).ravel()]

@@ -218,7 +218,7 @@ def _cache_bytes(trainer: Any) -> int:
     if folders is None:
         return 0
     sizes = [file.stat().st_size for file in (folders.own / "occupancy").glob("*.npz")]
-    cases = len(trainer.train_cases) + len(trainer.val_cases)
+    cases = len(trainer.drawn_cases) + len(trainer.val_cases)
     return round(cases * _mean(sizes)) + (folders.own / "geometry.json").stat().st_size
 
 

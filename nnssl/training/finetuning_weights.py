@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnssl.datasets.cases import read_cases
 from nnssl.finetuning.weights import OUTPUT_LAYERS, load
-from nnssl.training import search, transfer
+from nnssl.training import pool_rule, search, transfer
 from nnssl.training.checkpoint import read_checkpoint
 
 if TYPE_CHECKING:
@@ -57,18 +57,21 @@ class StartingWeights:
             "Weights: nnU-Net has loaded everything but the segmentation layers "
             "(-pretrained_weights); nothing is searched"
         )
+        seen = _seen(None)
+        if named:
+            seen = self._contamination(read_checkpoint(named).get("nnssl", {}))
         source = str(named) if named else None
-        return {"source": source, "how": "-pretrained_weights", "loaded": keys, **_seen(None)}
+        return {"source": source, "how": "-pretrained_weights", "loaded": keys, **seen}
 
     def _from_file(self, file: Path, how: str) -> dict[str, Any]:
         trainer, checkpoint = self.trainer, read_checkpoint(file)
+        seen = self._contamination(checkpoint.get("nnssl", {}))
         network = trainer.planned_network
         found = transfer.plan_transfer(network, checkpoint, self.knobs, trainer.is_cascaded)
         load(network, found)
         warnings = transfer.input_differences(
             checkpoint, trainer.plans_manager, trainer.configuration_name
         )
-        seen = self._contamination(checkpoint.get("nnssl", {}))
         self.log(f"Weights from {file} ({how}):\n{found.table()}")
         for line in (*warnings, *_contamination_sentences(seen)):
             self.log(f"WARNING: {line}")
@@ -98,9 +101,22 @@ class StartingWeights:
         if trainer.fold == "all":
             return _seen(None)
         _, val = trainer.do_split()
-        seen = own.get("cases", {}).get("train", []) if self._same_dataset(own) else []
-        records = read_cases(Path(trainer.preprocessed_dataset_folder_base), {*val, *seen})
+        folder = Path(trainer.preprocessed_dataset_folder_base)
+        if not self._same_dataset(own):
+            return self._foreign(own, pool_rule.Evaluation(folder, int(trainer.fold), val))
+        records = read_cases(folder, {*val, *own.get("cases", {}).get("train", [])})
         return transfer.contamination(own, trainer.plans_manager.dataset_name, val, records)
+
+    def _foreign(self, own: Mapping[str, Any], evaluation: pool_rule.Evaluation) -> dict[str, Any]:
+        """Weights of a pool, or of another dataset: refused where they saw what is evaluated."""
+        found = pool_rule.inspect(own, evaluation)
+        pool_rule.refuse(found, self.knobs.allow_contamination)
+        return {
+            "contaminated": found.contaminated,
+            "seen_validation_cases": list(found.cases),
+            "contamination": list(found.reasons),
+            "pretraining": {"dataset": own.get("dataset"), "fold": own.get("fold")},
+        }
 
     def _same_dataset(self, own: Mapping[str, Any]) -> bool:
         return own.get("dataset") == self.trainer.plans_manager.dataset_name
@@ -115,6 +131,12 @@ def _contamination_sentences(seen: Mapping[str, Any]) -> list[str]:
         return ["it cannot be told whether the source has seen the patients that validate here."]
     if not seen["contaminated"]:
         return []
+    if seen.get("contamination"):
+        return [
+            f"CONTAMINATED (allow_contamination): {reason} The validation result is not an honest "
+            "one."
+            for reason in seen["contamination"]
+        ]
     cases = seen["seen_validation_cases"]
     return [
         f"CONTAMINATED: pre-training has seen the patients of {len(cases)} validation cases of "

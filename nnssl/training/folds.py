@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from nnssl.datasets.cases import CASES_FILE, read_cases, restore_cases
+from nnssl.datasets.cases import CASES_FILE, CaseRecord, read_cases, restore_cases
 from nnssl.datasets.files import read_json, write_json
 from nnssl.datasets.splits import SPLITS_FILE, check_split, patient_splits, restore_split
 
@@ -44,7 +45,17 @@ def check(preprocessed_folder: Path, fold: int | str) -> None:
             "all. (nnU-Net would silently draw a random split here, case by case.)"
         )
     cases = {case for split in splits for side in ("train", "val") for case in split[side]}
-    check_split(splits, read_cases(dataset, cases))
+    check_split(splits, _distinct(read_cases(dataset, cases)))
+
+
+def _distinct(records: dict[str, CaseRecord]) -> dict[str, CaseRecord]:
+    """In a pool, equal patient keys of two datasets of origin are two patients."""
+    if len({record.dataset for record in records.values()}) < 2:
+        return records
+    return {
+        case: replace(record, patient=f"{record.patient} of {record.dataset}")
+        for case, record in records.items()
+    }
 
 
 def _draw(dataset: Path) -> None:

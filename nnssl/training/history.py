@@ -6,12 +6,20 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+
+def _nmi(key: str) -> tuple[str, ...]:
+    """The run's own clusters, and k-means on the encoders."""
+    return (f"{key}_clusters", key, f"{key}_random", f"{key}_reference")
+
+
+SIAMESE = ("global_loss", "local_loss", "mismatched_loss")
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "loss",
         ("train_loss", "val_loss", "collapse_loss", "mean_image_loss", "identity_loss"),
     ),
     ("accuracy", ("accuracy", "val_accuracy")),
+    ("siamese loss (mismatched: views of other samples)", SIAMESE),
     ("alignment and uniformity", ("alignment", "uniformity")),
     ("embedding: standard deviation", ("embedding_std",)),
     ("embedding: effective rank", ("effective_rank",)),
@@ -34,6 +42,8 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "probe_effective_rank_reference",
         ),
     ),
+    ("probe: NMI of clusters and labels", _nmi("probe_nmi")),
+    ("probe: the same, classes balanced", _nmi("probe_nmi_balanced")),
     ("learning rate", ("learning_rate",)),
     ("images per second", ("images_per_second",)),
     ("seconds per epoch", ("epoch_seconds", "seconds_waited", "probe_seconds")),

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnssl.datasets.images import CaseError, image_file, open_image
 from nnssl.modules.positions import extent3
-from nnssl.training.case_store import MOST_KEPT, Case, CaseError, image_file, open_image
+from nnssl.training.case_store import MOST_KEPT, Case
 from nnssl.training.sampling import Place, Sampler
 
 
@@ -26,9 +27,10 @@ class PatchReader:
         self.folder, self.companions = folder, dict(companions or {})
         self._open: dict[Path, Any] = {}
 
-    def image(self, identifier: str, box: np.ndarray) -> np.ndarray:
-        """float32 (C, Z, Y, X) of the box (3, 2), zero outside the volume."""
-        return self._cut(image_file(self.folder, identifier), identifier, box, 0).astype(np.float32)
+    def image(self, identifier: str, box: np.ndarray, folder: Path | None = None) -> np.ndarray:
+        """float32 (C, Z, Y, X) of the box (3, 2), zero outside the volume; folder: see `Case`."""
+        file = image_file(folder or self.folder, identifier)
+        return self._cut(file, identifier, box, 0).astype(np.float32)
 
     def companion(self, name: str, identifier: str, box: np.ndarray) -> np.ndarray:
         """int64 (Z, Y, X) of the box, -1 outside the volume."""
@@ -93,7 +95,9 @@ class BatchMaker:
         places = self.sampler.draw((self.seed, step, self.rank))
         boxes = [self._box(place) for place in places]
         cases = [self.cases[place.case] for place in places]
-        images = [self.reader.image(c.identifier, b) for c, b in zip(cases, boxes, strict=True)]
+        images = [
+            self.reader.image(c.identifier, b, c.folder) for c, b in zip(cases, boxes, strict=True)
+        ]
         return {
             "image": self._stack(images),
             "key": torch.tensor([[self.seed, step, self.rank, j] for j in range(len(places))]),

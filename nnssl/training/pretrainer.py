@@ -76,8 +76,9 @@ class nnSSLPretrainer(Interruptible, PretrainingLoop):
         log(f"Position along {describe_axes(self.train_cases)}")
         train = self.batch_maker.sampler
         log(
-            f"{len(self.train_cases)} training cases ({len(train.eligible)} of them can be drawn), "
-            f"{len(self.val_cases)} validation cases are left out of training; no label is read."
+            f"{len(self.train_cases)} training cases and {len(self.unlabelled.members)} images "
+            f"without labels ({len(train.eligible)} can be drawn); {len(self.val_cases)} "
+            "validation cases are left out, and no label is read."
         )
 
     def _preflight(self, folder: Path) -> None:

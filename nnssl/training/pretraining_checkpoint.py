@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nnssl.training.pretrainer import nnSSLPretrainer
 
 LEAST_SHARE = 0.5  # of the wanted parameters, for `training.initial_weights`
+NO_IMAGES: dict[str, Any] = {"images": {}, "left_out": {}}  # of runs of an older version
 
 
 def compose(trainer: nnSSLPretrainer) -> dict[str, Any]:
@@ -49,6 +50,7 @@ def compose(trainer: nnSSLPretrainer) -> dict[str, Any]:
         "objective_state": _own_state(objective),
         "trained_keys": unet.trained_keys(objective.network, objective.trained),
         "trained": vars(objective.trained),
+        "trained_inputs": _trained_inputs(objective),
         "config": trainer.config.to_dict(),
         "plans": trainer.plans_manager.plans,
         "dataset": trainer.plans_manager.dataset_name,
@@ -64,6 +66,7 @@ def compose(trainer: nnSSLPretrainer) -> dict[str, Any]:
         "cases": {
             "train": [case.identifier for case in trainer.train_cases],
             "left_out": [case.identifier for case in trainer.val_cases],
+            "unlabelled": trainer.unlabelled.record(),
         },
         "about": dict(trainer.config.about),
         "versions": versions(),
@@ -79,6 +82,11 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "python": sys.version.split()[0],
     }
+
+
+def _trained_inputs(objective: Any) -> dict[str, int]:
+    """Weights of the decoder of which only so many leading input channels are trained."""
+    return {} if objective.trained.skips else unet.inputs_without_skips(objective.network)
 
 
 def _own_state(objective: Any) -> dict[str, Any]:
@@ -109,8 +117,14 @@ def with_changes(stored: Config, today: Config, may_change: Collection[str]) -> 
 
 
 def restore(trainer: nnSSLPretrainer, checkpoint: Mapping[str, Any]) -> None:
-    """Put weights, optimiser, counters and history of a checkpoint into an initialised trainer."""
+    """Put weights, optimiser, counters and history of a checkpoint into an initialised trainer.
+
+    Raises:
+        ValueError: the objective's state does not fit, or an image without label that the run was
+            trained on is gone.
+    """
     own = own_part(checkpoint, "pretrain")
+    _same_images(trainer, own["cases"].get("unlabelled", NO_IMAGES))
     objective = trainer.objective
     objective.network.load_state_dict(checkpoint["network_weights"])
     missing, unexpected = objective.load_state_dict(own["objective_state"], strict=False)
@@ -128,6 +142,16 @@ def restore(trainer: nnSSLPretrainer, checkpoint: Mapping[str, Any]) -> None:
     trainer.history = History(own["history"])
 
 
+def _same_images(trainer: nnSSLPretrainer, record: Mapping[str, Any]) -> None:
+    """A resumed run goes on with the images without labels that it began with, whatever has been
+    added since; their number may decide the shape of the objective, so it is built again."""
+    if trainer.unlabelled.record()["images"] == record["images"]:
+        return
+    trainer.print_to_log_file("Resume: other images without labels are there than when it began")
+    trainer.recorded_unlabelled = record
+    trainer.initialize()
+
+
 def load_initial(trainer: nnSSLPretrainer, file: str) -> None:
     """Start from the weights of another run: the parts of the U-Net that this objective trains.
 
@@ -136,7 +160,10 @@ def load_initial(trainer: nnSSLPretrainer, file: str) -> None:
     """
     network = trainer.objective.network
     wanted = unet.trained_keys(network, trainer.objective.trained)
-    transfer = match(read_checkpoint(file)["network_weights"], network.state_dict(), wanted)
+    checkpoint = read_checkpoint(file)
+    inputs = checkpoint.get("nnssl", {}).get("trained_inputs", {})
+    source, target = checkpoint["network_weights"], network.state_dict()
+    transfer = match(source, target, wanted, trained_inputs=inputs)
     transfer.require(LEAST_SHARE)
     load(network, transfer)
     trainer.print_to_log_file(f"Initial weights from {file}:\n{transfer.table()}")

@@ -32,25 +32,40 @@ class DataFolders:
     Attributes:
         preprocessed: nnU-Net's folder (`data_identifier`); nothing of ours is written there.
         own: nnssl's folder for it, `nnUNet_preprocessed/DatasetXXX/nnssl/<data_identifier>`.
+        fold: number, or `all`; every fold has companion arrays of its own, made from its own
+            training cases.
     """
 
     preprocessed: Path
     own: Path
+    fold: int | str
 
     @classmethod
-    def of(cls, preprocessed: Path) -> DataFolders:
-        return cls(preprocessed, preprocessed.parent / "nnssl" / preprocessed.name)
+    def of(cls, preprocessed: Path, fold: int | str) -> DataFolders:
+        return cls(preprocessed, own_folder(preprocessed), fold)
 
     def occupancy(self) -> Occupancy:
         return Occupancy(self.preprocessed, self.own / "occupancy")
 
+    def companion(self, name: str) -> Path:
+        """Folder of one companion array of this fold, whether it is there or not."""
+        return self.own / name / f"fold_{self.fold}"
+
     def companions(self, names: Sequence[str]) -> dict[str, Path]:
         """Folders of companion arrays; a missing one stops the run."""
-        folders = {name: self.own / name for name in names}
+        folders = {name: self.companion(name) for name in names}
         for name, folder in folders.items():
             if not folder.is_dir():
-                raise ValueError(f"companion arrays {name!r} are not in {folder}: make them first")
+                raise ValueError(
+                    f"companion arrays {name!r} of fold {self.fold} are not in {folder}. Cluster "
+                    f"maps are made with: nnssl_cluster -f {self.fold} --name {name}"
+                )
         return folders
+
+
+def own_folder(preprocessed: Path) -> Path:
+    """nnssl's folder beside nnU-Net's folder of a configuration."""
+    return preprocessed.parent / "nnssl" / preprocessed.name
 
 
 def batch_maker(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from time import time
 from typing import Any
@@ -71,8 +72,14 @@ class PretrainingLoop(PretrainingSetup):
         """After each step, see `Interruptible`."""
 
     def _forward(self, prepared: dict[str, Any]) -> Mapping[str, Tensor]:
-        with self.settings.autocast(self.device.type):
+        with self._autocast():
             return self.network(prepared)  # type: ignore[no-any-return]
+
+    def _autocast(self) -> Any:
+        dtype = self.settings.autocast_dtype(self.device.type)
+        if dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, dtype))
 
     def _all_finite(self, loss: Tensor) -> bool:
         """Whether the loss is finite on all ranks, before any of them steps."""
@@ -128,7 +135,7 @@ class PretrainingLoop(PretrainingSetup):
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
 
     def validation_step(self, batch: dict[str, Any]) -> Mapping[str, float]:
-        with torch.no_grad(), self.settings.autocast(self.device.type):
+        with torch.no_grad(), self._autocast():
             return self._to_floats(self.objective(self.prepare(batch)))
 
     def on_validation_epoch_end(self, val_outputs: list[Mapping[str, float]]) -> None:

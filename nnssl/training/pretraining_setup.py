@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.config import Config, Groups, Schema, bind, read_config
+from nnssl.datasets.unlabelled_job import Plan
+from nnssl.datasets.unlabelled_records import pools
 from nnssl.modules import unet
 from nnssl.objectives import OBJECTIVES, Context, Objective
 from nnssl.training import folds, pretraining_checkpoint
 from nnssl.training.budget import Budget, Request, divide, median_shape, raw_patch
+from nnssl.training.case_store import Case
 from nnssl.training.case_table import case_table
 from nnssl.training.cores import limit_threads
 from nnssl.training.loader import BatchMaker
@@ -28,6 +32,8 @@ from nnssl.training.probe.settings import ProbeSettings
 from nnssl.training.sampling import Sampling
 from nnssl.training.settings import PretrainingSettings
 from nnssl.training.stepped_loader import SteppedLoader
+from nnssl.training.unlabelled import Held, Unlabelled, choose, recorded
+from nnssl.training.unlabelled_cases import unlabelled_cases
 from nnssl.training.weight_change import WeightChange
 from nnssl.views import VIEWS
 
@@ -52,6 +58,7 @@ class PretrainingSetup(nnUNetTrainer):
     config: Config | None = None
     resumed: bool = False
     step: int = 0
+    recorded_unlabelled: Mapping[str, Any] | None = None  # of the checkpoint of a resumed run
 
     def bind_config(self) -> Config:
         """Today's configuration: YAML file and overrides, checked."""
@@ -69,6 +76,8 @@ class PretrainingSetup(nnUNetTrainer):
             self.plans_manager, self.configuration_manager, self.dataset_json
         )
         self.train_cases, self.val_cases = self._cases()
+        self.unlabelled = self._choose_unlabelled()
+        self.drawn_cases = [*self.train_cases, *self._unlabelled_cases()]
         torch.manual_seed(self.settings.seed)
         self.network = self._build_objective().to(self.device)
         self._load_initial_weights()
@@ -106,7 +115,7 @@ class PretrainingSetup(nnUNetTrainer):
         self.initial_lr, self.weight_decay = settings.initial_lr, settings.weight_decay
 
     def _cases(self) -> tuple[list[Any], list[Any]]:
-        self.folders = DataFolders.of(Path(self.preprocessed_dataset_folder))
+        self.folders = DataFolders.of(Path(self.preprocessed_dataset_folder), self.fold)
         return tuple(  # type: ignore[return-value]
             case_table(
                 self.folders.preprocessed,
@@ -117,6 +126,43 @@ class PretrainingSetup(nnUNetTrainer):
                 self.plans_manager.plans["image_reader_writer"],
             )
             for identifiers in self.do_split()
+        )
+
+    def _choose_unlabelled(self) -> Unlabelled:
+        """Images of `nnssl_preprocess_unlabelled` that join the training cases of this fold."""
+        assert self.config is not None
+        own = self.folders.own
+        if self.recorded_unlabelled is not None:
+            chosen = recorded(own, self.recorded_unlabelled)
+        elif OBJECTIVES[self.config.chosen("objective")[0]].companions:
+            if pools(own) and self.sampling.unlabelled:
+                text = "Images without labels are not used: they have no companion arrays."
+                self.print_to_log_file(text)
+            return Unlabelled()
+        else:
+            chosen = choose(self._held(), self.sampling.unlabelled)
+        if chosen.members or chosen.left_out:
+            self.print_to_log_file(f"Beside the training cases: {chosen.describe()}")
+        return chosen
+
+    def _held(self) -> Held:
+        validation = () if self.fold == "all" else tuple(c.identifier for c in self.val_cases)
+        return Held(
+            Path(self.preprocessed_dataset_folder_base),
+            self.folders.preprocessed,
+            self.folders.own,
+            Plan(self.plans_manager.plans, self.configuration_name, self.dataset_json),
+            tuple(case.identifier for case in self.train_cases),
+            validation,
+        )
+
+    def _unlabelled_cases(self) -> list[Case]:
+        return unlabelled_cases(
+            self.unlabelled,
+            self.train_cases,
+            Path(self.preprocessed_dataset_folder_base),
+            self.plans_manager.transpose_forward,
+            self.sampling.position_axis,
         )
 
     def do_split(self) -> tuple[list[str], list[str]]:
@@ -139,8 +185,8 @@ class PretrainingSetup(nnUNetTrainer):
             tuple(self.configuration_manager.spacing)[-len(self.budget.crop) :],
             self.budget.samples,
             partitions=self.sampling.partitions,
-            datasets=len({case.dataset for case in self.train_cases}),
-            cases=len(self.train_cases),
+            datasets=len({case.dataset for case in self.drawn_cases}),
+            cases=len(self.drawn_cases),
         )
         objective = kind(network, context, **knobs)
         unet.freeze_untrained(network, objective.trained)
@@ -214,9 +260,9 @@ class PretrainingSetup(nnUNetTrainer):
 
     @cached_property
     def batch_maker(self) -> BatchMaker:
-        """Step -> batch of the training cases."""
+        """Step -> batch of the training cases and of the images without labels."""
         return batch_maker(
-            self.train_cases,
+            self.drawn_cases,
             self.folders,
             self.objective.companions,
             self.budget.crop,

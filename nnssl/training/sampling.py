@@ -33,6 +33,8 @@ class Sampling:
         max_background: the same bound as largest share of background voxels (`bg_max`), or null;
             the stricter of the two counts. Padding is background.
         tries: places tried before the one with most tissue is taken.
+        unlabelled: whether images of `nnssl_preprocess_unlabelled` are drawn beside the training
+            cases: all of them, none, or those of the named folders.
     """
 
     mode: Mode | None = None
@@ -43,6 +45,7 @@ class Sampling:
     min_occupancy: float = 0.2
     max_background: float | None = None
     tries: int = 8
+    unlabelled: bool | Sequence[str] = True
 
     def __post_init__(self) -> None:
         if self.partitions < 2:
@@ -192,7 +195,7 @@ class Sampler:
         for _ in range(self.sampling.tries):
             begin = self._begin(case, part, rng)
             box = np.stack([begin, begin + self.extent], 1)
-            share = self.occupancy.share(case.identifier, box)
+            share = self.occupancy.share(case.identifier, box, case.folder)
             if share > best_share:
                 best, best_share = begin, share
             if share >= self.sampling.least_tissue:

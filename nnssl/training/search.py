@@ -25,6 +25,8 @@ class WeightSource:
         part: `encoder`, or `trained`: everything that was trained, the decoder too.
         stages: only the first of the encoder's stages; null: all.
         min_share: the run stops when less than this share of the wanted parameters loads.
+        allow_contamination: weights of another dataset that have seen what this fold evaluates are
+            taken all the same, and the checkpoint says so.
     """
 
     source: str = SEARCH
@@ -32,6 +34,7 @@ class WeightSource:
     part: Literal["encoder", "trained"] = "encoder"
     stages: int | None = None
     min_share: float = 0.5
+    allow_contamination: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.min_share <= 1:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
-
-import torch
 
 
 @dataclass(frozen=True)
@@ -70,12 +67,11 @@ class PretrainingSettings:
         """Optimiser steps of the whole run."""
         return self.num_epochs * self.num_iterations_per_epoch
 
-    def autocast(self, device: str) -> AbstractContextManager[None]:
-        """Context in which a forward pass computes with `precision` on a type of device."""
-        if self.precision == "float32" or (self.precision == "auto" and device != "cuda"):
-            return nullcontext()
-        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float16
-        return torch.autocast(device, dtype=dtype)
+    def autocast_dtype(self, device: str) -> str | None:
+        """Type in which a device computes matrix products; None: that of the weights."""
+        if self.precision == "auto":
+            return "float16" if device == "cuda" else None
+        return None if self.precision == "float32" else self.precision
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of one step: linear warm-up, then constant, cosine to 0, or poly 0.9."""

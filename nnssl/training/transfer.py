@@ -10,6 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnssl.datasets.cases import CaseRecord
+from nnssl.datasets.unlabelled_records import recorded_patients
 from nnssl.finetuning.weights import OUTPUT_LAYERS, NewChannels, Transfer, match, wanted_keys
 from nnssl.training.search import WeightSource
 
@@ -18,6 +19,9 @@ def plan_transfer(
     network: nn.Module, checkpoint: Mapping[str, Any], knobs: WeightSource, cascade: bool
 ) -> Transfer:
     """Matches a checkpoint of nnSSL or stock nnU-Net with the network.
+
+    Of a decoder that was trained without skip connections the halves of the convolutions that read
+    them stay random.
 
     Args:
         network: the planned U-Net.
@@ -28,10 +32,11 @@ def plan_transfer(
     Raises:
         ValueError: less than `min_share` of the wanted parameters loads.
     """
-    trained = checkpoint.get("nnssl", {}).get("trained_keys")
-    wanted = wanted_keys(network, trained, knobs.part, knobs.stages)
+    own = checkpoint.get("nnssl", {})
+    wanted = wanted_keys(network, own.get("trained_keys"), knobs.part, knobs.stages)
     channels: NewChannels = "zero" if cascade else "mean"
-    transfer = match(checkpoint["network_weights"], network.state_dict(), wanted, channels)
+    inputs = own.get("trained_inputs")
+    transfer = match(checkpoint["network_weights"], network.state_dict(), wanted, channels, inputs)
     transfer.require(knobs.min_share)
     return transfer
 
@@ -82,8 +87,13 @@ def contamination(
     seen = own.get("cases", {}).get("train")
     if seen is None or own.get("dataset") != dataset:
         return {"contaminated": None, "seen_validation_cases": []}
-    patients = {records[case].patient for case in seen if case in records}
-    leaked = sorted(c for c in validation if c in set(seen) or records[c].patient in patients)
+    patients = {(records[c].dataset, records[c].patient) for c in seen if c in records}
+    patients |= recorded_patients(own["cases"].get("unlabelled", {}))
+    leaked = sorted(
+        c
+        for c in validation
+        if c in set(seen) or (records[c].dataset, records[c].patient) in patients
+    )
     return {"contaminated": bool(leaked), "seen_validation_cases": leaked}
 
 

@@ -28,6 +28,19 @@ def test_arguments_become_a_recipe(
     assert "-tr nnSSLPixelClusteringTrainer" in capsys.readouterr().out
 
 
+def test_several_folds_are_made_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = []
+    monkeypatch.setattr(
+        cluster, "cluster_dataset", lambda *a: (made.append(a[4].fold), (tmp_path, [1.0]))[1]
+    )
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    cluster.main(["-d", "27", "-c", "2d", "-f", "0", "1"])
+    assert made == [0, 1]
+    assert "2d 1 -p" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -229,6 +229,20 @@ def test_damage_is_named_and_nothing_is_written(
     assert "patient001" not in report
 
 
+def test_an_unreadable_folder_is_named(miniature, spec: DatasetSpec, target: Target, monkeypatch):
+    """Root may read everything, so the refusal of the system is imitated."""
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "patient002":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    report = refused(spec, miniature.root, target)
+    assert "training/patient002: folder cannot be read (Permission denied)" in report
+
+
 @pytest.mark.parametrize("name", LABELS)
 def test_wrong_labels_are_named(miniature, spec: DatasetSpec, target: Target, name: str):
     values, geometry, words = LABELS[name]

@@ -123,7 +123,7 @@ def test_the_original_is_not_changed():
     ("options", "message"),
     [
         ({"configuration": "3d"}, "configuration is '3d'; the plans have full, cascade"),
-        ({"configuration": "cascade"}, "inherits from 3d_lowres: shrink 3d_lowres instead"),
+        ({"configuration": "cascade"}, "inherits from 3d_lowres: take 3d_lowres instead"),
         ({"name": "nnUNetPlans"}, "name is 'nnUNetPlans', that of the plans"),
         ({"patch": [32, 32, 32]}, "patch is \\[32, 32, 32\\]; it takes 1 or 2"),
         ({"patch": [2]}, "patch is \\[2, 2\\]; each must be at least 4"),

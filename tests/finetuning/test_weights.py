@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nnssl.finetuning.weights import load, match, wanted_keys
-from nnssl.modules.unet import Trained, trained_keys
+from nnssl.modules.unet import Trained, inputs_without_skips, trained_keys
 
 ENCODER = 1 * 4 * 9 + 3 * 4 + 2 * (6 * 6 * 9 + 3 * 6) - 6 * 2 * 9 + 6 * 8 * 9 + 3 * 8
 
@@ -134,3 +134,34 @@ def test_diverged_source_and_unknown_key(make_unet):
     filled(source, float("nan"))
     with pytest.raises(ValueError, match="NaN"):
         match(source.state_dict(), target.state_dict(), wanted_keys(target, None, "encoder"))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_halves_that_were_not_trained_stay_and_are_counted(make_unet, residual):
+    """A decoder without skips: its half that reads from below is loaded, the other stays."""
+    source, target = pair(make_unet, residual)
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    wanted = wanted_keys(target, None, "trained")
+    inputs = inputs_without_skips(target)
+    transfer = match(source.state_dict(), target.state_dict(), wanted, trained_inputs=inputs)
+    load(target, transfer)
+    rest = 0
+    for key, count in inputs.items():
+        weight = target.state_dict()[key]
+        assert torch.all(weight[:, :count] == 0.5)
+        assert torch.equal(weight[:, count:], before[key][:, count:])
+        rest += weight[:, count:].numel()
+    counts = transfer.to_dict()["parameters"]
+    outputs = sum(p.numel() for n, p in target.named_parameters() if "seg_layers" in n)
+    assert counts["random"] == rest + outputs
+    assert sum(counts.values()) == sum(p.numel() for p in target.parameters())
+    assert transfer.share == 1
+    assert f"random{2:>11}{rest:>13,}" in transfer.table()
+    assert "pre-training had switched off" in transfer.table()
+    encoder = match(
+        source.state_dict(),
+        target.state_dict(),
+        wanted_keys(target, None, "encoder"),
+        trained_inputs=inputs,
+    )
+    assert "switched off" not in encoder.table()

@@ -53,8 +53,9 @@ def test_volumes_show_their_middle_slice_and_modes_come_back() -> None:
     maps = torch.arange(5).reshape(1, 5, 1, 1).expand(1, 5, 2, 3)
     assert cluster_gauges.middle_slice(maps).unique().tolist() == [2]
     assert cluster_gauges.shade(torch.randn(2, 3, 4, 6, 8)).shape == (2, 6, 8, 3)
-    module = torch.nn.BatchNorm1d(2).train()
+    module = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Dropout()).train()
+    module[1].eval()
     with cluster_gauges.evaluating(module):
-        assert not module.training
+        assert not any(part.training for part in module.modules())
         assert not torch.is_grad_enabled()
-    assert module.training
+    assert [part.training for part in module.modules()] == [True, True, False]

@@ -105,8 +105,36 @@ def test_without_skips_the_skips_do_not_count(unet, unet_input):
     found = u.decode(unet, other, use_skips=False)
     assert torch.equal(found[-1], u.decode(unet, skips, use_skips=False)[-1])
     zeros = [torch.zeros_like(x) for x in skips[:-1]] + skips[-1:]
-    assert torch.equal(found[-1], u.decode(unet, zeros)[-1])
+    torch.testing.assert_close(found[-1], u.decode(unet, zeros)[-1], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(found[-1], u.decode(unet, skips)[-1])
+
+
+def test_without_skips_their_halves_get_no_gradient_and_parameters_stay(unet, unet_input):
+    """The same gradient as with zeros in their place; twice, since weights are swapped inside."""
+    before = {key: id(tensor) for key, tensor in unet.state_dict(keep_vars=True).items()}
+    gradients = []
+    for zeros in (False, True, False):
+        unet.zero_grad()
+        skips = u.encode(unet, unet_input)
+        skips = [x * 0 for x in skips[:-1]] + skips[-1:]
+        u.decode(unet, skips, use_skips=zeros)[-1].square().sum().backward()
+        named = unet.named_parameters()
+        gradients.append({n: p.grad.clone() for n, p in named if p.grad is not None})
+    assert {key: id(tensor) for key, tensor in unet.state_dict(keep_vars=True).items()} == before
+    for name, count in u.inputs_without_skips(unet).items():
+        gradient = gradients[0][name]
+        assert gradient.shape[1] == 2 * count
+        assert gradient[:, :count].any()
+        assert not gradient[:, count:].any()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-3)
+        assert torch.equal(gradient, gradients[2][name])
+
+
+def test_weights_that_read_skips_are_named_once(unet):
+    found = u.inputs_without_skips(unet)
+    assert list(found) == [f"decoder.stages.{level}.convs.0.conv.weight" for level in range(2)]
+    assert list(found.values()) == [6, 4]
 
 
 TRAINED = {
@@ -232,10 +260,11 @@ def test_compiled_parts_compute_the_same(make_unet, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compile_eagerly)
     network, x = make_unet(2, residual=True), torch.randn(2, 1, 16, 16)
-    expected = u.decode(network, u.encode(network, x))[-1]
+    expected = [u.decode(network, u.encode(network, x), use_skips=s)[-1] for s in (True, False)]
     u.compile_parts(network)
     assert len(compiled) == 1 + 3 + 2
-    assert torch.equal(u.decode(network, u.encode(network, x))[-1], expected)
+    for skips, before in zip((True, False), expected, strict=True):
+        assert torch.equal(u.decode(network, u.encode(network, x), use_skips=skips)[-1], before)
 
 
 def test_numbers_of_the_network(make_unet):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from nnssl.objectives.pcrlv2 import PCRLv2Objective
 from nnssl.views import RandomView
 
 CROPS = {2: (16, 16), 3: (8, 16, 16)}
+STEPS = 40
 PLAIN = {"swap": 0.0, "noise": None, "blur": None, "gamma": None}
 
 
@@ -59,11 +61,14 @@ def test_every_local_view_is_used_and_none_twice(make_unet: Callable[..., nn.Mod
     whole = made._embed([full["views"][f"global_{i}"].image for i in range(2)])
     local = [made._embed([made._fitted(full["views"][f"local_{i}"].image)]) for i in range(6)]
     chosen = made._levels(full["key"], 7)
-    alone = [
-        made._compare(local[i], 0, whole, view, chosen[1 + i]).detach()
-        for i in range(6)
-        for view in range(2)
-    ]
+    alone = []
+    for view in range(2):
+        one = replace(
+            whole,
+            embedding=[z[view : view + 1] for z in whole.embedding],
+            prediction=[p[view : view + 1] for p in whole.prediction],
+        )
+        alone += [made._local(one, local[i], chosen[1 + i : 2 + i]).detach() for i in range(6)]
     assert len({round(float(value), 6) for value in alone}) == 12
     torch.testing.assert_close(made(full)["local_loss"], torch.stack(alone).mean())
 
@@ -128,6 +133,59 @@ def test_the_restoration_of_levels_fades_out(make_unet: Callable[..., nn.Module]
             (1 + beta) * float(made.trivial(made.corrupt(full))["collapse_loss"]) - 2, abs=1e-5
         )
     assert float(made.state_dict()["progress"]) == 1
+
+
+def test_mismatched_views_are_compared_as_the_global_ones(
+    make_unet: Callable[..., nn.Module],
+) -> None:
+    """With equal samples a view matches every sample's; it is told and not trained on."""
+    made, full = objective(make_unet, **PLAIN).eval(), batch()
+    for view in full["views"].values():
+        view.image[:] = view.image[:1]
+    terms = made(full)
+    assert float(terms["mismatched_loss"]) == pytest.approx(float(terms["global_loss"]), abs=1e-5)
+    assert not terms["mismatched_loss"].requires_grad
+    for view in full["views"].values():
+        view.image[1:] = torch.randn(view.image[1:].shape)
+    other = made(full)
+    assert abs(float(other["mismatched_loss"]) - float(other["global_loss"])) > 1e-3
+
+
+def test_the_siamese_part_learns(make_unet: Callable[..., nn.Module]) -> None:
+    """Views of one body agree, views of different bodies do not: at collapse both would."""
+    torch.manual_seed(0)
+    context = Context(1, CROPS[2], (1.0, 1.0), 8)
+    made = PCRLv2Objective(make_unet(2, classes=1, features=(8, 16, 16)), context)
+    unet.freeze_untrained(made.network, made.trained)
+    optimizer = torch.optim.Adam([p for p in made.parameters() if p.requires_grad], 5e-3)
+    names = ("global_loss", "mismatched_loss", "embedding_std")
+    found = []
+    for step in range(STEPS):
+        terms = made(with_views(bodies(step), PCRLv2Objective))
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+        found.append([float(terms[name].detach()) for name in names])
+    (first, *_), (last, other, spread) = (
+        torch.tensor(part).mean(0).tolist() for part in (found[:4], found[-8:])
+    )
+    assert last < first - 0.1
+    assert last < other - 0.1
+    assert spread > 0.5
+
+
+def bodies(step: int, size: int = 24, samples: int = 8) -> dict[str, Any]:
+    """A batch of bright ellipses on dark ground, each with a brightness and a form of its own."""
+    made = make_batch(2, 1, step)
+    generator = torch.Generator().manual_seed(step)
+    y, x = torch.meshgrid(*[torch.linspace(-1, 1, size)] * 2, indexing="ij")
+    axes = 0.3 + 0.6 * torch.rand(samples, 2, 1, 1, generator=generator)
+    body = (x / axes[:, 0]) ** 2 + (y / axes[:, 1]) ** 2 < 1
+    hole = (x**2 + y**2)[None] < 0.3 * torch.rand(samples, 1, 1, generator=generator)
+    image = body * (1 + torch.rand(samples, 1, 1, generator=generator)) - 1.5 * (hole & body)
+    image = image[:, None] + 0.05 * torch.randn(samples, 1, size, size, generator=generator)
+    keys = torch.tensor([[3, step, 0, j] for j in range(samples)])
+    return {**made, "image": image, "key": keys, "companions": {}}
 
 
 def test_it_works_without_local_views(make_unet: Callable[..., nn.Module]) -> None:

@@ -136,6 +136,17 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert "\\<script>" in markdown_tables(tmp_path / "study", workers=1)
 
 
+def test_nothing_that_is_printed_names_a_folder_of_this_machine(tmp_path: Path) -> None:
+    """Commands are those that are typed in the folder of the study."""
+    plant(tmp_path, noisy(2), repetitions=1, skip={"m-p2-r0-f0-short"})
+    text = markdown_tables(tmp_path / "study", workers=1)
+    assert "missing | nnUNet_results=cells/m-p2-r0-f0-short" in text
+    weights = r"nnssl_pretrained_weights=cells/pretrain-[\w.-]+/\S+/checkpoint_final.pth"
+    assert re.search(weights, text)
+    assert str(tmp_path) not in text
+    assert str(tmp_path) not in write_report(tmp_path / "study", workers=1).read_text()
+
+
 def test_hours_seeds_and_commands_are_there(tmp_path: Path) -> None:
     plant(tmp_path, noisy(2), repetitions=1)
     text = markdown_tables(tmp_path / "study", workers=1)

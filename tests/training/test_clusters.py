@@ -13,7 +13,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch.nn.functional import interpolate
 
 from nnssl.training.clustering import handcrafted
-from nnssl.training.clustering.deep_features import TransformerFeatures, _windows
+from nnssl.training.clustering.deep_features import TransformerFeatures, windows
 from nnssl.training.clustering.handcrafted import HandcraftedFeatures
 from nnssl.training.clustering.maps import body, k_means
 from nnssl.training.clustering.nmi import contingency, normalised_mutual_information
@@ -72,7 +72,7 @@ def test_upsampling_follows_the_edges_of_the_image(dimension: int) -> None:
 def test_windows_cover_every_voxel() -> None:
     for shape, patch in (((5, 9, 7), (4, 4)), ((11, 9, 7), (4, 4, 8))):
         seen = np.zeros(shape, int)
-        for window in _windows(shape, patch):
+        for window in windows(shape, patch):
             seen[window] += 1
         assert seen.min() >= 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 import torch
 
 from nnssl.training.clustering import maps
-from nnssl.training.clustering.nmi import validation_nmi
 from nnssl.training.clustering.recipe import Recipe, stored
 from nnssl.training.clustering.task import check_companions, cluster_dataset, fold_cases
 from nnssl.training.factory import trainer_class
@@ -29,6 +29,7 @@ objective: {clusters: 4}
 
 
 def make(dataset: Any, recipe: Recipe = RECIPE) -> Path:
+    """Folder of the maps."""
     arguments = (999, "2d", "nnUNetPlans", recipe, "clusters", 1)
     return cluster_dataset(dataset.preprocessed.parent, *arguments)[0]
 
@@ -41,7 +42,7 @@ def test_maps_are_made_once_resumed_and_rebuilt(tiny_dataset: Any) -> None:
     folder = make(tiny_dataset)
     first = times(folder)
     assert len(first) == CASES
-    assert folder == tiny_dataset.preprocessed / "nnssl" / "nnUNetPlans_2d" / "clusters"
+    assert folder == tiny_dataset.preprocessed / "nnssl" / "nnUNetPlans_2d" / "clusters/fold_0"
     assert sum(stored(folder)["shares"]) == pytest.approx(1)
     (folder / "p1_f0.b2nd").unlink()
     make(tiny_dataset)
@@ -112,13 +113,14 @@ def test_a_run_refuses_maps_that_do_not_fit_and_takes_those_that_do(
     trainer = tiny_dataset.trainer(kind)
     trainer.initialize()
     command = "nnssl_cluster -d 999 -c 2d -p nnUNetPlans -f 0 --name clusters -k 4"
-    with pytest.raises(ValueError, match=f"there is no manifest.*{command}"):
+    with pytest.raises(ValueError, match=f"none were made for fold 0 .made: none.*{command}"):
         check_companions(trainer)
     folder = make(tiny_dataset)
     check_companions(trainer)
     other = tiny_dataset.trainer(kind, fold=1)
     other.initialize()
-    with pytest.raises(ValueError, match="made for fold 0, this run is of fold 1"):
+    another = command.replace("-f 0", "-f 1")
+    with pytest.raises(ValueError, match=f"for fold 1 .made: fold_0.*{another}"):
         check_companions(other)
     trainer.objective.count = 7
     with pytest.raises(ValueError, match=r"made with 4 clusters, objective.clusters is 7"):
@@ -128,17 +130,37 @@ def test_a_run_refuses_maps_that_do_not_fit_and_takes_those_that_do(
     assert trainer.history.last("train_loss") is not None
     assert 0 < trainer.history.last("cluster_entropy") <= 1
     assert (Path(trainer.output_folder) / "pictures" / "epoch_0001_clusters.png").is_file()
-    assert 0 <= validation_nmi(trainer) <= 1
     (folder / "p0_f0.b2nd").unlink()
     with pytest.raises(ValueError, match="1 cases have no map, for instance p0_f0"):
         check_companions(trainer)
 
 
-def test_labels_are_a_perfect_clustering_of_themselves(tiny_dataset: Any, monkeypatch: Any) -> None:
-    """A clustering that thresholds the bright balls tells most about the labels; noise nothing."""
-    trainer = tiny_dataset.trainer(trainer_class("nnSSLClusteringTrainer"))
+def test_every_fold_reads_its_own_maps(tiny_dataset: Any, trainer_yaml: Any) -> None:
+    """Maps of two folds lie side by side; a run reads those of its own fold."""
+    trainer_yaml("nnSSLFoldPixels", SHORT)
+    trainer_class.cache_clear()
+    folders = [make(tiny_dataset, replace(RECIPE, fold=fold)) for fold in (0, 1)]
+    assert [folder.name for folder in folders] == ["fold_0", "fold_1"]
+    before = times(folders[0])
+    make(tiny_dataset, replace(RECIPE, fold=1, seed=3))
+    assert times(folders[0]) == before
+    for fold in (0, 1):
+        trainer = tiny_dataset.trainer(trainer_class("nnSSLFoldPixels"), fold=fold)
+        trainer.initialize()
+        check_companions(trainer)
+        assert trainer.batch_maker.reader.companions == {"clusters": folders[fold]}
+    blosc2.asarray(np.full((1, 8, 40, 40), 2, np.int16), urlpath=str(folders[1] / "x.b2nd"))
+    (folders[1] / "x.b2nd").replace(folders[1] / "p2_f0.b2nd")
+    box = np.array([[0, 8], [0, 40], [0, 40]])
+    assert (trainer.batch_maker.reader.companion("clusters", "p2_f0", box) == 2).all()
+
+
+def test_maps_of_no_fold_stop_a_run_that_only_validates(
+    tiny_dataset: Any, trainer_yaml: Any
+) -> None:
+    trainer_yaml("nnSSLNoPixels", SHORT)
+    trainer_class.cache_clear()
+    trainer = tiny_dataset.trainer(trainer_class("nnSSLNoPixels"), fold=1)
     trainer.initialize()
-    bright = validation_nmi(trainer, lambda x: (x[:, 0] > 0).long() + (x[:, 0] > 1).long())
-    noise = validation_nmi(trainer, lambda x: (torch.rand_like(x[:, 0]) > 0.5).long())
-    assert bright > 0.5
-    assert noise < 0.02
+    with pytest.raises(ValueError, match=r"of fold 1 are not in .*nnssl_cluster -f 1"):
+        _ = trainer.batch_maker

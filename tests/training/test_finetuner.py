@@ -17,7 +17,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from nnssl.modules.unet import Trained, plain_state_dict, trained_keys
+from nnssl.modules.unet import Trained, inputs_without_skips, plain_state_dict, trained_keys
 from nnssl.training.checkpoint import read_checkpoint, save_atomically
 from nnssl.training.finetuner import nnSSLFinetuner
 
@@ -312,6 +312,21 @@ def test_pretrained_weights_flag_contradicts_random_weights(finetune, pretrained
     load_pretrained_weights(trainer.network, str(pretrained()))
     with pytest.raises(ValueError, match="random by design"):
         trainer.on_train_start()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_decoder_trained_without_skips_gives_only_what_it_trained(finetune, pretrained, whole):
+    """As PCRLv2 writes it; records of older versions without the entry give the whole decoder."""
+    trainer = finetune(SHORT + "weights: {part: trained}\n")
+    trainer.initialize()
+    record = {} if whole else {"trained_inputs": inputs_without_skips(trainer.network)}
+    pretrained(trained_keys=trained_keys(trainer.network, Trained(None, None)), **record)
+    trainer.on_train_start()
+    state = trainer.network.state_dict()
+    for key, count in inputs_without_skips(trainer.network).items():
+        assert torch.all(state[key][:, :count] == 0.125)
+        assert bool(torch.all(state[key][:, count:] == 0.125)) is whole
+    assert ("had switched off" in log_of(trainer)) is not whole
 
 
 def test_an_all_run_that_is_named_is_marked_as_contaminated(finetune, pretrained, monkeypatch):

@@ -19,20 +19,18 @@ probe: {probe_at_end: false}
 """
 
 
-@pytest.mark.filterwarnings("ignore:CUDA is not available")
 @pytest.mark.parametrize(
     ("precision", "device", "expected"),
     [
         ("auto", "cpu", None),
-        ("auto", "cuda", torch.float16),
+        ("auto", "cuda", "float16"),
         ("float32", "cuda", None),
-        ("bfloat16", "cpu", torch.bfloat16),
-        ("bfloat16", "cuda", torch.bfloat16),
+        ("bfloat16", "cpu", "bfloat16"),
+        ("bfloat16", "cuda", "bfloat16"),
     ],
 )
-def test_context_of_a_precision(precision: Any, device: str, expected: torch.dtype | None) -> None:
-    context = PretrainingSettings(precision=precision).autocast(device)
-    assert getattr(context, "fast_dtype", None) == expected
+def test_type_of_a_precision(precision: Any, device: str, expected: str | None) -> None:
+    assert PretrainingSettings(precision=precision).autocast_dtype(device) == expected
 
 
 @pytest.mark.parametrize("parent", ["nnSSLContrastiveTrainer", "nnSSLMAETrainer"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,14 +17,14 @@ from nnssl.training.sampling import Sampler, Sampling
 class Everywhere:
     """Occupancy of a volume that is all tissue."""
 
-    def share(self, identifier: str, box: np.ndarray) -> float:
+    def share(self, identifier: str, box: np.ndarray, folder: Path | None = None) -> float:
         return 1.0
 
 
 class RightHalf:
     """Tissue only where the last axis is at least 20."""
 
-    def share(self, identifier: str, box: np.ndarray) -> float:
+    def share(self, identifier: str, box: np.ndarray, folder: Path | None = None) -> float:
         return float(
             np.clip(box[2, 1] - np.maximum(box[2, 0], 20), 0, None) / (box[2, 1] - box[2, 0])
         )

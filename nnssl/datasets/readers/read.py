@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +41,34 @@ def read_volume(
         ValueError: Unreadable, truncated, or not a volume of one value per voxel.
     """
     how = how or Reading()
-    try:
+    with _in_words():
         image, notes = _read(paths, how, like)
         image = _one_channel(image, how, channel)
         return Volume(image, hash_of(_with_raw_data(paths)), notes)
+
+
+def read_frames(paths: Sequence[Path], how: Reading | None = None) -> Volume:
+    """Read a file of time frames: an image of four axes, the last of them time.
+
+    Args:
+        paths: One file.
+        how: Knobs.
+
+    Raises:
+        ValueError: Unreadable, truncated, or without a fourth axis.
+    """
+    with _in_words():
+        image, notes = _read(paths, how or Reading(), ())
+        if image.GetDimension() != 4 or image.GetNumberOfComponentsPerPixel() != 1:
+            raise ValueError(f"has size {image.GetSize()}; a fourth axis of frames is needed")
+        return Volume(image, hash_of(_with_raw_data(paths)), notes)
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Whatever the libraries raise for a broken file becomes one sentence."""
+    try:
+        yield
     except EOFError as error:
         raise ValueError("is truncated") from error
     except BROKEN as error:
@@ -104,7 +129,7 @@ def _one_channel(image: sitk.Image, how: Reading, channel: int) -> sitk.Image:
         count = image.GetSize()[3]
         if how.fourth_axis == "channels" and count != how.channels:
             raise ValueError(f"holds {count} channels; the dataset has {how.channels}")
-        return _entry(image, channel if how.fourth_axis == "channels" else 0)
+        return entry_of(image, channel if how.fourth_axis == "channels" else 0)
     if image.GetDimension() == 3 and components == how.channels > 1:
         return sitk.VectorIndexSelectionCast(image, channel)
     if image.GetDimension() != 3 or components != 1:
@@ -113,6 +138,7 @@ def _one_channel(image: sitk.Image, how: Reading, channel: int) -> sitk.Image:
     return image
 
 
-def _entry(image: sitk.Image, index: int) -> sitk.Image:
+def entry_of(image: sitk.Image, index: int) -> sitk.Image:
+    """One entry of the fourth axis, with the geometry of the other three."""
     size = [*image.GetSize()[:3], 0]
     return sitk.Extract(image, size, [0, 0, 0, index])

@@ -45,7 +45,7 @@ class EncoderFeatures:
     @torch.no_grad()
     def windows(self, image: np.ndarray) -> Iterator[tuple[Window, np.ndarray]]:
         volume = torch.from_numpy(image)
-        for window in _windows(image.shape[1:], self.patch):
+        for window in windows(image.shape[1:], self.patch):
             index = (slice(None), *window)
             part = volume[index]
             part = part.movedim(0, 1) if len(self.patch) == 2 else part[None]
@@ -98,7 +98,7 @@ class TransformerFeatures:
     def windows(self, image: np.ndarray) -> Iterator[tuple[Window, np.ndarray]]:
         low, high = np.percentile(image[0], [0.5, 99.5]).tolist()
         grey = torch.from_numpy(image[:1].clip(low, high) - low) / max(high - low, 1e-6)
-        for window in _windows(image.shape[1:], image.shape[2:]):
+        for window in windows(image.shape[1:], image.shape[2:]):
             index = (slice(None), *window)
             part = grey[index].movedim(0, 1)  # (1, 1, Y, X)
             features = upsample(self._tokens(part), part, self.upsampling)
@@ -115,7 +115,7 @@ class TransformerFeatures:
         return tokens.reshape(1, *grid, -1).movedim(-1, 1)
 
 
-def _windows(shape: Sequence[int], patch: Sequence[int]) -> Iterator[Window]:
+def windows(shape: Sequence[int], patch: Sequence[int]) -> Iterator[Window]:
     """Windows that cover a volume: every slice for 2D; else the patch, moved by its size."""
     size = (1, *shape[1:]) if len(patch) == 2 else tuple(patch)
     begins = [

@@ -130,7 +130,7 @@ def check_run(
     """Refuse maps that do not fit a pre-training run.
 
     Args:
-        folder: of the maps.
+        folder: of the maps of the fold.
         command: makes maps that do fit.
         fold, plans, training: of the run (`plans_hash`, `cases_hash` of its training cases).
         cases: every case that the run reads, validation included.
@@ -142,7 +142,8 @@ def check_run(
     found = stored(folder)
     problem = None
     if not found:
-        problem = "there is no manifest"
+        made = sorted(file.parent.name for file in folder.parent.glob(f"fold_*/{MANIFEST}"))
+        problem = f"none were made for fold {fold} (made: {', '.join(made) or 'none'})"
     elif found["recipe"]["fold"] != fold:
         problem = f"made for fold {found['recipe']['fold']}, this run is of fold {fold}"
     elif found["plans"] != plans:

@@ -52,13 +52,13 @@ def cluster_dataset(
         known = ", ".join(plans["configurations"])
         raise ValueError(f"-c: found {configuration}, {file.name} has {known}")
     manager = PlansManager(plans).get_configuration(configuration)
-    folders = DataFolders.of(dataset / manager.data_identifier)
+    folders = DataFolders.of(dataset / manager.data_identifier, recipe.fold)
     if not folders.preprocessed.is_dir():
         raise ValueError(f"{folders.preprocessed} does not exist; run first: nnUNetv2_preprocess")
     training, cases = fold_cases(folders.preprocessed, recipe.fold)
     patch = tuple(int(n) for n in manager.patch_size)
     spacing = tuple(float(s) for s in manager.spacing)[-len(patch) :]
-    job = Job(folders.preprocessed, folders.own / name, recipe, spacing, patch)
+    job = Job(folders.preprocessed, folders.companion(name), recipe, spacing, patch)
     return job.folder, make_maps(job, plans, manager.configuration, training, cases, workers)
 
 
@@ -94,7 +94,7 @@ def check_companions(trainer: Any) -> None:
             f"-p {trainer.plans_manager.plans_name} -f {trainer.fold} --name {name}"
         )
         recipes.check_run(
-            trainer.folders.own / name,
+            trainer.folders.companion(name),
             command if clusters is None else f"{command} -k {clusters}",
             trainer.fold,
             recipes.plans_hash(

@@ -15,7 +15,7 @@ from nnssl.training.checkpoint import read_checkpoint
 from nnssl.training.labels import LabelBudget, choose_labelled
 from nnssl.training.probe.dice import DiceTable, Examples
 from nnssl.training.probe.encoder_probe import EncoderResult, fit_and_score
-from nnssl.training.probe.encoders import network_with, own_generators
+from nnssl.training.probe.encoders import initial_state, network_with, own_generators
 from nnssl.training.probe.fold import ProbeFold
 from nnssl.training.probe.run import Probe, place_of, without_nan
 from nnssl.training.probe.volumes import Volumes, structures_of
@@ -42,7 +42,9 @@ class Choice:
 def probe_checkpoints(
     probe: Probe, files: Sequence[Path], reference: Path | None = None
 ) -> tuple[dict[str, EncoderResult], dict[str, Any]]:
-    """Probes the random network, then every file, on the fold's validation cases.
+    """Probes a random network, then every file, on the fold's validation cases.
+
+    The random network is the one that the first file's pre-training began with.
 
     Returns:
         Name (the file's path, `random`, `reference`) -> result; and the content of `probe.json`.
@@ -54,7 +56,8 @@ def probe_checkpoints(
     cases, reason = probe.cases()
     named = {str(file): file for file in files}
     named |= {REFERENCE: reference} if reference else {}
-    results = {RANDOM: probe.random(cases)}
+    first = initial_state(read_checkpoint(next(iter(files))))
+    results = {RANDOM: probe.random(cases, *first)}
     seen = {}
     for name, file in tqdm(named.items(), desc="probe", disable=None):
         content = read_checkpoint(file)

@@ -35,13 +35,26 @@ class Examples:
         labels = [self._chosen[case][1] for case in cases]
         return torch.bincount(torch.cat(labels), minlength=self.classes)
 
+    def chosen(self, case: str) -> tuple[Tensor, Tensor]:
+        """Voxels (N, 3) and classes (N,) of a case."""
+        return self._chosen[case]
+
     def of(self, case: str, block: Block) -> tuple[Tensor, Tensor]:
         """Features (N, F) and classes (N,) of the examples that lie in a block."""
         voxels, labels = self._chosen[case]
-        begin = torch.tensor(block.begin)
-        inside = ((voxels >= begin) & (voxels < begin + torch.tensor(block.shape))).all(1)
-        device = block.stages[0].device
-        return block.at((voxels[inside] - begin).to(device)), labels[inside]
+        features, inside = features_at(block, voxels)
+        return features, labels[inside]
+
+
+def features_at(block: Block, voxels: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (M, F) of those of the voxels (N, 3) of a volume that lie in a block.
+
+    Returns:
+        The features, and which voxels lie in the block, (N,) bool.
+    """
+    begin = torch.tensor(block.begin)
+    inside = ((voxels >= begin) & (voxels < begin + torch.tensor(block.shape))).all(1)
+    return block.at((voxels[inside] - begin).to(block.stages[0].device)), inside
 
 
 def choose_voxels(labels: Tensor, case: str) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,9 @@ from nnssl.datasets.files import write_json
 from nnssl.modules import unet
 from nnssl.training.checkpoint import read_checkpoint
 from nnssl.training.probe import pictures
+from nnssl.training.probe.clusters import objective_nmi
 from nnssl.training.probe.encoder_probe import EncoderResult, ProbeCases
-from nnssl.training.probe.encoders import network_with, own_generators
+from nnssl.training.probe.encoders import network_with, outputs, own_generators
 from nnssl.training.probe.fold import ProbeFold
 from nnssl.training.probe.run import RESULT_FILE, Probe
 
@@ -27,7 +28,9 @@ class TrainingProbe:
     def __init__(self, trainer: PretrainingSetup) -> None:
         self.trainer = trainer
         self.settings = trainer.probe_settings
-        self.probe = Probe(ProbeFold.of(trainer), self.settings, trainer.device)
+        self.clusters = getattr(trainer.objective, "cluster_count", None)
+        fold = ProbeFold.of(trainer)
+        self.probe = Probe(fold, self.settings, trainer.device, clusters=self.clusters)
         self._cases: tuple[ProbeCases, str | None] | None = None
         self._others: dict[str, EncoderResult] = {}
 
@@ -69,19 +72,28 @@ class TrainingProbe:
         cases, reason = self._cases
         results = {PRETRAINED: self.probe.encoder(self._pretrained, cases), **self._others}
         if RANDOM not in results:
-            self._others[RANDOM] = results[RANDOM] = self.probe.random(cases)
+            self._others[RANDOM] = results[RANDOM] = self._random(cases)
         if self.settings.reference is not None and REFERENCE not in results:
             self._others[REFERENCE] = self.probe.encoder(self._reference, cases)
             results[REFERENCE] = self._others[REFERENCE]
         folder = Path(trainer.output_folder)
-        more = {"epochs": trainer.current_epoch, "steps": trainer.step}
+        more: dict[str, Any] = {"epochs": trainer.current_epoch, "steps": trainer.step}
         more["reference"] = self.settings.reference
+        own = {}
+        if cases.clusters is not None:
+            own = objective_nmi(trainer.objective, cases.volumes, cases.clusters)
+            more["clusters"] = own
         write_json(folder / RESULT_FILE, self.probe.record(results, cases, reason, **more))
         slices = results[PRETRAINED].slices
         queries = [case.identifier for case in cases.scored or cases.fitted]
         fold = self.probe.fold
         pictures.draw(slices, queries, fold.partitions, folder / "pictures", fold.folder)
-        return _terms(results)
+        return {**_terms(results), **{f"probe_{key}_clusters": n for key, n in own.items()}}
+
+    def _random(self, cases: ProbeCases) -> EncoderResult:
+        """The network that this run began with (where no `initial_weights` were given)."""
+        weights = self.trainer.objective.network.state_dict()
+        return self.probe.random(cases, self.trainer.settings.seed, outputs(weights))
 
     def _pretrained(self) -> Any:
         weights = unet.plain_state_dict(self.trainer.objective.network)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nnssl.modules.features import Block, blocks, frozen
 from nnssl.modules.linear_probe import LinearProbe
 from nnssl.training.case_store import Case
+from nnssl.training.probe.clusters import ClusterCases, FeatureClusters
 from nnssl.training.probe.dice import DiceTable, Examples, Fit, Scorer, dice
 from nnssl.training.probe.slices import CellMap, Slices
 from nnssl.training.probe.volumes import Volumes
@@ -28,6 +29,7 @@ class ProbeCases:
         scored: validation volumes.
         draws: cases of each draw of labelled patients.
         examples: voxels for fitting; None without labels.
+        clusters: voxels at which clusters and labels are compared; None: they are not.
     """
 
     volumes: Volumes
@@ -35,6 +37,7 @@ class ProbeCases:
     scored: tuple[Case, ...]
     draws: tuple[frozenset[str], ...]
     examples: Examples | None
+    clusters: ClusterCases | None = None
 
 
 @dataclass(frozen=True)
@@ -46,17 +49,19 @@ class EncoderResult:
         gauges: see `Slices.gauges`.
         slices: embeddings, for the pictures.
         seconds: that it took.
+        nmi: of k-means clusters and labels, see `ClusterCases.nmi`; empty where not asked for.
     """
 
     dice: DiceTable | None
     gauges: Mapping[str, float]
     slices: Slices
     seconds: float
+    nmi: Mapping[str, float] = field(default_factory=dict)
 
     def terms(self) -> dict[str, float]:
         """The numbers for tables and curves."""
         found = {} if self.dice is None else {"dice": self.dice.mean}
-        return {**found, **self.gauges}
+        return {**found, **self.gauges, **self.nmi}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain record for `probe.json`."""
@@ -72,6 +77,7 @@ def probe_encoder(network: nn.Module, cases: ProbeCases) -> EncoderResult:
     """Fits on the drawn training volumes, scores on the validation volumes, looks at slices."""
     begin = perf_counter()
     slices, found = Slices(), None
+    clusters = None if cases.clusters is None else FeatureClusters(cases.clusters)
     with frozen(network):
         fit = None
         if cases.examples is not None:
@@ -80,16 +86,21 @@ def probe_encoder(network: nn.Module, cases: ProbeCases) -> EncoderResult:
             for block in _blocks(network, cases.volumes, case, slices):
                 if fit is not None:
                     fit.add(case.identifier, block)
+                if clusters is not None:
+                    clusters.fit_on(case.identifier, block)
         scorer = None if fit is None else Scorer(fit.solve())
         for case in cases.scored:
             stream = _blocks(network, cases.volumes, case, slices)
+            if clusters is not None:
+                stream = clusters.watching(case.identifier, stream)
             if scorer is None:
                 _exhaust(stream)
             else:
                 found = {**(found or {}), case.identifier: _score(stream, scorer, cases, case)}
     queries = [case.identifier for case in cases.scored or cases.fitted]
     table = DiceTable(tuple(cases.volumes.structures.values()), found) if found else None
-    return EncoderResult(table, slices.gauges(queries), slices, perf_counter() - begin)
+    nmi = {} if clusters is None else clusters.nmi()
+    return EncoderResult(table, slices.gauges(queries), slices, perf_counter() - begin, nmi)
 
 
 def fit_and_score(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,15 +37,35 @@ def own_generators(device: torch.device, seed: int = RANDOM_SEED) -> Iterator[No
         np.random.set_state(array)
 
 
-def random_network(fold: ProbeFold, device: torch.device) -> nn.Module:
-    """The planned U-Net as nnU-Net initialises it; call it inside `own_generators`."""
+def initial_state(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
+    """Seed and outputs of the network that a run started from.
+
+    A checkpoint that is no pre-training of nnSSL does not tell: then they are the probe's own.
+    """
+    config = checkpoint.get("nnssl", {}).get("config", {})
+    seed = config.get("sections", {}).get("training", {}).get("seed")
+    return (
+        (RANDOM_SEED, OUTPUTS) if seed is None else (seed, outputs(checkpoint["network_weights"]))
+    )
+
+
+def outputs(weights: Mapping[str, Tensor]) -> int:
+    """Outputs of the segmentation layers of a planned U-Net."""
+    return len(weights["decoder.seg_layers.0.weight"])
+
+
+def random_network(fold: ProbeFold, device: torch.device, outputs: int = OUTPUTS) -> nn.Module:
+    """The planned U-Net as nnU-Net initialises it; call it inside `own_generators`.
+
+    With the seed and the number of outputs of a pre-training run it is as that run began.
+    """
     manager = fold.configuration_manager
     network = get_network_from_plans(
         manager.network_arch_class_name,
         manager.network_arch_init_kwargs,
         manager.network_arch_init_kwargs_req_import,
         determine_num_input_channels(fold.manager, manager, fold.dataset_json),
-        OUTPUTS,
+        outputs,
         allow_init=True,
         deep_supervision=False,
     )

@@ -20,7 +20,7 @@ from nnssl.training.case_store import Case
 from nnssl.training.case_table import PositionAxis, case_table
 from nnssl.training.labels import LabelBudget, Labelled, choose_labelled
 from nnssl.training.planned_network import check_supported, refuse_cascade
-from nnssl.training.pretraining_data import DataFolders
+from nnssl.training.pretraining_data import own_folder
 
 if TYPE_CHECKING:
     from nnssl.training.pretraining_setup import PretrainingSetup
@@ -105,7 +105,7 @@ class ProbeFold:
 
     def table(self, cases: Iterable[str]) -> list[Case]:
         """Shape, patient, origin and position axis of cases, numbered together."""
-        own = DataFolders.of(self.folder).own
+        own = own_folder(self.folder)
         transpose, reader = self.plans["transpose_forward"], self.plans["image_reader_writer"]
         return case_table(self.folder, own, cases, transpose, self.position_axis, reader)
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnssl.training.probe.clusters import ClusterCases
 from nnssl.training.probe.dice import RIDGE, VOXELS, Examples
 from nnssl.training.probe.encoder_probe import EncoderResult, ProbeCases, probe_encoder
-from nnssl.training.probe.encoders import own_generators, random_network
+from nnssl.training.probe.encoders import OUTPUTS, RANDOM_SEED, own_generators, random_network
 from nnssl.training.probe.fold import ProbeFold
 from nnssl.training.probe.settings import ProbeSettings
 from nnssl.training.probe.volumes import Volumes, structures_of
@@ -31,7 +32,9 @@ METHOD = (
     "Dice: ridge regression to one-hot classes (every structure weighted the same, the background "
     "as much as all of them) on the standardised outputs of all encoder stages, upsampled; at the "
     "plan's resolution, mean over cases, draws and structures. Position: mean absolute error of "
-    "the mean position of the nearest slices of other patients, in shares of the volume."
+    "the mean position of the nearest slices of other patients, in shares of the volume. NMI: "
+    "normalised mutual information of labels and k-means clusters, fitted on any voxels of the "
+    "training volumes; over all voxels of the scored volumes, and with every class weighted alike."
 )
 
 MakeNetwork = Callable[[], nn.Module]
@@ -46,12 +49,18 @@ class Probe:
         settings: how many patients, draws and volumes.
         device: where the networks run.
         seed: of the first draw.
+        clusters: number of clusters whose mutual information with labels is told; None: not told.
     """
 
     fold: ProbeFold
     settings: ProbeSettings
     device: torch.device
     seed: int = 0
+    clusters: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.clusters is not None and self.clusters < 2:
+            raise ValueError(f"clusters: found {self.clusters}, allowed from 2")
 
     def check(self) -> None:
         """Raises ValueError for more labelled patients than the fold has."""
@@ -71,16 +80,23 @@ class Probe:
         examples = Examples(volumes, fitted) if reason is None else None
         draws = tuple(frozenset(labelled.cases) for labelled in drawn)
         rows, held_out = (tuple(table[case] for case in part) for part in (fitted, scored))
-        return ProbeCases(volumes, rows, held_out, draws, examples), reason
+        compared = None
+        if self.clusters is not None and reason is None:
+            compared = ClusterCases.of(self.clusters, volumes, rows, held_out)
+        return ProbeCases(volumes, rows, held_out, draws, examples, compared), reason
 
     def encoder(self, make: MakeNetwork, cases: ProbeCases) -> EncoderResult:
         """Probes a network that is made for it; random numbers outside stay as they are."""
         with own_generators(self.device):
             return probe_encoder(make(), cases)
 
-    def random(self, cases: ProbeCases) -> EncoderResult:
-        """The planned network, randomly initialised, always with the same numbers."""
-        return self.encoder(lambda: random_network(self.fold, self.device), cases)
+    def random(
+        self, cases: ProbeCases, seed: int = RANDOM_SEED, outputs: int = OUTPUTS
+    ) -> EncoderResult:
+        """The planned network, randomly initialised by a seed (see `initial_state`)."""
+        with own_generators(self.device, seed):
+            network = random_network(self.fold, torch.device("cpu"), outputs)
+        return self.encoder(lambda: network.to(self.device), cases)
 
     def record(
         self,
@@ -110,6 +126,7 @@ class Probe:
                 "seeds": list(self._seeds),
                 "voxels_per_class_and_volume": VOXELS,
                 "ridge": RIDGE,
+                "clusters": self.clusters,
             },
             "encoders": {name: result.to_dict() for name, result in results.items()},
             "seconds": round(sum(result.seconds for result in results.values()), 2),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,7 @@ import numpy as np
 from scipy import ndimage, stats
 from tqdm import tqdm
 
-from nnssl.datasets.files import temporary
-from nnssl.training.case_store import CaseError, image_file, open_image
+from nnssl.datasets.images import CaseError, image_file, open_image
 
 CELLS = (8, 24, 24)  # of a thumbnail, array order
 SMOOTH = (0.75, 1.5, 1.5)  # what is smoother than this many cells, such as a bias field, is removed
@@ -47,17 +47,39 @@ def thumbnails(folder: Path, cache: Path, identifiers: Sequence[str]) -> np.ndar
     Raises:
         CaseError: an image is missing or cannot be read.
     """
-    files = {each: image_file(folder, each) for each in identifiers}
+    return kept({each: image_file(folder, each) for each in identifiers}, cache, of_file)
+
+
+def kept(files: Mapping[str, Path], cache: Path, make: Callable[[Path], np.ndarray]) -> np.ndarray:
+    """Thumbnails of images, made once and kept while their files stay the same.
+
+    Args:
+        files: name -> file.
+        cache: as in `thumbnails`.
+        make: file -> thumbnail.
+    """
     known = _read_cache(cache)
     stamps = {each: _stamp(file) for each, file in files.items()}
     missing = [each for each in files if known.get(each, (None,))[0] != stamps[each]]
     for count, each in enumerate(tqdm(missing, desc="thumbnails", disable=not missing), 1):
-        known[each] = (stamps[each], _of_file(files[each]))
+        known[each] = (stamps[each], make(files[each]))
         if count % SAVE_EVERY == 0:
             _write_cache(cache, known)
     if missing:
         _write_cache(cache, known)
-    made = [known[each][1] for each in identifiers]
+    return stacked([known[each][1] for each in files])
+
+
+def cached(cache: Path, names: Sequence[str]) -> np.ndarray | None:
+    """Thumbnails that were kept, whether or not their files are at hand; None if one is missing."""
+    known = _read_cache(cache)
+    if any(name not in known for name in names):
+        return None
+    return stacked([known[name][1] for name in names])
+
+
+def stacked(made: Sequence[np.ndarray]) -> np.ndarray:
+    """float16 (N, cells), of no thumbnail as well."""
     return np.stack(made) if made else np.zeros((0, int(np.prod(CELLS))), np.float16)
 
 
@@ -103,7 +125,12 @@ def near_duplicates(
     return [Match(*pair, value) for pair, value in sorted(best.items())]
 
 
-def _of_file(file: Path) -> np.ndarray:
+def of_file(file: Path) -> np.ndarray:
+    """Thumbnail of a preprocessed image.
+
+    Raises:
+        CaseError: it cannot be read.
+    """
     try:
         return thumbnail(open_image(file))
     except CaseError:
@@ -175,8 +202,8 @@ def _read_cache(cache: Path) -> dict[str, tuple[tuple[int, int], np.ndarray]]:
 def _write_cache(cache: Path, known: dict[str, tuple[tuple[int, int], np.ndarray]]) -> None:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        part = temporary(cache)
-        with part.open("wb") as stream:
+        handle, part = tempfile.mkstemp(dir=cache.parent, suffix=".tmp")
+        with os.fdopen(handle, "wb") as stream:
             np.savez(
                 stream,
                 recipe=_recipe(),

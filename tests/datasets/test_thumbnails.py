@@ -10,9 +10,9 @@ import pytest
 import SimpleITK
 from scipy import ndimage
 
-from nnssl.studies import thumbnails as module
-from nnssl.studies.thumbnails import THRESHOLD, near_duplicates, thumbnail, thumbnails
-from nnssl.training.case_store import CaseError
+from nnssl.datasets import thumbnails as module
+from nnssl.datasets.images import CaseError
+from nnssl.datasets.thumbnails import THRESHOLD, near_duplicates, thumbnail, thumbnails
 
 PATIENTS = [*range(1, 6), 74, 76]  # ACDC's patients 74 and 76 are one
 
@@ -97,8 +97,8 @@ def folder(tmp_path: Path) -> Path:
 def test_thumbnails_are_kept_until_an_image_changes(folder, monkeypatch):
     cache = folder.parent / "nnssl" / "plans_2d" / "thumbnails.npz"
     made: list[str] = []
-    really = module._of_file
-    monkeypatch.setattr(module, "_of_file", lambda file: made.append(file.stem) or really(file))
+    really = module.of_file
+    monkeypatch.setattr(module, "of_file", lambda file: made.append(file.stem) or really(file))
     first = thumbnails(folder, cache, ["case0", "case1"])
     assert np.array_equal(thumbnails(folder, cache, ["case1", "case0"]), first[::-1])
     assert made == ["case0", "case1"]

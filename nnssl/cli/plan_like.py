@@ -1,0 +1,112 @@
+"""``nnssl_plan_like``: plans for a target dataset that keep the architecture of a checkpoint.
+
+Run it after planning the target (``nnUNetv2_plan_experiment``). The new plans have the target's own
+spacing, normalisation and patch (divisible by the checkpoint's strides, within the planned memory),
+so its preprocessed cases differ from those of the checkpoint; no other plans are touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnssl.datasets.files import read_json
+from nnssl.datasets.plan_like import KEEPABLE, like_plans
+from nnssl.datasets.plan_source import Source, planned_network, source_of
+from nnssl.datasets.plans_files import plans_file, write_new_plans
+from nnssl.training.checkpoint import read_checkpoint
+from nnssl.training.planned_network import check_supported
+from nnssl.training.search import ENVIRONMENT, WeightSource
+from nnssl.training.transfer import input_differences, plan_transfer
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; errors end the program with one message and status 1."""
+    options = _parser().parse_args(arguments)
+    try:
+        _write(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"nnssl_plan_like: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nnssl_plan_like", description=__doc__)
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="checkpoint of nnSSL or nnU-Net (checkpoint_final.pth)")
+    add("-d", type=int, required=True, dest="dataset_id", help="nnU-Net id of the target dataset")
+    add("-c", dest="configuration", help="configuration of the target (the checkpoint's)")
+    add("-p", default="nnUNetPlans", dest="plans", help="the target's plans (%(default)s)")
+    add("--name", help="name of the new plans (nnUNetPlansLike and the checkpoint's dataset)")
+    add(
+        "--keep",
+        nargs="+",
+        choices=KEEPABLE,
+        default=[],
+        help="what is the checkpoint's too, rather than the target's own",
+    )
+    return parser
+
+
+def _write(options: argparse.Namespace) -> None:
+    path = plans_file(options.dataset_id, options.plans)
+    checkpoint = read_checkpoint(options.checkpoint)
+    source = _source(options.checkpoint, checkpoint)
+    configuration = options.configuration or source.name
+    name = options.name or _default_name(source)
+    target, dataset = read_json(path), read_json(path.with_name("dataset.json"))
+    plans, remarks = like_plans(target, dataset, source, configuration, name, options.keep)
+    loaded = _loaded(plans, configuration, dataset, checkpoint)
+    remarks += input_differences(checkpoint, PlansManager(plans), configuration)
+    written = write_new_plans(path.parent, plans)
+    for remark in remarks:
+        print(f"note: {remark}", file=sys.stderr)
+    new = plans["configurations"][configuration]
+    print(
+        f"{written}: {configuration}, architecture of {source.dataset} ({source.name}), "
+        f"patch {new['patch_size']}, spacing {new['spacing']}, batch {new['batch_size']}\n{loaded}"
+    )
+    _say_what_next(options, name, configuration)
+
+
+def _source(file: Path, checkpoint: Mapping[str, Any]) -> Source:
+    try:
+        return source_of(checkpoint)
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be planned after: {error}") from error
+
+
+def _default_name(source: Source) -> str:
+    return f"nnUNetPlansLike{re.sub(r'^Dataset[0-9]{3}_', '', source.dataset)}"
+
+
+def _loaded(
+    plans: Mapping[str, Any],
+    configuration: str,
+    dataset: Mapping[str, Any],
+    checkpoint: Mapping[str, Any],
+) -> str:
+    """What fine-tuning will load into the planned network; less than everything is an error."""
+    check_supported(PlansManager(dict(plans)).get_configuration(configuration))
+    network = planned_network(plans, configuration, dataset)
+    found = plan_transfer(network, checkpoint, WeightSource(min_share=1.0), cascade=False)
+    return f"of the pre-trained encoder {found.share:.0%} load ({len(found.loaded)} tensors)"
+
+
+def _say_what_next(options: argparse.Namespace, name: str, configuration: str) -> None:
+    number = options.dataset_id
+    print(
+        f"next: nnUNetv2_preprocess -d {number} -plans_name {name} -c {configuration}\n"
+        f"then: {ENVIRONMENT}={shlex.quote(str(options.checkpoint.absolute()))} "
+        f"nnUNetv2_train {number} {configuration} 0 -tr nnSSLFinetuneTrainer -p {name}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""``nnssl_pool``: several nnU-Net datasets become one for pre-training; images are referenced.
+
+It also preprocesses the pool, case by case with the settings of each modality; training is
+``nnUNetv2_train ID CONFIGURATION FOLD -p PLANS -tr nnSSL...Trainer``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnssl.datasets.pool_members import Places
+from nnssl.datasets.pool_settings import POLICIES, WINDOW
+from nnssl.training.pool_build import UNIVERSAL, Draft, Request, build, draft
+from nnssl.training.pool_check import check_pool, check_runs, overlaps
+from nnssl.training.pool_plans import PLANNER
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; errors end the program with one message and status 1."""
+    options = _parser().parse_args(arguments)
+    try:
+        places = Places(_folder("nnUNet_raw"), _folder("nnUNet_preprocessed"))
+        if options.check:
+            _check(places, options.pool_id)
+        else:
+            _make(options, places)
+    except KeyboardInterrupt:
+        sys.exit("nnssl_pool: interrupted; the same command goes on where it stopped")
+    except (ValueError, OSError) as error:
+        sys.exit(f"nnssl_pool: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nnssl_pool", description=__doc__)
+    add = parser.add_argument
+    add("pool_id", type=int, metavar="ID", help="dataset id of the pool")
+    add("--from", type=int, nargs="+", dest="members", metavar="D", help="ids of the datasets")
+    plans = parser.add_mutually_exclusive_group()
+    plans.add_argument(
+        "--plans-of", type=int, metavar="D", help="architecture, patch and batch of this dataset"
+    )
+    plans.add_argument(
+        "--plan", choices=[UNIVERSAL], help="nnU-Net's planner plans for the mix (default)"
+    )
+    add("-p", dest="plans", metavar="PLANS", help="name of the plans (nnUNetPlans)")
+    add("-c", dest="configuration", default="2d", help="configuration (%(default)s)")
+    add("--planner", default=PLANNER, help="nnU-Net's planner for the mix (%(default)s)")
+    add(
+        "--spacing",
+        choices=POLICIES,
+        default="target",
+        help="target: that of the plans; own: each dataset its median; isotropic: one number",
+    )
+    add("--spacing-of", type=int, metavar="D", help="target: planned spacing of this dataset")
+    text = f"CT window in HU (that of --plans-of where it is CT, else {WINDOW[0]:g} {WINDOW[1]:g})"
+    add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help=text)
+    add("--name", help="name of the dataset (Pool)")
+    add("--check", action="store_true", help="check a pool and the fine-tuning runs from it")
+    add("--dry-run", action="store_true", help="check everything, write nothing")
+    add("-np", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)")
+    return parser
+
+
+def _folder(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        raise ValueError(f"the environment variable {variable} is not set")
+    return Path(value)
+
+
+def _make(options: argparse.Namespace, places: Places) -> None:
+    if not options.members:
+        raise ValueError("needs --from, for example: nnssl_pool 900 --from 27 4 --plans-of 27")
+    made = draft(_request(options, places), places)
+    _show(made)
+    for warning in overlaps(made.pool):
+        print(f"warning: {warning}", file=sys.stderr)
+    if options.dry_run:
+        print(f"{len(made.pool.cases)} cases; nothing was written (--dry-run)")
+        return
+    plans = build(made, options.np)
+    request = made.request
+    configuration = plans["configurations"][request.configuration]
+    print(
+        f"{made.target.preprocessed}: {len(made.pool.cases)} cases, {len(made.pool.splits)} folds; "
+        f"{request.plans} {request.configuration}: patch {configuration['patch_size']}, spacing "
+        f"{[round(mm, 3) for mm in configuration['spacing']]}"
+    )
+    print(
+        f"next: nnUNetv2_train {request.number} {request.configuration} 0 -p {request.plans} "
+        "-tr nnSSLContrastiveTrainer\nthen, on fold 0 of a member: "
+        "nnssl_pretrained_weights=.../fold_0/checkpoint_final.pth nnUNetv2_train ... "
+        "-tr nnSSLFinetuneTrainer"
+    )
+
+
+def _request(options: argparse.Namespace, places: Places) -> Request:
+    default = "nnUNetPlans" if options.plans_of is not None else "nnSSLUniversalPlans"
+    return Request(
+        number=options.pool_id,
+        name=options.name or _known_name(places, options.pool_id),
+        members=tuple(options.members),
+        plans=options.plans or default,
+        configuration=options.configuration,
+        plans_of=options.plans_of,
+        spacing=options.spacing,
+        spacing_of=options.spacing_of,
+        window=None if options.window is None else tuple(options.window),
+        planner=options.planner,
+    )
+
+
+def _known_name(places: Places, number: int) -> str:
+    """Name of the pool where it exists already."""
+    found = [folder.name for folder in places.raw.glob(f"Dataset{number:03d}_*")]
+    return found[0].split("_", 1)[1] if len(found) == 1 else "Pool"
+
+
+def _show(made: Draft) -> None:
+    """One line per member and channel."""
+    configuration = made.request.configuration
+    source = made.source
+    planned = made.spacing or (source and source["configurations"][configuration]["spacing"])
+    settings = made.settings(planned or [1.0] * (2 if configuration == "2d" else 3))
+    counts = Counter((case.member.folder, case.channel) for case in made.pool.cases)
+    shown = {(case.member.folder, case.channel): case for case in made.pool.cases}
+    for key, case in sorted(shown.items()):
+        own = settings[case.identifier]
+        mm = "x".join(f"{value:.2f}" for value in own.spacing)
+        known = planned or made.request.spacing == "own"
+        spacing = f"{mm} mm" if known else "spacing as planned"
+        name = case.member.channels[case.channel]
+        print(f"{key[0]:<28}{name:<12}{counts[key]:>6} cases  {own.normalization:<20}{spacing}")
+
+
+def _check(places: Places, number: int) -> None:
+    problems = check_pool(places, number)
+    for problem in problems:
+        print(problem)
+    results = os.environ.get("nnUNet_results")  # noqa: SIM112
+    runs = list(check_runs(Path(results), places, number)) if results else []
+    for text, _ in runs:
+        print(text)
+    bad = len(problems) + sum(honest is False for _, honest in runs)
+    if bad:
+        sys.exit(f"nnssl_pool: {bad} problems")
+    print(f"{places.dataset(number)}: nothing is wrong")
+
+
+if __name__ == "__main__":
+    main()

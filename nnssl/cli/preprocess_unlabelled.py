@@ -1,0 +1,127 @@
+"""``nnssl_preprocess_unlabelled``: images without labels for pre-training beside a dataset.
+
+nnU-Net's own preprocessing by the plans of the dataset; stock trainers never see these images,
+pre-training trainers of nnSSL take them in addition to the fold's training cases
+(``sampling.unlabelled``). 4D files are cines and become one image per frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnssl.datasets.files import read_json
+from nnssl.datasets.plans_files import plans_file
+from nnssl.datasets.test_set import read_test_set, thumbnails_of_test_set
+from nnssl.datasets.unlabelled import Outcome, complete, preprocess_unlabelled, remove
+from nnssl.datasets.unlabelled_job import Plan
+from nnssl.datasets.unlabelled_records import pools, read_manifest
+from nnssl.datasets.unlabelled_sources import Choice
+from nnssl.datasets.unlabelled_task import Task, own_folder
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; errors end the program with one message and status 1."""
+    options = _parser().parse_args(arguments)
+    try:
+        _run(options)
+    except KeyboardInterrupt:
+        sys.exit(
+            "nnssl_preprocess_unlabelled: interrupted; the same command goes on where it stopped"
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f"nnssl_preprocess_unlabelled: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nnssl_preprocess_unlabelled", description=__doc__)
+    add = parser.add_argument
+    add("-d", type=int, required=True, dest="dataset_id", help="nnU-Net dataset id")
+    add("-c", required=True, dest="configuration", help="configuration, for example 2d")
+    add("-p", default="nnUNetPlans", dest="plans", help="plans (%(default)s)")
+    add("-i", type=Path, dest="source", metavar="FOLDER", help="images, at any depth")
+    add("--name", help="name of these images (the folder's)")
+    add(
+        "--patient",
+        metavar="REGEX",
+        help=r"finds the patient's name in paths below FOLDER: '(patient\d+)'. Write names as the "
+        "dataset does: its validation and test patients are left out of pre-training. Without it "
+        "the file's stem is the patient; images of unknown patients are compared by content.",
+    )
+    add("--files", metavar="REGEX", help="only files whose path below FOLDER matches: '_4d'")
+    add("--part", default="1/1", metavar="K/N", help="share of a cluster job, 1/N to N/N")
+    workers = min(8, os.cpu_count() or 1)
+    add("-np", type=int, default=workers, dest="workers", help="processes (%(default)s)")
+    add("--list", action="store_true", help="show what is there")
+    add("--remove", metavar="NAME", help="delete these images (not their sources)")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    file = plans_file(options.dataset_id, options.plans)
+    plans = read_json(file)
+    if options.configuration not in plans["configurations"]:
+        known = ", ".join(plans["configurations"])
+        raise ValueError(f"-c: found {options.configuration}, {file.name} has {known}")
+    plan = Plan(plans, options.configuration, read_json(file.with_name("dataset.json")))
+    own = own_folder(file.parent, plan)
+    if options.remove:
+        print(f"{remove(own, options.remove)} is deleted")
+    elif options.list:
+        _list(own, plan)
+    else:
+        _preprocess(options, file.parent, plan)
+
+
+def _list(own: Path, plan: Plan) -> None:
+    found = pools(own)
+    if not found:
+        print(f"no images without labels in {own}")
+    for name, pool in found.items():
+        images, manifest = complete(pool), read_manifest(pool)
+        size = sum(file.stat().st_size for file in pool.rglob("*") if file.is_file())
+        old = "" if manifest["voxels"] == plan.voxels else "; OTHER PLANS: remove and make anew"
+        patients = len({image.patient for image in images})
+        print(
+            f"{name}: {len(images)} images of {patients} patients, {size / 2**20:.0f} MiB, "
+            f"from {manifest['source']}{old}"
+        )
+
+
+def _preprocess(options: argparse.Namespace, dataset: Path, plan: Plan) -> None:
+    if options.source is None:
+        raise ValueError("needs -i FOLDER (or --list, or --remove NAME)")
+    name = options.name or options.source.resolve().name
+    choice = Choice(plan.endings, options.files, options.patient)
+    task = Task(dataset, options.source, name, plan, choice, _part(options.part))
+    _report(task, preprocess_unlabelled(task, options.workers))
+    if options.patient is None and task.part[0] == 1:  # while the raw test images are at hand
+        ending = str(plan.dataset_json.get("file_ending", ".nii.gz"))
+        thumbnails_of_test_set(read_test_set(dataset, ending), task.own, plan)
+
+
+def _report(task: Task, outcome: Outcome) -> None:
+    print(
+        f"{task.pool}: {outcome.written} images written, {outcome.kept} were there, "
+        f"of {outcome.patients} patients"
+    )
+    if outcome.gone:
+        print(
+            f"{outcome.gone} images stay although their files are not in {task.source} any more "
+            f"(to be rid of them: --remove {task.name}, and the same command again)"
+        )
+
+
+def _part(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found:
+        raise ValueError(f"--part: found {text!r}, allowed is K/N, for example 3/10")
+    return int(found[1]), int(found[2])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Preprocessed images of nnU-Net: the file of a case, opened for reading in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+IDENTITY = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+
+
+class CaseError(RuntimeError):
+    """A case cannot be read; the message names case, file and cause."""
+
+
+def image_file(folder: Path, identifier: str) -> Path:
+    """File that holds the preprocessed image of a case (blosc2, or NumPy of older versions)."""
+    for ending in (".b2nd", ".npy", ".npz"):
+        file = folder / f"{identifier}{ending}"
+        if file.is_file():
+            return file
+    raise CaseError(
+        f"case {identifier}: no preprocessed image in {folder}. "
+        "Run nnUNetv2_preprocess for this plans identifier and configuration."
+    )
+
+
+def open_image(file: Path) -> Any:
+    """Array-like (C, Z, Y, X) that decompresses only what is indexed."""
+    try:
+        if file.suffix == ".b2nd":
+            import blosc2
+
+            return blosc2.open(urlpath=str(file), mode="r", dparams={"nthreads": 1})
+        if file.suffix == ".npy":
+            return np.load(file, mmap_mode="r", allow_pickle=False)
+        with np.load(file, allow_pickle=False) as archive:
+            return archive["data"]
+    except Exception as error:
+        raise CaseError(f"{file.name}: {type(error).__name__}: {error}") from error
+
+
+def direction_in(properties: Mapping[str, Any]) -> list[float]:
+    """Direction matrix from what nnU-Net's readers store; identity where they store none."""
+    if "sitk_stuff" in properties:
+        direction = np.asarray(properties["sitk_stuff"]["direction"], float)
+        if direction.size == 9:
+            return [float(x) for x in direction.ravel()]
+    stored = properties.get("nibabel_stuff", {})
+    affine = stored.get("reoriented_affine", stored.get("original_affine"))
+    if affine is None:
+        return list(IDENTITY)
+    columns = np.asarray(affine, float)[:3, :3]
+    return [float(x) for x in (columns / np.linalg.norm(columns, axis=0)).ravel()]
