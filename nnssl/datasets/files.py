@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 TEMPORARY = ".part_"  # prefix of a file that is being written
 
@@ -17,10 +18,14 @@ def temporary(path: Path) -> Path:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all: into a temporary file, which is then renamed."""
+    """Write JSON whole or not at all; several processes may write the same file at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary(path), path)
+    own = path.with_name(f"{TEMPORARY}{uuid4().hex}_{path.name}")
+    try:
+        own.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(own, path)
+    finally:
+        own.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from nnssl.datasets.files import TEMPORARY
+from nnssl.datasets.files import TEMPORARY, write_json
 from nnssl.datasets.images import CaseError, image_file
 from nnssl.datasets.inventory import ConversionError
 from nnssl.datasets.parallel import for_each
@@ -31,7 +31,6 @@ from nnssl.datasets.unlabelled_records import (
     read_records,
     record_file,
     write_image_record,
-    write_whole,
 )
 from nnssl.datasets.unlabelled_sources import Source, find_sources, share
 from nnssl.datasets.unlabelled_task import Task, check_manifest, collisions
@@ -158,7 +157,7 @@ def _prepare(task: Task) -> None:
         "version": 1,
     }
     if read_manifest(task.pool) != content:
-        write_whole(task.pool / MANIFEST, content)
+        write_json(task.pool / MANIFEST, content)
 
 
 def _parted(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -13,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nnssl.datasets.files import TEMPORARY, read_json, sha256_of
+from nnssl.datasets.files import read_json, sha256_of, write_json
 
 UNLABELLED = "unlabelled"  # below nnssl's own folder of a configuration
 MANIFEST = "manifest.json"
@@ -132,7 +129,7 @@ def read_manifest(pool: Path) -> dict[str, Any]:
 
 def write_image_record(pool: Path, image: PoolImage) -> None:
     """Write the record of an image; an image counts from then on."""
-    write_whole(record_file(pool, image.identifier), asdict(image))
+    write_json(record_file(pool, image.identifier), asdict(image))
 
 
 def record_file(pool: Path, identifier: str) -> Path:
@@ -156,23 +153,6 @@ def read_records(pool: Path) -> list[PoolImage]:
         ValueError: A record is damaged.
     """
     return [_record(file) for file in sorted((pool / RECORDS).glob("*.json"))]
-
-
-def write_whole(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all; several processes may write the same file at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        json.dump(content, stream)
-    Path(name).chmod(0o666 & ~_umask())
-    os.replace(name, path)
-
-
-def _umask() -> int:
-    """Files of `mkstemp` are the user's alone; pools are shared like other preprocessed files."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _record(file: Path) -> PoolImage:

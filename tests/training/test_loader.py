@@ -33,7 +33,7 @@ SAGITTAL = [0, 0, 1, 1, 0, 0, 0, -1, 0]  # image axis y points to the feet
 def maker(dataset: Any, configuration: str = "2d", **knobs: Any) -> BatchMaker:
     """Batches of all cases of the tiny dataset."""
     folder = dataset.preprocessed / f"nnUNetPlans_{configuration}"
-    folders = DataFolders.of(folder)
+    folders = DataFolders.of(folder, 0)
     cases = case_table(folder, folders.own, identifiers(folder), [0, 1, 2], "head_feet")
     crop, patch = ((16, 16), (20, 20)) if configuration == "2d" else ((4, 16, 16), (6, 20, 20))
     sampling = Sampling(**{"mode": "partitioned", "partitions": 2, **knobs})
@@ -109,13 +109,13 @@ def test_an_unreadable_case_stops_the_run_with_its_name(tiny_dataset: Any, damag
 
 def test_companions_are_cut_by_the_same_box_and_padded_with_minus_one(tiny_dataset: Any) -> None:
     folder = tiny_dataset.preprocessed / "nnUNetPlans_2d"
-    clusters = folder.parent / "nnssl" / folder.name / "clusters"
+    clusters = folder.parent / "nnssl" / folder.name / "clusters" / "fold_0"
     clusters.mkdir(parents=True)
     for name in identifiers(folder):
         image = np.asarray(blosc2.open(str(folder / f"{name}.b2nd"))[:])
         blosc2.asarray((image * 100).astype(np.int32), urlpath=str(clusters / f"{name}.b2nd"))
     plain = maker(tiny_dataset)
-    reader = PatchReader(folder, DataFolders.of(folder).companions(["clusters"]))
+    reader = PatchReader(folder, DataFolders.of(folder, 0).companions(["clusters"]))
     make = BatchMaker(plain.sampler, reader, plain.cases, (48, 48), (16, 16), 3)
     batch = make(0)
     companion, image = batch["companions"]["clusters"], batch["image"][:, 0]
@@ -128,7 +128,7 @@ def test_companions_are_cut_by_the_same_box_and_padded_with_minus_one(tiny_datas
 
 
 def test_missing_companions_are_named(tiny_dataset: Any) -> None:
-    folders = DataFolders.of(tiny_dataset.preprocessed / "nnUNetPlans_2d")
+    folders = DataFolders.of(tiny_dataset.preprocessed / "nnUNetPlans_2d", 0)
     with pytest.raises(ValueError, match="clusters"):
         folders.companions(["clusters"])
 
@@ -251,7 +251,7 @@ def test_a_reader_that_reorients_makes_the_record_useless(tiny_dataset: Any) -> 
         entry["orientation"] = "LPI"
     records.write_text(json.dumps(content))
     folder = tiny_dataset.preprocessed / "nnUNetPlans_2d"
-    own = DataFolders.of(folder).own
+    own = DataFolders.of(folder, 0).own
     arguments = folder, own, identifiers(folder), [0, 1, 2], "head_feet"
     assert {case.sign for case in case_table(*arguments, "NibabelIOWithReorient")} == {1}
 
