@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnssl.datasets.pool_members import Places
-from nnssl.datasets.pool_settings import POLICIES, WINDOW
-from nnssl.training.pool_build import UNIVERSAL, Draft, Request, build, draft
-from nnssl.training.pool_check import check_pool, check_runs, overlaps
-from nnssl.training.pool_plans import PLANNER
+from nnssl.datasets.pool.members import Places
+from nnssl.datasets.pool.settings import POLICIES, WINDOW
+from nnssl.training.pool.build import UNIVERSAL, Draft, Request, build, draft
+from nnssl.training.pool.check import check_pool, check_runs, overlaps
+from nnssl.training.pool.plans import PLANNER
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

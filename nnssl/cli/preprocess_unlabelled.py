@@ -17,11 +17,11 @@ from pathlib import Path
 from nnssl.datasets.files import read_json
 from nnssl.datasets.plans_files import plans_file
 from nnssl.datasets.test_set import read_test_set, thumbnails_of_test_set
-from nnssl.datasets.unlabelled import Outcome, complete, preprocess_unlabelled, remove
-from nnssl.datasets.unlabelled_job import Plan
-from nnssl.datasets.unlabelled_records import pools, read_manifest
-from nnssl.datasets.unlabelled_sources import Choice
-from nnssl.datasets.unlabelled_task import Task, own_folder
+from nnssl.datasets.unlabelled.job import Plan
+from nnssl.datasets.unlabelled.preprocess import Outcome, complete, preprocess_unlabelled, remove
+from nnssl.datasets.unlabelled.records import pools, read_manifest
+from nnssl.datasets.unlabelled.sources import Choice
+from nnssl.datasets.unlabelled.task import Task, own_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,7 +16,7 @@ from nnssl.datasets.files import read_json
 from nnssl.datasets.images import CaseError
 from nnssl.datasets.readers.volume import last_line
 from nnssl.datasets.thumbnails import cached, kept, of_file
-from nnssl.datasets.unlabelled_job import Plan
+from nnssl.datasets.unlabelled.job import Plan
 from nnssl.datasets.volumes import be_quiet
 
 TEST, RAW = "imagesTs", "nnUNet_raw"

@@ -11,7 +11,7 @@ import numpy as np
 
 from nnssl.datasets.images import CaseError
 from nnssl.datasets.thumbnails import stacked
-from nnssl.datasets.unlabelled_records import pools, read_records, recorded_patients
+from nnssl.datasets.unlabelled.records import pools, read_records, recorded_patients
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from nnssl.datasets.cases import read_cases
 from nnssl.finetuning.weights import OUTPUT_LAYERS, load
-from nnssl.training import pool_rule, search, transfer
+from nnssl.training import search, transfer
 from nnssl.training.checkpoint import read_checkpoint
+from nnssl.training.pool import rule as pool_rule
 
 if TYPE_CHECKING:
     from nnssl.training.finetuner import nnSSLFinetuner

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.config import Config, Groups, Schema, bind, read_config
-from nnssl.datasets.unlabelled_job import Plan
-from nnssl.datasets.unlabelled_records import pools
+from nnssl.datasets.unlabelled.job import Plan
+from nnssl.datasets.unlabelled.records import pools
 from nnssl.modules import unet
 from nnssl.objectives import OBJECTIVES, Context, Objective
 from nnssl.training import folds, pretraining_checkpoint
@@ -32,8 +32,8 @@ from nnssl.training.probe.settings import ProbeSettings
 from nnssl.training.sampling import Sampling
 from nnssl.training.settings import PretrainingSettings
 from nnssl.training.stepped_loader import SteppedLoader
-from nnssl.training.unlabelled import Held, Unlabelled, choose, recorded
-from nnssl.training.unlabelled_cases import unlabelled_cases
+from nnssl.training.unlabelled.cases import unlabelled_cases
+from nnssl.training.unlabelled.choose import Held, Unlabelled, choose, recorded
 from nnssl.training.weight_change import WeightChange
 from nnssl.views import VIEWS
 

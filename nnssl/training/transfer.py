@@ -10,7 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnssl.datasets.cases import CaseRecord
-from nnssl.datasets.unlabelled_records import recorded_patients
+from nnssl.datasets.unlabelled.records import recorded_patients
 from nnssl.finetuning.weights import OUTPUT_LAYERS, NewChannels, Transfer, match, wanted_keys
 from nnssl.training.search import WeightSource
 

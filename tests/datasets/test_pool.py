@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from nnssl.datasets.cases import CaseRecord
-from nnssl.datasets.pool import assemble
-from nnssl.datasets.pool_members import Member
-from nnssl.datasets.pool_settings import (
+from nnssl.datasets.pool.assemble import assemble
+from nnssl.datasets.pool.members import Member
+from nnssl.datasets.pool.settings import (
     isotropic,
     median_shape,
     settings_of,

@@ -16,15 +16,16 @@ import pytest
 import SimpleITK
 
 from nnssl.cli.preprocess_unlabelled import main
-from nnssl.datasets import unlabelled, unlabelled_job
 from nnssl.datasets.images import open_image
 from nnssl.datasets.inventory import ConversionError
-from nnssl.datasets.unlabelled import complete, preprocess_unlabelled
-from nnssl.datasets.unlabelled_frames import frame_count, volumes
-from nnssl.datasets.unlabelled_job import Plan
-from nnssl.datasets.unlabelled_records import pools, read_manifest, record_file
-from nnssl.datasets.unlabelled_sources import Choice, Source, share
-from nnssl.datasets.unlabelled_task import Task
+from nnssl.datasets.unlabelled import job as unlabelled_job
+from nnssl.datasets.unlabelled import preprocess as unlabelled
+from nnssl.datasets.unlabelled.frames import frame_count, volumes
+from nnssl.datasets.unlabelled.job import Plan
+from nnssl.datasets.unlabelled.preprocess import complete, preprocess_unlabelled
+from nnssl.datasets.unlabelled.records import pools, read_manifest, record_file
+from nnssl.datasets.unlabelled.sources import Choice, Source, share
+from nnssl.datasets.unlabelled.task import Task
 from tests.training.conftest import tiny_dataset, tiny_files
 
 __all__ = ["tiny_dataset", "tiny_files"]

@@ -87,7 +87,7 @@ def test_every_cell_runs_once_after_what_it_needs(bench, stage, capsys):
 
 
 def test_independent_cells_run_side_by_side_and_no_more_than_asked(small, stage):
-    stage.direct(seconds=0.1)
+    stage.direct(seconds=0.5)
     run(small, processes=2)
     running, most = 0, 0
     for call in stage.calls():

@@ -14,12 +14,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnssl.cli.pool import main
-from nnssl.datasets.pool_members import Places
-from nnssl.training import pool_build
+from nnssl.datasets.pool.members import Places
 from nnssl.training.case_table import anatomical_axis, case_table, direction_of
-from nnssl.training.pool_build import Request, build, draft
-from nnssl.training.pool_check import check_pool
-from nnssl.training.pool_plans import MARK
+from nnssl.training.pool import build as pool_build
+from nnssl.training.pool.build import Request, build, draft
+from nnssl.training.pool.check import check_pool
+from nnssl.training.pool.plans import MARK
 from tests.training.conftest import SHAPE, SPACING, point_nnunet_to
 
 TWO, PATIENTS = "Dataset998_Two", ("a", "b", "c")

@@ -9,13 +9,13 @@ import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnssl.datasets.files import read_json, sha256_of
-from nnssl.datasets.pool_members import Places
+from nnssl.datasets.pool.members import Places
 from nnssl.modules.unet import Trained, plain_state_dict, trained_keys
 from nnssl.training.checkpoint import read_checkpoint, save_atomically
 from nnssl.training.finetuner import nnSSLFinetuner
-from nnssl.training.pool_check import check_runs
-from nnssl.training.pool_plans import MARK
-from nnssl.training.pool_rule import Evaluation, inspect, refuse
+from nnssl.training.pool.check import check_runs
+from nnssl.training.pool.plans import MARK
+from nnssl.training.pool.rule import Evaluation, inspect, refuse
 
 POOL = "Dataset900_Pool"
 SHORT = """

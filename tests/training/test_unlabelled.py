@@ -16,12 +16,13 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnssl.datasets.files import read_json, write_json
 from nnssl.datasets.images import open_image
 from nnssl.datasets.thumbnails import CELLS
-from nnssl.datasets.unlabelled import remove
-from nnssl.datasets.unlabelled_records import encoded
+from nnssl.datasets.unlabelled.preprocess import remove
+from nnssl.datasets.unlabelled.records import encoded
 from nnssl.studies.contamination import check
-from nnssl.training import pretraining_loop, unlabelled
+from nnssl.training import pretraining_loop
 from nnssl.training.factory import trainer_class
 from nnssl.training.history import History
+from nnssl.training.unlabelled import choose as unlabelled
 from tests.training.unlabelled_bench import KNOWN, add_cine, batches, drawn, pretrainer, same
 
 __all__ = ["add_cine", "pretrainer"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nnssl.datasets.files import read_json, write_json
-from nnssl.training import unlabelled
+from nnssl.training.unlabelled import choose as unlabelled
 from tests.training.unlabelled_bench import KNOWN, add_cine, pretrainer
 
 __all__ = ["add_cine", "pretrainer"]

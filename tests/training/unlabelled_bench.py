@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.datasets.unlabelled import preprocess_unlabelled
-from nnssl.datasets.unlabelled_job import Plan
-from nnssl.datasets.unlabelled_sources import Choice
-from nnssl.datasets.unlabelled_task import Task
+from nnssl.datasets.unlabelled.job import Plan
+from nnssl.datasets.unlabelled.preprocess import preprocess_unlabelled
+from nnssl.datasets.unlabelled.sources import Choice
+from nnssl.datasets.unlabelled.task import Task
 from nnssl.training.factory import trainer_class
 
 SHORT = """

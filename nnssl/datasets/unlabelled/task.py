@@ -10,9 +10,9 @@ from typing import Any
 from nnssl.datasets.cases import CASES_FILE
 from nnssl.datasets.files import read_json
 from nnssl.datasets.inventory import Problem
-from nnssl.datasets.unlabelled_job import Checked, Plan
-from nnssl.datasets.unlabelled_records import UNLABELLED, PoolImage, read_manifest
-from nnssl.datasets.unlabelled_sources import Choice, Source
+from nnssl.datasets.unlabelled.job import Checked, Plan
+from nnssl.datasets.unlabelled.records import UNLABELLED, PoolImage, read_manifest
+from nnssl.datasets.unlabelled.sources import Choice, Source
 
 NOT_IN_NAMES = set('/\\: \t"')
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nnssl.datasets.foreground import rule_for
-from nnssl.datasets.pool import Pool, PoolCase
+from nnssl.datasets.pool.assemble import Pool, PoolCase
 
 SpacingPolicy = Literal["target", "own", "isotropic"]
 POLICIES: tuple[SpacingPolicy, ...] = ("target", "own", "isotropic")

@@ -10,7 +10,7 @@ from typing import Any
 
 from nnssl.datasets.files import sha256_of
 from nnssl.datasets.inventory import ConversionError, Problem
-from nnssl.datasets.pool_members import SIDES, Member, Patient
+from nnssl.datasets.pool.members import SIDES, Member, Patient
 from nnssl.datasets.splits import Split
 
 REORIENTING = "NibabelIOWithReorient"

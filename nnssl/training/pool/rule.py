@@ -9,11 +9,11 @@ from typing import Any
 
 from nnssl.datasets.cases import CASES_FILE, read_cases
 from nnssl.datasets.files import read_json, sha256_of
-from nnssl.datasets.pool_members import Patient
+from nnssl.datasets.pool.members import Patient
 from nnssl.datasets.splits import SPLITS_FILE
-from nnssl.datasets.unlabelled_records import recorded_patients
+from nnssl.datasets.unlabelled.records import recorded_patients
 from nnssl.studies.overlaps import known_overlaps
-from nnssl.training.pool_plans import MARK
+from nnssl.training.pool.plans import MARK
 
 MOST_NAMED = 5
 OVERRIDE = "weights.allow_contamination=true"

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.datasets.files import read_json, sha256_of
-from nnssl.datasets.pool import Pool, assemble
-from nnssl.datasets.pool_members import Places, read_member
+from nnssl.datasets.pool.assemble import Pool, assemble
+from nnssl.datasets.pool.members import Places, read_member
 from nnssl.datasets.records import CONVERSION_FILE
 from nnssl.datasets.splits import SPLITS_FILE
 from nnssl.studies.overlaps import known_overlaps
 from nnssl.training.checkpoint import read_checkpoint
-from nnssl.training.pool_preprocess import Folders, sizes
+from nnssl.training.pool.preprocess import Folders, sizes
 from nnssl.training.search import FINAL
 
 

@@ -15,9 +15,9 @@ from nnssl.datasets.cases import CASES_FILE, read_cases
 from nnssl.datasets.files import read_json
 from nnssl.datasets.test_set import TestSet, read_test_set, thumbnails_of_test_set
 from nnssl.datasets.thumbnails import near_duplicates, stacked, thumbnails
-from nnssl.datasets.unlabelled import complete
-from nnssl.datasets.unlabelled_job import Plan
-from nnssl.datasets.unlabelled_records import PoolImage, pools, read_manifest
+from nnssl.datasets.unlabelled.job import Plan
+from nnssl.datasets.unlabelled.preprocess import complete
+from nnssl.datasets.unlabelled.records import PoolImage, pools, read_manifest
 
 COMMAND = "nnssl_preprocess_unlabelled"
 HASH = 16  # letters of the hash of an image that a checkpoint keeps

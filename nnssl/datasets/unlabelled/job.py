@@ -21,8 +21,8 @@ from nnssl.datasets.inventory import Problem
 from nnssl.datasets.readers.pictures import ENDINGS as PICTURES
 from nnssl.datasets.readers.volume import last_line
 from nnssl.datasets.thumbnails import of_file
-from nnssl.datasets.unlabelled_frames import NIFTI, frame_count, volumes
-from nnssl.datasets.unlabelled_records import (
+from nnssl.datasets.unlabelled.frames import NIFTI, frame_count, volumes
+from nnssl.datasets.unlabelled.records import (
     PoolImage,
     SourceFile,
     encoded,
@@ -30,7 +30,7 @@ from nnssl.datasets.unlabelled_records import (
     voxels_hash,
     write_image_record,
 )
-from nnssl.datasets.unlabelled_sources import Source
+from nnssl.datasets.unlabelled.sources import Source
 from nnssl.datasets.volumes import be_quiet
 
 BLOCK = 2**20  # bytes read at once for a hash

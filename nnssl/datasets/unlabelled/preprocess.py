@@ -14,14 +14,14 @@ from nnssl.datasets.files import TEMPORARY, write_json
 from nnssl.datasets.images import CaseError, image_file
 from nnssl.datasets.inventory import ConversionError
 from nnssl.datasets.parallel import for_each
-from nnssl.datasets.unlabelled_job import (
+from nnssl.datasets.unlabelled.job import (
     Checked,
     check_source,
     frame_names,
     stamps,
     write_images,
 )
-from nnssl.datasets.unlabelled_records import (
+from nnssl.datasets.unlabelled.records import (
     MANIFEST,
     UNLABELLED,
     PoolImage,
@@ -32,8 +32,8 @@ from nnssl.datasets.unlabelled_records import (
     record_file,
     write_image_record,
 )
-from nnssl.datasets.unlabelled_sources import Source, find_sources, share
-from nnssl.datasets.unlabelled_task import Task, check_manifest, collisions
+from nnssl.datasets.unlabelled.sources import Source, find_sources, share
+from nnssl.datasets.unlabelled.task import Task, check_manifest, collisions
 
 STALE = 3600  # seconds after which what an interrupted run left is thrown away
 

@@ -18,8 +18,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnssl.datasets.files import read_json, write_json
 from nnssl.datasets.foreground import foreground
-from nnssl.datasets.pool import LABELS
-from nnssl.datasets.pool_settings import CaseSettings, stored_orientation
+from nnssl.datasets.pool.assemble import LABELS
+from nnssl.datasets.pool.settings import CaseSettings, stored_orientation
 from nnssl.datasets.volumes import be_quiet, orientation_of
 
 ENDINGS = ("_seg.b2nd", ".pkl", ".b2nd")  # the image comes last: nnU-Net lists cases by it

@@ -12,8 +12,8 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnssl.datasets.pool import REORIENTING, Pool
-from nnssl.datasets.pool_settings import CT, Z_SCORE
+from nnssl.datasets.pool.assemble import REORIENTING, Pool
+from nnssl.datasets.pool.settings import CT, Z_SCORE
 
 MARK = "nnssl_pool"  # key in the plans, and so in every checkpoint
 PLANNER = "ExperimentPlanner"

@@ -13,9 +13,9 @@ from nnssl.datasets.cases import CASES_FILE
 from nnssl.datasets.engine import Target
 from nnssl.datasets.files import read_json, sha256_of, write_json
 from nnssl.datasets.parallel import for_each
-from nnssl.datasets.pool import Pool, assemble
-from nnssl.datasets.pool_members import FINGERPRINT, Places, read_member
-from nnssl.datasets.pool_settings import (
+from nnssl.datasets.pool.assemble import Pool, assemble
+from nnssl.datasets.pool.members import FINGERPRINT, Places, read_member
+from nnssl.datasets.pool.settings import (
     WINDOW,
     CaseSettings,
     SpacingPolicy,
@@ -26,8 +26,8 @@ from nnssl.datasets.pool_settings import (
 )
 from nnssl.datasets.records import CONVERSION_FILE
 from nnssl.datasets.splits import SPLITS_FILE
-from nnssl.training import pool_plans
-from nnssl.training.pool_preprocess import Folders, PoolTask, preprocess
+from nnssl.training.pool import plans as pool_plans
+from nnssl.training.pool.preprocess import Folders, PoolTask, preprocess
 from nnssl.training.pretraining_checkpoint import versions
 
 UNIVERSAL = "universal"

@@ -8,7 +8,7 @@ from pathlib import Path
 from nnssl.datasets.cases import read_cases
 from nnssl.training.case_store import Case
 from nnssl.training.case_table import PositionAxis, anatomical_axis
-from nnssl.training.unlabelled import Unlabelled
+from nnssl.training.unlabelled.choose import Unlabelled
 
 
 def unlabelled_cases(
