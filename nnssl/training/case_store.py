@@ -12,6 +12,7 @@ import numpy as np
 from skimage.filters import threshold_otsu
 
 from nnssl.datasets.images import CaseError, image_file, open_image
+from nnssl.datasets.unlabelled.records import UNLABELLED
 
 __all__ = ["Case", "CaseError", "Occupancy", "image_file", "occupancy_cells", "open_image"]
 
@@ -41,6 +42,16 @@ class Case:
     axis: int
     sign: int
     folder: Path | None = None
+
+
+def companion_folder(maps: Path, folder: Path | None) -> Path:
+    """Where the companion arrays of images lie.
+
+    Args:
+        maps: folder of one kind of companion arrays.
+        folder: of the images, see `Case`; those of a pool lie in a folder of the pool's name.
+    """
+    return maps if folder is None else maps / UNLABELLED / folder.name
 
 
 class Occupancy:

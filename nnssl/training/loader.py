@@ -11,7 +11,7 @@ import torch
 
 from nnssl.datasets.images import CaseError, image_file, open_image
 from nnssl.modules.positions import extent3
-from nnssl.training.case_store import MOST_KEPT, Case
+from nnssl.training.case_store import MOST_KEPT, Case, companion_folder
 from nnssl.training.sampling import Place, Sampler
 
 
@@ -32,9 +32,11 @@ class PatchReader:
         file = image_file(folder or self.folder, identifier)
         return self._cut(file, identifier, box, 0).astype(np.float32)
 
-    def companion(self, name: str, identifier: str, box: np.ndarray) -> np.ndarray:
-        """int64 (Z, Y, X) of the box, -1 outside the volume."""
-        file = image_file(self.companions[name], identifier)
+    def companion(
+        self, name: str, identifier: str, box: np.ndarray, folder: Path | None = None
+    ) -> np.ndarray:
+        """int64 (Z, Y, X) of the box, -1 outside the volume; folder: see `Case`."""
+        file = image_file(companion_folder(self.companions[name], folder), identifier)
         return self._cut(file, identifier, box, -1).astype(np.int64)[0]
 
     def _cut(self, file: Path, identifier: str, box: np.ndarray, fill: float) -> np.ndarray:
@@ -126,7 +128,7 @@ class BatchMaker:
         found = {}
         for name in self.reader.companions:
             maps = [
-                self.reader.companion(name, c.identifier, b)
+                self.reader.companion(name, c.identifier, b, c.folder)
                 for c, b in zip(cases, boxes, strict=True)
             ]
             stacked = torch.from_numpy(np.stack(maps))

@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.config import Config, Groups, Schema, bind, read_config
 from nnssl.datasets.unlabelled.job import Plan
-from nnssl.datasets.unlabelled.records import pools
 from nnssl.modules import unet
 from nnssl.objectives import OBJECTIVES, Context, Objective
 from nnssl.training import folds, pretraining_checkpoint
@@ -131,14 +130,8 @@ class PretrainingSetup(nnUNetTrainer):
     def _choose_unlabelled(self) -> Unlabelled:
         """Images of `nnssl_preprocess_unlabelled` that join the training cases of this fold."""
         assert self.config is not None
-        own = self.folders.own
         if self.recorded_unlabelled is not None:
-            chosen = recorded(own, self.recorded_unlabelled)
-        elif OBJECTIVES[self.config.chosen("objective")[0]].companions:
-            if pools(own) and self.sampling.unlabelled:
-                text = "Images without labels are not used: they have no companion arrays."
-                self.print_to_log_file(text)
-            return Unlabelled()
+            chosen = recorded(self.folders.own, self.recorded_unlabelled)
         else:
             chosen = choose(self._held(), self.sampling.unlabelled)
         if chosen.members or chosen.left_out:

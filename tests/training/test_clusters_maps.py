@@ -131,7 +131,7 @@ def test_a_run_refuses_maps_that_do_not_fit_and_takes_those_that_do(
     assert 0 < trainer.history.last("cluster_entropy") <= 1
     assert (Path(trainer.output_folder) / "pictures" / "epoch_0001_clusters.png").is_file()
     (folder / "p0_f0.b2nd").unlink()
-    with pytest.raises(ValueError, match="1 cases have no map, for instance p0_f0"):
+    with pytest.raises(ValueError, match="1 images have no map, for instance p0_f0"):
         check_companions(trainer)
 
 

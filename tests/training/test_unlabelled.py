@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +21,20 @@ from nnssl.datasets.unlabelled.preprocess import remove
 from nnssl.datasets.unlabelled.records import encoded
 from nnssl.studies.contamination import check
 from nnssl.training import pretraining_loop
+from nnssl.training.clustering.recipe import Recipe
+from nnssl.training.clustering.task import check_companions, cluster_dataset
 from nnssl.training.factory import trainer_class
 from nnssl.training.history import History
 from nnssl.training.unlabelled import choose as unlabelled
 from tests.training.unlabelled_bench import KNOWN, add_cine, batches, drawn, pretrainer, same
 
 __all__ = ["add_cine", "pretrainer"]
+
+PIXELS = """
+extends: nnSSLPixelClusteringTrainer
+training: {crop: [16, 16]}
+objective: {clusters: 4}
+"""
 
 
 @pytest.mark.parametrize(
@@ -156,20 +165,43 @@ def test_other_plans_are_refused(
         pretrainer()
 
 
-def test_runs_with_companion_arrays_leave_them_out(
-    tiny_dataset: Any,
-    pretrainer: Callable[..., Any],
-    add_cine: Callable[..., Path],
-    trainer_yaml: Callable[[str, str], str],
+def test_runs_with_companion_arrays_draw_them_with_theirs(
+    tiny_dataset: Any, add_cine: Callable[..., Path], trainer_yaml: Callable[[str, str], str]
 ) -> None:
-    add_cine("cine", "p1", KNOWN)
-    trainer_yaml("nnSSLPixels", "extends: nnSSLPixelClusteringTrainer\ntraining: {crop: [16, 16]}")
+    """Clusters come with the voxels; without maps, or with older ones, the run does not begin."""
+    trainer_yaml("nnSSLPixels", PIXELS)
     trainer = tiny_dataset.trainer(trainer_class("nnSSLPixels"))
-    lines: list[str] = []
-    trainer.print_to_log_file = lambda *args, **_: lines.append(" ".join(map(str, args)))
+    folder = make_maps(tiny_dataset)
+    pool = add_cine("cine", "p1", KNOWN)
     trainer.initialize()
-    assert trainer.drawn_cases == trainer.train_cases
-    assert any("no companion arrays" in line for line in lines)
+    frames = {"p1_4d_frame01", "p1_4d_frame02"}
+    with pytest.raises(ValueError, match=r"2 images have no map, for instance p1_4d_frame01.*-f 0"):
+        check_companions(trainer)
+    assert make_maps(tiny_dataset) == folder
+    assert {file.stem for file in (folder / "unlabelled" / "cine").glob("*.b2nd")} == frames
+    check_companions(trainer)
+    seen = set()
+    for batch in batches(trainer):
+        maps = batch["companions"]["clusters"]
+        for found, box, name in zip(maps, batch["box"], batch["identifier"], strict=True):
+            if name in frames:
+                file = folder / "unlabelled" / "cine" / f"{name}.b2nd"
+                check_voxels(found[None] + 1, box, open_image(file)[:] + 1)  # padded by -1
+                seen.add(name)
+    assert seen == frames
+    image, made = pool / "p1_4d_frame01.b2nd", folder / "unlabelled" / "cine"
+    os.utime(image, ns=(0, (made / image.name).stat().st_mtime_ns + 1))
+    with pytest.raises(ValueError, match="1 images have no map, for instance p1_4d_frame01"):
+        check_companions(trainer)
+    make_maps(tiny_dataset)
+    check_companions(trainer)
+
+
+def make_maps(dataset: Any) -> Path:
+    """Folder of the cluster maps of fold 0."""
+    recipe = Recipe(clusters=4, samples=4000, scales=(1.0,))
+    root = dataset.preprocessed.parent
+    return cluster_dataset(root, 999, "2d", "nnUNetPlans", recipe, "clusters", 1)[0]
 
 
 def test_the_log_says_what_is_used_and_left_out(

@@ -20,7 +20,7 @@ from nnssl.datasets.parallel import for_each
 from nnssl.training.case_store import image_file, open_image
 from nnssl.training.clustering import recipe as recipes
 from nnssl.training.clustering.handcrafted import HandcraftedFeatures
-from nnssl.training.clustering.recipe import MANIFEST, Recipe
+from nnssl.training.clustering.recipe import MANIFEST, Image, Recipe
 
 PASSES = 5  # of k-means over the sampled voxels
 CHUNK = 8192  # voxels per step of k-means
@@ -34,7 +34,7 @@ class Job:
 
     Attributes:
         preprocessed: nnU-Net's folder of the configuration.
-        folder: of the maps.
+        folder: of the maps of the fold.
         recipe: the knobs.
         spacing: millimetres per voxel on the image's own axes (2 or 3).
         patch: planned patch size, as many axes.
@@ -52,7 +52,7 @@ def make_maps(
     plans: Mapping[str, Any],
     configuration: Mapping[str, Any],
     training: Sequence[str],
-    cases: Sequence[str],
+    images: Sequence[Image],
     workers: int,
 ) -> list[float]:
     """Make what is missing; all of it, where recipe, plans, cases or weights have changed.
@@ -61,7 +61,7 @@ def make_maps(
         job: the task.
         plans, configuration: nnU-Net's.
         training: identifiers that k-means may see.
-        cases: identifiers that get a map.
+        images: cases of the fold and images without labels; all get maps from the same centres.
         workers: processes.
 
     Returns:
@@ -74,9 +74,9 @@ def make_maps(
         write_json(job.folder / MANIFEST, wanted)
     if not _centres(job.folder).is_file():
         _fit(job, training, workers)
-    missing = [case for case in cases if not _map(job.folder, case).is_file()]
+    missing = [image for image in images if not image.is_mapped(job.folder)]
     for_each(partial(_assign, job), missing, workers, "Cluster maps")
-    counts = np.sum([_counts(_map(job.folder, c), job.recipe.clusters) for c in cases], axis=0)
+    counts = np.sum([_counts(i.map(job.folder), job.recipe.clusters) for i in images], axis=0)
     shares = (counts / max(1, counts.sum())).tolist()
     write_json(job.folder / MANIFEST, {**wanted, "shares": shares})
     return shares
@@ -139,7 +139,7 @@ def _sample(job: Job, count: int, case: str) -> None:
     if file.is_file():
         return
     random = np.random.default_rng([job.recipe.seed, crc32(case.encode())])
-    image, allowed = _read(job, case)
+    image, allowed = _read(job, Image(case))
     places = np.flatnonzero(allowed)
     chosen = np.zeros(allowed.shape, bool)
     drawn = random.choice(places, min(count, len(places)), replace=False)
@@ -150,21 +150,21 @@ def _sample(job: Job, count: int, case: str) -> None:
     os.replace(temporary(file), file)
 
 
-def _assign(job: Job, case: str) -> None:
-    """Nearest centre of every voxel of a case, written as a companion array."""
-    image, allowed = _read(job, case)
+def _assign(job: Job, image: Image) -> None:
+    """Nearest centre of every voxel of an image, written as a companion array."""
+    voxels, allowed = _read(job, image)
     with np.load(_centres(job.folder), allow_pickle=False) as fitted:
         centres, mean, scale = (fitted[key] for key in ("centres", "mean", "scale"))
-    weights = _source(job).weights(len(image))
+    weights = _source(job).weights(len(voxels))
     clusters = np.full(allowed.shape, -1, np.int16)
-    for window, features in _source(job).windows(image):
+    for window, features in _source(job).windows(voxels):
         inside = allowed[window]
         points = _scaled(features[:, inside].T, mean, scale, weights)
         nearest = (points @ centres.T - 0.5 * (centres**2).sum(1)).argmax(1)
         part = np.full(inside.shape, -1, np.int16)
         part[inside] = nearest
         clusters[window] = part
-    _save(clusters, _map(job.folder, case))
+    _save(clusters, image.map(job.folder))
 
 
 def _scaled(
@@ -175,16 +175,19 @@ def _scaled(
     return np.asarray(standard * weights, np.float32)
 
 
-def _read(job: Job, case: str) -> tuple[np.ndarray, np.ndarray]:
-    image = np.asarray(open_image(image_file(job.preprocessed, case))[:], np.float32)
+def _read(job: Job, image: Image) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels (C, Z, Y, X), and where clusters are wanted, (Z, Y, X)."""
+    file = image_file(image.folder or job.preprocessed, image.identifier)
+    voxels = np.asarray(open_image(file)[:], np.float32)
     keep = job.recipe.keep_air
-    return image, np.ones(image.shape[1:], bool) if keep else body(image[0])
+    return voxels, np.ones(voxels.shape[1:], bool) if keep else body(voxels[0])
 
 
 def _save(clusters: np.ndarray, file: Path) -> None:
     """(Z, Y, X) int16 as compressed (1, Z, Y, X), slice by slice; whole or not at all."""
     import blosc2
 
+    file.parent.mkdir(parents=True, exist_ok=True)
     part = temporary(file)
     part.unlink(missing_ok=True)
     chunks = (1, 1, *clusters.shape[1:])
@@ -222,7 +225,3 @@ def _feature_weights(job: Job, case: str) -> np.ndarray:
 
 def _centres(folder: Path) -> Path:
     return folder / "centres.npz"
-
-
-def _map(folder: Path, case: str) -> Path:
-    return folder / f"{case}.b2nd"

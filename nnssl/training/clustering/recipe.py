@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnssl.datasets.files import read_json, sha256_of
-from nnssl.training.case_store import image_file
+from nnssl.training.case_store import companion_folder, image_file
 
 Source = Literal["handcrafted", "self", "dino"]
 MANIFEST = "manifest.json"
@@ -21,6 +21,31 @@ VOXELS = (  # keys of a configuration that decide what the preprocessed voxels a
     "resampling_fn_data",
     "resampling_fn_data_kwargs",
 )
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image that has a map, or gets one.
+
+    Attributes:
+        identifier: its name.
+        folder: of an image without label (see `Case`); None: a case of the dataset.
+    """
+
+    identifier: str
+    folder: Path | None = None
+
+    def map(self, maps: Path) -> Path:
+        """File of its map among those of a fold."""
+        return companion_folder(maps, self.folder) / f"{self.identifier}.b2nd"
+
+    def is_mapped(self, maps: Path) -> bool:
+        """Whether there is a map; that of an image without label must be the younger one."""
+        made = self.map(maps)
+        if self.folder is None or not made.is_file():
+            return made.is_file()
+        source = image_file(self.folder, self.identifier)
+        return made.stat().st_mtime_ns >= source.stat().st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -124,7 +149,7 @@ def check_run(
     fold: int | str,
     plans: str,
     training: str,
-    cases: Sequence[str],
+    images: Sequence[Image],
     clusters: int | None,
 ) -> None:
     """Refuse maps that do not fit a pre-training run.
@@ -133,7 +158,7 @@ def check_run(
         folder: of the maps of the fold.
         command: makes maps that do fit.
         fold, plans, training: of the run (`plans_hash`, `cases_hash` of its training cases).
-        cases: every case that the run reads, validation included.
+        images: all that the run reads, validation cases and images without labels included.
         clusters: K of the objective; None: not known.
 
     Raises:
@@ -155,9 +180,9 @@ def check_run(
             f"made with {found['recipe']['clusters']} clusters, objective.clusters is {clusters}"
         )
     else:
-        missing = [case for case in cases if not (folder / f"{case}.b2nd").is_file()]
+        missing = [image.identifier for image in images if not image.is_mapped(folder)]
         problem = (
-            f"{len(missing)} cases have no map, for instance {missing[0]}" if missing else None
+            f"{len(missing)} images have no map, for instance {missing[0]}" if missing else None
         )
     if problem:
         raise ValueError(f"cluster maps in {folder}: {problem}. Make them with: {command}")

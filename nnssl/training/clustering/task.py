@@ -8,10 +8,12 @@ from typing import Any
 
 from nnssl.datasets.files import read_json, write_json
 from nnssl.datasets.splits import SPLITS_FILE
+from nnssl.datasets.unlabelled.preprocess import complete
+from nnssl.datasets.unlabelled.records import pools
 from nnssl.training import folds
 from nnssl.training.clustering import recipe as recipes
 from nnssl.training.clustering.maps import Job, make_maps
-from nnssl.training.clustering.recipe import Recipe
+from nnssl.training.clustering.recipe import Image, Recipe
 from nnssl.training.pretraining_data import DataFolders
 
 SEGMENTATION = "_seg"  # ends the names of nnU-Net's files of labels
@@ -59,7 +61,8 @@ def cluster_dataset(
     patch = tuple(int(n) for n in manager.patch_size)
     spacing = tuple(float(s) for s in manager.spacing)[-len(patch) :]
     job = Job(folders.preprocessed, folders.companion(name), recipe, spacing, patch)
-    return job.folder, make_maps(job, plans, manager.configuration, training, cases, workers)
+    images = [*map(Image, cases), *_without_labels(folders.own)]
+    return job.folder, make_maps(job, plans, manager.configuration, training, images, workers)
 
 
 def fold_cases(preprocessed: Path, fold: int | str) -> tuple[list[str], list[str]]:
@@ -101,9 +104,15 @@ def check_companions(trainer: Any) -> None:
                 trainer.plans_manager.plans, trainer.configuration_manager.configuration
             ),
             recipes.cases_hash(trainer.folders.preprocessed, _names(trainer.train_cases)),
-            _names([*trainer.train_cases, *trainer.val_cases]),
+            [Image(c.identifier, c.folder) for c in (*trainer.drawn_cases, *trainer.val_cases)],
             clusters,
         )
+
+
+def _without_labels(own: Path) -> list[Image]:
+    """Every image of `nnssl_preprocess_unlabelled`; the run chooses which of them it may see."""
+    found = pools(own).values()
+    return [Image(image.identifier, folder) for folder in found for image in complete(folder)]
 
 
 def _names(cases: Sequence[Any]) -> list[str]:
