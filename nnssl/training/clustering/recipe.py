@@ -9,18 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnssl.datasets.files import read_json, sha256_of
+from nnssl.datasets.unlabelled.records import voxels_hash
 from nnssl.training.case_store import companion_folder, image_file
 
 Source = Literal["handcrafted", "self", "dino"]
 MANIFEST = "manifest.json"
-VOXELS = (  # keys of a configuration that decide what the preprocessed voxels are
-    "data_identifier",
-    "spacing",
-    "normalization_schemes",
-    "use_mask_for_norm",
-    "resampling_fn_data",
-    "resampling_fn_data_kwargs",
-)
 
 
 @dataclass(frozen=True)
@@ -111,18 +104,10 @@ def manifest(
     weights = None if recipe.checkpoint is None else _sha256_of_file(Path(recipe.checkpoint))
     return {
         "recipe": knobs,
-        "plans": plans_hash(plans, configuration),
+        "plans": voxels_hash(plans, configuration),
         "cases": cases_hash(preprocessed, training),
         "weights": weights,
     }
-
-
-def plans_hash(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> str:
-    """Hash of what decides the preprocessed voxels; patch and batch size do not matter."""
-    chosen: dict[str, Any] = {key: configuration.get(key) for key in VOXELS}
-    for key in ("transpose_forward", "foreground_intensity_properties_per_channel"):
-        chosen[key] = plans.get(key)
-    return sha256_of(chosen)
 
 
 def cases_hash(preprocessed: Path, identifiers: Sequence[str]) -> str:
@@ -157,7 +142,7 @@ def check_run(
     Args:
         folder: of the maps of the fold.
         command: makes maps that do fit.
-        fold, plans, training: of the run (`plans_hash`, `cases_hash` of its training cases).
+        fold, plans, training: of the run (`voxels_hash`, `cases_hash` of its training cases).
         images: all that the run reads, validation cases and images without labels included.
         clusters: K of the objective; None: not known.
 

@@ -9,7 +9,7 @@ from typing import Any
 from nnssl.datasets.files import read_json, write_json
 from nnssl.datasets.splits import SPLITS_FILE
 from nnssl.datasets.unlabelled.preprocess import complete
-from nnssl.datasets.unlabelled.records import pools
+from nnssl.datasets.unlabelled.records import pools, voxels_hash
 from nnssl.training import folds
 from nnssl.training.clustering import recipe as recipes
 from nnssl.training.clustering.maps import Job, make_maps
@@ -100,9 +100,7 @@ def check_companions(trainer: Any) -> None:
             trainer.folders.companion(name),
             command if clusters is None else f"{command} -k {clusters}",
             trainer.fold,
-            recipes.plans_hash(
-                trainer.plans_manager.plans, trainer.configuration_manager.configuration
-            ),
+            voxels_hash(trainer.plans_manager.plans, trainer.configuration_manager.configuration),
             recipes.cases_hash(trainer.folders.preprocessed, _names(trainer.train_cases)),
             [Image(c.identifier, c.folder) for c in (*trainer.drawn_cases, *trainer.val_cases)],
             clusters,
