@@ -27,7 +27,9 @@ class PixelClusteringObjective(Objective):
 
     - `loss: cross_entropy`: a = b, every view against its own map.
     - `loss: swapped`: over the ordered pairs of views a, b; :math:`t^{a \to b}` is the map that
-      view a sees, read at b's voxels through the views' matrices; only the overlap counts.
+      view a sees, read at b's voxels through the views' matrices; only the overlap counts. The map
+      is that of the volume, so in the overlap both losses have the same target; swapping costs the
+      voxels outside of it, and half of the patches at an equal number of voxels.
 
     Voxels without cluster (-1: padding, air) do not count. `balanced` gives every cluster the same
     share of the loss.
@@ -38,15 +40,16 @@ class PixelClusteringObjective(Objective):
 
     Differs from the paper: the thesis' code applies a sigmoid and then a softmax over an image
     axis, here the softmax is over K; it fits k-means anew on every batch, here once on all
-    training cases of the fold; the planned U-Net keeps its skip connections unless `skips` is
-    false (the thesis trains without); air is left out.
+    training cases of the fold; it swaps between crops whose features were computed apart; the
+    planned U-Net keeps its skip connections unless `skips` is false (the thesis trains without);
+    air is left out.
 
     Shapes: views (B, C, *S) with companion map (B, *S); logits (B, K, *S).
     """
 
     companions = ("clusters",)
     decodes = True
-    default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {"global": {"count": 2}}
+    default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {"global": {"count": 1}}
 
     def __init__(
         self,
@@ -54,8 +57,8 @@ class PixelClusteringObjective(Objective):
         context: Context,
         *,
         maps: str = "clusters",
-        clusters: int = 10,
-        loss: Literal["swapped", "cross_entropy"] = "swapped",
+        clusters: int = 50,
+        loss: Literal["swapped", "cross_entropy"] = "cross_entropy",
         balanced: bool = False,
         skips: bool = True,
     ) -> None:

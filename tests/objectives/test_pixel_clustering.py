@@ -68,11 +68,11 @@ def test_swapped_is_plain_cross_entropy_where_the_views_are_one(
     make_unet: Callable[..., nn.Module],
 ) -> None:
     whole = batch(**STILL)
-    swapped = objective(make_unet)(whole)["loss"].detach()
+    swapped = objective(make_unet, loss="swapped")(whole)["loss"].detach()
     plain = objective(make_unet, loss="cross_entropy")(whole)["loss"].detach()
     torch.testing.assert_close(swapped, plain)
     with pytest.raises(ValueError, match="views: found 1"):
-        objective(make_unet)(batch(1))
+        objective(make_unet, loss="swapped")(batch(1))
 
 
 def test_unknown_voxels_get_no_gradient(make_unet: Callable[..., nn.Module]) -> None:
@@ -101,7 +101,7 @@ def test_collapse_value_is_the_entropy_of_the_targets(make_unet: Callable[..., n
 
 
 def test_learns_intensity_clusters(make_unet: Callable[..., nn.Module]) -> None:
-    made, whole = objective(make_unet), batch(rotation=0.0)
+    made, whole = objective(make_unet, loss="swapped"), batch(rotation=0.0)
     for view in whole["views"].values():
         view.companions["clusters"] = (view.image[:, 0] > 0).long()
     for view in whole["views"].values():

@@ -18,7 +18,7 @@ from nnssl.training.clustering.task import check_companions, cluster_dataset, fo
 from nnssl.training.factory import trainer_class
 from nnssl.training.loader import PatchReader
 
-RECIPE = Recipe(clusters=4, samples=4000, scales=(1.0,))
+RECIPE = Recipe(clusters=4, samples=4000, scales=(1.0,), position=0.5)
 CASES = 10
 SHORT = """
 extends: nnSSLPixelClusteringTrainer

@@ -64,13 +64,13 @@ class Recipe:
     """
 
     source: Source = "handcrafted"
-    clusters: int = 10
+    clusters: int = 50
     seed: int = 0
     fold: int | str = 0
     samples: int = 200_000
     keep_air: bool = False
     scales: tuple[float, ...] = (1.0, 2.0, 4.0)
-    position: float = 0.5
+    position: float = 2.0
     checkpoint: str | None = None
     stage: int | None = None
     model: str = "vit_small_patch16_224.dino"
