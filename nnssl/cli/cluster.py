@@ -1,6 +1,6 @@
 """``nnssl_cluster``: cluster maps of a preprocessed dataset, for nnSSLPixelClusteringTrainer.
 
-K-means over dense features is fitted once per fold, on its training cases; every voxel of every
+Without maps the trainer makes them by the defaults of this command. K-means over dense features is fitted once per fold, on its training cases; every voxel of every
 case of the fold then gets its cluster (air: -1). The same command goes on where it was interrupted.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnssl.training.clustering.recipe import Recipe
-from nnssl.training.clustering.task import cluster_dataset
+from nnssl.training.clustering.task import DEFAULT_NAME, cluster_dataset
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-c", required=True, dest="configuration", help="configuration, e.g. 2d or 3d_fullres")
     add("-p", default="nnUNetPlans", dest="plans", help="plans (%(default)s)")
     add("-f", default=["0"], nargs="+", dest="folds", help="each fold gets maps of its own (0)")
-    add("--name", default="clusters", help="of the companion array (%(default)s)")
+    add("--name", default=DEFAULT_NAME, help="of the companion array (%(default)s)")
     add("--source", default=default.source, choices=("handcrafted", "self", "dino"))
     add("-k", type=int, default=default.clusters, dest="clusters", help="clusters (%(default)s)")
     add("--seed", type=int, default=default.seed)

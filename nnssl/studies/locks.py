@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import time
+from threading import Event, Thread
+from time import sleep, time
 from typing import Any
 
 LOCK = "cell.lock"
 SECONDS_ALIVE = 300.0  # a lock of another machine counts while it was renewed within this time
+SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @dataclass
@@ -51,6 +54,33 @@ def acquire(folder: Path) -> Lock | None:
     owner = {"host": socket.gethostname(), "pid": os.getpid()}
     os.pwrite(descriptor, json.dumps(owner).encode(), 0)
     return Lock(path, descriptor)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """Waits for the lock of a folder, holds it while the context lasts, and renews it.
+
+    Yields:
+        Whether somebody else held it before.
+    """
+    waited = False
+    while (lock := acquire(folder)) is None:
+        waited = True
+        sleep(SECONDS_BETWEEN_LOOKS)
+    done = Event()
+    renewing = Thread(target=_renew_until, args=(lock, done), daemon=True)
+    renewing.start()
+    try:
+        yield waited
+    finally:
+        done.set()
+        renewing.join()
+        lock.release()
+
+
+def _renew_until(lock: Lock, done: Event) -> None:
+    while not done.wait(SECONDS_ALIVE / 10):
+        lock.renew()
 
 
 def holder(folder: Path) -> dict[str, Any] | None:

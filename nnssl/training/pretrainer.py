@@ -14,7 +14,7 @@ from nnssl.modules import unet
 from nnssl.training import preflight, pretraining_checkpoint, runs
 from nnssl.training.case_table import describe_axes
 from nnssl.training.checkpoint import read_checkpoint, save_atomically
-from nnssl.training.clustering.task import check_companions
+from nnssl.training.clustering.task import check_companions, make_companions
 from nnssl.training.history import History
 from nnssl.training.interruptible import Interruptible
 from nnssl.training.planned_network import build_network
@@ -44,6 +44,7 @@ class nnSSLPretrainer(Interruptible, PretrainingLoop):
             runs.refuse_overwrite(folder, self.config.sections, self.settings.overwrite)
         self.probe = TrainingProbe(self)
         self.probe.check()
+        make_companions(self)
         check_companions(self)
         self.stop.install()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()

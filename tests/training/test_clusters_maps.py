@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import blosc2
@@ -12,9 +13,15 @@ import numpy as np
 import pytest
 import torch
 
+from nnssl.studies.locks import held
 from nnssl.training.clustering import maps
 from nnssl.training.clustering.recipe import Recipe, stored
-from nnssl.training.clustering.task import check_companions, cluster_dataset, fold_cases
+from nnssl.training.clustering.task import (
+    check_companions,
+    cluster_dataset,
+    fold_cases,
+    make_companions,
+)
 from nnssl.training.factory import trainer_class
 from nnssl.training.loader import PatchReader
 
@@ -133,6 +140,56 @@ def test_a_run_refuses_maps_that_do_not_fit_and_takes_those_that_do(
     (folder / "p0_f0.b2nd").unlink()
     with pytest.raises(ValueError, match="1 images have no map, for instance p0_f0"):
         check_companions(trainer)
+
+
+def test_a_run_makes_the_maps_that_it_lacks_and_leaves_others_alone(
+    tiny_dataset: Any, trainer_yaml: Callable[[str, str], str]
+) -> None:
+    """Absent ones by the default recipe, unfinished ones by their own; other names never."""
+    trainer_yaml("nnSSLShortPixels", SHORT)
+    trainer_yaml("nnSSLDino", SHORT.replace("clusters: 4", "clusters: 4, maps: dino"))
+    trainer_class.cache_clear()
+    trainer = tiny_dataset.trainer(trainer_class("nnSSLShortPixels"))
+    trainer.run_training()
+    folder = tiny_dataset.preprocessed / "nnssl" / "nnUNetPlans_2d" / "clusters/fold_0"
+    made = times(folder)
+    assert len(made) == CASES
+    assert stored(folder)["recipe"] == {
+        **asdict(Recipe(clusters=4)),
+        "scales": list(Recipe.scales),
+    }
+    make_companions(trainer)
+    assert times(folder) == made
+
+    other = make(tiny_dataset)  # RECIPE, not the default
+    (other / "p1_f0.b2nd").unlink()
+    before = times(other)
+    make_companions(trainer)
+    after = times(other)
+    assert set(after) - set(before) == {"p1_f0.b2nd"}
+    assert {name: after[name] for name in before} == before
+    assert stored(folder)["recipe"]["samples"] == RECIPE.samples
+
+    dino = tiny_dataset.trainer(trainer_class("nnSSLDino"))
+    dino.initialize()
+    make_companions(dino)
+    with pytest.raises(ValueError, match=r"none were made for fold 0.*--name dino"):
+        check_companions(dino)
+
+
+def test_maps_that_another_process_makes_are_waited_for(tiny_dataset: Any) -> None:
+    """Two runs of one fold begin at once: the second one finds what the first has made."""
+    folder = tiny_dataset.preprocessed / "nnssl" / "nnUNetPlans_2d" / "clusters/fold_0"
+    waiting = Thread(target=make, args=(tiny_dataset,), daemon=True)
+    with held(folder.parent / "locks" / "fold_0") as waited:
+        assert not waited
+        waiting.start()
+        waiting.join(3)
+        assert waiting.is_alive()
+        assert not folder.exists()
+    waiting.join(60)
+    assert not waiting.is_alive()
+    assert len(times(folder)) == CASES
 
 
 def test_every_fold_reads_its_own_maps(tiny_dataset: Any, trainer_yaml: Any) -> None:

@@ -133,7 +133,7 @@ def check_run(
     command: str,
     fold: int | str,
     plans: str,
-    training: str,
+    cases: str,
     images: Sequence[Image],
     clusters: int | None,
 ) -> None:
@@ -142,7 +142,7 @@ def check_run(
     Args:
         folder: of the maps of the fold.
         command: makes maps that do fit.
-        fold, plans, training: of the run (`voxels_hash`, `cases_hash` of its training cases).
+        fold, plans, cases: of the run (`voxels_hash`, `cases_hash` of its training cases).
         images: all that the run reads, validation cases and images without labels included.
         clusters: K of the objective; None: not known.
 
@@ -158,7 +158,7 @@ def check_run(
         problem = f"made for fold {found['recipe']['fold']}, this run is of fold {fold}"
     elif found["plans"] != plans:
         problem = "made from other plans (spacing, normalisation or resampling differ)"
-    elif found["cases"] != training:
+    elif found["cases"] != cases:
         problem = "fitted on other training cases, or these were preprocessed again"
     elif clusters is not None and found["recipe"]["clusters"] != clusters:
         problem = (

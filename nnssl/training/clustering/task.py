@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnssl.datasets.files import read_json, write_json
 from nnssl.datasets.splits import SPLITS_FILE
 from nnssl.datasets.unlabelled.preprocess import complete
 from nnssl.datasets.unlabelled.records import pools, voxels_hash
+from nnssl.studies.locks import held
 from nnssl.training import folds
 from nnssl.training.clustering import recipe as recipes
 from nnssl.training.clustering.maps import Job, make_maps
 from nnssl.training.clustering.recipe import Image, Recipe
 from nnssl.training.pretraining_data import DataFolders
 
+DEFAULT_NAME = "clusters"  # of the companion arrays
+LOCKS = "locks"  # beside the folders of the folds
 SEGMENTATION = "_seg"  # ends the names of nnU-Net's files of labels
 
 
@@ -36,6 +40,8 @@ def cluster_dataset(
         recipe: the knobs.
         name: of the companion array.
         workers: processes.
+
+    Maps that another process is making are waited for.
 
     Returns:
         The folder of the maps and the share of each cluster.
@@ -62,7 +68,9 @@ def cluster_dataset(
     spacing = tuple(float(s) for s in manager.spacing)[-len(patch) :]
     job = Job(folders.preprocessed, folders.companion(name), recipe, spacing, patch)
     images = [*map(Image, cases), *_without_labels(folders.own)]
-    return job.folder, make_maps(job, plans, manager.configuration, training, images, workers)
+    with held(job.folder.parent / LOCKS / job.folder.name):
+        shares = make_maps(job, plans, manager.configuration, training, images, workers)
+    return job.folder, shares
 
 
 def fold_cases(preprocessed: Path, fold: int | str) -> tuple[list[str], list[str]]:
@@ -80,6 +88,48 @@ def fold_cases(preprocessed: Path, fold: int | str) -> tuple[list[str], list[str
     return sorted(split["train"]), sorted([*split["train"], *split["val"]])
 
 
+def make_companions(trainer: Any) -> None:
+    """Make the cluster maps that a run lacks; what it has is left to `check_companions`.
+
+    Maps of the default name are made by the default recipe. Maps whose making was interrupted, or
+    that lack images without labels, are completed by their own recipe, whatever their name.
+
+    Args:
+        trainer: an initialised pre-trainer; of several processes one works and the others wait.
+    """
+    for name in trainer.objective.companions:
+        recipe = _recipe(trainer, name)
+        if recipe is None:
+            continue
+        trainer.print_to_log_file(
+            f"Cluster maps {name!r} of fold {trainer.fold} are made ({recipe.source} features, "
+            f"{recipe.clusters} clusters); nnssl_cluster makes others"
+        )
+        cluster_dataset(
+            Path(trainer.preprocessed_dataset_folder_base).parent,
+            _number(trainer),
+            trainer.configuration_name,
+            trainer.plans_manager.plans_name,
+            recipe,
+            name,
+            max(1, get_allowed_n_proc_DA()),
+        )
+
+
+def _recipe(trainer: Any, name: str) -> Recipe | None:
+    """By what missing maps are to be made; None where none are missing or others are there."""
+    found = recipes.stored(trainer.folders.companion(name))
+    if not found:
+        count = getattr(trainer.objective, "count", Recipe.clusters)
+        return Recipe(clusters=count, fold=trainer.fold) if name == DEFAULT_NAME else None
+    images, hashes = _images(trainer), _hashes(trainer)
+    if any(found[key] != value for key, value in hashes.items()):
+        return None
+    if all(image.is_mapped(trainer.folders.companion(name)) for image in images):
+        return None
+    return Recipe(**{**found["recipe"], "scales": tuple(found["recipe"]["scales"])})
+
+
 def check_companions(trainer: Any) -> None:
     """Refuse a pre-training run whose cluster maps are missing or were made for another one.
 
@@ -91,19 +141,17 @@ def check_companions(trainer: Any) -> None:
     """
     for name in trainer.objective.companions:
         clusters = getattr(trainer.objective, "count", None)
-        number = trainer.plans_manager.dataset_name[len("Dataset") :].split("_")[0]
         command = (
-            f"nnssl_cluster -d {int(number)} -c {trainer.configuration_name} "
+            f"nnssl_cluster -d {_number(trainer)} -c {trainer.configuration_name} "
             f"-p {trainer.plans_manager.plans_name} -f {trainer.fold} --name {name}"
         )
         recipes.check_run(
             trainer.folders.companion(name),
             command if clusters is None else f"{command} -k {clusters}",
             trainer.fold,
-            voxels_hash(trainer.plans_manager.plans, trainer.configuration_manager.configuration),
-            recipes.cases_hash(trainer.folders.preprocessed, _names(trainer.train_cases)),
-            [Image(c.identifier, c.folder) for c in (*trainer.drawn_cases, *trainer.val_cases)],
-            clusters,
+            images=_images(trainer),
+            clusters=clusters,
+            **_hashes(trainer),
         )
 
 
@@ -113,8 +161,23 @@ def _without_labels(own: Path) -> list[Image]:
     return [Image(image.identifier, folder) for folder in found for image in complete(folder)]
 
 
-def _names(cases: Sequence[Any]) -> list[str]:
-    return sorted({case.identifier for case in cases})
+def _images(trainer: Any) -> list[Image]:
+    """All that the run reads."""
+    return [Image(c.identifier, c.folder) for c in (*trainer.drawn_cases, *trainer.val_cases)]
+
+
+def _hashes(trainer: Any) -> dict[str, str]:
+    """What the run's maps must have been made from."""
+    plans, configuration = trainer.plans_manager.plans, trainer.configuration_manager.configuration
+    names = sorted({case.identifier for case in trainer.train_cases})
+    return {
+        "plans": voxels_hash(plans, configuration),
+        "cases": recipes.cases_hash(trainer.folders.preprocessed, names),
+    }
+
+
+def _number(trainer: Any) -> int:
+    return int(trainer.plans_manager.dataset_name[len("Dataset") :].split("_")[0])
 
 
 def _dataset(root: Path, number: int) -> Path:
