@@ -1,7 +1,8 @@
 """``nnssl_cluster``: cluster maps of a preprocessed dataset, for nnSSLPixelClusteringTrainer.
 
-Without maps the trainer makes them by the defaults of this command. K-means over dense features is fitted once per fold, on its training cases; every voxel of every
-case of the fold then gets its cluster (air: -1). The same command goes on where it was interrupted.
+Without maps the trainer makes them by the defaults of this command. K-means over dense features is
+fitted once per fold, on its training cases; every voxel of every case of the fold then gets its
+cluster (air: -1). The same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
