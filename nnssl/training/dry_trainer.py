@@ -22,7 +22,9 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from nnssl.config import TRAINER_PREFIX
 from nnssl.datasets.files import read_json
+from nnssl.training.clustering.task import check_companions
 from nnssl.training.factory import trainer_class
+from nnssl.training.pretraining_setup import PretrainingSetup
 
 STOCK = "nnUNetTrainer"
 PREPROCESSED, RESULTS = "nnUNet_preprocessed", "nnUNet_results"
@@ -175,6 +177,8 @@ def build(name: str, job: Job) -> nnUNetTrainer:
             )
         trainer.disable_checkpointing = True
         trainer.initialize()
+        if isinstance(trainer, PretrainingSetup):
+            check_companions(trainer)
     return trainer
 
 

@@ -55,6 +55,13 @@ def test_bad_input_is_one_message(tiny_dataset, trainer_yaml, capsys, arguments,
     assert printed.out == ""
 
 
+def test_missing_cluster_maps_are_one_message(tiny_dataset, trainer_yaml, capsys):
+    """A dry run makes nothing that stays, so it does not make the maps either."""
+    trainer_yaml(NAME, "extends: nnSSLPixelClusteringTrainer\ntraining: {crop: [16, 16]}\n")
+    assert estimate.main(["999", "2d", "0", "-tr", NAME, "-device", "cpu", "--steps", "1"]) == 1
+    assert "nnssl_cluster -d 999 -c 2d -p nnUNetPlans -f 0" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of a machine without CUDA")
 def test_a_machine_without_cuda_is_told(capsys):
     assert estimate.main(["999", "2d", "0"]) == 1
