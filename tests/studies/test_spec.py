@@ -8,7 +8,16 @@ from nnssl.config import find_configs
 from nnssl.studies.files import find_studies, write_yaml
 from nnssl.studies.spec import read_study, slug, to_raw, waiting
 
-SHIPPED = ("chaitanya", "quick", "radiossl", "ssl_medseg", "taleb", "universal")
+SHIPPED = (
+    "chaitanya",
+    "claim",
+    "hippocampus",
+    "quick",
+    "radiossl",
+    "ssl_medseg",
+    "taleb",
+    "universal",
+)
 WRONG = """
 kind: study
 study:
