@@ -112,13 +112,13 @@ def wanted_keys(
         network: the target, a planned U-Net.
         trained: keys that the source has trained; None: all (a stock nnU-Net model).
         part: `encoder`, or `trained` (the decoder too, as far as it was trained).
-        stages: only the first of the encoder's stages; None: all.
+        stages: only the first of the encoder's stages, and no decoder; None: all.
 
     Raises:
         ValueError: more stages than the encoder has, or nothing of this part was trained.
     """
     keys = trained_keys(network, Trained(encoder_stages=stages))
-    if part == "trained":
+    if part == "trained" and stages is None:
         keys += trained_keys(network, Trained(encoder_stages=0, decoder_levels=None))
     wanted = [key for key in keys if trained is None or key in set(trained)]
     if not wanted:

@@ -22,8 +22,8 @@ class WeightSource:
             and fold), `none` (random weights), or the path of a checkpoint of nnSSL or nnU-Net.
             The environment variable `nnssl_pretrained_weights` names a file too.
         trainer: lets the search find the runs of this pre-training trainer only.
-        part: `encoder`, or `trained`: everything that was trained, the decoder too.
-        stages: only the first of the encoder's stages; null: all.
+        part: `trained`: everything that was trained, the decoder too; or `encoder`.
+        stages: only the first of the encoder's stages, and no decoder; null: all.
         min_share: the run stops when less than this share of the wanted parameters loads.
         allow_contamination: weights of another dataset that have seen what this fold evaluates are
             taken all the same, and the checkpoint says so.
@@ -31,7 +31,7 @@ class WeightSource:
 
     source: str = SEARCH
     trainer: str | None = None
-    part: Literal["encoder", "trained"] = "encoder"
+    part: Literal["encoder", "trained"] = "trained"
     stages: int | None = None
     min_share: float = 0.5
     allow_contamination: bool = False

@@ -317,7 +317,7 @@ def test_pretrained_weights_flag_contradicts_random_weights(finetune, pretrained
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_decoder_trained_without_skips_gives_only_what_it_trained(finetune, pretrained, whole):
     """As PCRLv2 writes it; records of older versions without the entry give the whole decoder."""
-    trainer = finetune(SHORT + "weights: {part: trained}\n")
+    trainer = finetune()
     trainer.initialize()
     record = {} if whole else {"trained_inputs": inputs_without_skips(trainer.network)}
     pretrained(trained_keys=trained_keys(trainer.network, Trained(None, None)), **record)
@@ -359,7 +359,7 @@ def test_stock_model_as_source(finetune, pretrained, monkeypatch):
     stock = {"network_weights": read_checkpoint(file)["network_weights"]}
     save_atomically(stock, file.with_name("stock.pth"))
     monkeypatch.setenv("nnssl_pretrained_weights", str(file.with_name("stock.pth")))
-    trainer = finetune(SHORT + "weights: {part: trained}")
+    trainer = finetune()
     trainer.on_train_start()
     loaded = trainer.weights_record["loaded"]
     assert any(key.startswith("decoder.") for key in loaded)
