@@ -72,9 +72,7 @@ def test_only_what_was_trained_is_wanted(make_unet):
     assert not any(part.startswith("decoder.stages.1") for part in parts)
     first = wanted_keys(target, trained, "encoder", stages=1)
     assert wanted_keys(target, trained, "trained", stages=1) == first  # and no decoder
-    assert {k[:16] for k in first} == {
-        "encoder.stages.0"
-    }
+    assert {k[:16] for k in first} == {"encoder.stages.0"}
     with pytest.raises(ValueError, match="trained nothing"):
         wanted_keys(target, ["decoder.stages.0.convs.0.conv.weight"], "encoder")
     with pytest.raises(ValueError, match="encoder_stages: found 9"):
