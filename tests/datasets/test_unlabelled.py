@@ -22,10 +22,12 @@ from nnssl.datasets.unlabelled import job as unlabelled_job
 from nnssl.datasets.unlabelled import preprocess as unlabelled
 from nnssl.datasets.unlabelled.frames import frame_count, volumes
 from nnssl.datasets.unlabelled.job import Plan
-from nnssl.datasets.unlabelled.preprocess import complete, preprocess_unlabelled
+from nnssl.datasets.unlabelled.preprocess import complete, preprocess_unlabelled, remove
 from nnssl.datasets.unlabelled.records import pools, read_manifest, record_file
 from nnssl.datasets.unlabelled.sources import Choice, Source, share
 from nnssl.datasets.unlabelled.task import Task
+from nnssl.training.case_store import companion_folder
+from nnssl.training.pretraining_data import DataFolders
 from tests.training.conftest import tiny_dataset, tiny_files
 
 __all__ = ["tiny_dataset", "tiny_files"]
@@ -231,6 +233,21 @@ def test_the_command_lists_and_removes(
     ):
         with pytest.raises(SystemExit, match=message):
             main([*base, *wrong])
+
+
+def test_removed_images_leave_no_companion_arrays(task: Task) -> None:
+    preprocess_unlabelled(task, 1)
+    maps = DataFolders(task.own, task.own, 0).companion("clusters")
+    removed, other, of_cases = (
+        companion_folder(maps, folder) / "image.b2nd"
+        for folder in (task.pool, task.pool.with_name("other"), None)
+    )
+    for file in (removed, other, of_cases):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    remove(task.own, task.name)
+    found = [path.exists() for path in (removed.parent, task.pool, other, of_cases)]
+    assert found == [False, False, True, True]
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])

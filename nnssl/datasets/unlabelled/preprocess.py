@@ -118,7 +118,7 @@ def _write_one(job: tuple[Checked, list[int]], task: Task) -> None:
 
 
 def remove(own: Path, name: str) -> Path:
-    """Delete a pool.
+    """Delete a pool, and the companion arrays (cluster maps) that were made from its images.
 
     Args:
         own: see `own_folder`.
@@ -130,6 +130,8 @@ def remove(own: Path, name: str) -> Path:
     found = pools(own)
     if name not in found:
         raise ValueError(f"--remove: no pool {name!r} in {own / UNLABELLED}; there are {[*found]}")
+    for derived in own.glob(f"*/fold_*/{UNLABELLED}/{name}"):
+        shutil.rmtree(derived)
     (found[name] / MANIFEST).unlink()  # a pool without manifest is none, should this be interrupted
     shutil.rmtree(found[name])
     return found[name]
