@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnssl.modules.grids import volume_centre
+from nnssl.modules.grids import coordinates, volume_centre
 
 
 def extent3(crop: Sequence[int]) -> tuple[int, int, int]:
@@ -61,3 +61,25 @@ def partition(batch: Mapping[str, Any], matrix: Tensor, crop: Sequence[int], par
     places = starts(length, length.new_tensor(list(extent))[axis])
     part = ((first + 0.5) * parts / places).floor().clamp(0, parts - 1).long()
     return torch.where(sign > 0, part, parts - 1 - part)
+
+
+def voxel_positions(batch: Mapping[str, Any], matrix: Tensor, size: Sequence[int]) -> Tensor:
+    """Where every voxel of a view lies in its volume.
+
+    Args:
+        batch: a loader's batch (`box`, `shape`).
+        matrix: (B, d, d+1) of the view.
+        size: voxels of the view per array axis (d,).
+
+    Returns:
+        (B, 3, *size): -1 to 1 between the outer edges of the volume's array axes, beyond in the
+        padding; a 2D view has its slice's position on axis 0.
+    """
+    box, shape = batch["box"].to(matrix), batch["shape"].to(matrix)  # (B, 3, 2), (B, 3)
+    in_patch = coordinates(matrix, size).flip(-1).movedim(-1, 1)  # (B, d, *size), array axes
+    if len(size) == 2:  # the middle of the patch's only slice
+        in_patch = torch.cat([torch.zeros_like(in_patch[:, :1]), in_patch], dim=1)
+    axes = (len(matrix), 3, *[1] * len(size))
+    begin, end = (edge.reshape(axes) for edge in box.unbind(-1))
+    voxel = begin + (in_patch + 1) / 2 * (end - begin)
+    return 2 * voxel / shape.reshape(axes) - 1

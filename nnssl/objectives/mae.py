@@ -44,6 +44,7 @@ class MAEObjective(RestorationObjective):
         normalise_target: restore each block's deviation from its own mean, in its own standard
             deviations.
         skips: whether the decoder sees skip connections.
+        position: weight of the voxels' positions, see `RestorationObjective`.
     """
 
     default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -60,8 +61,9 @@ class MAEObjective(RestorationObjective):
         block: Sequence[int] | None = None,
         normalise_target: bool = False,
         skips: bool = True,
+        position: float = 0.0,
     ) -> None:
-        super().__init__(network, context, skips=skips)
+        super().__init__(network, context, skips=skips, position=position)
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio: found {mask_ratio}, allowed are numbers between 0 and 1")
         self.mask_ratio, self.normalise_target = mask_ratio, normalise_target

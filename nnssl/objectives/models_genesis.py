@@ -37,6 +37,7 @@ class ModelsGenesisObjective(RestorationObjective):
         paint: probability of a painting.
         outpaint: share of out-painting among the paintings; the rest is in-painting.
         skips: whether the decoder sees skip connections.
+        position: weight of the voxels' positions, see `RestorationObjective`.
     """
 
     default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -53,8 +54,9 @@ class ModelsGenesisObjective(RestorationObjective):
         paint: float = 0.9,
         outpaint: float = 0.8,
         skips: bool = True,
+        position: float = 0.0,
     ) -> None:
-        super().__init__(network, context, skips=skips)
+        super().__init__(network, context, skips=skips, position=position)
         self.deform = Deformations(
             shuffle=shuffle, nonlinear=nonlinear, paint=paint, outpaint=outpaint
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor, nn
 
 from nnssl.losses.restoration import restoration_loss, trivial_losses
 from nnssl.modules import unet
+from nnssl.modules.positions import voxel_positions
 from nnssl.objectives.base import Batch, Context, Objective
 
 PICTURES = 8  # samples that are drawn
+SPREAD = math.sqrt(1 / 3)  # standard deviation of positions that are uniform from -1 to 1
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,38 @@ class RestorationObjective(Objective):
 
     The last segmentation layer of the U-Net, with as many outputs as the image has channels, is the
     linear head. The log shows what trivial answers would cost (`nnssl.losses.restoration`).
+
+    With a `position` weight :math:`\lambda` a second linear head on the same features says where
+    each voxel u of the view lies in its volume,
+
+    .. math:: \lambda \frac{1}{|U|} \sum_{u \in U} \frac13 |h(\tilde x)_u - p_u / \sigma|^2
+
+    with p from -1 to 1 on each of the volume's three axes (the slice's own on axis 0 in 2D),
+    :math:`\sigma^2 = 1/3` its variance where it is uniform, and U the voxels inside the volume, so
+    that a constant costs about 1 there as it does for a z-scored image. What is restored can be
+    read off the surroundings; the position needs anatomy.
+
+    Reference for positions as a target: Lei, Xu, Gu, Fu, Zhang, Wang, *Contrastive learning of
+    relative position regression for one-shot object localization in 3D medical images*, MICCAI
+    2021, arXiv:2012.07043, who tell the distance of two patches by two vectors; here every voxel's
+    own position is told.
+
+    Args:
+        skips: whether the decoder sees skip connections.
+        position: weight of the positions; 0: no head, and the method's own loss.
     """
 
     decodes = True
 
-    def __init__(self, network: nn.Module, context: Context, *, skips: bool = True) -> None:
+    def __init__(
+        self, network: nn.Module, context: Context, *, skips: bool = True, position: float = 0.0
+    ) -> None:
         super().__init__(network, context)
-        self.skips = skips
+        if not 0 <= position < math.inf:
+            raise ValueError(f"position: found {position}, allowed are finite numbers from 0")
+        self.skips, self.position = skips, position
+        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(context.crop)]
+        self.locate = convolution(unet.output_channels(network)[0], 3, 1) if position else None
         self._collapse: Tensor | None = None
 
     @classmethod
@@ -59,16 +87,44 @@ class RestorationObjective(Objective):
         """The task of one batch."""
         raise TypeError(f"{type(self).__name__} does not say how it corrupts images")
 
+    def decode(self, task: Corrupted) -> Tensor:
+        """The U-Net's finest features of the corrupted image, (B, F, *S)."""
+        features = unet.encode(self.network, task.image)
+        return unet.decode(self.network, features, use_skips=self.skips)[-1]
+
     def restore(self, task: Corrupted) -> Tensor:
         """What the U-Net makes of the corrupted image, (B, C, *S)."""
-        features = unet.encode(self.network, task.image)
-        decoded = unet.decode(self.network, features, use_skips=self.skips)
-        return unet.project_out(self.network, decoded[-1])
+        return unet.project_out(self.network, self.decode(task))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         task = self.corrupt(batch)
-        loss = restoration_loss(self.restore(task), task.target, task.weight)
-        return {"loss": loss, **self.trivial(task)}
+        features = self.decode(task)
+        restored = unet.project_out(self.network, features)
+        loss = restoration_loss(restored, task.target, task.weight)
+        terms = {"loss": loss, **self.trivial(task)}
+        return terms if self.locate is None else self._with_positions(terms, batch, features)
+
+    def _with_positions(
+        self, terms: dict[str, Tensor], batch: Batch, features: Tensor
+    ) -> dict[str, Tensor]:
+        """Terms of a restoration and of the positions together."""
+        assert self.locate is not None
+        matrix = batch["views"]["global_0"].matrix
+        place = voxel_positions(batch, matrix, features.shape[2:])
+        inside = (place.abs() <= 1).all(1, keepdim=True).float()
+        found = self.locate(features)
+        loss = restoration_loss(found, place / SPREAD, inside)
+        constant = trivial_losses(place / SPREAD, place / SPREAD, inside)["collapse_loss"]
+        collapse = self._collapse = terms["collapse_loss"] + self.position * constant
+        distance = (found.detach().float() * SPREAD - place).abs() * inside / 2
+        return {
+            **terms,
+            "loss": terms["loss"] + self.position * loss,
+            "restoration_loss": terms["loss"].detach(),
+            "position_loss": loss.detach(),
+            "position_error": distance.sum() / (3 * inside.sum()).clamp_min(1),
+            "collapse_loss": collapse,
+        }
 
     def trivial(self, task: Corrupted) -> dict[str, Tensor]:
         """Losses of trivial answers to a task, for the log."""

@@ -41,6 +41,7 @@ class SparkObjective(MAEObjective):
             what null means.
         normalise_target: restore each block's deviation from its own mean, in its own standard
             deviations.
+        position: weight of the voxels' positions, see `RestorationObjective`.
     """
 
     least_visible = 2  # cells of the bottleneck that InstanceNorm needs
@@ -53,6 +54,7 @@ class SparkObjective(MAEObjective):
         mask_ratio: float = 0.75,
         block: Sequence[int] | None = None,
         normalise_target: bool = False,
+        position: float = 0.0,
     ) -> None:
         super().__init__(
             network,
@@ -60,6 +62,7 @@ class SparkObjective(MAEObjective):
             mask_ratio=mask_ratio,
             block=block,
             normalise_target=normalise_target,
+            position=position,
         )
         self._refuse_small_blocks()
         self.encoder = MaskedEncoder(network)
@@ -69,14 +72,14 @@ class SparkObjective(MAEObjective):
             for features in unet.output_channels(network)
         )
 
-    def restore(self, task: Corrupted) -> Tensor:
+    def decode(self, task: Corrupted) -> Tensor:
         assert task.visible is not None
         stages = self.encoder(task.image, task.visible)
         filled = [
             fill_hidden(features, task.visible, token)
             for features, token in zip(stages, self.tokens, strict=True)
         ]
-        return unet.project_out(self.network, unet.decode(self.network, filled)[-1])
+        return unet.decode(self.network, filled)[-1]
 
     def _refuse_small_blocks(self) -> None:
         stride = unet.total_stride(self.network)

@@ -1,0 +1,136 @@
+"""The positions of voxels as a second target of the restoration family."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_contract import make_batch, with_views
+from torch import nn
+
+from nnssl.modules import unet
+from nnssl.modules.positions import voxel_positions
+from nnssl.objectives import Context
+from nnssl.objectives.mae import MAEObjective
+from nnssl.objectives.models_genesis import ModelsGenesisObjective
+from nnssl.objectives.restoration import RestorationObjective
+from nnssl.objectives.spark import SparkObjective
+from nnssl.views.random_view import RandomView
+
+CROPS = {2: (16, 16), 3: (8, 16, 16)}
+FAMILY = [MAEObjective, SparkObjective, ModelsGenesisObjective]
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_positions_are_what_a_view_of_a_picture_of_positions_shows(dimension: int) -> None:
+    """A linear ramp survives rotation, zoom and linear interpolation exactly."""
+    crop, spacing = CROPS[dimension], (1.0, 1.5, 1.0)[-dimension:]
+    view = RandomView(count=1, rotation=30, scale=(0.7, 1.1), shift=0.2)
+    patch = (1,) * (3 - dimension) + tuple(view.patch_size(crop, spacing))
+    shape, begin = np.array([50, 90, 70]), np.array([[3, 7, 11], [0, 20, 5]])
+    ramps = []
+    for first in begin:
+        axes = [f + np.arange(n) for f, n in zip(first, patch, strict=True)]
+        voxel = np.stack(np.meshgrid(*axes, indexing="ij"))
+        ramps.append((voxel + 0.5) / shape[:, None, None, None] * 2 - 1)
+    image = torch.from_numpy(np.stack(ramps).astype(np.float32))
+    batch = {
+        "image": image[:, :, 0] if dimension == 2 else image,
+        "key": torch.tensor([[1, 2, 3, j] for j in range(2)]),
+        "box": torch.from_numpy(np.stack([begin, begin + patch], -1).astype(np.float32)),
+        "shape": torch.from_numpy(np.stack([shape, shape]).astype(np.float32)),
+    }
+    view.intensities = []
+    seen = view(batch, "global", crop, spacing)["global_0"]
+    found = voxel_positions(batch, seen.matrix, crop)
+    torch.testing.assert_close(found, seen.image, atol=2e-6, rtol=0)
+
+
+def made(
+    kind: type[RestorationObjective], make_unet: Callable[..., nn.Module], **knobs: Any
+) -> RestorationObjective:
+    torch.manual_seed(0)
+    context = Context(1, CROPS[2], (1.0, 1.0), 4)
+    objective = kind(make_unet(2, classes=1), context, **knobs)
+    unet.freeze_untrained(objective.network, objective.trained)
+    return objective
+
+
+def values(objective: RestorationObjective, batch: dict[str, Any]) -> dict[str, float]:
+    return {name: float(term.detach()) for name, term in objective(batch).items()}
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_the_weight_adds_the_error_of_voxels_inside_the_volume(
+    make_unet: Callable[..., nn.Module], kind: type[RestorationObjective]
+) -> None:
+    batch = make_batch(2, 1)
+    batch["box"][0, 1] -= 12  # half of this patch lies in the padding
+    batch = with_views(batch, kind)
+    objective = made(kind, make_unet, position=0.5)
+    assert objective.locate is not None
+    constant = torch.tensor([0.1, -0.3, 0.6])
+    with torch.no_grad():
+        objective.locate.weight.zero_()
+        objective.locate.bias.copy_(constant)
+    terms = values(objective, batch)
+
+    place = voxel_positions(batch, batch["views"]["global_0"].matrix, CROPS[2]).numpy()
+    inside = np.broadcast_to((np.abs(place) <= 1).all(1, keepdims=True), place.shape)
+    assert 0.1 < inside.mean() < 1
+    told = np.broadcast_to(constant.numpy()[None, :, None, None], place.shape)
+    difference = (told - place * math.sqrt(3))[inside]
+    assert terms["position_loss"] == pytest.approx((difference**2).mean(), rel=1e-4)
+    error = np.abs(told / math.sqrt(3) - place)[inside].mean() / 2
+    assert terms["position_error"] == pytest.approx(error, rel=1e-4)
+    whole = terms["restoration_loss"] + 0.5 * terms["position_loss"]
+    assert terms["loss"] == pytest.approx(whole, rel=1e-5)
+    plain = made(kind, make_unet)
+    plain.load_state_dict(objective.state_dict(), strict=False)
+    without = values(plain, batch)
+    assert terms["restoration_loss"] == pytest.approx(without["loss"])
+
+    best = np.stack([place[:, a][inside[:, a]] for a in range(3)]).mean(1) * math.sqrt(3)
+    with torch.no_grad():
+        objective.locate.bias.copy_(torch.from_numpy(best))
+    terms = values(objective, batch)
+    expected = without["collapse_loss"] + 0.5 * terms["position_loss"]
+    assert terms["collapse_loss"] == pytest.approx(expected, rel=1e-4)
+    assert objective.collapse_loss() == pytest.approx(terms["collapse_loss"])
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_the_network_learns_to_tell_positions(
+    make_unet: Callable[..., nn.Module], kind: type[RestorationObjective]
+) -> None:
+    """On images that show where they are the error falls below that of any constant."""
+    objective = made(kind, make_unet, position=1.0)
+    batch = make_batch(2, 1)
+    batch["box"][:, 0] = torch.tensor([11, 12])  # one slice, in the middle
+    ramp = torch.linspace(-2, 2, 24)
+    batch["image"] = (ramp[:, None] + 3 * (ramp > 0)[None]).expand(4, 1, 24, 24).contiguous()
+    batch = with_views(batch, kind)
+    optimiser = torch.optim.AdamW(objective.parameters(), 1e-2)
+    history = []
+    for _ in range(120):
+        terms = objective(batch)
+        history.append(float(terms["position_loss"]))
+        optimiser.zero_grad()
+        terms["loss"].backward()
+        optimiser.step()
+    of_image = objective.trivial(objective.corrupt(batch))["collapse_loss"]
+    assert history[-1] < 0.7 * float(terms["collapse_loss"] - of_image)
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_without_weight_there_is_no_head_and_bad_weights_are_named(
+    make_unet: Callable[..., nn.Module], kind: type[RestorationObjective]
+) -> None:
+    assert not [n for n in made(kind, make_unet).state_dict() if n.startswith("locate")]
+    for wrong in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="position: found"):
+            made(kind, make_unet, position=wrong)
