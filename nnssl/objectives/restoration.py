@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from nnssl.losses.restoration import restoration_loss, trivial_losses
 from nnssl.modules import unet
+from nnssl.modules.position_head import PositionHead
 from nnssl.modules.positions import voxel_positions
 from nnssl.objectives.base import Batch, Context, Objective
 
 PICTURES = 8  # samples that are drawn
-SPREAD = math.sqrt(1 / 3)  # standard deviation of positions that are uniform from -1 to 1
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,9 @@ class RestorationObjective(Objective):
     The last segmentation layer of the U-Net, with as many outputs as the image has channels, is the
     linear head. The log shows what trivial answers would cost (`nnssl.losses.restoration`).
 
-    With a `position` weight :math:`\lambda` a second linear head on the same features says where
-    each voxel u of the view lies in its volume,
-
-    .. math:: \lambda \frac{1}{|U|} \sum_{u \in U} \frac13 |h(\tilde x)_u - p_u / \sigma|^2
-
-    with p from -1 to 1 on each of the volume's three axes (the slice's own on axis 0 in 2D),
-    :math:`\sigma^2 = 1/3` its variance where it is uniform, and U the voxels inside the volume, so
-    that a constant costs about 1 there as it does for a z-scored image. What is restored can be
-    read off the surroundings; the position needs anatomy.
-
-    Reference for positions as a target: Lei, Xu, Gu, Fu, Zhang, Wang, *Contrastive learning of
-    relative position regression for one-shot object localization in 3D medical images*, MICCAI
-    2021, arXiv:2012.07043, who tell the distance of two patches by two vectors; here every voxel's
-    own position is told.
+    With a `position` weight a second linear head on the same features tells where each voxel lies
+    in its volume (`nnssl.modules.position_head`), and its loss is added with this weight: what is
+    restored can often be read off the surroundings, a position needs anatomy.
 
     Args:
         skips: whether the decoder sees skip connections.
@@ -71,8 +60,8 @@ class RestorationObjective(Objective):
         if not 0 <= position < math.inf:
             raise ValueError(f"position: found {position}, allowed are finite numbers from 0")
         self.skips, self.position = skips, position
-        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(context.crop)]
-        self.locate = convolution(unet.output_channels(network)[0], 3, 1) if position else None
+        finest = unet.output_channels(network)[0]
+        self.locate = PositionHead(finest, len(context.crop)) if position else None
         self._collapse: Tensor | None = None
 
     @classmethod
@@ -110,20 +99,15 @@ class RestorationObjective(Objective):
         """Terms of a restoration and of the positions together."""
         assert self.locate is not None
         matrix = batch["views"]["global_0"].matrix
-        place = voxel_positions(batch, matrix, features.shape[2:])
-        inside = (place.abs() <= 1).all(1, keepdim=True).float()
-        found = self.locate(features)
-        loss = restoration_loss(found, place / SPREAD, inside)
-        constant = trivial_losses(place / SPREAD, place / SPREAD, inside)["collapse_loss"]
-        collapse = self._collapse = terms["collapse_loss"] + self.position * constant
-        distance = (found.detach().float() * SPREAD - place).abs() * inside / 2
+        told = self.locate(features, voxel_positions(batch, matrix, features.shape[2:]))
+        self._collapse = terms["collapse_loss"] + self.position * told.constant
         return {
             **terms,
-            "loss": terms["loss"] + self.position * loss,
+            "loss": terms["loss"] + self.position * told.loss,
             "restoration_loss": terms["loss"].detach(),
-            "position_loss": loss.detach(),
-            "position_error": distance.sum() / (3 * inside.sum()).clamp_min(1),
-            "collapse_loss": collapse,
+            "position_loss": told.loss.detach(),
+            "position_error": told.error,
+            "collapse_loss": self._collapse,
         }
 
     def trivial(self, task: Corrupted) -> dict[str, Tensor]:

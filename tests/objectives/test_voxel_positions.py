@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.special
 import torch
 from test_contract import make_batch, with_views
 from torch import nn
 
 from nnssl.modules import unet
+from nnssl.modules.position_head import BINS
 from nnssl.modules.positions import voxel_positions
 from nnssl.objectives import Context
 from nnssl.objectives.mae import MAEObjective
@@ -73,19 +75,24 @@ def test_the_weight_adds_the_error_of_voxels_inside_the_volume(
     batch = with_views(batch, kind)
     objective = made(kind, make_unet, position=0.5)
     assert objective.locate is not None
-    constant = torch.tensor([0.1, -0.3, 0.6])
+    logits = torch.randn(3, BINS, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        objective.locate.weight.zero_()
-        objective.locate.bias.copy_(constant)
+        objective.locate.project.weight.zero_()
+        objective.locate.project.bias.copy_(logits.flatten())
     terms = values(objective, batch)
 
     place = voxel_positions(batch, batch["views"]["global_0"].matrix, CROPS[2]).numpy()
-    inside = np.broadcast_to((np.abs(place) <= 1).all(1, keepdims=True), place.shape)
+    inside = (np.abs(place) <= 1).all(1)
     assert 0.1 < inside.mean() < 1
-    told = np.broadcast_to(constant.numpy()[None, :, None, None], place.shape)
-    difference = (told - place * math.sqrt(3))[inside]
-    assert terms["position_loss"] == pytest.approx((difference**2).mean(), rel=1e-4)
-    error = np.abs(told / math.sqrt(3) - place)[inside].mean() / 2
+    voxels = np.moveaxis(place, 1, -1)[inside]  # (N, 3)
+    edges = np.linspace(-1, 1, BINS + 1)[1:-1]
+    bins = np.digitize(voxels, edges)
+    chance = scipy.special.softmax(logits.numpy().astype(np.float64), axis=1)
+    cost = -np.log([chance[axis, bins[:, axis]] for axis in range(3)]).mean() / np.log(BINS)
+    assert terms["position_loss"] == pytest.approx(cost, rel=1e-4)
+    expected = chance @ (np.arange(BINS) * 2 + 1 - BINS) / BINS
+    every_second = np.moveaxis(place, 1, -1)[:, ::2, ::2][inside[:, ::2, ::2]]
+    error = np.abs(every_second - expected).mean() / 2
     assert terms["position_error"] == pytest.approx(error, rel=1e-4)
     whole = terms["restoration_loss"] + 0.5 * terms["position_loss"]
     assert terms["loss"] == pytest.approx(whole, rel=1e-5)
@@ -94,9 +101,10 @@ def test_the_weight_adds_the_error_of_voxels_inside_the_volume(
     without = values(plain, batch)
     assert terms["restoration_loss"] == pytest.approx(without["loss"])
 
-    best = np.stack([place[:, a][inside[:, a]] for a in range(3)]).mean(1) * math.sqrt(3)
+    shares = np.stack([np.bincount(bins[:, axis], minlength=BINS) for axis in range(3)])
     with torch.no_grad():
-        objective.locate.bias.copy_(torch.from_numpy(best))
+        best = np.log(shares / len(bins) + 1e-9).astype(np.float32)
+        objective.locate.project.bias.copy_(torch.from_numpy(best.flatten()))
     terms = values(objective, batch)
     expected = without["collapse_loss"] + 0.5 * terms["position_loss"]
     assert terms["collapse_loss"] == pytest.approx(expected, rel=1e-4)
@@ -108,7 +116,7 @@ def test_the_network_learns_to_tell_positions(
     make_unet: Callable[..., nn.Module], kind: type[RestorationObjective]
 ) -> None:
     """On images that show where they are the error falls below that of any constant."""
-    objective = made(kind, make_unet, position=1.0)
+    objective = made(kind, make_unet, position=10.0)
     batch = make_batch(2, 1)
     batch["box"][:, 0] = torch.tensor([11, 12])  # one slice, in the middle
     ramp = torch.linspace(-2, 2, 24)
@@ -123,7 +131,7 @@ def test_the_network_learns_to_tell_positions(
         terms["loss"].backward()
         optimiser.step()
     of_image = objective.trivial(objective.corrupt(batch))["collapse_loss"]
-    assert history[-1] < 0.7 * float(terms["collapse_loss"] - of_image)
+    assert history[-1] < 0.7 * float(terms["collapse_loss"] - of_image) / 10
 
 
 @pytest.mark.parametrize("kind", FAMILY)
