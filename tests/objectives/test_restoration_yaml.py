@@ -43,3 +43,13 @@ def test_ablations_leave_one_deformation(variant: str, probabilities: tuple[floa
     assert tuple(knobs[k] for k in ("shuffle", "nonlinear", "paint")) == probabilities
     if knobs["paint"]:
         assert knobs["outpaint"] == (variant == "Outpaint")
+
+
+def test_the_variant_with_positions_is_models_genesis_otherwise() -> None:
+    plain_one, variant = (
+        bind(read_config(f"nnSSLModelsGenesis{name}Trainer"), SCHEMA, GIVEN, overrides="")
+        for name in ("", "Position")
+    )
+    assert variant.chosen("objective")[1] == {**plain_one.chosen("objective")[1], "position": 1.0}
+    assert variant.sections["views"] == plain_one.sections["views"]
+    assert variant.sections["training"] == plain_one.sections["training"]
