@@ -105,3 +105,16 @@ def test_a_broken_study_does_not_hide_the_others(tmp_path, capsys, monkeypatch):
 def test_the_configuration_of_studies_is_read_without_torch():
     code = "import sys, nnssl.cli.study as s; s.main(['list']); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_reader_that_stops_reading_gets_no_traceback():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nnssl.cli.study", "list"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()  # before anything is printed: imports take longer
+    _, complaint = process.communicate()
+    assert complaint == b""
+    assert process.returncode == 1
