@@ -1,9 +1,12 @@
 """Numbers that show whether embeddings are useful or collapsed; no gradient, scalars (0-d).
 
-All but the effective rank look at directions: rows are divided by their length first.
+Those of embeddings, but for the effective rank, look at directions: rows are divided by their
+length first. `every_second` is for gauges of maps.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,3 +104,10 @@ def _similarity(z: Tensor) -> Tensor:
 
 def _squared_distances(z: Tensor) -> Tensor:
     return (2 - 2 * _similarity(z)).clamp_min(0)
+
+
+def every_second(maps: Tensor) -> Tensor:
+    """Every second voxel per image axis of (., ., *S): gauges need not look at all of them."""
+    index: Any = (..., *[slice(None, None, 2)] * (maps.ndim - 2))
+    thin: Tensor = maps[index]
+    return thin

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nnssl.losses.map_cross_entropy import cluster_shares, map_cross_entropy
+from nnssl.modules import gauges
 
 BINS = 8  # per axis of the volume
 
@@ -82,8 +82,8 @@ def _constant(target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _error(logits: Tensor, place: Tensor, inside: Tensor) -> Tensor:
-    thin: Any = (..., *[slice(None, None, 2)] * (place.ndim - 2))
-    logits, place, inside = logits[thin], place[thin], inside[thin]
+    chances = gauges.every_second(logits.flatten(0, 1)).float().softmax(1)  # (B * 3, K, *S)
+    place, inside = gauges.every_second(place), gauges.every_second(inside)
     centres = (torch.arange(BINS, device=logits.device) + 0.5) / BINS * 2 - 1
-    expected = logits.float().softmax(2).movedim(2, -1) @ centres
+    expected = (chances.movedim(1, -1) @ centres).unflatten(0, (-1, 3))
     return ((expected - place).abs() * inside).sum() / 2 / inside.sum().clamp_min(1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.losses.map_cross_entropy import cluster_shares, map_cross_entropy
-from nnssl.modules import cluster_gauges, unet
+from nnssl.modules import cluster_gauges, gauges, unet
 from nnssl.modules.grids import compose, invert, sample
 from nnssl.objectives.base import Batch, Context, Objective
 from nnssl.views.view import View
@@ -84,7 +84,7 @@ class PixelClusteringObjective(Objective):
         pairs = [(parts[b], self._target(views[a], views[b])) for a, b in self._pairs(len(views))]
         losses = [map_cross_entropy(part, target, self.balanced) for part, target in pairs]
         targets = torch.stack([target for _, target in pairs])
-        predicted = torch.stack([_thin(part.detach()).argmax(1) for part, _ in pairs])
+        predicted = torch.stack([gauges.every_second(part.detach()).argmax(1) for part, _ in pairs])
         return {"loss": torch.stack(losses).mean(), **self._gauges(predicted, targets)}
 
     def after_step(self, batch: Batch, progress: float) -> None:
@@ -142,7 +142,7 @@ class PixelClusteringObjective(Objective):
     def _gauges(self, predicted: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Of predictions at every second voxel per axis, and of all targets."""
         wanted, known_share = cluster_shares(targets, self.count), (targets >= 0).float().mean()
-        targets = _thin(targets)
+        targets = gauges.every_second(targets)
         known = targets >= 0
         shares = cluster_gauges.use(torch.where(known, predicted, -1).flatten(), self.count)
         if self.balanced:
@@ -158,10 +158,3 @@ class PixelClusteringObjective(Objective):
             "cluster_change": right.new_tensor(self.change.value),
             "collapse_loss": self._collapse,
         }
-
-
-def _thin(maps: Tensor) -> Tensor:
-    """Every second voxel per image axis of (., ., *S): the largest of K takes long to find."""
-    whole, second = slice(None), slice(None, None, 2)
-    index = (whole, whole) + (second,) * (maps.ndim - 2)
-    return maps[index]

@@ -130,8 +130,9 @@ def remove(own: Path, name: str) -> Path:
     found = pools(own)
     if name not in found:
         raise ValueError(f"--remove: no pool {name!r} in {own / UNLABELLED}; there are {[*found]}")
-    for derived in own.glob(f"*/fold_*/{UNLABELLED}/{name}"):
-        shutil.rmtree(derived)
+    for maps in own.glob("*/fold_*"):  # joined, as a name may hold what glob takes for a pattern
+        if (derived := maps / UNLABELLED / name).is_dir():
+            shutil.rmtree(derived)
     (found[name] / MANIFEST).unlink()  # a pool without manifest is none, should this be interrupted
     shutil.rmtree(found[name])
     return found[name]
