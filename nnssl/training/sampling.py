@@ -26,9 +26,9 @@ class Sampling:
         partitions: number of parts S, at least 2.
         volumes: number of volumes m per step; null: what the budget allows.
         position_axis: `head_feet`, `slice` (array axis 0), or an array axis.
-        spread: share of the reachable positions, around the middle of the volume, on the axes that
-            have no parts; 1: everywhere, 0: the middle only. Contrast across volumes needs crops
-            that show comparable anatomy.
+        spread: share of the reachable positions, around the middle of the volume, on the axes
+            across `position_axis`, in every mode; 1: everywhere, 0: the middle only. Contrast
+            across volumes needs crops that show comparable anatomy.
         min_occupancy: smallest share of tissue in a crop, found from the image.
         max_background: the same bound as largest share of background voxels (`bg_max`), or null;
             the stricter of the two counts. Padding is background.
@@ -209,10 +209,12 @@ class Sampler:
             spare = case.shape[axis] - self.extent[axis]
             if spare <= 0:
                 begin[axis] = spare // 2  # the crop is larger than the volume: centred
-            elif part >= 0 and axis == case.axis:
+            elif axis != case.axis:
+                begin[axis] = self._around_middle(spare, rng)
+            elif part >= 0:
                 begin[axis] = self._in_part(spare + 1, part if case.sign > 0 else -1 - part, rng)
             else:
-                begin[axis] = self._around_middle(spare, rng)
+                begin[axis] = rng.integers(spare + 1)
         return begin
 
     def _around_middle(self, spare: int, rng: np.random.Generator) -> int:

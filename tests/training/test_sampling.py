@@ -11,7 +11,7 @@ import torch
 
 from nnssl.modules.positions import partition
 from nnssl.training.case_store import Case
-from nnssl.training.sampling import Sampler, Sampling
+from nnssl.training.sampling import Mode, Sampler, Sampling
 
 
 class Everywhere:
@@ -145,10 +145,13 @@ def test_background_is_bounded_as_tissue_is_and_the_stricter_bound_counts() -> N
     assert [free.draw((0, step, 0)) for step in range(10)] != drawn[0]
 
 
-def test_spread_keeps_crops_near_the_middle() -> None:
-    sampler = Sampler(cases([9]), (16, 16), 4, Sampling("partitioned", spread=0.5), Everywhere())
-    rows = {p.begin[1] for step in range(200) for p in sampler.draw((0, step, 0))}
-    assert rows == set(range(6, 19))
+@pytest.mark.parametrize("mode", ["partitioned", "random"])
+def test_spread_keeps_crops_near_the_middle_across_the_position_axis(mode: Mode) -> None:
+    sampler = Sampler(cases([9]), (16, 16), 4, Sampling(mode, spread=0.5), Everywhere())
+    places = [p.begin for step in range(200) for p in sampler.draw((0, step, 0))]
+    assert {rows for _, rows, _ in places} == set(range(6, 19))
+    assert {columns for _, _, columns in places} == set(range(6, 19))
+    assert {slices for slices, _, _ in places} == set(range(9))
 
 
 def test_a_crop_larger_than_the_volume_is_centred() -> None:
