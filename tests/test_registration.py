@@ -241,7 +241,7 @@ def test_versions(monkeypatch, found, supported, external):
     assert registration.supports_external() is external
 
 
-def test_no_nnunet_is_a_clear_error(monkeypatch, capsys):
+def test_no_nnunet_is_a_clear_error(monkeypatch):
     monkeypatch.setattr(registration, "find_spec", lambda name: None)
-    assert register.main([]) == 1
-    assert "pip install 'nnunetv2>=2.6.2,<2.9'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"pip install 'nnunetv2>=2\.6\.2,<2\.9'"):
+        register.main([])

@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnssl.cli.command import command
 from nnssl.training.clustering.recipe import Recipe
 from nnssl.training.clustering.task import DEFAULT_NAME, cluster_dataset
 
 
+@command("nnssl_cluster", resumes=True, errors=(RuntimeError,))
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; errors end the program with one message and status 1."""
-    options = _parser().parse_args(arguments)
-    try:
-        _make(options)
-    except KeyboardInterrupt:
-        sys.exit("nnssl_cluster: interrupted; the same command goes on where it stopped")
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"nnssl_cluster: {error}")
+    """Entry point."""
+    _make(_parser().parse_args(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

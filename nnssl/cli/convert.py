@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from nnssl.cli.command import command
 from nnssl.datasets.checks import Checked
 from nnssl.datasets.cine import Cine, check_cines, patient_pattern, write_cines
 from nnssl.datasets.engine import Target, check, convert
@@ -23,18 +24,11 @@ from nnssl.datasets.twins import identical_images
 FOLDER = "folder"
 
 
+@command("nnssl_convert", resumes=True)
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; errors end the program with one message and status 1."""
+    """Entry point."""
     options = _parser().parse_args(arguments)
-    try:
-        if options.list:
-            _list()
-        else:
-            _convert(options)
-    except KeyboardInterrupt:
-        sys.exit("nnssl_convert: interrupted; the same command goes on where it stopped")
-    except (ValueError, OSError) as error:
-        sys.exit(f"nnssl_convert: {error}")
+    _list() if options.list else _convert(options)
 
 
 def _parser() -> argparse.ArgumentParser:

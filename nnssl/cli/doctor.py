@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import nnssl
 from nnssl import registration
+from nnssl.cli.command import command
 from nnssl.cli.table import table
 from nnssl.config import find_configs, read_config
 
@@ -53,6 +54,7 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
+@command("nnssl_doctor")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table; returns 1 if something is found that stops a training."""
     argparse.ArgumentParser(

@@ -8,21 +8,18 @@ import os
 import sys
 from collections.abc import Sequence
 
+from nnssl.cli.command import command
 from nnssl.cli.table import table
 
 MEBIBYTE, GIBIBYTE = 2**20, 2**30
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the estimate; bad input ends with one message and status 1."""
+@command("nnssl_estimate", errors=(RuntimeError, AssertionError))
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the estimate."""
     options = _parser().parse_args(arguments)
-    try:
-        values = _measure(options)
-    except (ValueError, RuntimeError, OSError, AssertionError) as error:
-        print(f"nnssl_estimate: {error}", file=sys.stderr)
-        return 1
+    values = _measure(options)
     print(json.dumps(values, indent=2) if options.json else _text(values))
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

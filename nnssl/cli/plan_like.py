@@ -17,6 +17,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnssl.cli.command import command
 from nnssl.datasets.files import read_json
 from nnssl.datasets.plan_like import KEEPABLE, like_plans
 from nnssl.datasets.plan_source import Source, planned_network, source_of
@@ -27,13 +28,10 @@ from nnssl.training.search import ENVIRONMENT, WeightSource
 from nnssl.training.transfer import input_differences, plan_transfer
 
 
+@command("nnssl_plan_like")
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; errors end the program with one message and status 1."""
-    options = _parser().parse_args(arguments)
-    try:
-        _write(options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"nnssl_plan_like: {error}")
+    """Entry point."""
+    _write(_parser().parse_args(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

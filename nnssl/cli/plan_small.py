@@ -9,18 +9,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from nnssl.cli.command import command
 from nnssl.datasets.files import read_json, write_json
 from nnssl.datasets.plans_files import plans_file
 from nnssl.datasets.small_plans import small_plans
 
 
+@command("nnssl_plan_small")
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; errors end the program with one message and status 1."""
-    options = _parser().parse_args(arguments)
-    try:
-        _write(options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"nnssl_plan_small: {error}")
+    """Entry point."""
+    _write(_parser().parse_args(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnssl.cli.command import command
 from nnssl.datasets.pool.members import Places
 from nnssl.datasets.pool.settings import POLICIES, WINDOW
 from nnssl.training.pool.build import UNIVERSAL, Draft, Request, build, draft
@@ -20,19 +21,15 @@ from nnssl.training.pool.check import check_pool, check_runs, overlaps
 from nnssl.training.pool.plans import PLANNER
 
 
+@command("nnssl_pool", resumes=True)
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; errors end the program with one message and status 1."""
+    """Entry point."""
     options = _parser().parse_args(arguments)
-    try:
-        places = Places(_folder("nnUNet_raw"), _folder("nnUNet_preprocessed"))
-        if options.check:
-            _check(places, options.pool_id)
-        else:
-            _make(options, places)
-    except KeyboardInterrupt:
-        sys.exit("nnssl_pool: interrupted; the same command goes on where it stopped")
-    except (ValueError, OSError) as error:
-        sys.exit(f"nnssl_pool: {error}")
+    places = Places(_folder("nnUNet_raw"), _folder("nnUNet_preprocessed"))
+    if options.check:
+        _check(places, options.pool_id)
+    else:
+        _make(options, places)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnssl.cli.command import command
 from nnssl.datasets.files import read_json
 from nnssl.datasets.plans_files import plans_file
 from nnssl.datasets.test_set import read_test_set, thumbnails_of_test_set
@@ -24,17 +24,10 @@ from nnssl.datasets.unlabelled.sources import Choice
 from nnssl.datasets.unlabelled.task import Task, own_folder
 
 
+@command("nnssl_preprocess_unlabelled", resumes=True)
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; errors end the program with one message and status 1."""
-    options = _parser().parse_args(arguments)
-    try:
-        _run(options)
-    except KeyboardInterrupt:
-        sys.exit(
-            "nnssl_preprocess_unlabelled: interrupted; the same command goes on where it stopped"
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"nnssl_preprocess_unlabelled: {error}")
+    """Entry point."""
+    _run(_parser().parse_args(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

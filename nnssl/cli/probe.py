@@ -8,13 +8,13 @@ validation case is opened.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nnssl.cli.command import command
 from nnssl.cli.table import table
 from nnssl.datasets.files import write_json
 from nnssl.training.case_store import CaseError
@@ -28,14 +28,12 @@ NMI = ("nmi", "nmi_balanced")
 COLUMNS = ("dice", "position_error", "position_chance", "effective_rank", "seconds")
 
 
+@command("nnssl_probe", errors=(CaseError,))
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; errors end the program with one message and status 1."""
+    """Entry point."""
     options = _parser().parse_args(arguments)
-    try:
-        fold = ProbeFold.find(options.dataset, options.configuration, options.fold, options.plans)
-        _choose(fold, options) if options.choose else _probe(fold, options)
-    except (ValueError, OSError, CaseError) as error:
-        sys.exit(f"nnssl_probe: {error}")
+    fold = ProbeFold.find(options.dataset, options.configuration, options.fold, options.plans)
+    _choose(fold, options) if options.choose else _probe(fold, options)
 
 
 def _parser() -> argparse.ArgumentParser:

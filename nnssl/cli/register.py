@@ -7,21 +7,19 @@ import sys
 from collections.abc import Sequence
 
 from nnssl import registration
+from nnssl.cli.command import command
 
 
+@command("nnssl_register")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Registers (default), undoes it, or reports; returns the exit code."""
     options = _parser().parse_args(arguments)
     if options.path:
         print(registration.EXTERNAL_FOLDER)
         return 0
-    try:
-        if options.status:
-            return _status()
-        return _undo() if options.undo else _register()
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
+    if options.status:
+        return _status()
+    return _undo() if options.undo else _register()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nnssl.cli.command import command
 from nnssl.cli.table import table
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ GAUGES = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the runs; a broken one is a row with its problem. Returns the exit code."""
+@command("nnssl_runs")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the runs; a broken one is a row with its problem."""
     parser = argparse.ArgumentParser(
         prog="nnssl_runs",
         description="Lists finished and unfinished pre-trainings under nnUNet_results with their "
@@ -35,13 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     from nnssl.training.run_list import list_runs, results_folder
 
-    try:
-        runs = list_runs(results_folder(), options.dataset)
-    except (ValueError, OSError) as error:
-        print(f"nnssl_runs: {error}", file=sys.stderr)
-        return 1
+    runs = list_runs(results_folder(), options.dataset)
     print(json.dumps([run.to_dict() for run in runs], indent=2) if options.json else _text(runs))
-    return 0
 
 
 def _text(runs: Sequence[Run]) -> str:

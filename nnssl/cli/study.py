@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nnssl.cli.command import command
 from nnssl.cli.table import table
 from nnssl.studies.files import find_studies
 from nnssl.studies.folder import Selection
@@ -17,21 +17,12 @@ from nnssl.studies.spec import Study, read_study, waiting
 from nnssl.studies.status import Table, status
 
 
+@command("nnssl_study", resumes=True)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        code: int = options.action(options)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # whoever read has gone, as in `nnssl_study list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    code: int = options.action(options)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,8 +33,8 @@ def _parser() -> argparse.ArgumentParser:
     status_parser.set_defaults(action=_status)
     report_parser = commands.add_parser("report", help="write report.html and its tables")
     _add_report(report_parser)
-    for command in (status_parser, report_parser):
-        command.add_argument("folder", type=Path, help="folder of the study")
+    for parser_of_folder in (status_parser, report_parser):
+        parser_of_folder.add_argument("folder", type=Path, help="folder of the study")
     commands.add_parser("list", help="list the studies").set_defaults(action=_list)
     return parser
 

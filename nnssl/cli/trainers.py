@@ -6,12 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from nnssl.cli.command import command
 from nnssl.cli.table import table
 from nnssl.config import RawConfig, find_configs, read_config
 
 COLUMNS = ("family", "summary", "paper", "dimensions", "trains")
 
 
+@command("nnssl_trainers")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table, or one trainer's citation; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -21,11 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--bibtex", metavar="NAME", help="print the citation of one trainer")
     options = parser.parse_args(arguments)
-    try:
-        return _bibtex(options.bibtex) if options.bibtex else _list()
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
+    return _bibtex(options.bibtex) if options.bibtex else _list()
 
 
 def _bibtex(name: str) -> int:

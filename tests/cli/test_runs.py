@@ -52,12 +52,12 @@ def test_json(results, capsys):
 
 
 def test_nothing_and_mistakes(results, capsys, monkeypatch, tmp_path):
-    assert runs.main(["5"]) == 1
-    assert "no run of dataset 5; it has Dataset999_Tiny" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="no run of dataset 5; it has Dataset999_Tiny"):
+        runs.main(["5"])
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "empty"))
     assert runs.main([]) == 0
     assert "no pre-training run was found" in capsys.readouterr().out
     monkeypatch.delenv("nnUNet_results")
-    assert runs.main([]) == 1
-    assert "nnUNet_results is not set" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="nnUNet_results is not set"):
+        runs.main([])

@@ -1,0 +1,70 @@
+"""How commands end: message and status, interruption, a reader that has gone."""
+
+import argparse
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+
+from nnssl.cli.command import command
+
+
+def ending(error: BaseException | None, **options) -> int:
+    @command("nnssl_this", **options)
+    def main() -> None:
+        if error is not None:
+            raise error
+
+    return main()
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), OSError("bad"), BrokenPipeError("bad")])
+def test_errors_for_the_user_are_one_message(error):
+    """A broken pipe inside (a worker process that died) is told like any other."""
+    with pytest.raises(SystemExit, match=r"^nnssl_this: bad$"):
+        ending(error)
+
+
+def test_other_errors_are_for_programmers_unless_named():
+    with pytest.raises(LookupError):
+        ending(LookupError("bad"))
+    with pytest.raises(SystemExit, match=r"^nnssl_this: bad$"):
+        ending(LookupError("bad"), errors=(LookupError,))
+
+
+def test_an_interruption_is_told_with_its_status(capsys):
+    assert ending(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "nnssl_this: interrupted\n"
+    assert ending(KeyboardInterrupt(), resumes=True) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_no_result_is_success():
+    assert ending(None) == 0
+
+
+COMMANDS = [entry for entry in entry_points(group="console_scripts") if "nnssl.cli" in entry.value]
+
+
+@pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
+def test_every_command_ends_this_way_and_under_its_own_name(entry, monkeypatch):
+    def refuse(*_):
+        raise ValueError("bad")
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", refuse)
+    with pytest.raises(SystemExit, match=f"^{entry.name}: bad$"):
+        entry.load()([])
+
+
+def test_a_reader_that_stops_reading_gets_no_traceback():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nnssl.cli.study", "list"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()  # before anything is printed: imports take longer
+    _, complaint = process.communicate()
+    assert complaint == b""
+    assert process.returncode == 1
