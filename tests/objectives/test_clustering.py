@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from halves import check_halves
 from test_contract import make_batch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, one_hot
-from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.losses.sinkhorn import sinkhorn
 from nnssl.modules import unet
@@ -205,34 +206,7 @@ def test_pictures_show_image_and_clusters_in_colour(make_unet: Callable[..., nn.
 # ---------------------------------------------------------------- processes
 
 
-def _half(rank: int, state: dict[str, Any], make: Callable[..., nn.Module]) -> dict[str, Any]:
-    made = objective(make, normalisation="layer")
-    made.load_state_dict(state)
-    whole = batch()
-    rows = slice(2 * rank, 2 * rank + 2)
-    part = {k: v[rows] for k, v in whole.items() if isinstance(v, Tensor | list)}
-    part["views"] = {
-        name: type(view)(view.image[rows], view.matrix[rows], {})
-        for name, view in whole["views"].items()
-    }
-    distributed = DistributedDataParallel(made)  # kept: its hooks live as long as it does
-    terms = distributed(part)
-    terms["loss"].backward()
-    gradients = {n: p.grad for n, p in made.named_parameters() if p.grad is not None}
-    return {"loss": terms["loss"].detach(), "gradients": gradients}
-
-
 def test_two_processes_equal_one_in_value_and_gradient(
     make_unet: Callable[..., nn.Module], two_processes: Callable[..., list[Any]]
 ) -> None:
-    made = objective(make_unet, normalisation="layer")
-    loss = made(batch())["loss"]
-    loss.backward()
-    halves = two_processes(_half, made.state_dict(), make_unet)
-    mean = sum(float(half["loss"]) for half in halves) / 2
-    assert mean == pytest.approx(float(loss.detach()), rel=1e-5)
-    for name, parameter in made.named_parameters():
-        if parameter.grad is not None:
-            for half in halves:
-                found = half["gradients"][name]
-                torch.testing.assert_close(found, parameter.grad, rtol=1e-3, atol=1e-6)
+    check_halves(partial(objective, make_unet, normalisation="layer"), batch, two_processes)
