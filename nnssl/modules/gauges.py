@@ -1,7 +1,7 @@
 """Numbers that show whether embeddings are useful or collapsed; no gradient, scalars (0-d).
 
 Those of embeddings, but for the effective rank, look at directions: rows are divided by their
-length first. `every_second` is for gauges of maps.
+length first. `every_second` is for maps, where neighbours tell nearly the same.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _squared_distances(z: Tensor) -> Tensor:
 
 
 def every_second(maps: Tensor) -> Tensor:
-    """Every second voxel per image axis of (., ., *S): gauges need not look at all of them."""
+    """Every second voxel per image axis of (., ., *S)."""
     index: Any = (..., *[slice(None, None, 2)] * (maps.ndim - 2))
     thin: Tensor = maps[index]
     return thin
