@@ -56,9 +56,7 @@ class PretrainingLoop(PretrainingSetup):
         prepared = self.prepare(batch)
         self.optimizer.zero_grad(set_to_none=True)
         terms = self._forward(prepared)
-        finite = self._all_finite(terms["loss"])
-        if finite:
-            self._descend(terms["loss"])
+        finite = self._all_finite(terms["loss"]) and self._descend(terms["loss"])
         self._count_skipped(finite)
         self.step += 1
         if finite:
@@ -88,25 +86,32 @@ class PretrainingLoop(PretrainingSetup):
             dist.all_reduce(broken, op=dist.ReduceOp.MAX)
         return not bool(broken)
 
-    def _descend(self, loss: Tensor) -> None:
+    def _descend(self, loss: Tensor) -> bool:
+        """One step of the optimiser, unless the gradient, the same on all ranks, is not finite.
+
+        The scaler of float16 leaves such steps out by itself and lowers its scale.
+        """
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         if self.grad_scaler is None:
             loss.backward()
-            nn.utils.clip_grad_norm_(parameters, self.settings.clip_gradient)
+            norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip_gradient)
+            if not norm.isfinite():
+                return False
             self.optimizer.step()
-            return
+            return True
         self.grad_scaler.scale(loss).backward()
         self.grad_scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(parameters, self.settings.clip_gradient)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+        return True
 
     def _count_skipped(self, finite: bool) -> None:
         self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
         self.skipped_steps += not finite
         if self._skipped_in_a_row > self.settings.max_skipped_steps:
             raise RuntimeError(
-                f"The loss was not finite {self._skipped_in_a_row} times in a row "
+                f"The loss or its gradient was not finite {self._skipped_in_a_row} times in a row "
                 f"(step {self.step}). Lower training.initial_lr, or look for NaN in the "
                 "preprocessed images; checkpoint_latest.pth holds the last weights that were saved."
             )

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnssl.config import Config, Groups, Schema, bind, read_config
 from nnssl.datasets.unlabelled.job import Plan
 from nnssl.modules import unet
+from nnssl.modules.cpu_bfloat16 import float32_where_shallow
 from nnssl.objectives import OBJECTIVES, Context, Objective
 from nnssl.training import folds, pretraining_checkpoint
 from nnssl.training.budget import Budget, Request, divide, median_shape, raw_patch
@@ -183,6 +184,8 @@ class PretrainingSetup(nnUNetTrainer):
         )
         objective = kind(network, context, **knobs)
         unet.freeze_untrained(network, objective.trained)
+        if self.device.type == "cpu":
+            float32_where_shallow(objective)
         return objective
 
     def _divide(self, network: nn.Module, kind: type[Objective]) -> Budget:

@@ -51,3 +51,18 @@ def test_bfloat16_reaches_the_convolutions_and_not_the_weights(
         assert {p.dtype for p in trainer.network.parameters()} == {torch.float32}
         assert trainer.skipped_steps == 0
         seen.clear()
+
+
+def test_shallow_volumes_are_computed_in_float32_on_the_cpu(tiny_dataset: Any) -> None:
+    """Their bfloat16 gradients are wrong there (`nnssl.modules.cpu_bfloat16`)."""
+    kind = trainer_class("nnSSLMAETrainer")
+    trainer = tiny_dataset.trainer(kind, configuration="3d_fullres")
+    trainer.initialize()
+    found = [m for m in trainer.objective.network.modules() if isinstance(m, torch.nn.Conv3d)]
+    wide = [m for m in found if m.kernel_size[0] > 1]
+    assert wide
+    with torch.autocast("cpu", torch.bfloat16):
+        for convolution in wide:
+            for depth, dtype in ((2, torch.float32), (4, torch.bfloat16)):
+                image = torch.rand(1, convolution.in_channels, depth, 4, 4)
+                assert convolution(image).dtype == dtype

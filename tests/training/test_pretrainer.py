@@ -213,6 +213,24 @@ def test_non_finite_losses_are_skipped_counted_and_stop_the_run(
         trainer.train_step(batch)
 
 
+def test_a_step_whose_gradient_is_not_finite_leaves_the_weights(
+    tiny_dataset: Any, short: Callable[..., type]
+) -> None:
+    trainer = tiny_dataset.trainer(short(extra="  \n"))
+    trainer.initialize()
+    trainer.on_train_start()
+    before = unet.plain_state_dict(trainer.objective.network)
+    parameter = next(p for p in trainer.network.parameters() if p.requires_grad)
+    broken = parameter.register_hook(lambda gradient: gradient * float("inf"))
+    assert trainer.train_step(trainer.batch_maker(0)) == {}
+    assert trainer.skipped_steps == 1
+    broken.remove()
+    after = unet.plain_state_dict(trainer.objective.network)
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert trainer.train_step(trainer.batch_maker(1))
+    assert trainer.skipped_steps == 1
+
+
 def test_preflight_refuses_images_with_nan(tiny_dataset: Any, short: Callable[..., type]) -> None:
     trainer = tiny_dataset.trainer(short())
     trainer.initialize()
