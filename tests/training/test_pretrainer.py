@@ -195,13 +195,18 @@ def test_a_finetuned_or_stock_checkpoint_is_refused_on_resume(
         trainer.load_checkpoint({"network_weights": {}})
 
 
-def test_non_finite_losses_are_skipped_counted_and_stop_the_run(
-    tiny_dataset: Any, short: Callable[..., type]
-) -> None:
+def _begun(tiny_dataset: Any, short: Callable[..., type]) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A trainer before its first step, and its weights."""
     trainer = tiny_dataset.trainer(short(extra="  \n"))
     trainer.initialize()
     trainer.on_train_start()
-    before = unet.plain_state_dict(trainer.objective.network)
+    return trainer, unet.plain_state_dict(trainer.objective.network)
+
+
+def test_non_finite_losses_are_skipped_counted_and_stop_the_run(
+    tiny_dataset: Any, short: Callable[..., type]
+) -> None:
+    trainer, before = _begun(tiny_dataset, short)
     batch = trainer.batch_maker(0)
     batch["image"][:] = float("nan")
     for _ in range(trainer.settings.max_skipped_steps):
@@ -216,10 +221,7 @@ def test_non_finite_losses_are_skipped_counted_and_stop_the_run(
 def test_a_step_whose_gradient_is_not_finite_leaves_the_weights(
     tiny_dataset: Any, short: Callable[..., type]
 ) -> None:
-    trainer = tiny_dataset.trainer(short(extra="  \n"))
-    trainer.initialize()
-    trainer.on_train_start()
-    before = unet.plain_state_dict(trainer.objective.network)
+    trainer, before = _begun(tiny_dataset, short)
     parameter = next(p for p in trainer.network.parameters() if p.requires_grad)
     broken = parameter.register_hook(lambda gradient: gradient * float("inf"))
     assert trainer.train_step(trainer.batch_maker(0)) == {}
