@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from nnssl.cli.table import table
-from nnssl.datasets.files import write_json
-from nnssl.training.benchmark.summary import HEADER, Row, as_json, cells, over_budget
-from nnssl.training.benchmark.trainers import compare, settings
+from nnssl.common.files import write_json
+from nnssl.estimate.summary import HEADER, Row, as_json, cells, over_budget
+from nnssl.estimate.trainers import compare, settings
 from nnssl.training.dry_trainer import Job
 
 SWITCH = {"on": True, "off": False}

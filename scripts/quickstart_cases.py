@@ -6,8 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from nnssl.datasets.cases import read_cases
-from nnssl.datasets.files import read_json
+from nnssl.common.files import read_json
+from nnssl.nnunet.cases import read_cases
 
 COUNT = 4
 

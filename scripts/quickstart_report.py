@@ -23,9 +23,9 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from nnssl.cli.table import table
-from nnssl.datasets.files import read_json
-from nnssl.datasets.volumes import be_quiet
-from nnssl.training.checkpoint import read_checkpoint
+from nnssl.common.files import read_json
+from nnssl.convert.volumes import be_quiet
+from nnssl.nnunet.checkpoint import read_checkpoint
 
 PRETRAINED, SCRATCH = "pre-trained", "scratch"
 TRAINERS = {SCRATCH: "nnSSLScratchTrainer", PRETRAINED: "nnSSLFinetuneTrainer"}

@@ -12,6 +12,10 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
+from tests.tiny import tiny_dataset, tiny_files, trainer_yaml
+
+__all__ = ["tiny_dataset", "tiny_files", "trainer_yaml"]  # fixtures
+
 torch.set_num_threads(1)
 os.environ.setdefault("nnUNet_def_n_proc", "1")  # nnU-Net reads it at import; default: 8 processes
 

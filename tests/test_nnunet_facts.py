@@ -15,7 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from torch import nn
 
-from nnssl import registration
+from nnssl.nnunet import registration
 
 
 @pytest.fixture

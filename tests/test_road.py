@@ -22,7 +22,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 
-from nnssl import registration
+from nnssl.nnunet import registration
 
 DATASET, NAME, PLANS = "27", "Dataset027_ACDC", "nnUNetPlansTiny"
 PRETRAINER = "nnSSLContrastiveTrainer"

@@ -1,0 +1,1 @@
+"""Commands: arguments in, calls of the rooms below, one message when something is wrong."""

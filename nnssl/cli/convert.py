@@ -12,14 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from nnssl.cli.command import command
-from nnssl.datasets.checks import Checked
-from nnssl.datasets.cine import Cine, check_cines, patient_pattern, write_cines
-from nnssl.datasets.engine import Target, check, convert
-from nnssl.datasets.private import private_spec
-from nnssl.datasets.readers.volume import FOURTH_AXES, HEADERS
-from nnssl.datasets.spec import DatasetSpec, check_spec, find_specs, read_spec
-from nnssl.datasets.tasks import tasks_of
-from nnssl.datasets.twins import identical_images
+from nnssl.convert.checks import Checked
+from nnssl.convert.cine import Cine, check_cines, patient_pattern, write_cines
+from nnssl.convert.engine import Target, check, convert
+from nnssl.convert.private import private_spec
+from nnssl.convert.readers.volume import FOURTH_AXES, HEADERS
+from nnssl.convert.spec import DatasetSpec, check_spec, find_specs, read_spec
+from nnssl.convert.tasks import tasks_of
+from nnssl.convert.twins import identical_images
 
 FOLDER = "folder"
 

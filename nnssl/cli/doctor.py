@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import nnssl
-from nnssl import registration
 from nnssl.cli.command import command
 from nnssl.cli.table import table
 from nnssl.config import find_configs, read_config
+from nnssl.nnunet import registration
 
 PACKAGES = (
     "torch",

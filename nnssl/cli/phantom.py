@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnssl.cli.command import command
-from nnssl.datasets.phantom import SIZES, write_phantom
+from nnssl.convert.phantom import SIZES, write_phantom
 
 
 @command("nnssl_phantom")

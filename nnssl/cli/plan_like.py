@@ -18,13 +18,13 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnssl.cli.command import command
-from nnssl.datasets.files import read_json
-from nnssl.datasets.plan_like import KEEPABLE, like_plans
-from nnssl.datasets.plan_source import Source, planned_network, source_of
-from nnssl.datasets.plans_files import plans_file, write_new_plans
-from nnssl.training.checkpoint import read_checkpoint
-from nnssl.training.planned_network import check_supported
-from nnssl.training.search import ENVIRONMENT, WeightSource
+from nnssl.common.files import read_json
+from nnssl.nnunet.checkpoint import read_checkpoint
+from nnssl.nnunet.plan_like import KEEPABLE, like_plans
+from nnssl.nnunet.plan_source import Source, planned_network, source_of
+from nnssl.nnunet.planned_network import check_supported
+from nnssl.nnunet.plans import plans_file, write_new_plans
+from nnssl.nnunet.weight_search import ENVIRONMENT, WeightSource
 from nnssl.training.transfer import input_differences, plan_transfer
 
 

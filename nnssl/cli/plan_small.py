@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 
 from nnssl.cli.command import command
-from nnssl.datasets.files import read_json, write_json
-from nnssl.datasets.plans_files import plans_file
-from nnssl.datasets.small_plans import small_plans
+from nnssl.common.files import read_json, write_json
+from nnssl.nnunet.plans import plans_file
+from nnssl.nnunet.small_plans import small_plans
 
 
 @command("nnssl_plan_small")

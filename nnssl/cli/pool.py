@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnssl.cli.command import command
-from nnssl.datasets.pool.members import Places
-from nnssl.datasets.pool.settings import POLICIES, WINDOW
-from nnssl.training.pool.build import UNIVERSAL, Draft, Request, build, draft
-from nnssl.training.pool.check import check_pool, check_runs, overlaps
-from nnssl.training.pool.plans import PLANNER
+from nnssl.data.pool.build import UNIVERSAL, Draft, Request, build, draft
+from nnssl.data.pool.members import Places
+from nnssl.data.pool.plans import PLANNER
+from nnssl.data.pool.settings import POLICIES, WINDOW
+from nnssl.leakage.pool_check import check_pool, check_runs, overlaps
 
 
 @command("nnssl_pool", resumes=True)

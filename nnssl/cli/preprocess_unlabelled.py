@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnssl.cli.command import command
-from nnssl.datasets.files import read_json
-from nnssl.datasets.plans_files import plans_file
-from nnssl.datasets.test_set import read_test_set, thumbnails_of_test_set
-from nnssl.datasets.unlabelled.job import Plan
-from nnssl.datasets.unlabelled.preprocess import Outcome, complete, preprocess_unlabelled, remove
-from nnssl.datasets.unlabelled.records import pools, read_manifest
-from nnssl.datasets.unlabelled.sources import Choice
-from nnssl.datasets.unlabelled.task import Task, own_folder
+from nnssl.common.files import read_json
+from nnssl.data.unlabelled.job import Plan
+from nnssl.data.unlabelled.preprocess import Outcome, complete, preprocess_unlabelled, remove
+from nnssl.data.unlabelled.records import pools, read_manifest
+from nnssl.data.unlabelled.sources import Choice
+from nnssl.data.unlabelled.task import Task, own_folder
+from nnssl.leakage.test_set import read_test_set, thumbnails_of_test_set
+from nnssl.nnunet.plans import plans_file
 
 
 @command("nnssl_preprocess_unlabelled", resumes=True)

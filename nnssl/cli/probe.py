@@ -16,13 +16,13 @@ import torch
 
 from nnssl.cli.command import command
 from nnssl.cli.table import table
-from nnssl.datasets.files import write_json
-from nnssl.training.case_store import CaseError
-from nnssl.training.labels import LabelBudget
-from nnssl.training.probe.checkpoints import choose_checkpoint, probe_checkpoints
-from nnssl.training.probe.fold import ProbeFold
-from nnssl.training.probe.run import Probe
-from nnssl.training.probe.settings import ProbeSettings
+from nnssl.common.files import write_json
+from nnssl.data.case_store import CaseError
+from nnssl.data.labels import LabelBudget
+from nnssl.probe.checkpoints import choose_checkpoint, probe_checkpoints
+from nnssl.probe.fold import ProbeFold
+from nnssl.probe.run import Probe
+from nnssl.probe.settings import ProbeSettings
 
 NMI = ("nmi", "nmi_balanced")
 COLUMNS = ("dice", "position_error", "position_chance", "effective_rank", "seconds")

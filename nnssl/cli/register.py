@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from nnssl import registration
 from nnssl.cli.command import command
+from nnssl.nnunet import registration
 
 
 @command("nnssl_register")

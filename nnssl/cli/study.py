@@ -10,11 +10,11 @@ from typing import Any
 
 from nnssl.cli.command import command
 from nnssl.cli.table import table
-from nnssl.studies.files import find_studies
-from nnssl.studies.folder import Selection
-from nnssl.studies.run import Options, run_study
-from nnssl.studies.spec import Study, read_study, waiting
-from nnssl.studies.status import Table, status
+from nnssl.studies.run.files import find_studies
+from nnssl.studies.run.folder import Selection
+from nnssl.studies.run.runner import Options, run_study
+from nnssl.studies.run.spec import Study, read_study, waiting
+from nnssl.studies.run.status import Table, status
 
 
 @command("nnssl_study", resumes=True)
@@ -102,7 +102,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from nnssl.studies.report import markdown_tables, write_report
+    from nnssl.studies.report.page import markdown_tables, write_report
 
     if options.markdown:
         print(markdown_tables(options.folder, options.tolerance))

@@ -1,0 +1,1 @@
+"""What fine-tuning takes over and how fast it learns: matching of weights, groups, schedules."""

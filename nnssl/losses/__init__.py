@@ -1,1 +1,1 @@
-"""Losses: tensors in, a scalar out. They never see a network, a file or a configuration."""
+"""Losses: tensors in, a scalar out; no network, no file."""

@@ -25,7 +25,7 @@ def contrastive_loss(
     Several processes: every rank gathers the embeddings of all ranks, builds the masks of all,
     and passes the rows of its own anchors:
 
-        z = all_gather(embeddings)  # nnssl.modules.distributed
+        z = all_gather(embeddings)  # nnssl.common.distributed
         rows = local_rows(len(embeddings))
         loss = contrastive_loss(z, positive, negative, temperature, rows=rows)
 

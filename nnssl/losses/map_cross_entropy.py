@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnssl.modules.distributed import all_reduce_mean
+from nnssl.common.distributed import all_reduce_mean
 
 
 def map_cross_entropy(logits: Tensor, target: Tensor, balanced: bool = False) -> Tensor:

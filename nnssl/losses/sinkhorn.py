@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from nnssl.modules.distributed import all_gather_no_grad
+from nnssl.common.distributed import all_gather_no_grad
 
 
 @torch.no_grad()

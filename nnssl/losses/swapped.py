@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nnssl.modules.distributed import all_reduce_mean
+from nnssl.common.distributed import all_reduce_mean
 
 
 def swapped_prediction(logits: Tensor, codes: Tensor, weights: Tensor | None = None) -> Tensor:

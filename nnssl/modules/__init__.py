@@ -1,1 +1,1 @@
-"""Building blocks of objectives; `unet.py` alone knows the insides of nnU-Net's networks."""
+"""Parts of networks and tensor tools; `unet` alone knows the insides of a U-Net."""

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from nnssl.modules.distributed import world_size
+from nnssl.common.distributed import world_size
 
 Normalisation = Literal["none", "batch", "layer"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nnssl.modules.distributed import all_gather_no_grad
+from nnssl.common.distributed import all_gather_no_grad
 
 
 class MemoryBank(nn.Module):

@@ -1,4 +1,4 @@
-"""Pretext tasks. A new one is one file here, one line in `OBJECTIVES`, one YAML and one test."""
+"""Pretext tasks: one file per method, one line in `OBJECTIVES`, one YAML, one test."""
 
 from nnssl.objectives.base import Batch, Context, Objective
 from nnssl.objectives.clustering import ClusteringObjective

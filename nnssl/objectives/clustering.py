@@ -13,7 +13,9 @@ from torch.nn import Module, ModuleList, functional
 
 from nnssl.losses.sinkhorn import sinkhorn
 from nnssl.losses.swapped import swapped_prediction
-from nnssl.modules import cluster_gauges, gauges, unet
+from nnssl.modules import cluster_metrics as cluster_gauges
+from nnssl.modules import metrics as gauges
+from nnssl.modules import unet
 from nnssl.modules.grids import align, overlap
 from nnssl.modules.heads import MLP
 from nnssl.modules.memory_bank import MemoryBank

@@ -8,9 +8,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from nnssl.common import distributed
 from nnssl.losses import pairs as pair_masks
 from nnssl.losses.contrastive import contrastive_loss
-from nnssl.modules import distributed, gauges, unet
+from nnssl.modules import metrics as gauges
+from nnssl.modules import unet
 from nnssl.modules.heads import MLP
 from nnssl.modules.pooling import Pool
 from nnssl.modules.positions import partition

@@ -12,7 +12,7 @@ from torch.nn import functional
 from nnssl.modules import unet
 from nnssl.modules.blocks import cells_of, enlarge
 from nnssl.objectives.base import Batch, Context
-from nnssl.objectives.restoration import Corrupted, RestorationObjective
+from nnssl.objectives.reconstruction import Corrupted, RestorationObjective
 from nnssl.views.masks import visible_blocks
 
 CLEAN: Mapping[str, Any] = dict.fromkeys(

@@ -9,7 +9,7 @@ from torch import nn
 
 from nnssl.objectives.base import Batch, Context
 from nnssl.objectives.mae import CLEAN
-from nnssl.objectives.restoration import Corrupted, RestorationObjective
+from nnssl.objectives.reconstruction import Corrupted, RestorationObjective
 from nnssl.views.deformations import Deformations
 
 

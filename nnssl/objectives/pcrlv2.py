@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnssl.losses.restoration import restoration_loss
+from nnssl.losses.reconstruction import restoration_loss
 from nnssl.losses.siamese import symmetric_loss
-from nnssl.modules import gauges, unet
+from nnssl.modules import metrics as gauges
+from nnssl.modules import unet
 from nnssl.modules.pooling import Kind
 from nnssl.modules.pyramid import LevelHead
 from nnssl.objectives.base import Batch, Context
 from nnssl.objectives.mae import CLEAN
-from nnssl.objectives.restoration import Corrupted, RestorationObjective
+from nnssl.objectives.reconstruction import Corrupted, RestorationObjective
 from nnssl.views.intensity import Intensity
 from nnssl.views.randomness import generator
 from nnssl.views.swapping import swap_cells

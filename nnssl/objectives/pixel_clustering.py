@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.losses.map_cross_entropy import cluster_shares, map_cross_entropy
-from nnssl.modules import cluster_gauges, gauges, unet
+from nnssl.modules import cluster_metrics as cluster_gauges
+from nnssl.modules import metrics as gauges
+from nnssl.modules import unet
 from nnssl.modules.grids import compose, invert, sample
 from nnssl.objectives.base import Batch, Context, Objective
 from nnssl.views.view import View

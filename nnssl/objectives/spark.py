@@ -11,7 +11,7 @@ from nnssl.modules import unet
 from nnssl.modules.masked_unet import MaskedEncoder, fill_hidden
 from nnssl.objectives.base import Context
 from nnssl.objectives.mae import MAEObjective
-from nnssl.objectives.restoration import Corrupted
+from nnssl.objectives.reconstruction import Corrupted
 
 
 class SparkObjective(MAEObjective):

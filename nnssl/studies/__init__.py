@@ -1,0 +1,1 @@
+"""Label-efficiency studies: cells, effects, report."""

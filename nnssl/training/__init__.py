@@ -1,0 +1,1 @@
+"""The trainers: pre-training and fine-tuning inside the loop of nnU-Net."""

@@ -20,9 +20,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
+from nnssl.cluster_maps.task import check_companions
+from nnssl.common.files import read_json
 from nnssl.config import TRAINER_PREFIX
-from nnssl.datasets.files import read_json
-from nnssl.training.clustering.task import check_companions
 from nnssl.training.factory import trainer_class
 from nnssl.training.pretraining_setup import PretrainingSetup
 

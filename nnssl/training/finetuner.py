@@ -13,25 +13,27 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import nn
 
 from nnssl.config import Config, Schema, bind, completed, read_config
-from nnssl.datasets.cases import read_cases
-from nnssl.finetuning.groups import parameter_groups
-from nnssl.finetuning.schedules import PartSchedule
-from nnssl.modules import unet
-from nnssl.training import finetuning_checkpoint, folds, labels, runs
-from nnssl.training.checkpoint import own_part, read_checkpoint
-from nnssl.training.cores import limit_threads
-from nnssl.training.finetuning_settings import MAY_CHANGE, FinetuningSettings
-from nnssl.training.finetuning_weights import StartingWeights
-from nnssl.training.interruptible import Interruptible
-from nnssl.training.labelled_slices import LabelledSlices
-from nnssl.training.labels import LabelBudget
-from nnssl.training.search import WeightSource
-from nnssl.training.stepped_loader import SteppedLoader
-from nnssl.training.supervised_batches import (
+from nnssl.data import labels
+from nnssl.data.labelled_slices import LabelledSlices
+from nnssl.data.labels import LabelBudget
+from nnssl.data.stepped_loader import SteppedLoader
+from nnssl.data.supervised_batches import (
     SeededBatches,
     seed_everything,
     single_threaded_augmentation,
 )
+from nnssl.finetuning.groups import parameter_groups
+from nnssl.finetuning.schedules import PartSchedule
+from nnssl.modules import unet
+from nnssl.nnunet import folds
+from nnssl.nnunet.cases import read_cases
+from nnssl.nnunet.checkpoint import own_part, read_checkpoint
+from nnssl.nnunet.weight_search import WeightSource
+from nnssl.training import finetuning_checkpoint, runs
+from nnssl.training.cores import limit_threads
+from nnssl.training.finetuning_settings import MAY_CHANGE, FinetuningSettings
+from nnssl.training.finetuning_weights import StartingWeights
+from nnssl.training.interruptible import Interruptible
 
 SCHEMA: Schema = {"training": FinetuningSettings, "weights": WeightSource, "labels": LabelBudget}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nnssl.common.versions import versions
 from nnssl.modules import unet
-from nnssl.training.pretraining_checkpoint import versions
 
 if TYPE_CHECKING:
     from nnssl.training.finetuner import nnSSLFinetuner
@@ -43,7 +43,7 @@ def _own(trainer: nnSSLFinetuner) -> dict[str, Any]:
         "dataset": trainer.plans_manager.dataset_name,
         "configuration": trainer.configuration_name,
         "fold": trainer.fold,
-        "versions": versions(),
+        "versions": versions("nnunetv2", "torch"),
     }
 
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnssl.datasets.cases import read_cases
 from nnssl.finetuning.weights import OUTPUT_LAYERS, load
-from nnssl.training import search, transfer
-from nnssl.training.checkpoint import read_checkpoint
-from nnssl.training.pool import rule as pool_rule
+from nnssl.leakage import pool_rule as pool_rule
+from nnssl.leakage.same_dataset import contamination
+from nnssl.nnunet import weight_search as search
+from nnssl.nnunet.cases import read_cases
+from nnssl.nnunet.checkpoint import read_checkpoint
+from nnssl.training import transfer
 
 if TYPE_CHECKING:
     from nnssl.training.finetuner import nnSSLFinetuner
@@ -106,7 +108,7 @@ class StartingWeights:
         if not self._same_dataset(own):
             return self._foreign(own, pool_rule.Evaluation(folder, int(trainer.fold), val))
         records = read_cases(folder, {*val, *own.get("cases", {}).get("train", [])})
-        return transfer.contamination(own, trainer.plans_manager.dataset_name, val, records)
+        return contamination(own, trainer.plans_manager.dataset_name, val, records)
 
     def _foreign(self, own: Mapping[str, Any], evaluation: pool_rule.Evaluation) -> dict[str, Any]:
         """Weights of a pool, or of another dataset: refused where they saw what is evaluated."""

@@ -11,9 +11,9 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed as dist
 
-from nnssl.training.checkpoint import save_atomically
+from nnssl.data.stepped_loader import SteppedLoader
+from nnssl.nnunet.checkpoint import save_atomically
 from nnssl.training.signals import StopRequest
-from nnssl.training.stepped_loader import SteppedLoader
 
 SECONDS_BETWEEN_SAVES = 600.0
 

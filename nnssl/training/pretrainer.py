@@ -8,19 +8,19 @@ from typing import Any
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import distributed as dist
 
+from nnssl.cluster_maps.task import check_companions, make_companions
+from nnssl.common.files import read_json, write_json
 from nnssl.config import completed
-from nnssl.datasets.files import read_json, write_json
+from nnssl.data.case_table import describe_axes
 from nnssl.modules import unet
+from nnssl.nnunet.checkpoint import read_checkpoint, save_atomically
+from nnssl.nnunet.planned_network import build_network
+from nnssl.probe.during_training import TrainingProbe
 from nnssl.training import preflight, pretraining_checkpoint, runs
-from nnssl.training.case_table import describe_axes
-from nnssl.training.checkpoint import read_checkpoint, save_atomically
-from nnssl.training.clustering.task import check_companions, make_companions
 from nnssl.training.history import History
 from nnssl.training.interruptible import Interruptible
-from nnssl.training.planned_network import build_network
 from nnssl.training.pretraining_loop import PretrainingLoop
 from nnssl.training.pretraining_setup import GIVEN, SCHEMA
-from nnssl.training.probe.during_training import TrainingProbe
 from nnssl.training.settings import MAY_CHANGE
 
 
@@ -42,7 +42,15 @@ class nnSSLPretrainer(Interruptible, PretrainingLoop):
         folder = Path(self.output_folder)
         if not self.resumed:
             runs.refuse_overwrite(folder, self.config.sections, self.settings.overwrite)
-        self.probe = TrainingProbe(self)
+        self.probe = TrainingProbe(
+            self.probe_fold(),
+            self.probe_settings,
+            self.objective,
+            self.settings.seed,
+            self.device,
+            folder,
+            self.print_to_log_file,
+        )
         self.probe.check()
         make_companions(self)
         check_companions(self)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Mapping
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from nnssl import __version__
+from nnssl.common.versions import versions
 from nnssl.config import Config
 from nnssl.finetuning.weights import load, match
 from nnssl.modules import unet
-from nnssl.training.checkpoint import own_part, plain, read_checkpoint
+from nnssl.nnunet.checkpoint import own_part, plain, read_checkpoint
 from nnssl.training.history import History
 
 if TYPE_CHECKING:
@@ -69,19 +65,9 @@ def compose(trainer: nnSSLPretrainer) -> dict[str, Any]:
             "unlabelled": trainer.unlabelled.record(),
         },
         "about": dict(trainer.config.about),
-        "versions": versions(),
+        "versions": versions("nnunetv2", "torch"),
     }
     return {**stock, "nnssl": own}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what made a checkpoint."""
-    return {
-        "nnssl": __version__,
-        "nnunetv2": metadata.version("nnunetv2"),
-        "torch": torch.__version__,
-        "python": sys.version.split()[0],
-    }
 
 
 def _trained_inputs(objective: Any) -> dict[str, int]:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from nnssl.probe.during_training import TrainingProbe
 from nnssl.training.history import History
 from nnssl.training.pictures import save_pictures
 from nnssl.training.pretraining_setup import PretrainingSetup
-from nnssl.training.probe.during_training import TrainingProbe
 
 SECONDS_BETWEEN_PLOTS = 30.0
 ALSO_VALIDATED = ("accuracy", "mean_image_loss", "identity_loss")
@@ -192,7 +192,7 @@ class PretrainingLoop(PretrainingSetup):
         if self.current_epoch == self.num_epochs:
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
         if self.local_rank == 0:
-            terms = self.probe.run()
+            terms = self.probe.run(self.current_epoch, self.step)
             self.history.add(self.current_epoch - 1, terms)
             self._report(terms)
         if self.is_ddp:

@@ -16,24 +16,26 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.config import Config, Groups, Schema, bind, read_config
-from nnssl.datasets.unlabelled.job import Plan
+from nnssl.data.budget import Budget, Request, divide, median_shape, raw_patch
+from nnssl.data.case_store import Case
+from nnssl.data.case_table import case_table
+from nnssl.data.loader import BatchMaker
+from nnssl.data.pretraining_data import DataFolders, batch_maker, validation_maker
+from nnssl.data.sampling import Sampling
+from nnssl.data.stepped_loader import SteppedLoader
+from nnssl.data.unlabelled.job import Plan
+from nnssl.leakage.unlabelled import Held, Unlabelled, choose, recorded
+from nnssl.leakage.unlabelled_cases import unlabelled_cases
 from nnssl.modules import unet
 from nnssl.modules.cpu_bfloat16 import float32_where_shallow
+from nnssl.nnunet import folds
+from nnssl.nnunet.planned_network import build_network, check_supported, refuse_cascade
 from nnssl.objectives import OBJECTIVES, Context, Objective
-from nnssl.training import folds, pretraining_checkpoint
-from nnssl.training.budget import Budget, Request, divide, median_shape, raw_patch
-from nnssl.training.case_store import Case
-from nnssl.training.case_table import case_table
+from nnssl.probe.fold import ProbeFold
+from nnssl.probe.settings import ProbeSettings
+from nnssl.training import pretraining_checkpoint
 from nnssl.training.cores import limit_threads
-from nnssl.training.loader import BatchMaker
-from nnssl.training.planned_network import build_network, check_supported, refuse_cascade
-from nnssl.training.pretraining_data import DataFolders, batch_maker, validation_maker
-from nnssl.training.probe.settings import ProbeSettings
-from nnssl.training.sampling import Sampling
 from nnssl.training.settings import PretrainingSettings
-from nnssl.training.stepped_loader import SteppedLoader
-from nnssl.training.unlabelled.cases import unlabelled_cases
-from nnssl.training.unlabelled.choose import Held, Unlabelled, choose, recorded
 from nnssl.training.weight_change import WeightChange
 from nnssl.views import VIEWS
 
@@ -215,6 +217,20 @@ class PretrainingSetup(nnUNetTrainer):
         largest = [max(sizes) for sizes in zip(*wanted, strict=True)]
         voxels = math.prod(planned) * manager.batch_size
         return Budget(crop, raw_patch(crop, largest), samples, views, voxels)
+
+    def probe_fold(self) -> ProbeFold:
+        """What the probe looks at: this run's fold."""
+        return ProbeFold(
+            self.plans_manager.plans,
+            self.dataset_json,
+            self.configuration_name,
+            self.fold,
+            self.folders.preprocessed,
+            tuple(case.identifier for case in self.train_cases),
+            tuple(case.identifier for case in self.val_cases),
+            self.sampling.partitions,
+            self.sampling.position_axis,
+        )
 
     def _compiles_parts(self) -> bool:
         return bool(super()._do_i_compile())

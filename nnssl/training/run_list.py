@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import yaml
 
+from nnssl.common.files import read_json
 from nnssl.config import TRAINER_PREFIX
-from nnssl.datasets.files import read_json
-from nnssl.training.checkpoint import own_part, read_checkpoint
+from nnssl.nnunet.checkpoint import own_part, read_checkpoint
+from nnssl.nnunet.weight_search import ENVIRONMENT, FINAL, Place
 from nnssl.training.runs import CONFIG_FILE
-from nnssl.training.search import ENVIRONMENT, FINAL, Place
 
 UNFINISHED = ("checkpoint_latest.pth", "checkpoint_best.pth")  # as `--c` looks for them
 RESULTS = "nnUNet_results"

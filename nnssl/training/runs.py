@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from nnssl.training.checkpoint import plain, read_checkpoint
+from nnssl.nnunet.checkpoint import plain, read_checkpoint
 
 CONFIG_FILE = "resolved_config.yaml"
 _NOT_SET = "(not set)"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnssl.datasets.cases import CaseRecord
-from nnssl.datasets.unlabelled.records import recorded_patients
 from nnssl.finetuning.weights import OUTPUT_LAYERS, NewChannels, Transfer, match, wanted_keys
-from nnssl.training.search import WeightSource
+from nnssl.nnunet.weight_search import WeightSource
 
 
 def plan_transfer(
@@ -65,36 +63,6 @@ def input_differences(
         if old != new:
             lines.append(f"{name}: the weights were trained with {old}, today's plans say {new}")
     return lines
-
-
-def contamination(
-    own: Mapping[str, Any],
-    dataset: str,
-    validation: Sequence[str],
-    records: Mapping[str, CaseRecord],
-) -> dict[str, Any]:
-    """Whether pre-training has seen patients of the validation cases.
-
-    Args:
-        own: the part under `nnssl` of the source; empty for a stock checkpoint.
-        dataset: today's dataset.
-        validation: validation cases of today's fold.
-        records: origin of all cases of the fold, training and validation.
-
-    Returns:
-        `contaminated` (None: cannot be told) and the `seen_validation_cases`.
-    """
-    seen = own.get("cases", {}).get("train")
-    if seen is None or own.get("dataset") != dataset:
-        return {"contaminated": None, "seen_validation_cases": []}
-    patients = {(records[c].dataset, records[c].patient) for c in seen if c in records}
-    patients |= recorded_patients(own["cases"].get("unlabelled", {}))
-    leaked = sorted(
-        c
-        for c in validation
-        if c in set(seen) or (records[c].dataset, records[c].patient) in patients
-    )
-    return {"contaminated": bool(leaked), "seen_validation_cases": leaked}
 
 
 def _source_configuration(checkpoint: Mapping[str, Any]) -> ConfigurationManager | None:

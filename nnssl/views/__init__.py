@@ -1,4 +1,4 @@
-"""Views of patches: named augmented versions, made on the batch's own device."""
+"""Views: augmented versions of an image, with the matrix that leads back to it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnssl.views.checks import number
+from nnssl.common.checks import number
 from nnssl.views.intensity import robust_range
 from nnssl.views.local_shuffle import WINDOWS_PER_VOXEL, local_shuffle
 from nnssl.views.painting import paint

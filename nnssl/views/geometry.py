@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nnssl.common.checks import flag, interval, number, per_axis
 from nnssl.modules.grids import sample
-from nnssl.views.checks import flag, interval, number, per_axis
 from nnssl.views.randomness import generator
 
 ANISOTROPY = 3.0  # nnU-Net's own threshold: beyond it an axis is coarse

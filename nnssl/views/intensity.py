@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnssl.views.checks import interval, number
+from nnssl.common.checks import interval, number
 from nnssl.views.geometry import fine_axes
 from nnssl.views.randomness import generator, torch_generator
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnssl.views.checks import flag, number, whole
+from nnssl.common.checks import flag, number, whole
 from nnssl.views.geometry import Geometry, Placement, place
 from nnssl.views.intensity import OPERATIONS, Intensity
 from nnssl.views.view import View

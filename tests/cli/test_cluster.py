@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nnssl.cli import cluster
-from nnssl.training.clustering.recipe import Recipe
+from nnssl.cluster_maps.recipe import Recipe
 
 
 def test_arguments_become_a_recipe(

@@ -7,8 +7,8 @@ from collections import namedtuple
 
 import pytest
 
-from nnssl import registration
 from nnssl.cli import doctor
+from nnssl.nnunet import registration
 
 Usage = namedtuple("Usage", "total used free")
 

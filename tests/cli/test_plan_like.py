@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nnssl.cli.plan_like import main
-from tests.datasets.networks import checkpoint, configuration, dataset, plans
+from tests.nnunet.networks import checkpoint, configuration, dataset, plans
 
 
 @pytest.fixture

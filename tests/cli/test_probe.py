@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from nnssl.cli.probe import main
-from nnssl.training.checkpoint import save_atomically
+from nnssl.nnunet.checkpoint import save_atomically
 
 NAME, PLANS = "Dataset998_Balls", "nnUNetPlans"
 PATIENTS = 5

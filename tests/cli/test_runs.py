@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from nnssl.cli import runs
-from nnssl.training.checkpoint import save_atomically
+from nnssl.nnunet.checkpoint import save_atomically
 
 
 @pytest.fixture

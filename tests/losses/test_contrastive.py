@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nnssl.common.distributed import all_gather, all_gather_no_grad, local_rows
 from nnssl.losses import pairs
 from nnssl.losses.contrastive import contrastive_loss
-from nnssl.modules.distributed import all_gather, all_gather_no_grad, local_rows
 
 
 def _slow_loss(z, positive, negative, temperature, normalizer=None):

@@ -12,10 +12,10 @@ import torch
 from lightly.loss.swav_loss import sinkhorn as lightly_sinkhorn
 from torch import Tensor
 
+from nnssl.common.distributed import local_rows
 from nnssl.losses.map_cross_entropy import cluster_shares, map_cross_entropy
 from nnssl.losses.sinkhorn import sinkhorn
 from nnssl.losses.swapped import swapped_prediction
-from nnssl.modules.distributed import local_rows
 
 
 def random_scores(tokens: int = 24, prototypes: int = 5, seed: int = 0) -> Tensor:

@@ -14,12 +14,12 @@ from test_contract import make_batch, with_views
 from torch import nn
 
 from nnssl.modules import unet
-from nnssl.modules.position_head import BINS
 from nnssl.modules.positions import voxel_positions
 from nnssl.objectives import Context
 from nnssl.objectives.mae import MAEObjective
 from nnssl.objectives.models_genesis import ModelsGenesisObjective
-from nnssl.objectives.restoration import RestorationObjective
+from nnssl.objectives.position_head import BINS
+from nnssl.objectives.reconstruction import RestorationObjective
 from nnssl.objectives.spark import SparkObjective
 from nnssl.views.random_view import RandomView
 

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from nnssl.studies.attempts import Bench
-from nnssl.studies.spec import Study, read_study
-from tests.training.conftest import tiny_dataset, tiny_files
+from nnssl.studies.run.attempts import Bench
+from nnssl.studies.run.spec import Study, read_study
 
-__all__ = ["bench", "stage", "study", "tiny_dataset", "tiny_files", "write_study"]
+__all__ = ["bench", "stage", "study", "write_study"]
 
 STANDIN = Path(__file__).parent / "standin.py"
 PROGRAM = (sys.executable, "-S", str(STANDIN))

@@ -11,10 +11,10 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import torch
 
-from nnssl.studies.folder import write_study
-from nnssl.studies.grid import Cell, cells
-from nnssl.studies.places import FINAL
-from nnssl.studies.spec import FinetuningArm, PretrainingArm, Study
+from nnssl.studies.run.folder import write_study
+from nnssl.studies.run.grid import Cell, cells
+from nnssl.studies.run.places import FINAL
+from nnssl.studies.run.spec import FinetuningArm, PretrainingArm, Study
 
 DATASET = "Dataset007_Planted"
 PATIENTS = 3

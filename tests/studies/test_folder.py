@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from nnssl.studies.folder import Selection, grown, open_study, write_study
-from nnssl.studies.grid import cells
-from nnssl.studies.spec import PretrainingArm
+from nnssl.studies.run.folder import Selection, grown, open_study, write_study
+from nnssl.studies.run.grid import cells
+from nnssl.studies.run.spec import PretrainingArm
 
 
 def test_a_folder_holds_its_study(study, tmp_path):

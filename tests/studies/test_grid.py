@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.config_overrides import _parse_overrides
-from nnssl.datasets.cases import CaseRecord
-from nnssl.studies.grid import cells, overrides_text
-from nnssl.studies.spec import PretrainingArm, ScratchArm, read_study
-from nnssl.training.labels import LabelBudget, choose_labelled
+from nnssl.config.overrides import _parse_overrides
+from nnssl.data.labels import LabelBudget, choose_labelled
+from nnssl.nnunet.cases import CaseRecord
+from nnssl.studies.run.grid import cells, overrides_text
+from nnssl.studies.run.spec import PretrainingArm, ScratchArm, read_study
 
 FINETUNING = (
     "num_epochs=8 num_iterations_per_epoch=250 num_val_iterations_per_epoch=1 training.seed={r} "

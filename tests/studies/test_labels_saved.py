@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from nnssl.studies import labels_saved as module
-from nnssl.studies.labels_saved import labels_saved
+from nnssl.studies.analysis import labels_saved as module
+from nnssl.studies.analysis.labels_saved import labels_saved
 
 BUDGETS = (1, 2, 4, 8)
 SCRATCH = np.array([0.4, 0.5, 0.6, 0.7])

@@ -13,22 +13,22 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.studies import attempts, places
-from nnssl.studies.attempts import Bench
-from nnssl.studies.folder import write_study
-from nnssl.studies.grid import cells
-from nnssl.studies.local import LocalRunner
-from nnssl.studies.slots import shares, slots
+from nnssl.studies.run import attempts, places
+from nnssl.studies.run.attempts import Bench
+from nnssl.studies.run.folder import write_study
+from nnssl.studies.run.grid import cells
+from nnssl.studies.run.local import LocalRunner
+from nnssl.studies.run.slots import shares, slots
 
 SEED_0, SEED_1 = (f"pretrain-nnSSLContrastiveTrainer-s{seed}-f0" for seed in (0, 1))
 RUNNER = """
 import sys
 from pathlib import Path
-from nnssl.studies.attempts import Bench
-from nnssl.studies.folder import open_study
-from nnssl.studies.grid import cells
-from nnssl.studies.local import LocalRunner
-from nnssl.studies.slots import slots
+from nnssl.studies.run.attempts import Bench
+from nnssl.studies.run.folder import open_study
+from nnssl.studies.run.grid import cells
+from nnssl.studies.run.local import LocalRunner
+from nnssl.studies.run.slots import slots
 folder = Path(sys.argv[1])
 study = open_study(folder)
 runner = LocalRunner(Bench(study, folder, tuple(sys.argv[2:])), cells(study), slots(["cpu"], 3))
@@ -60,7 +60,7 @@ def dices(bench: Bench) -> dict[str, float | None]:
 
 @pytest.fixture(autouse=True)
 def look_often(monkeypatch):
-    monkeypatch.setattr("nnssl.studies.local.SECONDS_BETWEEN_LOOKS", 0.02)
+    monkeypatch.setattr("nnssl.studies.run.local.SECONDS_BETWEEN_LOOKS", 0.02)
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_shares_of_cores():
 def test_slots_of_gpus_and_cpus(monkeypatch):
     for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("nnssl.studies.slots._cores", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr("nnssl.studies.run.slots._cores", lambda: [0, 1, 2, 3])
     first, second = slots(["cpu"], 2)
     assert first.prefix == ("taskset", "-c", "0,1")
     assert second.prefix == ("taskset", "-c", "2,3")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.datasets.files import read_json
-from nnssl.studies.attempts import Bench
-from nnssl.studies.folder import open_study
-from nnssl.studies.grid import cells
+from nnssl.common.files import read_json
+from nnssl.studies.run.attempts import Bench
+from nnssl.studies.run.folder import open_study
+from nnssl.studies.run.grid import cells
 
 STUDY = """
 kind: study

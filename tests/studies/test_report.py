@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from planted_study import plant, true_dice
 
-from nnssl.studies.grid import Cell
-from nnssl.studies.report import markdown_tables, write_report
-from nnssl.studies.spec import PretrainingArm, ScratchArm
+from nnssl.studies.report.page import markdown_tables, write_report
+from nnssl.studies.run.grid import Cell
+from nnssl.studies.run.spec import PretrainingArm, ScratchArm
 
 P_VALUE = re.compile(r"\bp\s*[=<]|Holm-corrected", re.IGNORECASE)
 VOID = {"meta", "img", "br", "hr"}

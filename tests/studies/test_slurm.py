@@ -11,15 +11,15 @@ from dataclasses import replace
 
 import pytest
 
-from nnssl.studies.grid import cells
-from nnssl.studies.slurm import CellJob, _after, _groups, _limit, _slot, submit
+from nnssl.studies.run.grid import cells
+from nnssl.studies.run.slurm import CellJob, _after, _groups, _limit, _slot, submit
 
 submitit = pytest.importorskip("submitit")
 
 
 @pytest.fixture
 def small(bench, monkeypatch):
-    monkeypatch.setattr("nnssl.studies.slurm.SECONDS_BETWEEN_LOOKS", 0.02)
+    monkeypatch.setattr("nnssl.studies.run.slurm.SECONDS_BETWEEN_LOOKS", 0.02)
     arms = {"G^D": bench.study.pretraining["G^D"]}
     return replace(bench, study=replace(bench.study, pretraining=arms, budgets=(1,), repetitions=1))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nnssl.config import find_configs
-from nnssl.studies.files import find_studies, write_yaml
-from nnssl.studies.spec import read_study, slug, to_raw, waiting
+from nnssl.studies.run.files import find_studies, write_yaml
+from nnssl.studies.run.spec import read_study, slug, to_raw, waiting
 
 SHIPPED = (
     "chaitanya",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nnssl.studies.statistics import holm, mean_interval, paired_effect, with_holm
-from nnssl.studies.variance import crossed_mean
+from nnssl.studies.analysis.statistics import holm, mean_interval, paired_effect, with_holm
+from nnssl.studies.analysis.variance import crossed_mean
 
 REPLICATES = 1000
 MARGIN = 3.3 * np.sqrt(0.05 * 0.95 / REPLICATES)  # a right test stays within it but once in 1000

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nnssl.datasets.files import write_json
-from nnssl.studies import locks, places
-from nnssl.studies.attempts import RECORD
-from nnssl.studies.folder import write_study
-from nnssl.studies.grid import cells
-from nnssl.studies.local import LocalRunner
-from nnssl.studies.slots import slots
-from nnssl.studies.spec import PretrainingArm
-from nnssl.studies.status import state, status
+from nnssl.common import locks
+from nnssl.common.files import write_json
+from nnssl.studies.run import places
+from nnssl.studies.run.attempts import RECORD
+from nnssl.studies.run.folder import write_study
+from nnssl.studies.run.grid import cells
+from nnssl.studies.run.local import LocalRunner
+from nnssl.studies.run.slots import slots
+from nnssl.studies.run.spec import PretrainingArm
+from nnssl.studies.run.status import state, status
 
 
 def test_a_fresh_study_waits(bench):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from nnssl.studies.surface import Surface, case_metrics, surface_metrics
+from nnssl.studies.analysis.surface import Surface, case_metrics, surface_metrics
 
 SPACINGS = [(1.0, 1.0, 1.0), (10.0, 1.5, 1.5), (3.0, 2.0, 0.7)]
 

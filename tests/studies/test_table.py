@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from planted_study import DATASET, case, plant, true_dice
 
-from nnssl.studies.comparisons import compare
-from nnssl.studies.grid import Cell, cells
-from nnssl.studies.provenance import learning_curve
-from nnssl.studies.table import CACHE, COLUMNS, collect
+from nnssl.studies.analysis.comparisons import compare
+from nnssl.studies.analysis.table import CACHE, COLUMNS, collect
+from nnssl.studies.report.provenance import learning_curve
+from nnssl.studies.run.grid import Cell, cells
 
 
 def dice(cell: Cell, patient: int) -> float:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.studies.files import find_studies
-from nnssl.studies.grid import cells
-from nnssl.studies.spec import Study, read_study, waiting
+from nnssl.studies.run.files import find_studies
+from nnssl.studies.run.grid import cells
+from nnssl.studies.run.spec import Study, read_study, waiting
 
 REGIMES = {
     "target only": 27,

@@ -18,7 +18,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnssl.modules.unet import Trained, inputs_without_skips, plain_state_dict, trained_keys
-from nnssl.training.checkpoint import read_checkpoint, save_atomically
+from nnssl.nnunet.checkpoint import read_checkpoint, save_atomically
 from nnssl.training.finetuner import nnSSLFinetuner
 
 SHORT = """

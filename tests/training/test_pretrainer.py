@@ -16,9 +16,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from toys import TOYS
 
 from nnssl.modules import unet
+from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.objectives import OBJECTIVES
 from nnssl.training import pretraining_loop
-from nnssl.training.checkpoint import read_checkpoint
 from nnssl.training.factory import trainer_class
 from nnssl.training.history import History
 from nnssl.training.pretrainer import nnSSLPretrainer

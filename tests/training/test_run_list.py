@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 
-from nnssl.training.checkpoint import save_atomically
+from nnssl.nnunet.checkpoint import save_atomically
+from nnssl.nnunet.weight_search import Place, find_finished_run
 from nnssl.training.run_list import list_runs
-from nnssl.training.search import Place, find_finished_run
 
 TRAINING = {"num_epochs": 4, "num_iterations_per_epoch": 5}
 HISTORY = {

@@ -1,0 +1,1 @@
+"""Dense targets: a map of cluster numbers beside every image."""

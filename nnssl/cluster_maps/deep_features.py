@@ -1,0 +1,170 @@
+"""Features of every voxel from a network: a stage of our own encoder, or a vision transformer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nnssl.cluster_maps.handcrafted import Window
+from nnssl.cluster_maps.upsample import Upsampling, upsample
+from nnssl.modules import unet
+from nnssl.nnunet.checkpoint import own_part, read_checkpoint
+
+CELL = 8  # voxels per cell of the default stage
+
+
+class EncoderFeatures:
+    """A stage of a pre-trained nnSSL encoder, upsampled to voxels.
+
+    Args:
+        checkpoint: file of a pre-training run.
+        stage: encoder stage, None: the deepest with at most 8 voxels per cell and axis.
+        upsampling: how cells become voxels.
+        patch: planned patch, the window of a 3D network; a 2D one sees whole slices.
+    """
+
+    def __init__(
+        self, checkpoint: str, stage: int | None, upsampling: Upsampling, patch: Sequence[int]
+    ) -> None:
+        self.network = _network(checkpoint).eval()
+        totals = np.cumprod(unet.strides(self.network), 0).max(1)
+        self.stage = max(0, int((totals <= CELL).sum()) - 1) if stage is None else stage
+        self.width = unet.output_channels(self.network)[self.stage]
+        self.upsampling, self.patch = upsampling, tuple(patch)
+
+    def weights(self, channels: int) -> np.ndarray:
+        return np.ones(self.width)
+
+    @torch.no_grad()
+    def windows(self, image: np.ndarray) -> Iterator[tuple[Window, np.ndarray]]:
+        volume = torch.from_numpy(image)
+        for window in windows(image.shape[1:], self.patch):
+            index = (slice(None), *window)
+            part = volume[index]
+            part = part.movedim(0, 1) if len(self.patch) == 2 else part[None]
+            features = self._features(part)
+            flat = features.movedim(0, 1) if len(self.patch) == 2 else features[0]
+            yield window, flat.numpy()
+
+    def _features(self, part: Tensor) -> Tensor:
+        """(B, C, *S) -> (B, F, *S); what the strides need is added at the far ends."""
+        size, stride = part.shape[2:], unet.total_stride(self.network)
+        grown = [max(math.ceil(n / s), 2) * s for n, s in zip(size, stride, strict=True)]
+        pads = [p for n, g in zip(size, grown, strict=True) for p in (g - n, 0)][::-1]
+        padded = functional.pad(part, pads)
+        features = unet.encode(self.network, padded)[self.stage]
+        voxels = upsample(features, padded, self.upsampling)
+        for axis, length in enumerate(size):
+            voxels = voxels.narrow(axis + 2, 0, length)
+        return voxels
+
+
+class TransformerFeatures:
+    """Tokens of a vision transformer (DINO) on axial slices, upsampled to pixels.
+
+    Args:
+        model: timm's name.
+        checkpoint: local file of the weights, None: timm's hub.
+        size: longer side of a slice as the network sees it.
+        upsampling: how tokens become pixels.
+
+    Raises:
+        ValueError: timm is not installed, or the weights cannot be had.
+    """
+
+    def __init__(
+        self, model: str, checkpoint: str | None, size: int, upsampling: Upsampling
+    ) -> None:
+        self.network = _transformer(model, checkpoint)
+        self.size, self.upsampling = size, upsampling
+        self.token = int(self.network.patch_embed.patch_size[0])
+        config = self.network.pretrained_cfg
+        self.mean, self.std = (
+            torch.tensor(config.get(key, default)).reshape(1, 3, 1, 1)
+            for key, default in (("mean", (0.5,) * 3), ("std", (0.5,) * 3))
+        )
+
+    def weights(self, channels: int) -> np.ndarray:
+        return np.ones(self.network.num_features)
+
+    @torch.no_grad()
+    def windows(self, image: np.ndarray) -> Iterator[tuple[Window, np.ndarray]]:
+        low, high = np.percentile(image[0], [0.5, 99.5]).tolist()
+        grey = torch.from_numpy(image[:1].clip(low, high) - low) / max(high - low, 1e-6)
+        for window in windows(image.shape[1:], image.shape[2:]):
+            index = (slice(None), *window)
+            part = grey[index].movedim(0, 1)  # (1, 1, Y, X)
+            features = upsample(self._tokens(part), part, self.upsampling)
+            yield window, features.movedim(0, 1).numpy()
+
+    def _tokens(self, part: Tensor) -> Tensor:
+        """(1, 1, Y, X) in [0, 1] -> (1, F, y, x)."""
+        scale = self.size / max(part.shape[2:])
+        grid = [max(1, round(n * scale / self.token)) for n in part.shape[2:]]
+        size = [n * self.token for n in grid]
+        seen = functional.interpolate(part, size, mode="bilinear").expand(1, 3, *size)
+        tokens = self.network.forward_features((seen - self.mean) / self.std)
+        tokens = tokens[:, self.network.num_prefix_tokens :]
+        return tokens.reshape(1, *grid, -1).movedim(-1, 1)
+
+
+def windows(shape: Sequence[int], patch: Sequence[int]) -> Iterator[Window]:
+    """Windows that cover a volume: every slice for 2D; else the patch, moved by its size."""
+    size = (1, *shape[1:]) if len(patch) == 2 else tuple(patch)
+    begins = [
+        [min(begin, max(0, n - s)) for begin in range(0, n, s)]
+        for n, s in zip(shape, size, strict=True)
+    ]
+    for begin in product(*begins):
+        ends = [min(b + s, n) for b, s, n in zip(begin, size, shape, strict=True)]
+        yield tuple(slice(b, e) for b, e in zip(begin, ends, strict=True))  # type: ignore[misc]
+
+
+def _network(checkpoint: str) -> nn.Module:
+    """The planned U-Net of a pre-training checkpoint, with its weights."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    content = read_checkpoint(checkpoint)
+    own = own_part(content, "pretrain")
+    manager = PlansManager(own["plans"]).get_configuration(own["configuration"])
+    weights = content["network_weights"]
+    last = [key for key in weights if key.startswith("decoder.seg_layers.")]
+    network = get_network_from_plans(
+        manager.network_arch_class_name,
+        manager.network_arch_init_kwargs,
+        manager.network_arch_init_kwargs_req_import,
+        own["input_channels"],
+        len(weights[sorted(last)[-1]]),
+        deep_supervision=False,
+    )
+    network.load_state_dict(weights)
+    return network
+
+
+def _transformer(model: str, checkpoint: str | None) -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError("source dino needs the package timm: pip install timm") from error
+    local: dict[str, Any] = {}
+    if checkpoint is not None:
+        local = {"pretrained_cfg_overlay": {"file": checkpoint, "custom_load": False}}
+    try:
+        network = timm.create_model(
+            model, pretrained=True, num_classes=0, dynamic_img_size=True, **local
+        )
+    except Exception as error:  # the hub, the file and the name fail in many ways
+        raise ValueError(
+            f"source dino: the weights of {model} cannot be had ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''}). Offline, name a local file of "
+            "them with --checkpoint, or use --source handcrafted, which needs no weights."
+        ) from error
+    return network.eval()

@@ -1,0 +1,227 @@
+"""Cluster maps of a configuration: fitted on training cases, assigned to all, kept on the disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+
+from nnssl.cluster_maps import recipe as recipes
+from nnssl.cluster_maps.handcrafted import HandcraftedFeatures
+from nnssl.cluster_maps.recipe import MANIFEST, Image, Recipe
+from nnssl.common.files import temporary, write_json
+from nnssl.common.parallel import for_each
+from nnssl.data.case_store import image_file, open_image
+
+PASSES = 5  # of k-means over the sampled voxels
+CHUNK = 8192  # voxels per step of k-means
+HIGHEST_SCORE = 3.0  # standard deviations at which features are cut off
+OTSU_SPAN = 4096  # values per slice that a threshold is found from
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where maps come from and go to; can be sent to another process.
+
+    Attributes:
+        preprocessed: nnU-Net's folder of the configuration.
+        folder: of the maps of the fold.
+        recipe: the knobs.
+        spacing: millimetres per voxel on the image's own axes (2 or 3).
+        patch: planned patch size, as many axes.
+    """
+
+    preprocessed: Path
+    folder: Path
+    recipe: Recipe
+    spacing: tuple[float, ...]
+    patch: tuple[int, ...]
+
+
+def make_maps(
+    job: Job,
+    plans: Mapping[str, Any],
+    configuration: Mapping[str, Any],
+    training: Sequence[str],
+    images: Sequence[Image],
+    workers: int,
+) -> list[float]:
+    """Make what is missing; all of it, where recipe, plans, cases or weights have changed.
+
+    Args:
+        job: the task.
+        plans, configuration: nnU-Net's.
+        training: identifiers that k-means may see.
+        images: cases of the fold and images without labels; all get maps from the same centres.
+        workers: processes.
+
+    Returns:
+        Share of each cluster among all voxels that have one.
+    """
+    wanted = recipes.manifest(job.recipe, plans, configuration, job.preprocessed, training)
+    if not recipes.same(recipes.stored(job.folder), wanted):
+        shutil.rmtree(job.folder, ignore_errors=True)
+        job.folder.mkdir(parents=True)
+        write_json(job.folder / MANIFEST, wanted)
+    if not _centres(job.folder).is_file():
+        _fit(job, training, workers)
+    missing = [image for image in images if not image.is_mapped(job.folder)]
+    for_each(partial(_assign, job), missing, workers, "Cluster maps")
+    counts = np.sum([_counts(i.map(job.folder), job.recipe.clusters) for i in images], axis=0)
+    shares = (counts / max(1, counts.sum())).tolist()
+    write_json(job.folder / MANIFEST, {**wanted, "shares": shares})
+    return shares
+
+
+def body(image: np.ndarray) -> np.ndarray:
+    """Voxels inside the outline of tissue: above Otsu's threshold, small gaps and holes filled.
+
+    Args:
+        image: (Z, Y, X), first channel.
+    """
+    step = max(1, image.size // (OTSU_SPAN * len(image)))
+    values = image.reshape(-1)[::step]
+    if float(values.min()) == float(values.max()):
+        return np.ones(image.shape, bool)
+    tissue = image > threshold_otsu(values)
+    filled = [
+        ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(s, 3), iterations=3))[3:-3, 3:-3]
+        for s in tissue
+    ]
+    return np.stack(filled) | tissue
+
+
+def _fit(job: Job, training: Sequence[str], workers: int) -> None:
+    """Centres of the clusters, from voxels of every training case."""
+    (job.folder / "samples").mkdir(exist_ok=True)
+    each = max(1, job.recipe.samples // len(training))
+    for_each(partial(_sample, job, each), list(training), workers, "Features of training cases")
+    files = [job.folder / "samples" / f"{case}.npy" for case in sorted(training)]
+    pool = np.concatenate([np.load(file, allow_pickle=False) for file in files])
+    mean, scale = pool.mean(0), pool.std(0).clip(1e-6)
+    points = _scaled(pool, mean, scale, _feature_weights(job, training[0]))
+    centres = k_means(points, job.recipe.clusters, job.recipe.seed)
+    file = _centres(job.folder)
+    with temporary(file).open("wb") as stream:
+        np.savez(stream, centres=centres, mean=mean, scale=scale)
+    os.replace(temporary(file), file)
+    shutil.rmtree(job.folder / "samples")
+
+
+def k_means(points: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    """Centres (K, F) of mini-batch k-means over shuffled points, ordered by the first feature."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    if len(points) < clusters:
+        raise ValueError(f"clusters: found {clusters} for {len(points)} voxels, allowed: fewer")
+    model = MiniBatchKMeans(clusters, random_state=seed, init="k-means++")
+    random = np.random.default_rng(seed)
+    for _ in range(PASSES):
+        order = random.permutation(len(points))
+        for part in np.array_split(order, max(1, len(points) // CHUNK)):
+            model.partial_fit(points[part])
+    centres = model.cluster_centers_
+    return centres[np.argsort(centres[:, 0])]
+
+
+def _sample(job: Job, count: int, case: str) -> None:
+    """Features of `count` random voxels of a case, kept until all cases are there."""
+    file = job.folder / "samples" / f"{case}.npy"
+    if file.is_file():
+        return
+    random = np.random.default_rng([job.recipe.seed, crc32(case.encode())])
+    image, allowed = _read(job, Image(case))
+    places = np.flatnonzero(allowed)
+    chosen = np.zeros(allowed.shape, bool)
+    drawn = random.choice(places, min(count, len(places)), replace=False)
+    chosen.reshape(-1)[drawn] = True
+    parts = [f[:, chosen[w]].T for w, f in _source(job).windows(image) if chosen[w].any()]
+    with temporary(file).open("wb") as stream:
+        np.save(stream, np.concatenate(parts).astype(np.float32))
+    os.replace(temporary(file), file)
+
+
+def _assign(job: Job, image: Image) -> None:
+    """Nearest centre of every voxel of an image, written as a companion array."""
+    voxels, allowed = _read(job, image)
+    with np.load(_centres(job.folder), allow_pickle=False) as fitted:
+        centres, mean, scale = (fitted[key] for key in ("centres", "mean", "scale"))
+    weights = _source(job).weights(len(voxels))
+    clusters = np.full(allowed.shape, -1, np.int16)
+    for window, features in _source(job).windows(voxels):
+        inside = allowed[window]
+        points = _scaled(features[:, inside].T, mean, scale, weights)
+        nearest = (points @ centres.T - 0.5 * (centres**2).sum(1)).argmax(1)
+        part = np.full(inside.shape, -1, np.int16)
+        part[inside] = nearest
+        clusters[window] = part
+    _save(clusters, image.map(job.folder))
+
+
+def _scaled(
+    points: np.ndarray, mean: np.ndarray, scale: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Standardised features (N, F), weighted; cut off, so that no outliers get clusters alone."""
+    standard = ((points - mean) / scale).clip(-HIGHEST_SCORE, HIGHEST_SCORE)
+    return np.asarray(standard * weights, np.float32)
+
+
+def _read(job: Job, image: Image) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels (C, Z, Y, X), and where clusters are wanted, (Z, Y, X)."""
+    file = image_file(image.folder or job.preprocessed, image.identifier)
+    voxels = np.asarray(open_image(file)[:], np.float32)
+    keep = job.recipe.keep_air
+    return voxels, np.ones(voxels.shape[1:], bool) if keep else body(voxels[0])
+
+
+def _save(clusters: np.ndarray, file: Path) -> None:
+    """(Z, Y, X) int16 as compressed (1, Z, Y, X), slice by slice; whole or not at all."""
+    import blosc2
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = temporary(file)
+    part.unlink(missing_ok=True)
+    chunks = (1, 1, *clusters.shape[1:])
+    cparams = {"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1}
+    blosc2.asarray(clusters[None], urlpath=str(part), chunks=chunks, cparams=cparams)
+    os.replace(part, file)
+
+
+def _counts(file: Path, clusters: int) -> np.ndarray:
+    found = np.asarray(open_image(file)[:]).reshape(-1).astype(np.int64)
+    return np.bincount(found + 1, minlength=clusters + 1)[1:]
+
+
+@lru_cache(1)
+def _source(job: Job) -> Any:
+    """The features, once per process (a network is loaded once)."""
+    recipe = job.recipe
+    if recipe.source == "handcrafted":
+        return HandcraftedFeatures(recipe.scales, job.spacing, recipe.position)
+    from nnssl.cluster_maps import deep_features
+
+    if recipe.source == "self":
+        return deep_features.EncoderFeatures(
+            str(recipe.checkpoint), recipe.stage, recipe.upsampling, job.patch
+        )
+    return deep_features.TransformerFeatures(
+        recipe.model, recipe.checkpoint, recipe.size, recipe.upsampling
+    )
+
+
+def _feature_weights(job: Job, case: str) -> np.ndarray:
+    channels = open_image(image_file(job.preprocessed, case)).shape[0]
+    return np.asarray(_source(job).weights(channels))
+
+
+def _centres(folder: Path) -> Path:
+    return folder / "centres.npz"

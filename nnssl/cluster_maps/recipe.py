@@ -1,0 +1,181 @@
+"""What cluster maps are made of, and whether those on the disk are these."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nnssl.common.files import read_json, sha256_of
+from nnssl.data.case_store import companion_folder, image_file
+from nnssl.data.unlabelled.records import voxels_hash
+
+Source = Literal["handcrafted", "self", "dino"]
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image that has a map, or gets one.
+
+    Attributes:
+        identifier: its name.
+        folder: of an image without label (see `Case`); None: a case of the dataset.
+    """
+
+    identifier: str
+    folder: Path | None = None
+
+    def map(self, maps: Path) -> Path:
+        """File of its map among those of a fold."""
+        return companion_folder(maps, self.folder) / f"{self.identifier}.b2nd"
+
+    def is_mapped(self, maps: Path) -> bool:
+        """Whether there is a map; that of an image without label must be the younger one."""
+        made = self.map(maps)
+        if self.folder is None or not made.is_file():
+            return made.is_file()
+        source = image_file(self.folder, self.identifier)
+        return made.stat().st_mtime_ns >= source.stat().st_mtime_ns
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Knobs of the maps; another value makes other maps.
+
+    Attributes:
+        source: `handcrafted` (smoothed intensity, gradient magnitude and Laplacian at several
+            scales, position), `self` (a stage of a pre-trained nnSSL network), or `dino` (a vision
+            transformer of timm, slice by slice).
+        clusters: number K.
+        seed: of the sampled voxels and of k-means.
+        fold: k-means sees the training cases of this fold only.
+        samples: voxels that k-means sees, equally many of every case.
+        keep_air: whether air, too, gets clusters instead of -1.
+        scales: sigmas in voxels of the finest axis (handcrafted).
+        position: weight of the position relative to the volume (handcrafted).
+        checkpoint: file of the weights (self; for dino a local file in the place of the hub).
+        stage: encoder stage (self), null: the deepest with at most 8 voxels per cell and axis.
+        model: timm's name (dino).
+        size: longer side of a slice as the transformer sees it, in pixels (dino).
+        upsampling: `linear` or `bilateral` (self, dino).
+    """
+
+    source: Source = "handcrafted"
+    clusters: int = 50
+    seed: int = 0
+    fold: int | str = 0
+    samples: int = 200_000
+    keep_air: bool = False
+    scales: tuple[float, ...] = (1.0, 2.0, 4.0)
+    position: float = 2.0
+    checkpoint: str | None = None
+    stage: int | None = None
+    model: str = "vit_small_patch16_224.dino"
+    size: int = 448
+    upsampling: Literal["linear", "bilateral"] = "bilateral"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.clusters <= 30_000:
+            raise ValueError(f"clusters: found {self.clusters}, allowed from 2 to 30000")
+        if self.samples < 10 * self.clusters:
+            raise ValueError(
+                f"samples: found {self.samples}, allowed from {10 * self.clusters} (10 per cluster)"
+            )
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"scales: found {list(self.scales)}, allowed are numbers above 0")
+        if self.source == "self" and self.checkpoint is None:
+            raise ValueError("source self needs --checkpoint, a pre-training checkpoint of nnSSL")
+        if self.checkpoint is not None and not Path(self.checkpoint).is_file():
+            raise ValueError(f"checkpoint: {self.checkpoint} does not exist")
+
+
+def manifest(
+    recipe: Recipe,
+    plans: Mapping[str, Any],
+    configuration: Mapping[str, Any],
+    preprocessed: Path,
+    training: Sequence[str],
+) -> dict[str, Any]:
+    """What identifies maps: the recipe, and hashes of plans, training cases and weights."""
+    knobs = {**asdict(recipe), "scales": list(recipe.scales)}
+    weights = None if recipe.checkpoint is None else _sha256_of_file(Path(recipe.checkpoint))
+    return {
+        "recipe": knobs,
+        "plans": voxels_hash(plans, configuration),
+        "cases": cases_hash(preprocessed, training),
+        "weights": weights,
+    }
+
+
+def cases_hash(preprocessed: Path, identifiers: Sequence[str]) -> str:
+    """Hash of the cases' identifiers and of the sizes of their files."""
+    return sha256_of(
+        {name: image_file(preprocessed, name).stat().st_size for name in sorted(identifiers)}
+    )
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder of maps; empty where there is none."""
+    file = folder / MANIFEST
+    return read_json(file) if file.is_file() else {}
+
+
+def same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two manifests describe the same maps."""
+    return all(a.get(key) == b.get(key) for key in ("recipe", "plans", "cases", "weights"))
+
+
+def check_run(
+    folder: Path,
+    command: str,
+    fold: int | str,
+    plans: str,
+    cases: str,
+    images: Sequence[Image],
+    clusters: int | None,
+) -> None:
+    """Refuse maps that do not fit a pre-training run.
+
+    Args:
+        folder: of the maps of the fold.
+        command: makes maps that do fit.
+        fold, plans, cases: of the run (`voxels_hash`, `cases_hash` of its training cases).
+        images: all that the run reads, validation cases and images without labels included.
+        clusters: K of the objective; None: not known.
+
+    Raises:
+        ValueError: no maps, unfinished ones, or others; the message says how to make them.
+    """
+    found = stored(folder)
+    problem = None
+    if not found:
+        made = sorted(file.parent.name for file in folder.parent.glob(f"fold_*/{MANIFEST}"))
+        problem = f"none were made for fold {fold} (made: {', '.join(made) or 'none'})"
+    elif found["recipe"]["fold"] != fold:
+        problem = f"made for fold {found['recipe']['fold']}, this run is of fold {fold}"
+    elif found["plans"] != plans:
+        problem = "made from other plans (spacing, normalisation or resampling differ)"
+    elif found["cases"] != cases:
+        problem = "fitted on other training cases, or these were preprocessed again"
+    elif clusters is not None and found["recipe"]["clusters"] != clusters:
+        problem = (
+            f"made with {found['recipe']['clusters']} clusters, objective.clusters is {clusters}"
+        )
+    else:
+        missing = [image.identifier for image in images if not image.is_mapped(folder)]
+        problem = (
+            f"{len(missing)} images have no map, for instance {missing[0]}" if missing else None
+        )
+    if problem:
+        raise ValueError(f"cluster maps in {folder}: {problem}. Make them with: {command}")
+
+
+def _sha256_of_file(file: Path) -> str:
+    with file.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

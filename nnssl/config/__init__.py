@@ -1,0 +1,20 @@
+"""A YAML file is a trainer: finds, merges, checks and freezes configurations."""
+
+from nnssl.config.config import Config, bind, completed
+from nnssl.config.files import CONFIG_FOLDERS, TRAINER_PREFIX, RawConfig, find_configs, read_config
+from nnssl.config.overrides import OVERRIDES
+from nnssl.config.schema import Groups, Schema
+
+__all__ = [
+    "CONFIG_FOLDERS",
+    "OVERRIDES",
+    "TRAINER_PREFIX",
+    "Config",
+    "Groups",
+    "RawConfig",
+    "Schema",
+    "bind",
+    "completed",
+    "find_configs",
+    "read_config",
+]

@@ -1,0 +1,237 @@
+"""Finds and reads the YAML files of trainers; `nnssl.config` is the door to it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nnssl.config.binding import near
+
+CONFIG_FOLDERS = "nnssl_configs"
+TRAINER_PREFIX = "nnSSL"
+KINDS = ("pretrain", "finetune")
+ABOUT = ("family", "summary", "paper", "dimensions", "trains", "bibtex")
+SELECTORS = ("name", "kind")
+INSTALLED = Path(__file__).resolve().parents[2] / "nnssl_configs"
+TRAINER_FILE = re.compile(r"""^(kind:\s*['"]?(pretrain|finetune)\b|extends:\s*['"]?nnSSL)""", re.M)
+
+
+@dataclass(frozen=True)
+class RawConfig:
+    """A file with all that it extends, merged but not checked against signatures.
+
+    Attributes:
+        layers: (file, its own content), the named file first.
+    """
+
+    name: str
+    kind: str
+    about: Mapping[str, Any]
+    sections: Mapping[str, Any]
+    layers: tuple[tuple[Path, Mapping[str, Any]], ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(str(path) for path, _ in self.layers)
+
+    def origin(self, path: str) -> str:
+        """Returns the file that decides a dotted path (the named file if none mentions it)."""
+        for file, content in self.layers:
+            if _mentions(content, path.split(".")):
+                return str(file)
+        return str(self.layers[0][0])
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number and a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key!r} stands twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parses YAML.
+
+    Raises:
+        ValueError: names `where`, the line and the cause.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ValueError(f"{where}, line {line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: not valid YAML: {error}") from None
+
+
+def find_configs() -> dict[str, Path]:
+    """Returns stem -> file of every trainer; user folders come before the installed one.
+
+    The environment variable `nnssl_configs` names user folders, joined by the path separator.
+
+    Raises:
+        ValueError: a user folder does not exist, a stem stands twice in one folder tree, contains
+            `__` (nnU-Net splits result folders there) or does not start with `nnSSL`.
+    """
+    found: dict[str, Path] = {}
+    for folder in (*_user_folders(), INSTALLED):
+        found = _trainers_in(folder) | found
+    return dict(sorted(found.items()))
+
+
+def read_config(name: str) -> RawConfig:
+    """Reads a trainer's file and merges what it extends.
+
+    Raises:
+        ValueError: no such file (lists near names), a cycle or missing parent in `extends`, invalid
+            YAML, a wrong `kind` or `about`.
+    """
+    layers = tuple(_chain(name, find_configs()))
+    merged: dict[str, Any] = {}
+    for _, content in reversed(layers):
+        merged = _merge(merged, content)
+    merged.pop("extends", None)
+    file = layers[0][0]
+    kind, about = merged.pop("kind", None), merged.pop("about", None) or {}
+    _check_header(file, kind, about, layers)
+    return RawConfig(name, kind, about, merged, layers)
+
+
+def _user_folders() -> Iterator[Path]:
+    for text in os.environ.get(CONFIG_FOLDERS, "").split(os.pathsep):
+        if not text.strip():
+            continue
+        folder = Path(text).expanduser()
+        if not folder.is_dir():
+            raise ValueError(
+                f"environment variable {CONFIG_FOLDERS} names {text!r}, which is not a folder; "
+                f"name existing folders, joined by {os.pathsep!r}"
+            )
+        yield folder
+
+
+def _trainers_in(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted((*folder.rglob("*.yaml"), *folder.rglob("*.yml"))):
+        if not _is_trainer(path):
+            continue
+        if not path.stem.startswith(TRAINER_PREFIX) or "__" in path.stem:
+            raise ValueError(
+                f"{path}: the name of a trainer must start with {TRAINER_PREFIX!r} and contain no "
+                f"'__', found {path.stem!r}; rename the file"
+            )
+        if path.stem in found:
+            raise ValueError(
+                f"two files are called {path.stem!r}: {found[path.stem]} and {path}; rename one"
+            )
+        found[path.stem] = path
+    return found
+
+
+def _is_trainer(path: Path) -> bool:
+    """Data sets and studies are YAML too; files of other people may lie in a user's folder."""
+    if path.stem.startswith(TRAINER_PREFIX):
+        return True
+    return TRAINER_FILE.search(path.read_text(encoding="utf-8", errors="replace")) is not None
+
+
+def _chain(name: str, files: Mapping[str, Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    chain: list[str] = []
+    current: Any = name
+    while current is not None:
+        if current in chain:
+            cycle = " -> ".join([*chain, current])
+            raise ValueError(f"{files[chain[-1]]}: extends goes in a circle: {cycle}")
+        if current not in files:
+            raise ValueError(_unknown(current, chain, files))
+        content = _read(files[current])
+        yield files[current], content
+        chain.append(current)
+        current = content.get("extends")
+
+
+def _unknown(name: Any, chain: list[str], files: Mapping[str, Path]) -> str:
+    where = f"{files[chain[-1]]}: extends names" if chain else "there is no trainer"
+    folders = ", ".join(str(folder) for folder in (*_user_folders(), INSTALLED))
+    return (
+        f"{where} {name!r}{near(str(name), files)}; known: {', '.join(files) or 'none'} "
+        f"(searched in {folders}; nnssl_trainers prints them)"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ValueError(f"{path}: must be a mapping of sections, found {content!r:.80}")
+    return content
+
+
+def _merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:
+    merged = deepcopy(dict(parent))
+    for key, value in child.items():
+        inherited = merged.get(key)
+        if value is None and isinstance(inherited, Mapping):
+            del merged[key]
+        elif isinstance(value, Mapping) and isinstance(inherited, Mapping):
+            merged[key] = (
+                deepcopy(dict(value)) if _rechosen(inherited, value) else _merge(inherited, value)
+            )
+        else:
+            merged[key] = deepcopy(value)
+    return merged
+
+
+def _rechosen(parent: Mapping[str, Any], child: Mapping[str, Any]) -> bool:
+    """Whether the child chooses another objective or view, whose knobs are other ones."""
+    return any(key in parent and child.get(key, parent[key]) != parent[key] for key in SELECTORS)
+
+
+def _check_header(
+    file: Path, kind: Any, about: Any, layers: tuple[tuple[Path, Mapping[str, Any]], ...]
+) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"{file}: kind = {kind!r}; allowed: {', '.join(KINDS)}")
+    for path, content in layers:
+        if content.get("kind", kind) != kind:
+            raise ValueError(f"{file}: kind = {kind!r} extends {path} of another kind")
+    if not isinstance(about, Mapping):
+        raise ValueError(f"{file}: about = {about!r}; must be a mapping")
+    for key in about:
+        if key not in ABOUT:
+            raise ValueError(
+                f"{file}: about.{key}: unknown{near(str(key), ABOUT)}; allowed: {', '.join(ABOUT)}"
+            )
+
+
+def _mentions(content: Mapping[str, Any], parts: list[str]) -> bool:
+    value: Any = content
+    for part in parts:
+        if not isinstance(value, Mapping) or part not in value:
+            return False
+        value = value[part]
+    return True

@@ -1,0 +1,84 @@
+"""Overrides of knobs for one run: `nnssl_overrides="num_epochs=2 objective.temperature=0.2"`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from nnssl.config.binding import near
+from nnssl.config.files import parse_yaml
+from nnssl.config.schema import Schema, Target, targets
+
+OVERRIDES = "nnssl_overrides"
+
+
+def override(
+    sections: dict[str, Any],
+    schema: Schema,
+    given: Collection[str],
+    text: str,
+    problems: list[str],
+) -> dict[str, Any]:
+    """Applies the overrides to `sections` in place; what chooses a callable comes first."""
+    pairs = dict(_parse_overrides(text, problems))
+    selectors = {
+        f"{target.path}.{target.selector}": target
+        for target in targets(sections, schema, str, [])
+        if target.selector
+    }
+    applied = {path: pairs.pop(path) for path in list(pairs) if path in selectors}
+    for path, value in applied.items():
+        _replace(sections, selectors[path], value)
+    paths = [
+        f"{target.path}.{name}"
+        for target in targets(sections, schema, str, [])
+        for name in target.allowed(given)
+    ]
+    for key, value in pairs.items():
+        matches = [p for p in paths if p == key] or [p for p in paths if p.endswith(f".{key}")]
+        if len(matches) == 1:
+            applied[matches[0]] = value
+            _set(sections, matches[0], value)
+        else:
+            problems.append(_no_match(key, matches, paths))
+    return applied
+
+
+def _no_match(key: str, matches: list[str], paths: list[str]) -> str:
+    if matches:
+        return f"{OVERRIDES}: {key!r} is ambiguous; write one of {', '.join(matches)}"
+    last = key.rpartition(".")[2]
+    hints = [p for p in paths if near(last, [p.rpartition(".")[2]])]
+    hint = f" (did you mean {' or '.join(hints)}?)" if hints else ""
+    return f"{OVERRIDES}: {key!r} is no knob{hint}; allowed: {', '.join(paths)}"
+
+
+def _parse_overrides(text: str, problems: list[str]) -> Iterator[tuple[str, Any]]:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        problems.append(f"{OVERRIDES} = {text!r}: {error}")
+        return
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key and equals:
+            yield key, parse_yaml(value, f"{OVERRIDES}: {word!r}")
+        else:
+            problems.append(f"{OVERRIDES}: {word!r} must be knob=value")
+
+
+def _replace(sections: dict[str, Any], target: Target, choice: Any) -> None:
+    """Chooses another callable; the knobs of the former choice go with it."""
+    assert target.selector is not None
+    values = target.values if target.values[target.selector] == choice else {}
+    _set(sections, target.path, {**values, target.selector: choice})
+
+
+def _set(sections: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for parent in parents:
+        if not isinstance(sections.get(parent), dict):
+            sections[parent] = {}
+        sections = sections[parent]
+    sections[last] = value

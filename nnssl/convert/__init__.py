@@ -1,0 +1,1 @@
+"""From a native download to nnU-Net raw data, and the synthetic data set."""

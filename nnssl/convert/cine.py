@@ -1,0 +1,211 @@
+"""Time frames without labels, written beside an nnU-Net dataset, where stock commands never look.
+
+``nnUNet_raw/DatasetXXX_NAME/nnssl_unlabelled/cine/`` holds one file per frame.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nnssl.common.files import sha256_of, temporary, write_json
+from nnssl.common.parallel import for_each
+from nnssl.common.versions import versions
+from nnssl.convert.candidates import FRAME, find_candidates
+from nnssl.convert.inventory import Candidate, ConversionError, Inventory, Problem, counted
+from nnssl.convert.planning import plan
+from nnssl.convert.readers.read import entry_of, read_frames
+from nnssl.convert.readers.volume import Reading
+from nnssl.convert.records import PACKAGES
+from nnssl.convert.spec import DatasetSpec
+from nnssl.convert.unfinished import check_same, open_partial
+from nnssl.convert.volumes import FILE_ENDING, be_quiet, orientation_of, write_image
+from nnssl.nnunet.cases import CASES_FILE
+
+FOLDER = Path("nnssl_unlabelled") / "cine"
+
+
+@dataclass(frozen=True)
+class Cine:
+    """A file of frames: ``frames`` maps identifiers to indices of the fourth axis.
+
+    ``size`` is in the order x y z; ``problem`` says why the file cannot be used.
+    """
+
+    patient: str
+    file: str
+    frames: dict[str, int]
+    size: tuple[int, ...] = ()
+    orientation: str = ""
+    sha256: str = ""
+    problem: str = ""
+
+
+def check_cines(
+    spec: DatasetSpec, source: Path, workers: int, leave_out: Collection[str] = ()
+) -> list[Cine]:
+    """Find and open all files of frames.
+
+    Args:
+        spec: The dataset.
+        source: Folder of the native download.
+        workers: Number of processes.
+        leave_out: Cases and patients that are not wanted.
+
+    Returns:
+        The files; frames that are cases of the dataset are left out.
+
+    Raises:
+        ValueError: The dataset has no files of frames.
+        ConversionError: There are none in this source, or some are broken; each one is named.
+    """
+    if spec.unlabelled is None:
+        raise ValueError(
+            f"the dataset spec of {spec.name} has no 'unlabelled:' entry, so there are no frames "
+            "to be taken from it; leave out --cine"
+        )
+    cases, _ = plan(spec, source, leave_out)
+    inventory = Inventory.of(source)
+    candidates, problems = find_candidates(inventory, [spec.unlabelled], None, spec.test)
+    wanted = [each for each in candidates if each.format(spec.patient) not in leave_out]
+    taken = {case.identifier for case in cases}.union(leave_out)
+    work = partial(_check, spec=spec, source=source, taken=taken)
+    cines = for_each(work, wanted, workers, "check cine")
+    problems += [Problem(each.file, each.problem) for each in cines if each.problem]
+    problems += _collisions(cines)
+    if problems:
+        heading = f"{counted(problems)} with the time frames in {source}; nothing was written:"
+        raise ConversionError(heading, problems)
+    if not cines:
+        what = f"there are no files of time frames ({spec.unlabelled}) in {source}"
+        raise ConversionError(f"{what}; leave out --cine, or get them.\n{spec.guidance}", [])
+    return cines
+
+
+def write_cines(
+    spec: DatasetSpec, raw: Path, source: Path, cines: Sequence[Cine], workers: int
+) -> Path:
+    """Write one file per frame; complete ones stay, an interrupted run goes on.
+
+    Args:
+        spec: The dataset.
+        raw: ``nnUNet_raw/DatasetXXX_NAME``.
+        source: Folder of the native download.
+        cines: See :func:`check_cines`.
+        workers: Number of processes.
+
+    Returns:
+        The folder of the frames.
+
+    Raises:
+        ValueError: The folder holds frames of other files.
+    """
+    folder = raw / FOLDER
+    record = _record(spec, source, cines)
+    if folder.exists():
+        check_same(folder, record["job"], "delete it")
+        return folder
+    unfinished = folder.with_name(f".{folder.name}.partial")
+    open_partial(unfinished, record)
+    for_each(partial(_write, source=source, folder=unfinished), cines, workers, "write cine")
+    write_json(unfinished / CASES_FILE.name, _cases_json(spec, cines))
+    os.replace(unfinished, folder)
+    return folder
+
+
+def file_of(identifier: str) -> str:
+    """Name of the file of a frame."""
+    return f"{identifier}_0000{FILE_ENDING}"
+
+
+def patient_pattern(spec: DatasetSpec) -> str:
+    """Regular expression whose group is the patient in the name of a frame's file.
+
+    Where the identifier does not hold the patient, the whole identifier is the group.
+    """
+    holds = spec.patient in spec.case
+    before, _, after = spec.case.partition(spec.patient) if holds else ("", "", "")
+    ends = [re.sub(r"\\{\w+\\}", "[^/]+", re.escape(text)) for text in (before, after)]
+    return "([^/]+)".join(ends) if holds else f"([^/]+){re.escape(file_of(''))}"
+
+
+def _check(candidate: Candidate, spec: DatasetSpec, source: Path, taken: Collection[str]) -> Cine:
+    be_quiet()
+    patient, file = candidate.format(spec.patient), candidate.files[0]
+    try:
+        volume = read_frames([source / file], Reading(headers=spec.headers))
+    except ValueError as error:
+        return Cine(patient, file, {}, problem=str(error))
+    count = volume.image.GetSize()[3]
+    names = [_identifier(spec, candidate, number) for number in range(1, count + 1)]
+    frames = {name: index for index, name in enumerate(names) if name not in taken}
+    first = entry_of(volume.image, 0)
+    axes = orientation_of(first)
+    return Cine(patient, file, frames, first.GetSize(), axes, volume.sha256)
+
+
+def _identifier(spec: DatasetSpec, candidate: Candidate, number: int) -> str:
+    groups = (*candidate.groups, (FRAME, f"{number:02d}"))
+    return replace(candidate, groups=groups).format(spec.case)
+
+
+def _collisions(cines: Sequence[Cine]) -> list[Problem]:
+    owners: dict[str, str] = {}
+    clashes = {
+        each.file: owners[name]
+        for each in cines
+        for name in each.frames
+        if owners.setdefault(name, each.file) != each.file
+    }
+    return [Problem(file, f"is there twice, the other is {one}") for file, one in clashes.items()]
+
+
+def _write(cine: Cine, source: Path, folder: Path) -> None:
+    """All frames of a file that are missing, each whole or not at all."""
+    be_quiet()
+    targets = {folder / file_of(name): index for name, index in cine.frames.items()}
+    missing = {path: index for path, index in targets.items() if not path.exists()}
+    if not missing:
+        return
+    image = read_frames([source / cine.file]).image
+    for path, index in missing.items():
+        write_image(entry_of(image, index), temporary(path))
+        os.replace(temporary(path), path)
+
+
+def _record(spec: DatasetSpec, source: Path, cines: Sequence[Cine]) -> dict[str, Any]:
+    files = {
+        file_of(name): {"source": each.file, "frame": index, "sha256": each.sha256}
+        for each in cines
+        for name, index in each.frames.items()
+    }
+    settings = {"pattern": spec.unlabelled, "case": spec.case, "patient": spec.patient}
+    return {
+        "job": sha256_of({"settings": settings, "files": files}),
+        "source": str(source.resolve()),
+        "citation": spec.citation,
+        "licence": spec.licence,
+        "versions": versions(*PACKAGES),
+        "files": files,
+    }
+
+
+def _cases_json(spec: DatasetSpec, cines: Sequence[Cine]) -> dict[str, Any]:
+    cases = {
+        name: {
+            "patient": each.patient,
+            "dataset": spec.name,
+            "modality": spec.modality,
+            "orientation": each.orientation,
+            "source": each.file,
+            "sha256": each.sha256,
+        }
+        for each in cines
+        for name in each.frames
+    }
+    return {"cases": cases, "version": 1}

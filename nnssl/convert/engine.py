@@ -1,0 +1,127 @@
+"""One engine for all dataset specs: plan, check everything, then write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from nnssl.common.parallel import for_each
+from nnssl.convert.checks import Checked, check_case
+from nnssl.convert.inventory import ConversionError, counted
+from nnssl.convert.planning import plan
+from nnssl.convert.records import (
+    check_preprocessed,
+    conversion_json,
+    job_of,
+    put_beside_preprocessed,
+    write_records,
+)
+from nnssl.convert.spec import DatasetSpec
+from nnssl.convert.tasks import Recipe, Task, perform, tasks_of
+from nnssl.convert.unfinished import check_same, open_partial
+from nnssl.convert.volumes import be_quiet
+
+ADVICE = "delete it (and its preprocessed folder) or choose another dataset id (-d)"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the dataset goes; ``partial`` holds it until it is complete."""
+
+    raw: Path
+    preprocessed: Path
+    partial: Path
+
+    @classmethod
+    def of(cls, raw: Path, preprocessed: Path, dataset_id: int, name: str) -> Target:
+        """Folders of ``Dataset<id>_<name>``.
+
+        Raises:
+            ValueError: The number is out of range or another dataset has it.
+        """
+        if not 1 <= dataset_id <= 999:
+            raise ValueError(f"dataset id is {dataset_id}; allowed: 1 to 999")
+        prefix = f"Dataset{dataset_id:03d}_"
+        others = {f.name for root in (raw, preprocessed) for f in root.glob(f"{prefix}*")}
+        if taken := sorted(others - {prefix + name}):
+            raise ValueError(f"dataset id {dataset_id} is taken by {taken}; choose another (-d)")
+        folder = raw / f"{prefix}{name}"
+        return cls(folder, preprocessed / folder.name, raw / f".{folder.name}.partial")
+
+
+def check(
+    spec: DatasetSpec, source: Path, workers: int, leave_out: Collection[str] = ()
+) -> list[Checked]:
+    """Plan a conversion and open every file.
+
+    Raises:
+        ConversionError: Something is wrong; every bad case is named.
+    """
+    cases, problems = plan(spec, source, leave_out)
+    work = partial(check_case, recipe=Recipe.of(spec, source), labels=spec.labels)
+    checked = for_each(work, cases, workers, "check")
+    problems = problems + [problem for each in checked for problem in each.problems]
+    if problems:
+        heading = f"{counted(problems)} in {source}; nothing was written:"
+        raise ConversionError(heading, problems)
+    return checked
+
+
+def convert(
+    spec: DatasetSpec,
+    source: Path,
+    target: Target,
+    n4: bool = False,
+    workers: int = 1,
+    leave_out: Collection[str] = (),
+) -> list[Checked]:
+    """Convert a native download into an nnU-Net dataset with patient-wise folds.
+
+    A complete conversion of the same sources is left as it is (folds and case records are put
+    back where they are missing); an interrupted one goes on where it stopped.
+
+    Args:
+        spec: The dataset.
+        source: Folder of the native download.
+        target: Where the dataset goes.
+        n4: Correct the bias field of all images.
+        workers: Number of processes.
+        leave_out: Cases and patients that are not wanted.
+
+    Raises:
+        ConversionError: Something is wrong with the sources.
+        ValueError: The target holds something else.
+    """
+    checked = check(spec, source, workers, leave_out)
+    job = job_of(spec, checked, n4)
+    if target.raw.exists():
+        check_same(target.raw, job, ADVICE)
+    else:
+        check_preprocessed(target.preprocessed, spec, checked)
+        record = conversion_json(spec, source, checked, n4, job, leave_out)
+        open_partial(target.partial, record)
+        _write_volumes(Recipe.of(spec, source, n4), target.partial, checked, workers)
+        write_records(target.partial, spec, checked)
+        os.replace(target.partial, target.raw)
+    put_beside_preprocessed(target.raw, target.preprocessed)
+    return checked
+
+
+def _write_volumes(recipe: Recipe, folder: Path, checked: Sequence[Checked], workers: int) -> None:
+    missing = [
+        task
+        for each in checked
+        for task in tasks_of(each.case)
+        if not (folder / task.target).exists()
+    ]
+    for parent in {(folder / task.target).parent for task in missing}:
+        parent.mkdir(exist_ok=True)
+    for_each(partial(_perform, recipe=recipe, folder=folder), missing, workers, "write")
+
+
+def _perform(task: Task, recipe: Recipe, folder: Path) -> None:
+    be_quiet()
+    perform(task, recipe, folder)

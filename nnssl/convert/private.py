@@ -1,0 +1,106 @@
+"""Any private collection: a spec from a few templates instead of a YAML file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from nnssl.convert.foreground import LABELS
+from nnssl.convert.lookup import OTHER, Remap
+from nnssl.convert.spec import DatasetSpec, check_spec
+
+ANY = "any"
+LAYOUT = "  any folders; a template such as {patient}/{case}.nii.gz says where the images lie"
+
+
+def private_spec(
+    name: str,
+    images: Sequence[str],
+    label: str | None = None,
+    labels: Sequence[str] = (),
+    **entries: Any,
+) -> DatasetSpec:
+    """A spec for files that templates describe.
+
+    ``{name}`` stands for a part of a path component and tells cases apart, ``*`` for any part,
+    ``**/`` for any folders; a template that ends in ``/`` names folders of DICOM slices. Cases of
+    one ``{patient}`` are never parted; without it, every case is a patient of its own.
+
+    Args:
+        name: Name of the dataset.
+        images: Templates, each as ``CHANNEL=TEMPLATE``; ``R,G,B=TEMPLATE`` for colours.
+        label: Template of the labels; ``None``: images only.
+        labels: Names of the labels: ``tumour`` (values 1, 2, ... in this order), ``tumour=3``
+            (value in the files) or ``tumour=any`` (all but 0).
+        entries: Further entries of the spec.
+
+    Raises:
+        ValueError: A template, label or entry is impossible.
+    """
+    channels = dict(_channels(images))
+    found = re.findall(r"{(\w+)}", next(iter(channels.values()), ""))
+    if not found:
+        raise ValueError(f"--images is {list(images)}; it needs CHANNEL=TEMPLATE with {{case}}")
+    groups = [name for name in dict.fromkeys(found) if name != "slice"]
+    case = "_".join(f"{{{group}}}" for group in groups)
+    values, remap = _labels(labels) if label else (dict(LABELS), None)
+    spec = DatasetSpec(
+        name=name,
+        description="a private collection",
+        modality="/".join(channels),
+        channels={channel: expression(template) for channel, template in channels.items()},
+        case=case,
+        patient="{patient}" if "patient" in groups else case,
+        citation="none (private)",
+        licence="private",
+        where="your own disk",
+        layout=LAYOUT,
+        label=expression(label) if label else None,
+        labels=values,
+        remap=dict(remap) if remap else None,
+        **{key: value for key, value in entries.items() if value is not None},
+    )
+    check_spec(spec)
+    return spec
+
+
+def expression(template: str) -> str:
+    """The regular expression of a template such as ``{patient}/**/{case}_*.nii.gz``."""
+    seen: set[str] = set()
+    parts = []
+    for part in re.split(r"({\w+}|\*\*/|\*)", template):
+        if match := re.fullmatch(r"{(\w+)}", part):
+            again = match[1] in seen
+            seen.add(match[1])
+            parts.append(f"(?P={match[1]})" if again else f"(?P<{match[1]}>[^/]+?)")
+        else:
+            parts.append({"**/": "(?:.+/)?", "*": "[^/]*"}.get(part, re.escape(part)))
+    return "".join(parts)
+
+
+def _channels(images: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = [each.partition("=") for each in images]
+    if wrong := [each for each, (_, mark, _) in zip(images, pairs, strict=True) if not mark]:
+        raise ValueError(f"--images has {wrong}; each is CHANNEL=TEMPLATE, e.g. CT={{case}}.nii.gz")
+    return [(name, template) for names, _, template in pairs for name in names.split(",")]
+
+
+def _labels(labels: Sequence[str]) -> tuple[dict[str, int], Remap | None]:
+    """Label names and values, and the lookup, where the files have other values."""
+    if not labels:
+        raise ValueError("--labels is missing; name the labels, e.g. --labels tumour=any")
+    values, remap = {"background": 0}, {0: 0}
+    for number, each in enumerate(labels, 1):
+        label, _, source = each.partition("=")
+        values[label] = number
+        remap |= {_source(each, source, number): number}
+    return values, remap if any(key != value for key, value in remap.items()) else None
+
+
+def _source(label: str, source: str, number: int) -> Any:
+    if source == ANY:
+        return OTHER
+    if not re.fullmatch(r"\d*|\d+-\d+", source):
+        raise ValueError(f"--labels has {label!r}; allowed: NAME, NAME=VALUE, NAME=2-5, NAME=any")
+    return source if "-" in source else int(source or number)

@@ -1,0 +1,1 @@
+"""Readers of image files in every format that is converted."""

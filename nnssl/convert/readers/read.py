@@ -1,0 +1,144 @@
+"""One door to all formats: files in, one volume of three axes out."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+
+from nnssl.convert.readers import pictures
+from nnssl.convert.readers.dicom import read_series
+from nnssl.convert.readers.nifti import read_mgz, read_nifti
+from nnssl.convert.readers.slices import read_pictures_of, read_slices
+from nnssl.convert.readers.volume import Reading, Volume, hash_of, last_line
+
+Part = tuple[sitk.Image, tuple[str, ...]]
+BROKEN = (OSError, zlib.error, RuntimeError, HeaderDataError, WrapStructError, ImageFileError)
+
+
+def read_volume(
+    paths: Sequence[Path],
+    how: Reading | None = None,
+    channel: int = 0,
+    like: Sequence[Path] = (),
+) -> Volume:
+    """Read what one volume is made of, after making sure that it is whole.
+
+    Args:
+        paths: One file, or the slices of a DICOM series or of a stack of pictures.
+        how: Knobs.
+        channel: Which channel of a file that holds several.
+        like: Files of the image that a label belongs to; pictures take its geometry.
+
+    Raises:
+        ValueError: Unreadable, truncated, or not a volume of one value per voxel.
+    """
+    how = how or Reading()
+    with _in_words():
+        image, notes = _read(paths, how, like)
+        image = _one_channel(image, how, channel)
+        return Volume(image, hash_of(_with_raw_data(paths)), notes)
+
+
+def read_frames(paths: Sequence[Path], how: Reading | None = None) -> Volume:
+    """Read a file of time frames: an image of four axes, the last of them time.
+
+    Args:
+        paths: One file.
+        how: Knobs.
+
+    Raises:
+        ValueError: Unreadable, truncated, or without a fourth axis.
+    """
+    with _in_words():
+        image, notes = _read(paths, how or Reading(), ())
+        if image.GetDimension() != 4 or image.GetNumberOfComponentsPerPixel() != 1:
+            raise ValueError(f"has size {image.GetSize()}; a fourth axis of frames is needed")
+        return Volume(image, hash_of(_with_raw_data(paths)), notes)
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Whatever the libraries raise for a broken file becomes one sentence."""
+    try:
+        yield
+    except EOFError as error:
+        raise ValueError("is truncated") from error
+    except BROKEN as error:
+        raise ValueError(f"cannot be read ({last_line(error)})") from error
+
+
+def _read(paths: Sequence[Path], how: Reading, like: Sequence[Path]) -> Part:
+    first, ending = paths[0], _ending(paths[0])
+    if ending in pictures.ENDINGS:
+        if len(like) > 1 and _ending(like[0]) not in pictures.ENDINGS:
+            return read_pictures_of(_by_name(paths), read_series(like), how.slices)
+        if len(paths) > 1:
+            return pictures.read_stack(_by_name(paths)), ()
+        return pictures.read_picture(first), ()
+    if ending in (".nii", ".nii.gz"):
+        return read_nifti(first, how.headers)
+    if ending in (".mgz", ".mgh"):
+        return read_mgz(first)
+    if ending in (".mha", ".mhd", ".nrrd", ".nhdr", ".gipl", ".img", ".hdr"):
+        return _finite(sitk.ReadImage(str(first))), ()
+    return read_slices(read_series(paths), how.slices)
+
+
+def _by_name(paths: Sequence[Path]) -> list[Path]:
+    found = [path for path in paths if _ending(path) in pictures.ENDINGS]
+    return sorted(found, key=pictures.natural)
+
+
+def _ending(path: Path) -> str:
+    return ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix.lower()
+
+
+def _with_raw_data(paths: Sequence[Path]) -> list[Path]:
+    """The files themselves, and the file of voxels that a MetaImage header names."""
+    beside = [
+        path.with_suffix(ending)
+        for path in paths
+        for ending in (".raw", ".zraw")
+        if path.suffix.lower() == ".mhd"
+    ]
+    return [*paths, *(path for path in beside if path.exists())]
+
+
+def _finite(image: sitk.Image) -> sitk.Image:
+    if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
+        raise ValueError("holds values that are not finite")
+    return image
+
+
+def _one_channel(image: sitk.Image, how: Reading, channel: int) -> sitk.Image:
+    """One volume of three axes and one value per voxel.
+
+    Raises:
+        ValueError: More axes or components than the spec explains.
+    """
+    components = image.GetNumberOfComponentsPerPixel()
+    if image.GetDimension() == 4 and components == 1 and how.fourth_axis:
+        count = image.GetSize()[3]
+        if how.fourth_axis == "channels" and count != how.channels:
+            raise ValueError(f"holds {count} channels; the dataset has {how.channels}")
+        return entry_of(image, channel if how.fourth_axis == "channels" else 0)
+    if image.GetDimension() == 3 and components == how.channels > 1:
+        return sitk.VectorIndexSelectionCast(image, channel)
+    if image.GetDimension() != 3 or components != 1:
+        of = f" of {components} values" if components > 1 else ""
+        raise ValueError(f"has size {image.GetSize()}{of}; a volume of 3 axes is needed")
+    return image
+
+
+def entry_of(image: sitk.Image, index: int) -> sitk.Image:
+    """One entry of the fourth axis, with the geometry of the other three."""
+    size = [*image.GetSize()[:3], 0]
+    return sitk.Extract(image, size, [0, 0, 0, index])

@@ -1,0 +1,135 @@
+"""The JSON files that go with a converted dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nnssl.common.files import read_json, sha256_of, write_json
+from nnssl.common.versions import versions
+from nnssl.convert.checks import Checked
+from nnssl.convert.spec import DatasetSpec
+from nnssl.convert.tasks import MASK, Task, tasks_of
+from nnssl.convert.twins import identical_images
+from nnssl.convert.volumes import FILE_ENDING
+from nnssl.nnunet.cases import CASES_FILE
+from nnssl.nnunet.splits import SPLITS_FILE, patient_splits, restore_split
+
+CONVERSION_FILE = "conversion.json"
+PACKAGES = ("SimpleITK", "nibabel", "numpy")
+TEXTS = {"description", "citation", "licence", "where", "layout"}
+CHANGE_NO_CASE = TEXTS | {"unlabelled"}
+
+
+def write_records(folder: Path, spec: DatasetSpec, checked: Sequence[Checked]) -> None:
+    """Write ``dataset.json``, ``splits_final.json`` and ``cases.json`` into the dataset folder."""
+    patients = {
+        each.case.identifier: each.case.patient for each in checked if each.case.part == "Tr"
+    }
+    write_json(folder / "dataset.json", _dataset_json(spec, len(patients)))
+    write_json(folder / SPLITS_FILE, patient_splits(patients, spec.folds, spec.seed))
+    write_json(folder / CASES_FILE.name, _cases_json(spec, checked))
+
+
+def job_of(spec: DatasetSpec, checked: Sequence[Checked], n4: bool) -> str:
+    """Hash of spec, settings and sources; equal jobs give equal volumes and folds."""
+    settings = {key: value for key, value in asdict(spec).items() if key not in CHANGE_NO_CASE}
+    settings["remap"] = {str(key): value for key, value in (spec.remap or {}).items()}
+    files = {name: value for each in checked for name, value in each.hashes.items()}
+    return sha256_of({"spec": settings, "n4": n4, "files": files})
+
+
+def check_preprocessed(folder: Path, spec: DatasetSpec, checked: Sequence[Checked]) -> None:
+    """Refuse a preprocessed folder that belongs to another conversion.
+
+    Raises:
+        ValueError: Its case records are others.
+    """
+    record = folder / CASES_FILE
+    if record.exists() and read_json(record) != _cases_json(spec, checked):
+        raise ValueError(
+            f"{record} belongs to a conversion of other files; delete {folder} or choose another "
+            "dataset id (-d)"
+        )
+
+
+def put_beside_preprocessed(raw: Path, preprocessed: Path) -> None:
+    """Put folds and case records where nnU-Net and nnSSL read them, if nothing is there."""
+    restore_split(raw, preprocessed)
+    if not (preprocessed / CASES_FILE).exists():
+        write_json(preprocessed / CASES_FILE, read_json(raw / CASES_FILE.name))
+
+
+def _dataset_json(spec: DatasetSpec, training_cases: int) -> dict[str, Any]:
+    return {
+        "channel_names": {str(index): name for index, name in enumerate(spec.channels)},
+        "labels": spec.labels,
+        **({"regions_class_order": spec.regions_class_order} if spec.regions_class_order else {}),
+        "numTraining": training_cases,
+        "file_ending": FILE_ENDING,
+        "name": spec.name,
+        "description": spec.description,
+        "reference": spec.citation,
+        "licence": spec.licence,
+    }
+
+
+def _cases_json(spec: DatasetSpec, checked: Sequence[Checked]) -> dict[str, Any]:
+    cases = {
+        each.case.identifier: {
+            "patient": each.case.patient,
+            "dataset": spec.name,
+            "modality": spec.modality,
+            "orientation": each.orientation,
+            "source": each.case.images[0][0],
+            "sha256": each.hashes[tasks_of(each.case)[0].target],
+            "part": each.case.part,
+        }
+        for each in checked
+    }
+    return {"cases": cases, "version": 1}
+
+
+def conversion_json(
+    spec: DatasetSpec,
+    source: Path,
+    checked: Sequence[Checked],
+    n4: bool,
+    job: str,
+    leave_out: Collection[str] = (),
+) -> dict[str, Any]:
+    """What was done: sources with hashes, decisions, versions, warnings, citation and licence.
+
+    Args:
+        spec: The dataset.
+        source: Folder of the native download.
+        checked: All cases.
+        n4: Whether the bias field was corrected.
+        job: See :func:`job_of`.
+        leave_out: Cases and patients that were not wanted.
+    """
+    return {
+        "job": job,
+        "source": str(source.resolve()),
+        "citation": spec.citation,
+        "licence": spec.licence,
+        "decisions": {"n4": n4, "left_out": sorted(leave_out), "spec": asdict(spec)},
+        "versions": versions(*PACKAGES),
+        "warnings": [twins.sentence for twins in identical_images(checked)],
+        "files": {
+            task.target: _file_record(spec, each, task)
+            for each in checked
+            for task in tasks_of(each.case)
+        },
+    }
+
+
+def _file_record(spec: DatasetSpec, checked: Checked, task: Task) -> dict[str, Any]:
+    source = task.files[0] if len(task.files) == 1 else list(task.files)
+    record: dict[str, Any] = {"source": source, "sha256": checked.hashes[task.target]}
+    notes = list(checked.notes.get(task.target, ()))
+    if task.role == MASK:
+        notes.append(f"foreground mask by the rule {spec.foreground_rule}")
+    return record | ({"notes": notes} if notes else {})

@@ -1,0 +1,103 @@
+"""Named rules for what the patterns of a dataset spec cannot say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import groupby
+from pathlib import PurePosixPath
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from scipy import ndimage
+
+from nnssl.convert.inventory import Candidate, Files, Inventory, Problem
+
+FrameRule = Callable[[list[Candidate], Inventory], tuple[list[Candidate], list[Problem]]]
+
+
+def acdc_info_cfg(
+    candidates: list[Candidate], inventory: Inventory
+) -> tuple[list[Candidate], list[Problem]]:
+    """Keep end-diastole and end-systole; ``Info.cfg`` of the patient has their frame numbers."""
+    kept: list[Candidate] = []
+    problems: list[Problem] = []
+
+    def patient(candidate: Candidate) -> tuple[str, str]:
+        return candidate.part, dict(candidate.groups)["patient"]
+
+    for (_, name), group in groupby(sorted(candidates, key=patient), key=patient):
+        frames = {dict(each.groups)["frame"]: each for each in group}
+        try:
+            wanted = _frames(inventory, name, next(iter(frames.values())).files[0])
+        except (ValueError, OSError) as error:
+            problems.append(Problem(name, str(error)))
+            continue
+        for phase, frame in wanted.items():
+            if frame in frames:
+                kept.append(frames[frame])
+            else:
+                what = f"frame {frame} ({phase} in Info.cfg) has no image; found {sorted(frames)}"
+                problems.append(Problem(name, what))
+    return sorted(set(kept), key=lambda each: (each.part, each.groups)), problems
+
+
+def stacom_ed_es(
+    candidates: list[Candidate], inventory: Inventory
+) -> tuple[list[Candidate], list[Problem]]:
+    """Keep end-diastole (the first phase) and end-systole (the smallest cavity in the masks).
+
+    The masks are rings of myocardium; the cavity is what a ring encloses. Patients without any
+    mask go to the test set, unless nobody has one.
+    """
+    kept: list[Candidate] = []
+    problems: list[Problem] = []
+    labelled = any(each.label for each in candidates)
+
+    def patient(candidate: Candidate) -> tuple[str, str]:
+        return candidate.part, dict(candidate.groups)["patient"]
+
+    for (_, name), group in groupby(sorted(candidates, key=patient), key=patient):
+        phases = sorted(group, key=lambda each: int(dict(each.groups)["phase"]))
+        drawn = [each for each in phases if each.label]
+        if not drawn:
+            kept.append(replace(phases[0], part="Ts") if labelled else phases[0])
+            continue
+        try:
+            cavities = [_cavity(inventory, each.label or ()) for each in drawn]
+        except RuntimeError as error:
+            problems.append(Problem(name, f"masks cannot be read ({str(error).splitlines()[-1]})"))
+            continue
+        kept += [phases[0], drawn[int(np.argmin(cavities))]]
+    return sorted(set(kept), key=lambda each: (each.part, each.groups)), problems
+
+
+FRAME_RULES: dict[str, FrameRule] = {"acdc_info_cfg": acdc_info_cfg, "stacom_ed_es": stacom_ed_es}
+
+
+def _cavity(inventory: Inventory, masks: Files) -> int:
+    """Pixels that the rings of a phase enclose."""
+    rings = [sitk.GetArrayFromImage(sitk.ReadImage(str(inventory.root / m))) > 0 for m in masks]
+    return sum(int(ndimage.binary_fill_holes(ring).sum() - ring.sum()) for ring in rings)
+
+
+def _frames(inventory: Inventory, patient: str, file: str) -> dict[str, str]:
+    info = _info_cfg(inventory, patient, file)
+    text = (inventory.root / info).read_text(encoding="utf-8", errors="replace")
+    frames = {
+        phase: f"{int(number):02d}"
+        for phase, number in re.findall(r"^\s*(ED|ES)\s*:\s*(\d+)\s*$", text, re.MULTILINE)
+    }
+    if set(frames) != {"ED", "ES"}:
+        raise ValueError(f"{info} must have the lines 'ED: <frame>' and 'ES: <frame>'")
+    return frames
+
+
+def _info_cfg(inventory: Inventory, patient: str, file: str) -> str:
+    for folder in PurePosixPath(file).parents:
+        if str(folder / "Info.cfg") in inventory.files:
+            return str(folder / "Info.cfg")
+        if folder.name == patient:
+            break
+    raise ValueError(f"Info.cfg is missing beside {file}; it names the frames ED and ES")

@@ -1,0 +1,276 @@
+"""A dataset as data: the closed vocabulary of ``nnssl_configs/datasets/*.yaml``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nnssl.convert.candidates import FRAME, SLICE
+from nnssl.convert.derivations import DERIVATIONS
+from nnssl.convert.foreground import FOREGROUND_RULES, LABELS, rule_for
+from nnssl.convert.lookup import check_remap
+from nnssl.convert.readers.volume import FOURTH_AXES, HEADERS, SLICES, Reading
+from nnssl.convert.rules import FRAME_RULES
+
+INSTALLED = Path(__file__).resolve().parents[2] / "nnssl_configs"
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What the engine must know about one public dataset.
+
+    Patterns are regular expressions; a file belongs to one when the end of its path below the
+    source folder matches, starting at a path component. A pattern that ends in ``/`` matches
+    folders: the files in one are a DICOM series, or pictures of its slices. Named groups identify
+    the image; files that differ in the group ``slice`` only are slices of one volume.
+
+    Args:
+        name: Name of the dataset; the nnU-Net folder is ``Dataset<id>_<name>``.
+        description: One line for ``--list``.
+        modality: Modality written into ``cases.json``.
+        channels: Channel name (nnU-Net derives the normalisation from it) -> pattern of its files.
+            Several channels with one pattern lie in one file (``fourth_axis``, or colours).
+        case: Template of the case identifier, made of named groups.
+        patient: Template of the patient: cases of one patient are never parted by a fold.
+        citation: What users must cite.
+        licence: Licence of the data.
+        where: Where to get the data.
+        layout: What the source folder must look like.
+        label: Pattern of the label files. Groups of the channel patterns that it lacks mean that
+            a label belongs to several images. Without it the dataset has images only, and a
+            mask named ``foreground`` is made.
+        labels: Label name -> value, or list of values (a region); ``background`` is 0, values are
+            consecutive.
+        regions_class_order: Order in which nnU-Net writes regions, where there are any.
+        remap: Value in the files, range (``56-70``) or ``other`` -> value in ``labels``.
+        test: Regular expression; where it is found in a path, the file belongs to the test set.
+        folder: Pattern of a patient's folder; one without images is an error.
+        frames: Name of a registered rule that chooses among the images found.
+        unlabelled: Pattern of files with a fourth axis of time frames, most of them without
+            labels. The number of a frame (``01``, ``02``, ...) fills ``{frame}`` of ``case``;
+            frames that are cases already are left out.
+        fourth_axis: What a fourth axis is: ``channels``, or ``first`` (first time frame is taken).
+        headers: ``exact``, or ``repair`` (skewed axes, labels whose header disagrees).
+        slices: ``refuse`` or ``resample`` DICOM series with gantry tilt or uneven distances.
+        foreground: Rule of the mask for images only: ``otsu`` or ``hounsfield`` (default for CT).
+        derive: Name of a registered function that completes the spec from the source folder.
+        folds: Number of folds.
+        seed: Seed of the folds.
+    """
+
+    name: str
+    description: str
+    modality: str
+    channels: dict[str, str]
+    case: str
+    patient: str
+    citation: str
+    licence: str
+    where: str
+    layout: str
+    label: str | None = None
+    labels: dict[str, Any] = field(default_factory=lambda: dict(LABELS))
+    regions_class_order: list[int] | None = None
+    remap: dict[Any, int] | None = None
+    test: str | None = None
+    folder: str | None = None
+    frames: str | None = None
+    unlabelled: str | None = None
+    fourth_axis: str | None = None
+    headers: str = "exact"
+    slices: str = "refuse"
+    foreground: str | None = None
+    derive: str | None = None
+    folds: int = 5
+    seed: int = 1234
+
+    @property
+    def reading(self) -> Reading:
+        """The readers' knobs."""
+        return Reading(self.fourth_axis, self.headers, self.slices, len(self.channels))
+
+    @property
+    def values(self) -> set[int]:
+        """All label values."""
+        return values_of(self.labels)
+
+    @property
+    def foreground_rule(self) -> str:
+        """The rule of the mask for images without labels."""
+        return self.foreground or rule_for(next(iter(self.channels)))
+
+    @property
+    def guidance(self) -> str:
+        """Where to get the data and what its folder must look like."""
+        return f"Get {self.name} from {self.where}\nThe folder must look like this:\n{self.layout}"
+
+    def without_labels(self) -> DatasetSpec:
+        """The same images, with a foreground mask in place of the labels."""
+        labels = dict(LABELS)
+        return replace(self, label=None, labels=labels, remap=None, regions_class_order=None)
+
+    def completed(self, source: Path) -> DatasetSpec:
+        """With what the source folder itself says, where the spec derives from it.
+
+        Raises:
+            ValueError: The source folder does not say it, or says something impossible.
+        """
+        if self.derive is None:
+            return self
+        try:
+            changes = DERIVATIONS[self.derive](source, next(iter(self.channels.values())))
+        except ValueError as error:
+            raise ValueError(f"{error}\n{self.guidance}") from error
+        spec = replace(self, **changes)
+        check_spec(spec)
+        return spec
+
+
+def values_of(labels: dict[str, Any]) -> set[int]:
+    """All values of labels and regions."""
+    lists = [value if isinstance(value, list) else [value] for value in labels.values()]
+    return {value for each in lists for value in each}
+
+
+def find_specs(folders: Sequence[Path] = ()) -> dict[str, Path]:
+    """Names and files of all dataset specs.
+
+    Args:
+        folders: The user's configuration folders (the first wins); installed specs come last.
+    """
+    found: dict[str, Path] = {}
+    for folder in [*folders, INSTALLED]:
+        for path in sorted((folder / "datasets").glob("*.yaml")):
+            if _is_spec(path):
+                found.setdefault(path.stem, path)
+    return found
+
+
+def _is_spec(path: Path) -> bool:
+    """Whether a YAML file has an entry of a spec; other tables may lie beside the specs."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    entries = set(re.findall(r"^(\w+):", text, re.MULTILINE))
+    return not entries or bool(entries & set(inspect.signature(DatasetSpec).parameters))
+
+
+def read_spec(path: Path) -> DatasetSpec:
+    """Read and check one spec.
+
+    Raises:
+        ValueError: Unknown, missing or impossible entries; the message names file and entry.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        spec = _bind(raw if isinstance(raw, dict) else {})
+        check_spec(spec)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return spec
+
+
+def check_spec(spec: DatasetSpec) -> None:
+    """Refuse impossible entries.
+
+    Raises:
+        ValueError: Names the entry, what was found and what is allowed.
+    """
+    _check_labels(spec)
+    _check_patterns(spec)
+    _check_choices(spec)
+
+
+def _bind(raw: dict[str, Any]) -> DatasetSpec:
+    parameters = inspect.signature(DatasetSpec).parameters
+    unknown = sorted(set(raw) - set(parameters))
+    if unknown:
+        raise ValueError(f"unknown entries {unknown}; allowed: {', '.join(parameters)}")
+    needed = {name for name, each in parameters.items() if each.default is each.empty}
+    if needed - set(raw):
+        raise ValueError(f"missing entries: {sorted(needed - set(raw))}")
+    for name in ("channels", "labels"):
+        if name in raw and (not isinstance(raw[name], dict) or not raw[name]):
+            raise ValueError(f"{name} is {raw[name]!r}; it must map names to values")
+    return DatasetSpec(**raw)
+
+
+def _check_labels(spec: DatasetSpec) -> None:
+    values = sorted(spec.values)
+    if spec.labels.get("background") != 0 or values != list(range(len(values))):
+        raise ValueError(f"labels is {spec.labels}; need background 0 and consecutive integers")
+    regions = any(isinstance(value, list) for value in spec.labels.values())
+    if not regions and len(spec.labels) != len(values):
+        raise ValueError(f"labels is {spec.labels}; two names have one value")
+    if regions != (spec.regions_class_order is not None):
+        raise ValueError("labels with lists (regions) need regions_class_order, others have none")
+    if spec.remap is not None:
+        check_remap(spec.remap, spec.values)
+
+
+def _check_patterns(spec: DatasetSpec) -> None:
+    patterns = {f"channels.{name}": pattern for name, pattern in spec.channels.items()}
+    groups = {entry: named_groups(entry, pattern) - {SLICE} for entry, pattern in patterns.items()}
+    allowed = next(iter(groups.values()))
+    label = named_groups("label", spec.label or "") - {SLICE}
+    if any(each != allowed for each in groups.values()) or label - allowed:
+        raise ValueError(
+            f"patterns must have the same named groups; found {groups | {'label': label}}"
+        )
+    for entry in ("test", "folder"):
+        named_groups(entry, getattr(spec, entry) or "")
+    for entry in ("case", "patient"):
+        used = _fields(getattr(spec, entry))
+        if not used or used - allowed:
+            raise ValueError(
+                f"{entry} is {getattr(spec, entry)!r}; it must use the named groups {allowed}"
+            )
+    if spec.unlabelled is not None:
+        _check_unlabelled(spec, spec.unlabelled)
+
+
+def _fields(template: str) -> set[str]:
+    return {field for _, field, _, _ in string.Formatter().parse(template) if field}
+
+
+def _check_unlabelled(spec: DatasetSpec, pattern: str) -> None:
+    """Frames have one channel, and the pattern and the frame's number make their identifier."""
+    groups = named_groups("unlabelled", pattern)
+    needed = (_fields(spec.case) | _fields(spec.patient)) - {FRAME}
+    if FRAME not in _fields(spec.case) or groups != needed or len(spec.channels) > 1:
+        raise ValueError(
+            f"unlabelled is {pattern!r}; it needs the named groups {needed}, {{{FRAME}}} in case, "
+            "and a dataset of one channel"
+        )
+
+
+def named_groups(entry: str, pattern: str) -> set[str]:
+    """Named groups of a pattern; a ``ValueError`` names the entry when it does not compile."""
+    try:
+        return set(re.compile(pattern).groupindex)
+    except re.error as error:
+        raise ValueError(f"{entry} is {pattern!r}, no regular expression: {error}") from error
+
+
+def _check_choices(spec: DatasetSpec) -> None:
+    choices = {
+        "frames": FRAME_RULES,
+        "fourth_axis": FOURTH_AXES,
+        "headers": HEADERS,
+        "slices": SLICES,
+        "foreground": FOREGROUND_RULES,
+        "derive": DERIVATIONS,
+    }
+    for entry, allowed in choices.items():
+        value = getattr(spec, entry)
+        if value is not None and value not in allowed:
+            raise ValueError(f"{entry} is {value!r}; allowed: {', '.join(allowed)}")
+    if not isinstance(spec.folds, int) or spec.folds < 2:
+        raise ValueError(f"folds is {spec.folds!r}; it must be an integer of at least 2")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", spec.name):
+        raise ValueError(f"name is {spec.name!r}; allowed: letters, digits, '-' and '_'")

@@ -1,0 +1,66 @@
+"""Volumes: geometry, orientation, bias field, writing."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+
+from nnssl.convert.readers.volume import last_line
+
+FILE_ENDING = ".nii.gz"
+GEOMETRY = ("Size", "Spacing", "Origin", "Direction")
+
+
+def be_quiet() -> None:
+    """Silence ITK's warnings (``unexpected scales in sform``); one thread for each worker."""
+    sitk.ProcessObject_SetGlobalWarningDisplay(False)
+    sitk.ProcessObject_SetGlobalDefaultNumberOfThreads(1)
+
+
+def geometry_differences(image: sitk.Image, label: sitk.Image) -> list[str]:
+    """What differs between two grids: size, spacing, origin, direction (empty: nothing)."""
+    differences = []
+    for name in GEOMETRY:
+        one, other = (getattr(each, f"Get{name}")() for each in (image, label))
+        if len(one) != len(other) or not np.allclose(one, other, rtol=1e-4, atol=1e-4):
+            shown = [tuple(round(value, 4) for value in each) for each in (one, other)]
+            differences.append(f"{name.lower()} {shown[0]} of the image, {shown[1]} of the label")
+    return differences
+
+
+def orientation_of(image: sitk.Image) -> str:
+    """Anatomical direction in which each image axis (x, y, z) grows, e.g. ``LPS``."""
+    code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
+    return str(code)
+
+
+def hash_of_voxels(image: sitk.Image) -> str:
+    """SHA-256 of size and values: equal for equal values, whatever their type and geometry."""
+    values = sitk.GetArrayViewFromImage(image).astype(np.float32)
+    return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
+
+
+def correct_bias_field(image: sitk.Image) -> sitk.Image:
+    """N4 bias field correction: threshold 0.001, 4 levels of 50 iterations, no mask, float32.
+
+    Reference: Tustison et al., N4ITK, 2010, doi:10.1109/TMI.2010.2046908.
+    """
+    corrector = sitk.N4BiasFieldCorrectionImageFilter()
+    corrector.SetConvergenceThreshold(0.001)
+    corrector.SetMaximumNumberOfIterations([50] * 4)
+    return corrector.Execute(sitk.Cast(image, sitk.sitkFloat32))
+
+
+def write_image(image: sitk.Image, path: Path) -> None:
+    """Write a compressed volume.
+
+    Raises:
+        OSError: It cannot be written (disk full, for instance).
+    """
+    try:
+        sitk.WriteImage(image, str(path), True)
+    except RuntimeError as error:
+        raise OSError(f"{path} cannot be written ({last_line(error)})") from error

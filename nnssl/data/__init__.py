@@ -1,0 +1,1 @@
+"""What a run draws: cases, tissue, places, batches, label budgets, images without labels, pools."""

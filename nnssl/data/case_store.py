@@ -1,0 +1,156 @@
+"""Preprocessed images of nnU-Net, read in parts; labels and stored class locations are not read."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from skimage.filters import threshold_otsu
+
+from nnssl.data.unlabelled.records import UNLABELLED
+from nnssl.nnunet.images import CaseError, image_file, open_image
+
+__all__ = ["Case", "CaseError", "Occupancy", "image_file", "occupancy_cells", "open_image"]
+
+CELL = 8  # voxels per occupancy cell and in-plane axis
+MOST_KEPT = 64  # cases whose open file or table one process keeps
+NOMINAL_SPAN = 4096  # values looked at per slice to find a threshold
+
+
+@dataclass(frozen=True)
+class Case:
+    """One preprocessed case, with what the sampler has to know about it.
+
+    Attributes:
+        identifier: nnU-Net's case identifier.
+        patient: number of the patient, for drawing distinct patients.
+        dataset: number of the dataset of origin.
+        shape: shape of the volume (3 axes, array order).
+        axis: array axis along which position is measured.
+        sign: +1 if position grows with the index, else -1.
+        folder: where its image lies; None: the preprocessed folder of the configuration.
+    """
+
+    identifier: str
+    patient: int
+    dataset: int
+    shape: tuple[int, int, int]
+    axis: int
+    sign: int
+    folder: Path | None = None
+
+
+def companion_folder(maps: Path, folder: Path | None) -> Path:
+    """Where the companion arrays of images lie.
+
+    Args:
+        maps: folder of one kind of companion arrays.
+        folder: of the images, see `Case`; those of a pool lie in a folder of the pool's name.
+    """
+    return maps if folder is None else maps / UNLABELLED / folder.name
+
+
+class Occupancy:
+    """Share of tissue per cell of a volume, found from the image alone and cached per case.
+
+    Tissue is what lies above Otsu's threshold of the first channel. A cell is one slice thick on
+    axis 0 and `CELL` voxels wide on the others. The summed-area table answers in constant time
+    what share of a box is tissue.
+    """
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        self.folder, self.cache = folder, cache
+        self._tables: dict[tuple[Path | None, str], np.ndarray] = {}
+
+    def share(self, identifier: str, box: np.ndarray, folder: Path | None = None) -> float:
+        """Share of tissue in a box (3, 2) of the volume, 0 to 1; outside the volume is air.
+
+        Args:
+            identifier: the case.
+            box: first voxel and end on each axis.
+            folder: of an image that lies elsewhere (see `Case`); its cache lies in there.
+        """
+        table = self._table(identifier, folder)
+        limit = np.array(table.shape) - 1
+        scaled = box / np.array([1, CELL, CELL])[:, None]
+        low = np.clip(np.floor(scaled[:, 0]).astype(int), 0, limit)
+        high = np.clip(np.ceil(scaled[:, 1]).astype(int), 0, limit)
+        cells = np.prod(np.ceil(scaled[:, 1]) - np.floor(scaled[:, 0]))
+        return float(_box_sum(table, low, high) / max(cells, 1))
+
+    def _table(self, identifier: str, folder: Path | None) -> np.ndarray:
+        key = (folder, identifier)
+        if key not in self._tables:
+            if len(self._tables) >= MOST_KEPT:
+                self._tables.clear()
+            cells = self._load(identifier, folder)
+            cells = cells.astype(np.float64)  # float16 overflows beyond 65,504
+            table = np.zeros(np.array(cells.shape) + 1)
+            table[1:, 1:, 1:] = cells.cumsum(0).cumsum(1).cumsum(2)
+            self._tables[key] = table
+        return self._tables[key]
+
+    def _load(self, identifier: str, folder: Path | None) -> np.ndarray:
+        source = image_file(folder or self.folder, identifier)
+        status = source.stat()
+        stamp = np.array([status.st_size, status.st_mtime_ns], np.int64)
+        cache = self.cache if folder is None else folder / "occupancy"
+        cached = cache / f"{identifier}.npz"
+        try:
+            with np.load(cached, allow_pickle=False) as archive:
+                if np.array_equal(archive["source"], stamp):
+                    return np.asarray(archive["cells"])
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            pass
+        cells = occupancy_cells(_read_all(source))
+        self._save(cached, cells, stamp)
+        return cells
+
+    @staticmethod
+    def _save(file: Path, cells: np.ndarray, stamp: np.ndarray) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+        with os.fdopen(handle, "wb") as stream:
+            np.savez_compressed(stream, cells=cells, source=stamp)
+        os.replace(name, file)
+
+
+def _read_all(file: Path) -> np.ndarray:
+    try:
+        return np.asarray(open_image(file)[0:1], np.float32)[0]
+    except CaseError:
+        raise
+    except Exception as error:
+        raise CaseError(f"{file.name}: {type(error).__name__}: {error}") from error
+
+
+def occupancy_cells(image: np.ndarray) -> np.ndarray:
+    """Share of voxels above Otsu's threshold in each cell of (1, CELL, CELL) voxels.
+
+    Args:
+        image: (Z, Y, X), any intensity scale.
+
+    Returns:
+        float16 (Z, ceil(Y / CELL), ceil(X / CELL)); all ones for a constant image.
+    """
+    step = max(1, image.size // (NOMINAL_SPAN * max(1, image.shape[0])))
+    values = image.reshape(-1)[::step]
+    if float(values.min()) == float(values.max()):
+        tissue = np.ones(image.shape, np.float32)
+    else:
+        tissue = (image > threshold_otsu(values)).astype(np.float32)
+    padded = np.pad(tissue, [(0, 0), *((0, -size % CELL) for size in image.shape[1:])])
+    z, y, x = padded.shape
+    return padded.reshape(z, y // CELL, CELL, x // CELL, CELL).mean((2, 4)).astype(np.float16)
+
+
+def _box_sum(table: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
+    total = 0.0
+    for corner in np.ndindex(2, 2, 2):
+        index = tuple(high[a] if c else low[a] for a, c in enumerate(corner))
+        total += (-1) ** (3 - sum(corner)) * float(table[index])
+    return total

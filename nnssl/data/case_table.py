@@ -1,0 +1,147 @@
+"""Which cases a fold trains on, with shape, patient, origin and orientation of each."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from nnssl.common.files import write_json
+from nnssl.data.case_store import Case
+from nnssl.nnunet.cases import read_cases
+from nnssl.nnunet.images import CaseError, direction_in, image_file, open_image
+
+PositionAxis = Literal["head_feet", "slice"] | int
+TOWARDS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
+_Name = TypeVar("_Name", str, tuple[str, str])
+REORIENTING = "NibabelIOWithReorient"
+
+
+def case_table(
+    folder: Path,
+    own_folder: Path,
+    identifiers: Iterable[str],
+    transpose: Sequence[int],
+    position_axis: PositionAxis,
+    reader: str = "SimpleITKIO",
+) -> list[Case]:
+    """Cases in sorted order of their identifiers.
+
+    Args:
+        folder: nnU-Net's preprocessed folder of the configuration (`data_identifier`).
+        own_folder: where nnssl keeps its files for it; the table is cached there.
+        identifiers: cases of the fold.
+        transpose: `transpose_forward` of the plans.
+        position_axis: knob of the sampling.
+        reader: `image_reader_writer` of the plans; one that reorients makes what the converter
+            has recorded of the file's orientation useless for the array.
+    """
+    identifiers = sorted(identifiers)
+    records = read_cases(folder.parent, identifiers)
+    as_in_file = reader != REORIENTING
+    orientations = {i: records[i].orientation if as_in_file else None for i in identifiers}
+    geometry = _geometry(folder, own_folder / "geometry.json", orientations)
+    patients = _numbers((records[i].dataset, records[i].patient) for i in identifiers)
+    datasets = _numbers(records[i].dataset for i in identifiers)
+    table = []
+    for i in identifiers:
+        axis, sign = anatomical_axis(geometry[i]["direction"], transpose, position_axis)
+        shape = tuple(int(n) for n in geometry[i]["shape"])
+        record = records[i]
+        patient = patients[record.dataset, record.patient]
+        table.append(Case(i, patient, datasets[record.dataset], shape, axis, sign))  # type: ignore[arg-type]
+    return table
+
+
+def describe_axes(table: Sequence[Case]) -> str:
+    """One line for the log: which array axis and sign the position follows, in how many cases."""
+    counts = Counter((case.axis, case.sign) for case in table)
+    return ", ".join(
+        f"array axis {axis} ({'towards' if sign > 0 else 'away from'} the head): {n} cases"
+        for (axis, sign), n in sorted(counts.items())
+    )
+
+
+def anatomical_axis(
+    direction: Sequence[float], transpose: Sequence[int], position_axis: PositionAxis
+) -> tuple[int, int]:
+    """Array axis and sign of the head direction.
+
+    Args:
+        direction: 3x3 matrix, row-major; columns are the image axes (x, y, z) in patient
+            coordinates whose third component points to the head.
+        transpose: nnU-Net's `transpose_forward`, from the reader's (z, y, x) to the array's axes.
+        position_axis: `head_feet`, `slice` (array axis 0) or an array axis.
+    """
+    head = np.asarray(direction, float).reshape(3, 3)[2]
+    along = np.array([head[2 - reader_axis] for reader_axis in transpose])
+    axis = int(np.abs(along).argmax()) if position_axis == "head_feet" else 0
+    if isinstance(position_axis, int):
+        axis = position_axis
+    return axis, (-1 if along[axis] < 0 else 1)
+
+
+def _numbers(names: Iterable[_Name]) -> dict[_Name, int]:
+    return {name: number for number, name in enumerate(sorted(set(names)))}
+
+
+def _geometry(
+    folder: Path, cache: Path, orientations: Mapping[str, str | None]
+) -> Mapping[str, Any]:
+    """Shape and direction per case, read once and kept while the files stay the same."""
+    try:
+        known = json.loads(cache.read_text())
+    except (OSError, ValueError):
+        known = {}
+    changed = False
+    for identifier, orientation in orientations.items():
+        file = image_file(folder, identifier)
+        status = file.stat()
+        stamp = [status.st_size, status.st_mtime_ns]
+        if known.get(identifier, {}).get("stamp") != stamp:
+            known[identifier] = {"stamp": stamp, **_read_geometry(file, identifier, orientation)}
+            changed = True
+    if changed and os.access(folder.parent, os.W_OK):
+        write_json(cache, known)
+    return known
+
+
+def _read_geometry(file: Path, identifier: str, orientation: str | None) -> dict[str, Any]:
+    """Shape from the image's header; direction from our records, else from nnU-Net's properties.
+
+    The properties hold class locations too (megabytes per case, from the labels), so they are not
+    opened where the converter has recorded the orientation.
+    """
+    try:
+        shape = [int(n) for n in open_image(file).shape[1:]]
+        if orientation is not None:
+            return {"shape": shape, "direction": direction_of(orientation)}
+        with file.with_name(f"{identifier}.pkl").open("rb") as stream:
+            properties = pickle.load(stream)
+    except Exception as error:
+        raise CaseError(f"case {identifier}, file {file}: cannot be read ({error})") from error
+    return {"shape": shape, "direction": direction_in(properties)}
+
+
+def direction_of(orientation: str) -> list[float]:
+    """3x3 direction matrix, row-major, of three letters such as `LPS`: where x, y and z grow.
+
+    Raises:
+        ValueError: not three letters, one each of L or R, P or A, S or I.
+    """
+    found = [TOWARDS.get(letter) for letter in orientation]
+    if len(found) != 3 or None in found or len({axis for axis, _ in filter(None, found)}) != 3:
+        raise ValueError(
+            f"orientation: found {orientation!r}, allowed are three letters, one each of L or R, "
+            "P or A, S or I"
+        )
+    matrix = np.zeros((3, 3))
+    for column, (row, sign) in enumerate(filter(None, found)):
+        matrix[row, column] = sign
+    return [float(x) for x in matrix.ravel()]

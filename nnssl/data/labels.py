@@ -1,0 +1,201 @@
+"""How many labels fine-tuning may see: nested, grouped by patient, chosen without any label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnssl.common.files import write_json
+from nnssl.nnunet.cases import CaseRecord
+
+LABELLED_FILE = "labelled_cases.json"
+UNITS = ("patients", "volumes", "percentage", "slices", "cases")
+
+
+@dataclass(frozen=True)
+class LabelBudget:
+    """Section `labels`: at most one of the five; none of them: all training cases of the fold.
+
+    Patients are put into an order that depends on the seed only, and a budget takes from the front:
+    of two budgets with one seed, the smaller lies in the larger.
+
+    Attributes:
+        patients: number of patients, with all their volumes.
+        volumes: number of volumes: the first volume (by case identifier) of one patient after the
+            other, then the second ones, and so on. So 2 volumes are those of two patients.
+        percentage: of the patients, above 0 to 100; at least one patient.
+        slices: number of slices, drawn over all training volumes of the fold; for 2D configurations
+            only. The other slices of these volumes are not seen, neither image nor label.
+        cases: identifiers of training cases.
+        seed: of the order of patients, or of slices.
+    """
+
+    patients: int | None = None
+    volumes: int | None = None
+    percentage: float | None = None
+    slices: int | None = None
+    cases: list[str] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        given = [unit for unit in UNITS if getattr(self, unit) is not None]
+        if len(given) > 1:
+            raise ValueError(
+                f"labels: found {' and '.join(given)}; allowed is one of {', '.join(UNITS)}"
+            )
+        for unit in ("patients", "volumes", "slices"):
+            number = getattr(self, unit)
+            if number is not None and number < 1:
+                raise ValueError(f"labels.{unit}: found {number}, allowed from 1")
+        if self.percentage is not None and not 0 < self.percentage <= 100:
+            raise ValueError(f"labels.percentage: found {self.percentage}, allowed above 0 to 100")
+        if self.cases is not None and not self.cases:
+            raise ValueError("labels.cases: found an empty list, allowed are training cases")
+
+    @property
+    def unit(self) -> str:
+        """The one of the five that is given, or `all`."""
+        return next((unit for unit in UNITS if getattr(self, unit) is not None), "all")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The labelled cases of a run, and how they were chosen.
+
+    Attributes:
+        slices: case -> its labelled slices along array axis 0 of the preprocessed volume,
+            ascending; None: all of them.
+    """
+
+    unit: str
+    value: Any
+    seed: int
+    patients: list[str]
+    cases: list[str]
+    slices: dict[str, list[int]] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain record for the checkpoint and the output folder."""
+        numbers = {"number_of_patients": len(self.patients), "number_of_volumes": len(self.cases)}
+        return {**asdict(self), **numbers}
+
+    def sentence(self) -> str:
+        """One line for the log."""
+        chosen = "all training cases" if self.unit == "all" else f"{self.unit}: {self.value}"
+        return (
+            f"Labels: {chosen} (seed {self.seed}) = {len(self.patients)} patients, "
+            f"{len(self.cases)} volumes: {', '.join(self.cases[:20])}"
+            + (" ..." if len(self.cases) > 20 else "")
+        )
+
+
+def choose_labelled(
+    budget: LabelBudget,
+    train: Sequence[str],
+    records: Mapping[str, CaseRecord],
+    depth: Callable[[str], int] | None = None,
+) -> Labelled:
+    """Chooses the labelled cases among the training cases of a fold.
+
+    Args:
+        budget: section `labels`.
+        train: training cases of the fold.
+        records: origin of each of them.
+        depth: number of slices of a case; None for a 3D configuration.
+
+    Raises:
+        ValueError: the fold has less than is asked for, or lacks a case that is named; slices are
+            asked for in 3D.
+    """
+    volumes: dict[str, list[str]] = {}
+    for case in sorted(train):
+        volumes.setdefault(records[case].patient, []).append(case)
+    slices = None
+    if budget.slices is not None:
+        slices = _draw_slices(budget.slices, budget.seed, sorted(train), depth)
+        chosen = list(slices)
+    elif budget.cases is not None:
+        chosen = _named(budget.cases, train)
+    elif budget.volumes is not None:
+        _available("volumes", budget.volumes, len(train))
+        chosen = _first_volumes(volumes, _order(volumes, budget.seed))[: budget.volumes]
+    else:
+        count = _number_of_patients(budget, len(volumes))
+        chosen = [case for name in _order(volumes, budget.seed)[:count] for case in volumes[name]]
+    chosen = sorted(chosen)
+    patients = sorted({records[case].patient for case in chosen})
+    value = getattr(budget, budget.unit, None)
+    return Labelled(budget.unit, value, budget.seed, patients, chosen, slices)
+
+
+def refuse_budget_for_all(budget: LabelBudget, fold: int | str) -> None:
+    """Raises ValueError for a budget with fold `all`, which validates on its training cases."""
+    if fold == "all" and budget.unit != "all":
+        raise ValueError(
+            f"labels.{budget.unit}: a label budget needs a numbered fold. Fold 'all' validates on "
+            "its own training cases, so its result says nothing about few labels. Train on fold 0, "
+            "for instance."
+        )
+
+
+def write_labelled(folder: str | Path, labelled: Labelled, slices: int | None) -> None:
+    """Writes `labelled_cases.json`; `slices`: along array axis 0 of the preprocessed volumes."""
+    write_json(Path(folder) / LABELLED_FILE, {**labelled.to_dict(), "number_of_slices": slices})
+
+
+def _order(patients: Mapping[str, Any], seed: int) -> list[str]:
+    names = sorted(patients)
+    return [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+
+
+def _number_of_patients(budget: LabelBudget, available: int) -> int:
+    if budget.percentage is not None:
+        return max(1, round(budget.percentage / 100 * available))
+    wanted = available if budget.patients is None else budget.patients
+    _available("patients", wanted, available)
+    return wanted
+
+
+def _available(unit: str, wanted: int, available: int) -> None:
+    if wanted > available:
+        raise ValueError(
+            f"labels.{unit}: found {wanted}, but this fold has {available} {unit} for training; "
+            f"allowed: 1 to {available}"
+        )
+
+
+def _draw_slices(
+    wanted: int, seed: int, cases: Sequence[str], depth: Callable[[str], int] | None
+) -> dict[str, list[int]]:
+    """The first `wanted` of all slices in an order that depends on the seed only."""
+    if depth is None:
+        raise ValueError(
+            f"labels.slices: found {wanted}, but this configuration trains on 3D patches; a budget "
+            "of slices is for 2d only. Allowed here: patients, volumes, percentage or cases."
+        )
+    places = [(case, index) for case in cases for index in range(depth(case))]
+    _available("slices", wanted, len(places))
+    order = np.random.default_rng(seed).permutation(len(places))[:wanted]
+    slices: dict[str, list[int]] = {}
+    for case, index in sorted(places[i] for i in order):
+        slices.setdefault(case, []).append(index)
+    return slices
+
+
+def _first_volumes(volumes: Mapping[str, list[str]], order: Sequence[str]) -> list[str]:
+    rounds = max(len(cases) for cases in volumes.values())
+    return [volumes[name][i] for i in range(rounds) for name in order if i < len(volumes[name])]
+
+
+def _named(cases: Sequence[str], train: Sequence[str]) -> list[str]:
+    if missing := sorted(set(cases) - set(train)):
+        raise ValueError(
+            f"labels.cases: {', '.join(missing[:10])} are not training cases of this fold (a "
+            f"validation case is never trained on); allowed are its {len(train)} training cases, "
+            f"for instance {', '.join(sorted(train)[:5])}"
+        )
+    return sorted(set(cases))

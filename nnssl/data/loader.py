@@ -1,0 +1,136 @@
+"""From places to a batch: reads only what is cropped, pads with zeros, reports what fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnssl.data.case_store import MOST_KEPT, Case, companion_folder
+from nnssl.data.sampling import Place, Sampler
+from nnssl.modules.positions import extent3
+from nnssl.nnunet.images import CaseError, image_file, open_image
+
+
+class PatchReader:
+    """Cuts a box out of a case; what lies outside the volume is filled.
+
+    Args:
+        folder: nnU-Net's preprocessed folder of one configuration.
+        companions: name -> folder of integer maps on the same grid (`<case>.b2nd`).
+    """
+
+    def __init__(self, folder: Path, companions: Mapping[str, Path] | None = None) -> None:
+        self.folder, self.companions = folder, dict(companions or {})
+        self._open: dict[Path, Any] = {}
+
+    def image(self, identifier: str, box: np.ndarray, folder: Path | None = None) -> np.ndarray:
+        """float32 (C, Z, Y, X) of the box (3, 2), zero outside the volume; folder: see `Case`."""
+        file = image_file(folder or self.folder, identifier)
+        return self._cut(file, identifier, box, 0).astype(np.float32)
+
+    def companion(
+        self, name: str, identifier: str, box: np.ndarray, folder: Path | None = None
+    ) -> np.ndarray:
+        """int64 (Z, Y, X) of the box, -1 outside the volume; folder: see `Case`."""
+        file = image_file(companion_folder(self.companions[name], folder), identifier)
+        return self._cut(file, identifier, box, -1).astype(np.int64)[0]
+
+    def _cut(self, file: Path, identifier: str, box: np.ndarray, fill: float) -> np.ndarray:
+        try:
+            array = self._array(file)
+            low = np.maximum(box[:, 0], 0)
+            high = np.minimum(box[:, 1], array.shape[1:])
+            inside = tuple(
+                slice(int(a), max(int(a), int(b))) for a, b in zip(low, high, strict=True)
+            )
+            index = (slice(None), *inside)
+            part = np.asarray(array[index])
+        except Exception as error:
+            cause = (
+                str(error) if isinstance(error, CaseError) else f"{type(error).__name__}: {error}"
+            )
+            raise CaseError(f"case {identifier}, file {file}: cannot be read ({cause})") from error
+        pad = [(0, 0), *zip(low - box[:, 0], np.maximum(box[:, 1] - high, 0), strict=True)]
+        return np.pad(part, pad, constant_values=fill)
+
+    def _array(self, file: Path) -> Any:
+        if file not in self._open:
+            if len(self._open) >= MOST_KEPT:
+                self._open.clear()
+            self._open[file] = open_image(file)
+        return self._open[file]
+
+
+class BatchMaker:
+    """Callable that gives the batch of a step, see *Batch* in `docs/architecture.md`.
+
+    Args:
+        sampler: draws the places.
+        reader: cuts the patches.
+        cases: all cases of the sampler.
+        patch: size of the raw patch (crop and margin), length d.
+        crop: nominal size of a full view, length d.
+        seed: run seed.
+        rank: number of this process.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        reader: PatchReader,
+        cases: Sequence[Case],
+        patch: Sequence[int],
+        crop: Sequence[int],
+        seed: int,
+        rank: int = 0,
+    ) -> None:
+        self.sampler, self.reader, self.cases = sampler, reader, list(cases)
+        self.patch, self.crop = tuple(patch), tuple(crop)
+        self.flat = len(patch) == 2
+        self.seed, self.rank = seed, rank
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        places = self.sampler.draw((self.seed, step, self.rank))
+        boxes = [self._box(place) for place in places]
+        cases = [self.cases[place.case] for place in places]
+        images = [
+            self.reader.image(c.identifier, b, c.folder) for c, b in zip(cases, boxes, strict=True)
+        ]
+        return {
+            "image": self._stack(images),
+            "key": torch.tensor([[self.seed, step, self.rank, j] for j in range(len(places))]),
+            "box": torch.from_numpy(np.stack(boxes).astype(np.float32)),
+            "shape": torch.tensor([case.shape for case in cases], dtype=torch.float32),
+            "axis": torch.tensor([case.axis for case in cases]),
+            "sign": torch.tensor([case.sign for case in cases]),
+            "case": torch.tensor([place.case for place in places]),
+            "patient": torch.tensor([case.patient for case in cases]),
+            "dataset": torch.tensor([case.dataset for case in cases]),
+            "identifier": [case.identifier for case in cases],
+            "companions": self._companions(cases, boxes),
+        }
+
+    def _box(self, place: Place) -> np.ndarray:
+        """Box of the raw patch around the nominal crop."""
+        patch, crop = np.array(extent3(self.patch)), np.array(extent3(self.crop))
+        begin = np.array(place.begin) - (patch - crop) // 2
+        return np.stack([begin, begin + patch], 1)
+
+    def _stack(self, arrays: list[np.ndarray]) -> torch.Tensor:
+        stacked = torch.from_numpy(np.stack(arrays))
+        return stacked[:, :, 0] if self.flat else stacked
+
+    def _companions(self, cases: list[Case], boxes: list[np.ndarray]) -> dict[str, torch.Tensor]:
+        found = {}
+        for name in self.reader.companions:
+            maps = [
+                self.reader.companion(name, c.identifier, b, c.folder)
+                for c, b in zip(cases, boxes, strict=True)
+            ]
+            stacked = torch.from_numpy(np.stack(maps))
+            found[name] = stacked[:, 0] if self.flat else stacked
+        return found

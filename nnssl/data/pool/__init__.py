@@ -1,0 +1,1 @@
+"""Pools: one pre-training dataset out of several."""

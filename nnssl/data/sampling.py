@@ -1,0 +1,230 @@
+"""Which patches one step sees: random, or m volumes x S parts, or that balanced over datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from nnssl.data.case_store import Case, Occupancy
+from nnssl.modules.positions import extent3
+
+Mode = Literal["random", "partitioned", "balanced"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Knobs of the sampler (section `sampling` of a YAML).
+
+    Attributes:
+        mode: null takes what the objective needs; `random` draws every patch from any case;
+            `partitioned` draws m volumes (of distinct patients while there are enough) and one
+            patch from each of S parts of each; `balanced` is partitioned with equally many
+            volumes of every dataset of origin.
+        partitions: number of parts S, at least 2.
+        volumes: number of volumes m per step; null: what the budget allows.
+        position_axis: `head_feet`, `slice` (array axis 0), or an array axis.
+        spread: share of the reachable positions, around the middle of the volume, on the axes
+            across `position_axis`, in every mode; 1: everywhere, 0: the middle only. Contrast
+            across volumes needs crops that show comparable anatomy.
+        min_occupancy: smallest share of tissue in a crop, found from the image.
+        max_background: the same bound as largest share of background voxels (`bg_max`), or null;
+            the stricter of the two counts. Padding is background.
+        tries: places tried before the one with most tissue is taken.
+        unlabelled: whether images of `nnssl_preprocess_unlabelled` are drawn beside the training
+            cases: all of them, none, or those of the named folders.
+    """
+
+    mode: Mode | None = None
+    partitions: int = 4
+    volumes: int | None = None
+    position_axis: Literal["head_feet", "slice"] | int = "head_feet"
+    spread: float = 1.0
+    min_occupancy: float = 0.2
+    max_background: float | None = None
+    tries: int = 8
+    unlabelled: bool | Sequence[str] = True
+
+    def __post_init__(self) -> None:
+        if self.partitions < 2:
+            raise ValueError(f"sampling.partitions: found {self.partitions}, allowed from 2")
+        if self.volumes is not None and self.volumes < 1:
+            raise ValueError(f"sampling.volumes: found {self.volumes}, allowed from 1, or null")
+        if not 0 <= self.spread <= 1:
+            raise ValueError(f"sampling.spread: found {self.spread}, allowed [0, 1]")
+        if not 0 <= self.min_occupancy < 1:
+            raise ValueError(f"sampling.min_occupancy: found {self.min_occupancy}, allowed [0, 1)")
+        if self.max_background is not None and not 0 < self.max_background <= 1:
+            raise ValueError(
+                f"sampling.max_background: found {self.max_background}, allowed (0, 1] or null"
+            )
+        if self.tries < 1:
+            raise ValueError(f"sampling.tries: found {self.tries}, allowed from 1")
+        if isinstance(self.position_axis, int) and not 0 <= self.position_axis <= 2:
+            raise ValueError(
+                f"sampling.position_axis: found {self.position_axis}, "
+                "allowed head_feet, slice, 0, 1, 2"
+            )
+
+    def with_default(self, mode: Mode) -> Sampling:
+        """These knobs, with the objective's mode where none is set."""
+        return self if self.mode is not None else replace(self, mode=mode)
+
+    @property
+    def least_tissue(self) -> float:
+        """Smallest share of tissue that both bounds allow."""
+        background = 1.0 if self.max_background is None else self.max_background
+        return max(self.min_occupancy, 1 - background)
+
+    @property
+    def structured(self) -> bool:
+        """Whether a step is made of volumes times parts."""
+        return self.mode != "random"
+
+
+@dataclass(frozen=True)
+class Place:
+    """One drawn patch: the case and the first voxel of the nominal crop on three axes."""
+
+    case: int
+    begin: tuple[int, int, int]
+
+
+class Sampler:
+    """Draws the places of a step; the same step and rank give the same places, always.
+
+    Args:
+        cases: the cases that may be drawn.
+        crop: nominal size of a full view in voxels, length d.
+        samples: patches per step; a multiple of `sampling.partitions` if structured.
+        sampling: the knobs.
+        occupancy: shares of tissue.
+
+    Raises:
+        ValueError: where no case is long enough for S parts; the message says which crop would do.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        crop: Sequence[int],
+        samples: int,
+        sampling: Sampling,
+        occupancy: Occupancy,
+    ) -> None:
+        self.cases, self.extent = list(cases), np.array(extent3(crop))
+        self.sampling, self.samples, self.occupancy = sampling, samples, occupancy
+        self.eligible = self._eligible()
+
+    def draw(self, key: Sequence[int]) -> list[Place]:
+        """Places of one step.
+
+        Args:
+            key: (run seed, step, rank), the only source of randomness.
+        """
+        volumes = np.random.default_rng([*map(int, key), 0])
+        numbers, parts = self._numbers(volumes)
+        return [
+            self._place(number, part, np.random.default_rng([*map(int, key), 1, j]))
+            for j, (number, part) in enumerate(zip(numbers, parts, strict=True))
+        ]
+
+    def _eligible(self) -> list[int]:
+        if not self.sampling.structured:
+            return list(range(len(self.cases)))
+        kept = [i for i, case in enumerate(self.cases) if self._places(case) >= self._parts]
+        if not kept:
+            raise ValueError(self._too_large())
+        return kept
+
+    @property
+    def _parts(self) -> int:
+        return self.sampling.partitions
+
+    def _places(self, case: Case) -> int:
+        return int(case.shape[case.axis] - self.extent[case.axis] + 1)
+
+    def _too_large(self) -> str:
+        longest = max(case.shape[case.axis] for case in self.cases)
+        axes = sorted({case.axis for case in self.cases})
+        return (
+            f"a crop of {self.extent.tolist()} voxels leaves no {self._parts} different positions "
+            f"along array axis {axes} (longest volume: {longest} voxels). A crop of at most "
+            f"{longest - self._parts + 1} voxels on that axis would do: set training.crop, "
+            "or fewer sampling.partitions, or sampling.mode: random."
+        )
+
+    def _numbers(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+        if not self.sampling.structured:
+            drawn = rng.choice(
+                self.eligible, self.samples, replace=len(self.eligible) < self.samples
+            )
+            return [int(i) for i in drawn], [-1] * self.samples
+        volumes = self._volumes(rng, self.samples // self._parts)
+        parts = list(range(self._parts))
+        return [v for v in volumes for _ in parts], parts * len(volumes)
+
+    def _volumes(self, rng: np.random.Generator, count: int) -> list[int]:
+        if self.sampling.mode == "partitioned":
+            return self._distinct(rng, self.eligible, count)
+        datasets = sorted({self.cases[i].dataset for i in self.eligible})
+        order = rng.permutation(datasets)
+        drawn: list[int] = []
+        for k, dataset in enumerate(order):
+            share = count // len(order) + (k < count % len(order))
+            members = [i for i in self.eligible if self.cases[i].dataset == dataset]
+            drawn += self._distinct(rng, members, share)
+        return drawn
+
+    def _distinct(self, rng: np.random.Generator, members: list[int], count: int) -> list[int]:
+        """`count` volumes of distinct patients; patients repeat when they run out."""
+        by_patient: dict[int, list[int]] = {}
+        for i in members:
+            by_patient.setdefault(self.cases[i].patient, []).append(i)
+        drawn: list[int] = []
+        while len(drawn) < count:
+            patients = rng.permutation(list(by_patient))[: count - len(drawn)]
+            drawn += [int(rng.choice(by_patient[p])) for p in patients]
+        return drawn
+
+    def _place(self, number: int, part: int, rng: np.random.Generator) -> Place:
+        case = self.cases[number]
+        best, best_share = None, -1.0
+        for _ in range(self.sampling.tries):
+            begin = self._begin(case, part, rng)
+            box = np.stack([begin, begin + self.extent], 1)
+            share = self.occupancy.share(case.identifier, box, case.folder)
+            if share > best_share:
+                best, best_share = begin, share
+            if share >= self.sampling.least_tissue:
+                break
+        assert best is not None
+        return Place(number, (int(best[0]), int(best[1]), int(best[2])))
+
+    def _begin(self, case: Case, part: int, rng: np.random.Generator) -> np.ndarray:
+        begin = np.empty(3, int)
+        for axis in range(3):
+            spare = case.shape[axis] - self.extent[axis]
+            if spare <= 0:
+                begin[axis] = spare // 2  # the crop is larger than the volume: centred
+            elif axis != case.axis:
+                begin[axis] = self._around_middle(spare, rng)
+            elif part >= 0:
+                begin[axis] = self._in_part(spare + 1, part if case.sign > 0 else -1 - part, rng)
+            else:
+                begin[axis] = rng.integers(spare + 1)
+        return begin
+
+    def _around_middle(self, spare: int, rng: np.random.Generator) -> int:
+        reach = round(self.sampling.spread * spare)
+        low = (spare - reach) // 2
+        return int(rng.integers(low, low + reach + 1))
+
+    def _in_part(self, places: int, part: int, rng: np.random.Generator) -> int:
+        """First voxel i with floor((i + 0.5) * S / places) = part."""
+        part %= self._parts
+        low = int(np.ceil(part * places / self._parts - 0.5))
+        high = int(np.ceil((part + 1) * places / self._parts - 0.5))
+        return int(rng.integers(low, max(high, low + 1)))

@@ -1,0 +1,216 @@
+"""Near-duplicate images, found from small thumbnails: same image or patient under another name."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from scipy import ndimage, stats
+from tqdm import tqdm
+
+from nnssl.nnunet.images import CaseError, image_file, open_image
+
+CELLS = (8, 24, 24)  # of a thumbnail, array order
+SMOOTH = (0.75, 1.5, 1.5)  # what is smoother than this many cells, such as a bias field, is removed
+THRESHOLD = 0.8  # measured: docs/statistics.md
+SAVE_EVERY = 500  # new thumbnails
+CHUNK = 256  # images compared at once
+FLIPS = tuple(tuple(a for a in range(3) if bits >> a & 1) for bits in range(8))
+
+
+@dataclass(frozen=True)
+class Match:
+    """Two images that are nearly the same: positions in both lists, and their correlation."""
+
+    query: int
+    candidate: int
+    correlation: float
+
+
+def thumbnails(folder: Path, cache: Path, identifiers: Sequence[str]) -> np.ndarray:
+    """Thumbnails of preprocessed cases, made once and kept while the images stay the same.
+
+    Args:
+        folder: nnU-Net's preprocessed folder of the configuration (`data_identifier`).
+        cache: file to keep them in (`.npz`); where it cannot be written, nothing is kept.
+        identifiers: cases.
+
+    Returns:
+        float16 (N, cells) as `thumbnail` gives them.
+
+    Raises:
+        CaseError: an image is missing or cannot be read.
+    """
+    return kept({each: image_file(folder, each) for each in identifiers}, cache, of_file)
+
+
+def kept(files: Mapping[str, Path], cache: Path, make: Callable[[Path], np.ndarray]) -> np.ndarray:
+    """Thumbnails of images, made once and kept while their files stay the same.
+
+    Args:
+        files: name -> file.
+        cache: as in `thumbnails`.
+        make: file -> thumbnail.
+    """
+    known = _read_cache(cache)
+    stamps = {each: _stamp(file) for each, file in files.items()}
+    missing = [each for each in files if known.get(each, (None,))[0] != stamps[each]]
+    for count, each in enumerate(tqdm(missing, desc="thumbnails", disable=not missing), 1):
+        known[each] = (stamps[each], make(files[each]))
+        if count % SAVE_EVERY == 0:
+            _write_cache(cache, known)
+    if missing:
+        _write_cache(cache, known)
+    return stacked([known[each][1] for each in files])
+
+
+def cached(cache: Path, names: Sequence[str]) -> np.ndarray | None:
+    """Thumbnails that were kept, whether or not their files are at hand; None if one is missing."""
+    known = _read_cache(cache)
+    if any(name not in known for name in names):
+        return None
+    return stacked([known[name][1] for name in names])
+
+
+def stacked(made: Sequence[np.ndarray]) -> np.ndarray:
+    """float16 (N, cells), of no thumbnail as well."""
+    return np.stack(made) if made else np.zeros((0, int(np.prod(CELLS))), np.float16)
+
+
+def thumbnail(image: Any) -> np.ndarray:
+    """What is left of an image when intensity scale, bias field and resolution are taken away.
+
+    Each channel is averaged over 8 x 24 x 24 cells, its smooth part subtracted, the rest ranked;
+    channels are then averaged, so their order is of no matter, and ranked again.
+
+    Args:
+        image: array-like (C, Z, Y, X); it is read slab by slab.
+
+    Returns:
+        float16 (cells,) with mean 0 and norm 1, so that a product of two is Spearman's correlation;
+        all 0 for a constant image.
+    """
+    ranked = [_ranks(_without_smooth(channel)) for channel in _cell_means(image)]
+    return _ranks(np.mean(ranked, 0)).reshape(-1).astype(np.float16)
+
+
+def near_duplicates(
+    queries: np.ndarray, candidates: np.ndarray, threshold: float = THRESHOLD, flips: bool = False
+) -> list[Match]:
+    """All pairs whose correlation reaches the threshold.
+
+    Args:
+        queries: (N, cells).
+        candidates: (M, cells).
+        threshold: least correlation.
+        flips: compare with the queries mirrored along every axis as well, for images that came by
+            another reader or format.
+    """
+    best: dict[tuple[int, int], float] = {}
+    turned = candidates.astype(np.float32).T
+    for axes in FLIPS if flips else FLIPS[:1]:
+        mirrored = np.flip(queries.reshape(-1, *CELLS), tuple(a + 1 for a in axes))
+        for start in range(0, len(queries), CHUNK):
+            part = mirrored[start : start + CHUNK].reshape(-1, turned.shape[0]).astype(np.float32)
+            correlation = part @ turned
+            for q, c in np.argwhere(correlation >= threshold):
+                pair, value = (start + int(q), int(c)), float(correlation[q, c])
+                best[pair] = max(value, best.get(pair, value))
+    return [Match(*pair, value) for pair, value in sorted(best.items())]
+
+
+def of_file(file: Path) -> np.ndarray:
+    """Thumbnail of a preprocessed image.
+
+    Raises:
+        CaseError: it cannot be read.
+    """
+    try:
+        return thumbnail(open_image(file))
+    except CaseError:
+        raise
+    except Exception as error:
+        raise CaseError(f"{file.name}: {type(error).__name__}: {error}") from error
+
+
+def _cell_means(image: Any) -> np.ndarray:
+    """(C, *CELLS): means over cells, of which each voxel belongs to one or, in shares, to two."""
+    channels, depth, *plane = image.shape
+    along_z = _shares(depth, CELLS[0])
+    in_plane = [_shares(length, cells) for length, cells in zip(plane, CELLS[1:], strict=True)]
+    means = np.empty((channels, *CELLS))
+    for cell, shares in enumerate(along_z):
+        slices = np.flatnonzero(shares)
+        first, last = int(slices[0]), int(slices[-1]) + 1
+        slab = np.nan_to_num(np.asarray(image[:, first:last], np.float32))
+        flat = np.einsum("z,czyx->cyx", shares[first:last], slab)
+        means[:, cell] = np.einsum("ay,cyx,bx->cab", in_plane[0], flat, in_plane[1], optimize=True)
+    return means
+
+
+def _shares(length: int, cells: int) -> np.ndarray:
+    """(cells, length): which share of a cell each voxel is."""
+    edges = np.linspace(0, length, cells + 1)
+    voxel = np.arange(length)
+    covered = np.minimum(edges[1:, None], voxel + 1) - np.maximum(edges[:-1, None], voxel)
+    covered = np.clip(covered, 0, None)
+    return covered / covered.sum(1, keepdims=True)
+
+
+def _without_smooth(channel: np.ndarray) -> np.ndarray:
+    rest: np.ndarray = channel - ndimage.gaussian_filter(channel, SMOOTH, mode="nearest")
+    largest = np.abs(channel).max()
+    return np.where(np.abs(rest) > 1e-6 * largest, rest, 0)  # rounding has no rank
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    ranks: np.ndarray = stats.rankdata(values, axis=None).reshape(values.shape)
+    ranks = ranks - ranks.mean()
+    norm = np.linalg.norm(ranks)
+    return ranks / norm if norm else ranks
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _recipe() -> np.ndarray:
+    return np.array([*CELLS, *SMOOTH], float)
+
+
+def _read_cache(cache: Path) -> dict[str, tuple[tuple[int, int], np.ndarray]]:
+    try:
+        with np.load(cache, allow_pickle=False) as archive:
+            if not np.array_equal(archive["recipe"], _recipe()):
+                return {}
+            names, stamps, images = (archive[key] for key in ("names", "stamps", "images"))
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return {}
+    return {
+        str(name): ((int(stamp[0]), int(stamp[1])), image)
+        for name, stamp, image in zip(names, stamps, images, strict=True)
+    }
+
+
+def _write_cache(cache: Path, known: dict[str, tuple[tuple[int, int], np.ndarray]]) -> None:
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=cache.parent, suffix=".tmp")
+        with os.fdopen(handle, "wb") as stream:
+            np.savez(
+                stream,
+                recipe=_recipe(),
+                names=np.array(list(known)),
+                stamps=np.array([stamp for stamp, _ in known.values()], np.int64),
+                images=np.stack([image for _, image in known.values()]),
+            )
+        os.replace(part, cache)
+    except PermissionError:
+        return

@@ -1,0 +1,1 @@
+"""Images without labels, preprocessed beside the training cases."""

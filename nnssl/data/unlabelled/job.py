@@ -1,0 +1,273 @@
+"""How one image is checked and preprocessed: nnU-Net's own reader and preprocessor of the plans."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+
+from nnssl.common.files import TEMPORARY
+from nnssl.convert.inventory import Problem
+from nnssl.convert.readers.pictures import ENDINGS as PICTURES
+from nnssl.convert.readers.volume import last_line
+from nnssl.convert.volumes import be_quiet
+from nnssl.data.thumbnails import of_file
+from nnssl.data.unlabelled.frames import NIFTI, frame_count, volumes
+from nnssl.data.unlabelled.records import (
+    PoolImage,
+    SourceFile,
+    encoded,
+    record_file,
+    voxels_hash,
+    write_image_record,
+)
+from nnssl.data.unlabelled.sources import Source
+from nnssl.nnunet.images import direction_in, image_file, open_image
+
+BLOCK = 2**20  # bytes read at once for a hash
+IMAGE = "image"  # name of what is being preprocessed
+BESIDE = {".mhd": (".raw", ".zraw"), ".hdr": (".img",)}  # voxels in a file of their own
+READS_PICTURES = "NaturalImage2DIO"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Plans, configuration and channels by which images are preprocessed."""
+
+    plans: dict[str, Any] = field(repr=False)
+    configuration: str
+    dataset_json: dict[str, Any] = field(repr=False)
+
+    @cached_property
+    def manager(self) -> Any:
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        return PlansManager(self.plans)
+
+    @cached_property
+    def configured(self) -> Any:
+        return self.manager.get_configuration(self.configuration)
+
+    @property
+    def channels(self) -> int:
+        names = self.dataset_json.get("channel_names", self.dataset_json.get("modality", {}))
+        return len(names)
+
+    @property
+    def voxels(self) -> str:
+        return voxels_hash(self.plans, self.configured.configuration)
+
+    @cached_property
+    def reader(self) -> Any:
+        """nnU-Net's reader that the plans name."""
+        return self.manager.image_reader_writer_class()
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """What the reader and the dataset add to the file endings that nnssl reads."""
+        own = str(self.dataset_json.get("file_ending", ".nii.gz"))
+        return tuple({own.lower(), *self.reader.supported_file_endings})
+
+    def reads(self, path: Path) -> bool:
+        """Whether the reader takes the file as it is."""
+        endings = tuple(self.reader.supported_file_endings)
+        if type(self.reader).__name__ == READS_PICTURES:
+            endings += PICTURES
+        return path.name.lower().endswith(endings)
+
+    def preprocess(self, files: list[Path], scratch: Path) -> tuple[Path, Any]:
+        """nnU-Net's preprocessing without a label.
+
+        Args:
+            files: one per channel.
+            scratch: empty folder.
+
+        Returns:
+            File of the image in `scratch`, and nnU-Net's properties.
+        """
+        preprocessor = self.configured.preprocessor_class(verbose=False)
+        names = [str(file) for file in files]
+        target = str(scratch / IMAGE)
+        preprocessor.run_case_save(
+            target, names, None, self.manager, self.configured, self.dataset_json
+        )
+        with Path(f"{target}.pkl").open("rb") as stream:
+            return image_file(scratch, IMAGE), pickle.load(stream)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A source whose files were read.
+
+    Attributes:
+        source: the files.
+        frames: number of frames; None: one volume without fourth axis.
+        files: the files with size, time and hash.
+        problems: whatever is wrong.
+    """
+
+    source: Source
+    frames: int | None = None
+    files: tuple[SourceFile, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Number of the frame, from 1 -> identifier."""
+        return frame_names(self.source.identifier, self.frames)
+
+
+def frame_names(identifier: str, frames: int | None) -> dict[int, str]:
+    """Number from 1 -> identifier; frames are named `<identifier>_frame07`."""
+    if frames is None or frames == 1:
+        return {1: identifier}
+    digits = max(2, len(str(frames)))
+    return {k: f"{identifier}_frame{k:0{digits}d}" for k in range(1, frames + 1)}
+
+
+def stamps(root: Path, source: Source) -> tuple[SourceFile, ...]:
+    """Path, size and time of the files of a source."""
+    beside = [
+        str(PurePosixPath(path).with_suffix(ending))
+        for path in source.files
+        for ending in BESIDE.get(PurePosixPath(path).suffix.lower(), ())
+    ]
+    paths = [*source.files, *(path for path in beside if (root / path).is_file())]
+    found = [(path, (root / path).stat()) for path in paths]
+    return tuple(SourceFile(path, each.st_size, each.st_mtime_ns) for path, each in found)
+
+
+def check_source(source: Source, root: Path, plan: Plan) -> Checked:
+    """Read every voxel; whatever is wrong comes back as a problem, never as an exception."""
+    be_quiet()
+    try:
+        files = tuple(replace(f, sha256=_sha256(root / f.path)) for f in stamps(root, source))
+        frames = _frames(source, root)
+        _check_voxels(source, root)
+        with TemporaryDirectory() as folder:
+            first = next(iter(_readable(source, root, plan, Path(folder), {1})))[1]
+            _check_reading(first, plan)
+    except (ValueError, OSError) as error:
+        return Checked(source, problems=(Problem(source.place, str(error)),))
+    return Checked(source, frames, files)
+
+
+def write_images(
+    checked: Checked, numbers: Collection[int], root: Path, pool: Path, plan: Plan
+) -> None:
+    """Preprocess frames of a source; an image counts when its record is written, after itself.
+
+    Args:
+        checked: the source.
+        numbers: its frames (1 for a single volume).
+        root: folder of the sources.
+        pool: where images and records go.
+        plan: how.
+    """
+    be_quiet()
+    with TemporaryDirectory(dir=pool, prefix=TEMPORARY) as folder:
+        scratch = Path(folder)
+        for number, files in _readable(checked.source, root, plan, scratch, numbers):
+            with TemporaryDirectory(dir=scratch) as own:
+                made, properties = plan.preprocess(files, Path(own))
+                record = _record(checked, number, made, properties, plan)
+                record_file(pool, record.identifier).unlink(missing_ok=True)  # of another image
+                os.replace(made, pool / f"{record.identifier}{made.suffix}")
+            write_image_record(pool, record)
+
+
+def _record(checked: Checked, number: int, made: Path, properties: Any, plan: Plan) -> PoolImage:
+    shape = [int(n) for n in open_image(made).shape]
+    return PoolImage(
+        identifier=checked.names[number],
+        patient=checked.source.patient,
+        place=checked.source.place,
+        files=checked.files,
+        frame=number if len(checked.names) > 1 else None,
+        frames=len(checked.names),
+        channels=shape[0],
+        shape=(shape[1], shape[2], shape[3]),
+        spacing=tuple(float(x) for x in properties["spacing"]),
+        direction=tuple(direction_in(properties)),
+        orientation=orientation_in(properties),
+        voxels=plan.voxels,
+        thumbnail=encoded(of_file(made)),
+    )
+
+
+def _readable(
+    source: Source, root: Path, plan: Plan, scratch: Path, numbers: Collection[int]
+) -> Iterator[tuple[int, list[Path]]]:
+    """Per volume the files that the plans' reader takes: the source's own, or NIfTI in scratch."""
+    channels = [[root / path for path in channel] for channel in source.channels]
+    whole = all(len(paths) == 1 and plan.reads(paths[0]) for paths in channels)
+    if whole and _frames(source, root) is None:
+        yield 1, [paths[0] for paths in channels]
+        return
+    for together in zip(*(volumes(paths, numbers) for paths in channels), strict=True):
+        files = [scratch / f"volume_{channel:04d}.nii" for channel in range(len(together))]
+        for file, (_, volume) in zip(files, together, strict=True):
+            volume.write(file)
+        yield together[0][0], files
+
+
+def _frames(source: Source, root: Path) -> int | None:
+    counts = {frame_count([root / path for path in channel]) for channel in source.channels}
+    if len(counts) > 1:
+        raise ValueError(f"has channels with different numbers of frames: {counts}")
+    return counts.pop()
+
+
+def _check_voxels(source: Source, root: Path) -> None:
+    """NIfTI and cines are complete and finite (ITK fills what is missing); see `_check_reading`."""
+    for channel in source.channels:
+        paths = [root / path for path in channel]
+        if paths[0].name.lower().endswith(NIFTI) or frame_count(paths) is not None:
+            for number, volume in volumes(paths):
+                if not volume.finite:
+                    raise ValueError(f"holds values that are not finite (volume {number})")
+
+
+def _check_reading(files: list[Path], plan: Plan) -> None:
+    try:
+        data, _ = plan.reader.read_images([str(file) for file in files])
+    except Exception as error:  # readers of nnU-Net fail in many ways; all get one sentence
+        kind, advice = type(plan.reader).__name__, ""
+        if len(files) > 1:
+            advice = "; channels of an image need the same size and spacing"
+        raise ValueError(
+            f"cannot be read by the plans' reader {kind} ({last_line(error)}){advice}"
+        ) from error
+    if len(data) != plan.channels:
+        raise ValueError(
+            f"has {len(data)} channel{'s' * (len(data) != 1)}, the plans have {plan.channels}; "
+            "channels are files that end in _0000, _0001 and so on"
+        )
+    if not np.isfinite(data).all():
+        raise ValueError("holds values that are not finite")
+
+
+def orientation_in(properties: Mapping[str, Any]) -> str:
+    """Where the axes x, y, z of an image grow, for instance `LPS`, from nnU-Net's properties."""
+    matrix = np.array(direction_in(properties)).reshape(3, 3)
+    if "nibabel_stuff" in properties:  # in NIfTI's world, where x grows to the right
+        matrix[:2] *= -1
+    letters = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(matrix.ravel())
+    return str(letters)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

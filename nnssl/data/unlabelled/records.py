@@ -1,0 +1,170 @@
+"""Images without labels beside a dataset: one record per image, and what they were made by."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnssl.common.files import read_json, sha256_of, write_json
+
+UNLABELLED = "unlabelled"  # below nnssl's own folder of a configuration
+MANIFEST = "manifest.json"
+RECORDS = "records"
+VOXELS = (  # keys of a configuration that decide what the preprocessed voxels are
+    "data_identifier",
+    "preprocessor_name",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+)
+OF_PLANS = (
+    "image_reader_writer",
+    "transpose_forward",
+    "foreground_intensity_properties_per_channel",
+)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that an image was made of: path below the source folder, size, time, SHA-256."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str = ""
+
+    @property
+    def stamp(self) -> tuple[str, int, int]:
+        """What says, without reading it, that a file has not changed."""
+        return self.path, self.size, self.mtime_ns
+
+
+@dataclass(frozen=True)
+class PoolImage:
+    """One preprocessed image without label.
+
+    Attributes:
+        identifier: name of its file.
+        patient: key of the patient, the same as in the dataset where the patient is known there.
+        place: what it was made of, below the source folder.
+        files: the files.
+        frame: number of the frame, from 1; None: not one of several.
+        frames: number of frames of the source.
+        channels: number of channels.
+        shape: of the preprocessed volume, array order.
+        spacing: of the source in millimetres, as nnU-Net's reader gives it.
+        direction: 3 x 3 matrix, row-major, as nnU-Net's reader gives it.
+        orientation: where the axes x, y, z of the source grow, for instance `LPS`.
+        voxels: hash of what the preprocessing depends on, see `voxels_hash`.
+        thumbnail: see `thumbnails.thumbnail`; float16, base64.
+    """
+
+    identifier: str
+    patient: str
+    place: str
+    files: tuple[SourceFile, ...]
+    frame: int | None
+    frames: int
+    channels: int
+    shape: tuple[int, int, int]
+    spacing: tuple[float, ...]
+    direction: tuple[float, ...]
+    orientation: str
+    voxels: str
+    thumbnail: str
+
+    @property
+    def content(self) -> str:
+        """Hash of what the voxels come from; a copy of the same file elsewhere has the same."""
+        hashes = [file.sha256 for file in self.files]
+        return sha256_of([hashes, self.frame, self.voxels])
+
+    def made_of(self, place: str, patient: str, files: Iterable[SourceFile]) -> PoolImage:
+        """The same image, found in another place, of another patient, with other times."""
+        return replace(self, place=place, patient=patient, files=tuple(files))
+
+    def picture(self) -> np.ndarray:
+        """The thumbnail as an array (cells,)."""
+        return np.frombuffer(base64.b64decode(self.thumbnail), np.float16)
+
+
+def encoded(thumbnail: np.ndarray) -> str:
+    """A thumbnail as a record holds it."""
+    return base64.b64encode(thumbnail.astype(np.float16).tobytes()).decode()
+
+
+def voxels_hash(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> str:
+    """Hash of what decides the preprocessed voxels; patch, batch and network do not matter.
+
+    Args:
+        plans: content of the plans file.
+        configuration: the resolved configuration (`ConfigurationManager.configuration`).
+    """
+    chosen = {key: configuration.get(key) for key in VOXELS}
+    return sha256_of({**chosen, **{key: plans.get(key) for key in OF_PLANS}})
+
+
+def pools(own: Path) -> dict[str, Path]:
+    """Name -> folder of the images without labels, sorted by name.
+
+    Args:
+        own: nnssl's folder of a configuration, `DatasetXXX_NAME/nnssl/<data_identifier>`.
+    """
+    found = sorted((own / UNLABELLED).glob(f"*/{MANIFEST}"))
+    return {file.parent.name: file.parent for file in found}
+
+
+def read_manifest(pool: Path) -> dict[str, Any]:
+    """What a pool was made by; empty where there is none."""
+    file = pool / MANIFEST
+    return dict(read_json(file)) if file.is_file() else {}
+
+
+def write_image_record(pool: Path, image: PoolImage) -> None:
+    """Write the record of an image; an image counts from then on."""
+    write_json(record_file(pool, image.identifier), asdict(image))
+
+
+def record_file(pool: Path, identifier: str) -> Path:
+    """Where the record of an image lies."""
+    return pool / RECORDS / f"{identifier}.json"
+
+
+def recorded_patients(record: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """(dataset of origin, patient) of every image that a checkpoint lists (`cases.unlabelled`)."""
+    return {
+        pair
+        for images in record.get("images", {}).values()
+        for pair in zip(images["datasets"], images["patients"], strict=True)
+    }
+
+
+def read_records(pool: Path) -> list[PoolImage]:
+    """Records of all images of a pool, sorted by identifier.
+
+    Raises:
+        ValueError: A record is damaged.
+    """
+    return [_record(file) for file in sorted((pool / RECORDS).glob("*.json"))]
+
+
+def _record(file: Path) -> PoolImage:
+    entry = read_json(file)
+    try:
+        known = {field.name: entry[field.name] for field in fields(PoolImage)}
+        known["files"] = tuple(SourceFile(**each) for each in known["files"])
+        for name in ("shape", "spacing", "direction"):
+            known[name] = tuple(known[name])
+        return PoolImage(**known)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} is no record of an image ({error}); delete it and run "
+            "nnssl_preprocess_unlabelled again"
+        ) from error

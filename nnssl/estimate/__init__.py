@@ -1,0 +1,1 @@
+"""What a run will cost: dry steps, memory, hours, read rate."""

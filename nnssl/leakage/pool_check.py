@@ -1,0 +1,100 @@
+"""Is a pool still what it was made as, and was every fine-tuning from it an honest one?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nnssl.common.files import read_json, sha256_of
+from nnssl.convert.records import CONVERSION_FILE
+from nnssl.data.pool.assemble import Pool, assemble
+from nnssl.data.pool.members import Places, read_member
+from nnssl.data.pool.preprocess import Folders, sizes
+from nnssl.leakage.overlaps import known_overlaps
+from nnssl.nnunet.checkpoint import read_checkpoint
+from nnssl.nnunet.splits import SPLITS_FILE
+from nnssl.nnunet.weight_search import FINAL
+
+
+def overlaps(pool: Pool) -> list[str]:
+    """Sentences on members that share images by the table of public datasets."""
+    origins = {record.dataset for member in pool.members for record in member.records.values()}
+    pairs = {frozenset((o.seen, o.evaluated)): o for o in known_overlaps(origins, origins)}
+    return [
+        f"{each.seen} and {each.evaluated} share images: {each.what} ({each.source}); fine-tuning "
+        "on either is refused"
+        for each in pairs.values()
+    ]
+
+
+def check_pool(places: Places, number: int) -> list[str]:
+    """What is wrong with a pool; empty: nothing.
+
+    Args:
+        places: nnU-Net's folders.
+        number: id of the pool.
+
+    Raises:
+        ValueError: there is no such pool, or a member cannot be read.
+    """
+    folder = places.dataset(number)
+    path = places.raw / folder / CONVERSION_FILE
+    content = read_json(path) if path.exists() else {}
+    if "configurations" not in content:
+        raise ValueError(
+            f"{places.raw / folder} is not a pool; make one: nnssl_pool {number} --from"
+        )
+    members = [int(name[len("Dataset") :].split("_")[0]) for name in content["members"]]
+    pool = assemble(folder, [read_member(places, each) for each in members])
+    preprocessed = places.preprocessed / folder
+    problems = list(_changed(pool, content, preprocessed))
+    for name, configuration in content["configurations"].items():
+        problems += _files(pool, preprocessed, name, configuration["cases"])
+    return problems
+
+
+def _changed(pool: Pool, content: Mapping[str, Any], preprocessed: Path) -> Iterator[str]:
+    for member in pool.members:
+        if sha256_of(member.splits) != content["members"][member.folder]["splits"]:
+            yield f"the folds of {member.folder} have changed since the pool was made; make it anew"
+    if pool.job != content["job"]:
+        yield "members, images or folds have changed since the pool was made; make it anew"
+    file = preprocessed / SPLITS_FILE
+    if not file.exists() or read_json(file) != pool.splits:
+        yield f"{file} is not the union of the members' folds; run nnssl_pool again"
+
+
+def _files(
+    pool: Pool, preprocessed: Path, name: str, records: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    folders = Folders.of(preprocessed, name)
+    images = {case.identifier: case.image for case in pool.cases}
+    if missing := sorted(images.keys() - records.keys()):
+        yield f"{name}: {len(missing)} cases are not preprocessed; run nnssl_pool again"
+    for case in sorted(images.keys() & records.keys()):
+        if sizes(folders.cases, case) != records[case]["bytes"]:
+            yield f"{name}: the files of {case} are not those that were written"
+        stat = images[case].stat()
+        if [stat.st_size, stat.st_mtime_ns] != records[case]["stamp"]:
+            yield f"{name}: {images[case]} has changed since it was preprocessed"
+
+
+def check_runs(results: Path, places: Places, number: int) -> Iterator[tuple[str, bool | None]]:
+    """Fine-tuned runs that started from the pool: one sentence each, and whether it is honest.
+
+    Args:
+        results: `nnUNet_results`.
+        places: nnU-Net's folders.
+        number: id of the pool.
+    """
+    pool = places.dataset(number)
+    for file in sorted(results.glob(f"Dataset*/*/fold_*/{FINAL}")):
+        own = read_checkpoint(file, mmap=True).get("nnssl", {})
+        weights = own.get("weights", {}) if own.get("kind") == "finetune" else {}
+        source = weights.get("pretraining", {})
+        if source.get("dataset") == pool:
+            seen = weights["contaminated"]
+            what = {True: "CONTAMINATED", False: "honest", None: "cannot be told"}[seen]
+            text = f"{file.parent}: fold {own['fold']} from fold {source['fold']} of {pool}: {what}"
+            yield text, None if seen is None else not seen

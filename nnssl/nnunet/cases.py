@@ -1,0 +1,80 @@
+"""Which patient, dataset and modality a case comes from: ``nnssl/cases.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from nnssl.common.files import put_back, read_json
+
+CASES_FILE = Path("nnssl") / "cases.json"
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """Origin of one case.
+
+    Args:
+        patient: Cases of one patient are never parted by a fold.
+        dataset: Dataset of origin.
+        modality: Modality, or ``unknown``.
+        orientation: Direction in which the image axes x, y, z grow (``LPS``: towards left,
+            posterior, superior); array axes are the reverse (z, y, x). ``None``: not recorded.
+    """
+
+    patient: str
+    dataset: str
+    modality: str = "unknown"
+    orientation: str | None = None
+
+
+def read_cases(preprocessed_folder: Path, identifiers: Iterable[str]) -> dict[str, CaseRecord]:
+    """Records of the given cases.
+
+    Where the dataset has no ``nnssl/cases.json`` (it was not made by nnSSL), each case counts as a
+    patient of its own.
+
+    Args:
+        preprocessed_folder: ``nnUNet_preprocessed/DatasetXXX_NAME``.
+        identifiers: Case identifiers.
+
+    Raises:
+        ValueError: The file lacks one of the cases, or an entry lacks patient or dataset.
+    """
+    path = preprocessed_folder / CASES_FILE
+    if not path.exists():
+        name = preprocessed_folder.name.split("_", 1)[-1]
+        return {each: CaseRecord(patient=each, dataset=name) for each in identifiers}
+    known = read_json(path).get("cases", {})
+    wanted = list(identifiers)
+    if missing := sorted(set(wanted) - set(known)):
+        raise ValueError(
+            f"{path} has no entry for {missing[:10]}; add patient and dataset of these cases, "
+            "or convert the dataset again"
+        )
+    return {each: _record(path, each, known[each]) for each in wanted}
+
+
+def restore_cases(raw_folder: Path, preprocessed_folder: Path) -> bool:
+    """Put the converter's copy of the records back, if nothing is there.
+
+    Args:
+        raw_folder: ``nnUNet_raw/DatasetXXX_NAME``.
+        preprocessed_folder: ``nnUNet_preprocessed/DatasetXXX_NAME``.
+
+    Returns:
+        Whether a file was put in place.
+    """
+    return put_back(raw_folder / CASES_FILE.name, preprocessed_folder / CASES_FILE)
+
+
+def _record(path: Path, identifier: str, entry: dict[str, Any]) -> CaseRecord:
+    known = {field.name for field in fields(CaseRecord)}
+    try:
+        return CaseRecord(**{key: value for key, value in entry.items() if key in known})
+    except TypeError as error:
+        raise ValueError(
+            f"{path}: entry {identifier} needs patient and dataset: {entry}"
+        ) from error

@@ -1,0 +1,216 @@
+"""Plans for a target dataset that keep the architecture of a pre-training checkpoint.
+
+The target's own plans give the rest: spacing, normalisation, resampling, and the patch as nearly as
+the checkpoint's strides and the planned memory allow.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nnssl.nnunet.plan_source import Source, channels_of, planned_network, total_strides
+from nnssl.nnunet.small_plans import (
+    configuration_of,
+    padding_warnings,
+    refuse_name,
+    with_one_configuration,
+    with_spacing,
+)
+
+SPACING, PATCH, BATCH, NORMALISATION = "spacing", "patch", "batch", "normalisation"
+KEEPABLE = (SPACING, PATCH, BATCH, NORMALISATION)
+LEAST_CELLS = 2  # bottleneck cells along an axis; InstanceNorm refuses a single cell
+LEAST_BATCH = 2  # nnU-Net's own minimum
+ROUNDING = 1e-6
+UNLIKE = 2  # spacings whose anisotropy differs by more than this factor are told to the user
+
+
+def like_plans(
+    target: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    source: Source,
+    configuration: str,
+    name: str,
+    keep: Collection[str] = (),
+) -> tuple[dict[str, Any], list[str]]:
+    """Plans of the target with the checkpoint's architecture.
+
+    Batch and patch fill the memory that the target's plans fill, by nnU-Net's own measure (the
+    size of all feature maps): at the multiple of the strides nearest to the planned patch the
+    batch is as large as this memory and the planned voxels per step allow; the patch shrinks where
+    even two do not fit.
+
+    Args:
+        target: Content of the target's plans file; it is not changed.
+        dataset: Content of the target's ``dataset.json``.
+        source: See :func:`nnssl.nnunet.plan_source.source_of`.
+        configuration: Configuration of the target.
+        name: Name of the new plans.
+        keep: What is the checkpoint's rather than the target's, of ``KEEPABLE``. A kept spacing
+            keeps the planned patch in mm.
+
+    Returns:
+        The new plans, which have this configuration only, and remarks for the user.
+
+    Raises:
+        ValueError: Another dimension, an unknown configuration, or normalisation to be kept for
+            another number of channels.
+    """
+    planned = configuration_of(target, configuration)
+    refuse_name(target, name)
+    _check_dimension(source, configuration, len(planned["patch_size"]))
+    spacing = source.configuration["spacing"] if SPACING in keep else planned["spacing"]
+    new = with_spacing(planned, spacing)
+    new["architecture"] = copy.deepcopy(source.configuration["architecture"])
+    plans = with_one_configuration(target, name, configuration, new)
+    new = plans["configurations"][configuration]
+    if NORMALISATION in keep:
+        _keep_normalisation(plans, new, source, channels_of(dataset))
+    memory = _Memory.of(target, plans, configuration, dataset)
+    remarks = _resize(planned, new, source, memory, keep)
+    channels = _remark_on_channels(source, channels_of(dataset))
+    return plans, [*remarks, *padding_warnings(new), *_remark_on_shape(source, new), *channels]
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """Feature maps of a step: what was planned, and of one voxel of the new network."""
+
+    planned: float
+    per_voxel: float
+
+    @classmethod
+    def of(
+        cls,
+        target: Mapping[str, Any],
+        plans: Mapping[str, Any],
+        configuration: str,
+        dataset: Mapping[str, Any],
+    ) -> _Memory:
+        planned = target["configurations"][configuration]
+        sizes = []
+        for each in (target, plans):
+            network: Any = planned_network(each, configuration, dataset)
+            strides = each["configurations"][configuration]["architecture"]["arch_kwargs"][
+                "strides"
+            ]
+            total = [math.prod(axis) for axis in zip(*strides, strict=True)]
+            sizes.append(float(network.compute_conv_feature_map_size(total)) / math.prod(total))
+        voxels = math.prod(planned["patch_size"]) * planned["batch_size"]
+        return cls(voxels * sizes[0], sizes[1])
+
+    def fits(self, patch: Sequence[int], batch: int) -> bool:
+        """Whether a step stays within what was planned."""
+        return self.per_voxel * math.prod(patch) * batch <= self.planned * (1 + ROUNDING)
+
+
+def _per_voxel(plans: Mapping[str, Any], configuration: str, dataset: Mapping[str, Any]) -> float:
+    network: Any = planned_network(plans, configuration, dataset)
+    strides = total_strides(plans["configurations"][configuration])
+    return float(network.compute_conv_feature_map_size(strides)) / math.prod(strides)
+
+
+def _resize(
+    planned: Mapping[str, Any],
+    new: dict[str, Any],
+    source: Source,
+    memory: _Memory,
+    keep: Collection[str],
+) -> list[str]:
+    """Sets patch and batch; a remark where they do not fit."""
+    least = source.configuration["batch_size"] if BATCH in keep else LEAST_BATCH
+    if PATCH in keep:
+        patch = list(source.configuration["patch_size"])
+    else:
+        sizes = zip(planned["patch_size"], planned["spacing"], new["spacing"], strict=True)
+        wanted = [voxels * old / mm for voxels, old, mm in sizes]
+        patch = nearest_patch(wanted, source.strides, lambda size: memory.fits(size, least))
+    voxels = math.prod(patch)
+    most = math.prod(planned["patch_size"]) * planned["batch_size"] / voxels
+    batch = int(min(memory.planned / (memory.per_voxel * voxels), most) + ROUNDING)
+    new.update(patch_size=patch, batch_size=least if BATCH in keep else max(batch, least))
+    if memory.fits(patch, new["batch_size"]):
+        return []
+    share = memory.per_voxel * voxels * new["batch_size"] / memory.planned
+    return [
+        f"patch {patch} with batch {new['batch_size']} takes {share:.1f} times the memory that the "
+        "target's plans take"
+    ]
+
+
+def nearest_patch(wanted: Sequence[float], strides: Sequence[int], fits: Any) -> list[int]:
+    """The patch nearest to a wanted one that divides by the strides and fits.
+
+    Args:
+        wanted: Size in voxels.
+        strides: Total stride of the network, per axis.
+        fits: Patch -> whether it fits the memory; where none does, the smallest is returned.
+    """
+    least = [step * LEAST_CELLS if step > 1 else 1 for step in strides]
+    patch = [
+        max(smallest, math.floor(size / step + 0.5) * step)
+        for size, step, smallest in zip(wanted, strides, least, strict=True)
+    ]
+    while not fits(patch):
+        free = [a for a, size in enumerate(patch) if size - strides[a] >= least[a]]
+        if not free:
+            break
+        widest = max(free, key=lambda axis: patch[axis] / wanted[axis])
+        patch[widest] -= strides[widest]
+    return patch
+
+
+def _check_dimension(source: Source, configuration: str, dimension: int) -> None:
+    if source.dimension != dimension:
+        raise ValueError(
+            f"the checkpoint is a {source.dimension}D network (configuration {source.name}), "
+            f"{configuration} is {dimension}D; weights of one do not fit the other. Give a "
+            f"configuration of {source.dimension} dimensions (-c), or another checkpoint"
+        )
+
+
+def _keep_normalisation(
+    plans: dict[str, Any], new: dict[str, Any], source: Source, channels: int
+) -> None:
+    """Schemes, masks and intensity statistics of the checkpoint."""
+    if source.channels != channels:
+        raise ValueError(
+            f"normalisation cannot be kept: the checkpoint has {source.channels} input channels, "
+            f"the target {channels}; leave '{NORMALISATION}' out of --keep"
+        )
+    for entry in ("normalization_schemes", "use_mask_for_norm"):
+        new[entry] = list(source.configuration[entry])
+    statistics = "foreground_intensity_properties_per_channel"
+    plans[statistics] = copy.deepcopy(source.plans[statistics])
+
+
+def _remark_on_shape(source: Source, new: Mapping[str, Any]) -> list[str]:
+    old, now = (
+        [mm / min(each["spacing"]) for mm in each["spacing"]]
+        for each in (source.configuration, new)
+    )
+    ratios = [max(a / b, b / a) for a, b in zip(old, now, strict=True)]
+    if max(ratios) <= UNLIKE:
+        return []
+    return [
+        f"the checkpoint's strides and kernels were planned for spacing "
+        f"{_shown(source.configuration['spacing'])}, the target has {_shown(new['spacing'])}"
+    ]
+
+
+def _remark_on_channels(source: Source, channels: int) -> list[str]:
+    if source.channels == channels:
+        return []
+    return [
+        f"the checkpoint has {source.channels} input channels, the target {channels}: fine-tuning "
+        "adapts the first convolution (each channel starts from the mean over the checkpoint's, "
+        "scaled); all other layers are taken as they are"
+    ]
+
+
+def _shown(spacing: Sequence[float]) -> list[float]:
+    return [round(mm, 3) for mm in spacing]

@@ -1,0 +1,138 @@
+"""What objectives share that restore an image from a corrupted one through the U-Net."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nnssl.losses.reconstruction import restoration_loss, trivial_losses
+from nnssl.modules import unet
+from nnssl.modules.positions import voxel_positions
+from nnssl.objectives.base import Batch, Context, Objective
+from nnssl.objectives.position_head import PositionHead
+
+PICTURES = 8  # samples that are drawn
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """A task of restoration.
+
+    Attributes:
+        image: what the network sees, (B, C, *S).
+        target: what it is to give back, (B, C, *S).
+        weight: voxels that count, (B, 1, *S); None: all.
+        visible: blocks that were kept, (B, 1, *cells) bool, where blocks were hidden.
+    """
+
+    image: Tensor
+    target: Tensor
+    weight: Tensor | None = None
+    visible: Tensor | None = None
+
+
+class RestorationObjective(Objective):
+    r"""Give back a view from its corrupted version; a subclass says how it is corrupted.
+
+    .. math:: L = \sum_v w_v (f(\tilde x)_v - x_v)^2 / \sum_v w_v
+
+    The last segmentation layer of the U-Net, with as many outputs as the image has channels, is the
+    linear head. The log shows what trivial answers would cost (`nnssl.losses.reconstruction`).
+
+    With a `position` weight a second linear head on the same features tells where each voxel lies
+    in its volume (`nnssl.objectives.position_head`), and its loss is added with this weight: what
+    is restored can often be read off the surroundings, a position needs anatomy.
+
+    Args:
+        skips: whether the decoder sees skip connections.
+        position: weight of the positions; 0: no head, and the method's own loss.
+    """
+
+    decodes = True
+
+    def __init__(
+        self, network: nn.Module, context: Context, *, skips: bool = True, position: float = 0.0
+    ) -> None:
+        super().__init__(network, context)
+        if not 0 <= position < math.inf:
+            raise ValueError(f"position: found {position}, allowed are finite numbers from 0")
+        self.skips, self.position = skips, position
+        finest = unet.output_channels(network)[0]
+        self.locate = PositionHead(finest, len(context.crop)) if position else None
+        self._collapse: Tensor | None = None
+
+    @classmethod
+    def output_channels(cls, input_channels: int) -> int:
+        return input_channels
+
+    @property
+    def trained(self) -> unet.Trained:
+        return unet.Trained(None, None, skips=self.skips, output=True)
+
+    def corrupt(self, batch: Batch) -> Corrupted:
+        """The task of one batch."""
+        raise TypeError(f"{type(self).__name__} does not say how it corrupts images")
+
+    def decode(self, task: Corrupted) -> Tensor:
+        """The U-Net's finest features of the corrupted image, (B, F, *S)."""
+        features = unet.encode(self.network, task.image)
+        return unet.decode(self.network, features, use_skips=self.skips)[-1]
+
+    def restore(self, task: Corrupted) -> Tensor:
+        """What the U-Net makes of the corrupted image, (B, C, *S)."""
+        return unet.project_out(self.network, self.decode(task))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        task = self.corrupt(batch)
+        features = self.decode(task)
+        restored = unet.project_out(self.network, features)
+        loss = restoration_loss(restored, task.target, task.weight)
+        terms = {"loss": loss, **self.trivial(task)}
+        return terms if self.locate is None else self._with_positions(terms, batch, features)
+
+    def _with_positions(
+        self, terms: dict[str, Tensor], batch: Batch, features: Tensor
+    ) -> dict[str, Tensor]:
+        """Terms of a restoration and of the positions together."""
+        assert self.locate is not None
+        matrix = batch["views"]["global_0"].matrix
+        told = self.locate(features, voxel_positions(batch, matrix, features.shape[2:]))
+        self._collapse = terms["collapse_loss"] + self.position * told.constant
+        return {
+            **terms,
+            "loss": terms["loss"] + self.position * told.loss,
+            "restoration_loss": terms["loss"].detach(),
+            "position_loss": told.loss.detach(),
+            "position_error": told.error,
+            "collapse_loss": self._collapse,
+        }
+
+    def trivial(self, task: Corrupted) -> dict[str, Tensor]:
+        """Losses of trivial answers to a task, for the log."""
+        terms = trivial_losses(task.target, task.image, task.weight)
+        self._collapse = terms["collapse_loss"]
+        return terms
+
+    def collapse_loss(self) -> float | None:
+        """Loss when every image is answered by the same best number per channel."""
+        return None if self._collapse is None else float(self._collapse)
+
+    @torch.no_grad()
+    def illustrate(self, batch: Batch) -> dict[str, Tensor]:
+        """`restoration`, (4, n, H, W): target, corrupted, restored and absolute error."""
+        task = self.corrupt(batch)
+        restored = self.restore(task).float()
+        target = task.target.float()
+        error = (restored - target).abs() * (1 if task.weight is None else task.weight)
+        rows = [_slice(image) for image in (target, task.image, restored, error)]
+        rows[3] = rows[3] + rows[0].amin((1, 2), keepdim=True)  # no error is black
+        return {"restoration": torch.stack(rows)}
+
+
+def _slice(image: Tensor) -> Tensor:
+    """First channel of the first samples, of a volume its middle slice: (n, H, W)."""
+    flat = image[:PICTURES, 0].float()
+    return flat if flat.ndim == 3 else flat[:, flat.shape[1] // 2]

@@ -1,0 +1,1 @@
+"""What frozen features know: ridge Dice, positions, clusters, pictures."""

@@ -1,0 +1,135 @@
+"""The probe inside a pre-training run: on a copy, with its own random numbers, on rank 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from nnssl.common.files import write_json
+from nnssl.modules import unet
+from nnssl.nnunet.checkpoint import read_checkpoint
+from nnssl.objectives import Objective
+from nnssl.probe import pictures
+from nnssl.probe.clusters import objective_nmi
+from nnssl.probe.encoder_probe import EncoderResult, ProbeCases
+from nnssl.probe.encoders import network_with, outputs, own_generators
+from nnssl.probe.fold import ProbeFold
+from nnssl.probe.run import RESULT_FILE, Probe
+from nnssl.probe.settings import ProbeSettings
+
+PRETRAINED, RANDOM, REFERENCE = "pretrained", "random", "reference"
+
+
+class TrainingProbe:
+    """Probes the encoder of a run beside a random one and a reference, which are probed once."""
+
+    def __init__(
+        self,
+        fold: ProbeFold,
+        settings: ProbeSettings,
+        objective: Objective,
+        seed: int,
+        device: torch.device,
+        folder: Path,
+        log: Callable[[str], None],
+    ) -> None:
+        """
+        Args:
+            fold: the run's fold.
+            settings: section `probe`.
+            objective: what is trained.
+            seed: of the run, by which its network was initialised.
+            device: where the networks run.
+            folder: output folder of the run.
+            log: writes a line to the run's log.
+        """
+        self.settings, self.objective, self.seed = settings, objective, seed
+        self.device, self.folder, self.log = device, folder, log
+        self.clusters = getattr(objective, "cluster_count", None)
+        self.probe = Probe(fold, settings, device, clusters=self.clusters)
+        self._cases: tuple[ProbeCases, str | None] | None = None
+        self._others: dict[str, EncoderResult] = {}
+
+    def check(self) -> None:
+        """Refuses a wrong setting before the first step.
+
+        Raises:
+            ValueError: more patients than the fold has, or a reference that does not fit.
+            FileNotFoundError: the reference does not exist.
+        """
+        if not self.settings.active:
+            return
+        self.probe.check()
+        if self.settings.reference is not None:
+            with own_generators(self.device):
+                self._reference()
+
+    def run(self, epochs: int, steps: int) -> dict[str, float]:
+        """Probes, writes `probe.json` and the pictures, and returns the terms for the history.
+
+        A failure is logged and returns no terms: it must not end a training.
+        """
+        begin = perf_counter()
+        try:
+            with own_generators(self.device):
+                terms = self._run(epochs, steps)
+        except Exception as error:
+            self.log(
+                f"WARNING: the probe failed and is left out here; training is not affected "
+                f"({type(error).__name__}: {error})"
+            )
+            return {}
+        return {**terms, "probe_seconds": perf_counter() - begin}
+
+    def _run(self, epochs: int, steps: int) -> dict[str, float]:
+        if self._cases is None:
+            self._cases = self.probe.cases()
+        cases, reason = self._cases
+        results = {PRETRAINED: self.probe.encoder(self._pretrained, cases), **self._others}
+        if RANDOM not in results:
+            self._others[RANDOM] = results[RANDOM] = self._random(cases)
+        if self.settings.reference is not None and REFERENCE not in results:
+            self._others[REFERENCE] = self.probe.encoder(self._reference, cases)
+            results[REFERENCE] = self._others[REFERENCE]
+        more: dict[str, Any] = {"epochs": epochs, "steps": steps}
+        more["reference"] = self.settings.reference
+        own = {}
+        if cases.clusters is not None:
+            own = objective_nmi(self.objective, cases.volumes, cases.clusters)
+            more["clusters"] = own
+        write_json(self.folder / RESULT_FILE, self.probe.record(results, cases, reason, **more))
+        slices = results[PRETRAINED].slices
+        queries = [case.identifier for case in cases.scored or cases.fitted]
+        fold = self.probe.fold
+        pictures.draw(slices, queries, fold.partitions, self.folder / "pictures", fold.folder)
+        return {**_terms(results), **{f"probe_{key}_clusters": n for key, n in own.items()}}
+
+    def _random(self, cases: ProbeCases) -> EncoderResult:
+        """The network that this run began with (where no `initial_weights` were given)."""
+        weights = self.objective.network.state_dict()
+        return self.probe.random(cases, self.seed, outputs(weights))
+
+    def _pretrained(self) -> Any:
+        weights = unet.plain_state_dict(self.objective.network)
+        return network_with(weights, self.probe.fold, self.device, PRETRAINED)
+
+    def _reference(self) -> Any:
+        file = str(self.settings.reference)
+        weights = read_checkpoint(file)["network_weights"]
+        name = f"probe.reference: {file}"
+        return network_with(weights, self.probe.fold, self.device, name)
+
+
+def _terms(results: dict[str, EncoderResult]) -> dict[str, float]:
+    """`probe_dice`, `probe_dice_random`, ...; chance is that of the pre-trained encoder's run."""
+    terms = {}
+    for name, result in results.items():
+        ending = "" if name == PRETRAINED else f"_{name}"
+        for key, value in result.terms().items():
+            if key != "position_chance" or name == PRETRAINED:
+                terms[f"probe_{key}{ending}"] = value
+    return terms

@@ -1,0 +1,134 @@
+"""What the probe knows of a fold: its cases, where they lie, and the network that is planned."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnssl.common.files import read_json
+from nnssl.data.case_store import Case
+from nnssl.data.case_table import PositionAxis, case_table
+from nnssl.data.labels import LabelBudget, Labelled, choose_labelled
+from nnssl.data.pretraining_data import own_folder
+from nnssl.nnunet import folds
+from nnssl.nnunet.cases import CaseRecord, read_cases
+from nnssl.nnunet.planned_network import check_supported, refuse_cascade
+from nnssl.nnunet.splits import SPLITS_FILE
+
+PREPROCESSED = "nnUNet_preprocessed"
+
+
+@dataclass(frozen=True)
+class ProbeFold:
+    """One fold of one configuration.
+
+    Attributes:
+        plans: content of the plans file.
+        dataset_json: content of `dataset.json`.
+        configuration: nnU-Net's configuration.
+        fold: its number, or `all`.
+        folder: nnU-Net's preprocessed folder of the configuration (`data_identifier`).
+        train: training cases.
+        val: validation cases.
+        partitions: parts of a volume that the pictures colour.
+        position_axis: knob of the sampling, see `case_table`.
+    """
+
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    configuration: str
+    fold: int | str
+    folder: Path
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    partitions: int = 4
+    position_axis: PositionAxis = "head_feet"
+
+    @classmethod
+    def find(cls, dataset: str, configuration: str, fold: int, plans: str) -> ProbeFold:
+        """A preprocessed dataset's fold, found as nnU-Net finds it.
+
+        Raises:
+            ValueError: the variable is not set, or a file, configuration or fold is missing.
+        """
+        base = _dataset_folder(dataset)
+        content = _read(base / f"{plans}.json", "run nnUNetv2_plan_experiment first (plans: -p)")
+        if configuration not in content["configurations"]:
+            known = ", ".join(content["configurations"])
+            raise ValueError(f"configuration: found {configuration!r}, allowed: {known}")
+        manager = PlansManager(content).get_configuration(configuration)
+        check_supported(manager)
+        refuse_cascade(manager, configuration)
+        folder = base / manager.data_identifier
+        folds.check(folder, fold)
+        split = _read(base / SPLITS_FILE, "train the fold once, which writes it")[fold]
+        described = read_json(base / "dataset.json")
+        train, val = (tuple(sorted(split[side])) for side in ("train", "val"))
+        return cls(content, described, configuration, fold, folder, train, val)
+
+    @cached_property
+    def manager(self) -> PlansManager:
+        return PlansManager(self.plans)
+
+    @cached_property
+    def configuration_manager(self) -> Any:
+        return self.manager.get_configuration(self.configuration)
+
+    def records(self, cases: Iterable[str]) -> dict[str, CaseRecord]:
+        """Patient and origin of cases."""
+        return read_cases(self.folder.parent, cases)
+
+    def table(self, cases: Iterable[str]) -> list[Case]:
+        """Shape, patient, origin and position axis of cases, numbered together."""
+        own = own_folder(self.folder)
+        transpose, reader = self.plans["transpose_forward"], self.plans["image_reader_writer"]
+        return case_table(self.folder, own, cases, transpose, self.position_axis, reader)
+
+    def draw(self, patients: int, seeds: Sequence[int]) -> list[Labelled]:
+        """Labelled training patients, once per seed, in the nested order of fine-tuning.
+
+        Raises:
+            ValueError: the fold has fewer patients.
+        """
+        records = self.records(self.train)
+        return [
+            choose_labelled(LabelBudget(patients=patients, seed=seed), self.train, records)
+            for seed in seeds
+        ]
+
+    def validation(self, most: int, drawn: Iterable[Labelled]) -> list[str]:
+        """At most so many validation cases, of as many patients as possible.
+
+        With fold `all` these are training cases too; those of the drawn patients are left out.
+        """
+        records = self.records(self.val)
+        fitted = {patient for labelled in drawn for patient in labelled.patients}
+        cases = [case for case in self.val if records[case].patient not in fitted]
+        if len(cases) <= most:
+            return sorted(cases)
+        return choose_labelled(LabelBudget(volumes=most), cases, records).cases
+
+
+def _dataset_folder(dataset: str) -> Path:
+    root = os.environ.get(PREPROCESSED)
+    if not root:
+        raise ValueError(f"the environment variable {PREPROCESSED} is not set")
+    try:
+        return Path(root) / maybe_convert_to_dataset_name(
+            int(dataset) if dataset.isdigit() else dataset
+        )
+    except RuntimeError as error:
+        raise ValueError(f"dataset {dataset}: {error}") from error
+
+
+def _read(file: Path, advice: str) -> Any:
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist; {advice}")
+    return read_json(file)

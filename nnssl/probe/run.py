@@ -1,0 +1,166 @@
+"""Probing encoders of one fold side by side, and the file that says what was read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from nnssl.probe.clusters import ClusterCases
+from nnssl.probe.dice import RIDGE, VOXELS, Examples
+from nnssl.probe.encoder_probe import EncoderResult, ProbeCases, probe_encoder
+from nnssl.probe.encoders import OUTPUTS, RANDOM_SEED, own_generators, random_network
+from nnssl.probe.fold import ProbeFold
+from nnssl.probe.settings import ProbeSettings
+from nnssl.probe.volumes import Volumes, structures_of
+
+RESULT_FILE = "probe.json"
+READ = (
+    "The labels of the cases under `fitted` and `scored` were read by this probe, never by "
+    "pre-training."
+)
+NOT_READ = "No label was read; the gauges below need none."
+NOTHING_CHOOSES = (
+    "A gauge: nothing reads this file to choose a checkpoint, a setting or a length of training. "
+    "(Choosing by probe is nnssl_probe --choose, which stays inside the labelled patients.)"
+)
+METHOD = (
+    "Dice: ridge regression to one-hot classes (every structure weighted the same, the background "
+    "as much as all of them) on the standardised outputs of all encoder stages, upsampled; at the "
+    "plan's resolution, mean over cases, draws and structures. Position: mean absolute error of "
+    "the mean position of the nearest slices of other patients, in shares of the volume. NMI: "
+    "normalised mutual information of labels and k-means clusters, fitted on any voxels of the "
+    "training volumes; over all voxels of the scored volumes, and with every class weighted alike."
+)
+
+MakeNetwork = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The probe of one fold: the same cases, draws and voxels for every encoder.
+
+    Attributes:
+        fold: what is probed.
+        settings: how many patients, draws and volumes.
+        device: where the networks run.
+        seed: of the first draw.
+        clusters: number of clusters whose mutual information with labels is told; None: not told.
+    """
+
+    fold: ProbeFold
+    settings: ProbeSettings
+    device: torch.device
+    seed: int = 0
+    clusters: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.clusters is not None and self.clusters < 2:
+            raise ValueError(f"clusters: found {self.clusters}, allowed from 2")
+
+    def check(self) -> None:
+        """Raises ValueError for more labelled patients than the fold has."""
+        self._drawn()
+
+    def cases(self) -> tuple[ProbeCases, str | None]:
+        """What is read, and why no label is (None: labels are read)."""
+        drawn = self._drawn()
+        fitted = sorted({case for labelled in drawn for case in labelled.cases})
+        scored = self.fold.validation(self.settings.probe_volumes, drawn)
+        table = {case.identifier: case for case in self.fold.table({*fitted, *scored})}
+        structures = structures_of(self.fold.dataset_json)
+        volumes = Volumes(self.fold.folder, structures, self.device)
+        reason = volumes.why_unlabelled([*fitted, *scored])
+        if not scored and reason is None:
+            reason = "no validation case is left beside the drawn patients"
+        examples = Examples(volumes, fitted) if reason is None else None
+        draws = tuple(frozenset(labelled.cases) for labelled in drawn)
+        rows, held_out = (tuple(table[case] for case in part) for part in (fitted, scored))
+        compared = None
+        if self.clusters is not None and reason is None:
+            compared = ClusterCases.of(self.clusters, volumes, rows, held_out)
+        return ProbeCases(volumes, rows, held_out, draws, examples, compared), reason
+
+    def encoder(self, make: MakeNetwork, cases: ProbeCases) -> EncoderResult:
+        """Probes a network that is made for it; random numbers outside stay as they are."""
+        with own_generators(self.device):
+            return probe_encoder(make(), cases)
+
+    def random(
+        self, cases: ProbeCases, seed: int = RANDOM_SEED, outputs: int = OUTPUTS
+    ) -> EncoderResult:
+        """The planned network, randomly initialised by a seed (see `initial_state`)."""
+        with own_generators(self.device, seed):
+            network = random_network(self.fold, torch.device("cpu"), outputs)
+        return self.encoder(lambda: network.to(self.device), cases)
+
+    def record(
+        self,
+        results: Mapping[str, EncoderResult],
+        cases: ProbeCases,
+        reason: str | None,
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Content of `probe.json`."""
+        fitted = [sorted(draw) for draw in cases.draws] if reason is None else []
+        record = {
+            "labels": NOT_READ if reason else READ,
+            "why_no_labels": reason,
+            "choice": NOTHING_CHOOSES,
+            "method": METHOD,
+            **place_of(self.fold),
+            **more,
+            "cases": {
+                "fitted": fitted,
+                "scored": [case.identifier for case in cases.scored] if reason is None else [],
+                "looked_at_without_labels": sorted(
+                    case.identifier for case in (*cases.fitted, *cases.scored)
+                ),
+            },
+            "settings": {
+                "patients": self.settings.probe_patients,
+                "seeds": list(self._seeds),
+                "voxels_per_class_and_volume": VOXELS,
+                "ridge": RIDGE,
+                "clusters": self.clusters,
+            },
+            "encoders": {name: result.to_dict() for name, result in results.items()},
+            "seconds": round(sum(result.seconds for result in results.values()), 2),
+        }
+        return without_nan(record)
+
+    @property
+    def _seeds(self) -> Sequence[int]:
+        return range(self.seed, self.seed + self.settings.probe_draws)
+
+    def _drawn(self) -> list[Any]:
+        try:
+            return self.fold.draw(self.settings.probe_patients, self._seeds)
+        except ValueError as error:
+            raise ValueError(
+                f"probe.probe_patients: found {self.settings.probe_patients} ({error}). Lower it, "
+                "or switch the probe off (probe_at_end: false, probe_every: 0)."
+            ) from error
+
+
+def place_of(fold: ProbeFold) -> dict[str, Any]:
+    """Which dataset, plans, configuration and fold, for the record."""
+    return {
+        "dataset": fold.manager.dataset_name,
+        "plans": fold.manager.plans_name,
+        "configuration": fold.configuration,
+        "fold": fold.fold,
+    }
+
+
+def without_nan(value: Any) -> Any:
+    """NaN as null, which JSON has."""
+    if isinstance(value, dict):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

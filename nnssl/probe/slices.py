@@ -1,0 +1,112 @@
+"""Slice embeddings of many volumes, and the label-free gauges that are read off them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nnssl.data.case_store import Case
+from nnssl.modules.features import Block
+from nnssl.modules.metrics import effective_rank
+from nnssl.modules.retrieval import neighbours, plane_embeddings, position_error
+
+NEIGHBOURS = 5
+
+
+class CellMap:
+    """Puts the bottleneck map of a volume together, block by block."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[tuple[int, ...], Tensor]] = []
+
+    def add(self, block: Block) -> None:
+        first, cells = block.cells()
+        self._parts.append((first, cells.float().cpu()))
+
+    def whole(self) -> Tensor:
+        """(F, *cells of the volume)."""
+        ends = torch.tensor([first + tuple(part.shape[1:]) for first, part in self._parts])
+        size = (ends[:, :3] + ends[:, 3:]).amax(0).tolist()
+        whole = self._parts[0][1].new_zeros([len(self._parts[0][1]), *size])
+        for first, part in self._parts:
+            where = [slice(f, f + n) for f, n in zip(first, part.shape[1:], strict=True)]
+            index = (slice(None), *where)
+            whole[index] = part
+        return whole
+
+
+@dataclass
+class Slices:
+    """Embeddings of the planes across each volume's position axis.
+
+    Attributes:
+        cases: the volumes, in the order in which they were added.
+        embeddings: per volume (planes, D).
+    """
+
+    cases: list[Case] = field(default_factory=list)
+    embeddings: list[Tensor] = field(default_factory=list)
+
+    def add(self, case: Case, cells: CellMap) -> None:
+        self.cases.append(case)
+        self.embeddings.append(plane_embeddings(cells.whole(), case.axis))
+
+    @property
+    def matrix(self) -> Tensor:
+        """(N, D), planes of all volumes."""
+        return torch.cat(self.embeddings)
+
+    @property
+    def positions(self) -> Tensor:
+        """(N,) share of the volume, 0 to 1 (the head)."""
+        return torch.cat([self._positions(n) for n in range(len(self.cases))])
+
+    @property
+    def volumes(self) -> Tensor:
+        """(N,) number of the volume of each plane."""
+        counts = torch.tensor([len(each) for each in self.embeddings])
+        return torch.arange(len(self.cases)).repeat_interleave(counts)
+
+    def numbers(self, name: str) -> Tensor:
+        """(N,) `patient` or `dataset` of each plane."""
+        return torch.tensor([getattr(case, name) for case in self.cases])[self.volumes]
+
+    def rows(self, identifiers: Collection[str]) -> Tensor:
+        """Planes of these volumes."""
+        chosen = torch.tensor([case.identifier in identifiers for case in self.cases])
+        return chosen[self.volumes].nonzero()[:, 0]
+
+    def voxel(self, row: int) -> tuple[Case, int]:
+        """Volume of a plane, and the index of its middle slice along the position axis."""
+        volume = int(self.volumes[row])
+        case, planes = self.cases[volume], len(self.embeddings[volume])
+        number = row - int((self.volumes < volume).sum())
+        return case, int((number + 0.5) * case.shape[case.axis] / planes)
+
+    def gauges(self, queries: Sequence[str]) -> dict[str, float]:
+        """Label-free gauges of the planes of some volumes.
+
+        Returns:
+            `effective_rank` of their centred embeddings; `position_error` and its
+            `position_chance`, where there are slices of two patients.
+        """
+        rows, matrix = self.rows(queries), self.matrix
+        centred = matrix[rows] - matrix[rows].mean(0)
+        found = {"effective_rank": float(effective_rank(centred))}
+        patients = self.numbers("patient")
+        if patients.unique().numel() < 2:
+            return found
+        error, chance = position_error(matrix, self.positions, patients, rows, NEIGHBOURS)
+        return {**found, "position_error": error, "position_chance": chance}
+
+    def nearest(self, rows: Tensor) -> Tensor:
+        """(len(rows), k) planes of other patients, nearest first."""
+        return neighbours(self.matrix, self.numbers("patient"), rows, NEIGHBOURS)[0]
+
+    def _positions(self, volume: int) -> Tensor:
+        planes = len(self.embeddings[volume])
+        share = (torch.arange(planes) + 0.5) / planes
+        return share if self.cases[volume].sign > 0 else 1 - share

@@ -1,0 +1,280 @@
+"""Effects with honest intervals: repetition and patient as crossed random factors.
+
+How often each candidate calls a study without any effect significant at 5 % was simulated before
+one was chosen; `docs/statistics.md` has the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from nnssl.studies.analysis.labels_saved import LabelsSaved, labels_saved
+from nnssl.studies.analysis.variance import MeanVariance, crossed_mean
+
+__all__ = [
+    "Effect",
+    "LabelsSaved",
+    "holm",
+    "labels_saved",
+    "mean_interval",
+    "paired_effect",
+    "with_holm",
+]
+
+LEAST_REPETITIONS = 5  # for a p-value, and as many less one beyond the first of each fold
+LEAST_SEED_FREEDOM = 2  # seeds beyond the first, summed over folds, that an interval can rest on
+Seeds = Sequence[Sequence[Hashable]]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A mean paired difference with its interval.
+
+    Attributes:
+        mean: mean difference; every patient counts equally, and every repetition of its fold.
+        low: lower end of the interval; nan with a single repetition per fold.
+        high: its upper end.
+        level: nominal level of the interval.
+        p: two-sided; None with fewer than 5 repetitions (or fewer than 4 beyond the first of each
+            fold: 3 in each of 2 folds, not 2 in each of 3), and where nothing scatters although
+            the mean is not 0 (such a difference is a copy, no measurement).
+        p_holm: `p` corrected by `with_holm`; None until then.
+        per_repetition: mean difference of every repetition, folds one after the other.
+        repetitions: their number, over all folds.
+        patients: number of patients, over all folds.
+        folds: number of folds.
+        left_out: patients left out because a repetition has no value for them.
+        components: variances of `repetition`, `patient`, `residual`, nan where the design cannot
+            tell; `pretraining_seed`, where some seeds were used twice and others exist, is the
+            part of `repetition` between seeds.
+        freedom: degrees of freedom of the interval.
+        covers: what the interval generalises over: `repetition`, `patient`, and
+            `pretraining_seed` only where enough seeds were used; without it, the statement is one
+            on these pre-trained weights, not on the method.
+    """
+
+    mean: float
+    low: float
+    high: float
+    level: float
+    p: float | None
+    p_holm: float | None
+    per_repetition: tuple[float, ...]
+    repetitions: int
+    patients: int
+    components: Mapping[str, float]
+    folds: int = 1
+    left_out: int = 0
+    freedom: float = float("nan")
+    covers: tuple[str, ...] = ("repetition", "patient")
+
+    @property
+    def descriptive(self) -> bool:
+        """Whether the interval only describes: too few repetitions for a test."""
+        return _too_few(self.repetitions, self.folds)
+
+
+def paired_effect(
+    differences: Sequence[np.ndarray], level: float = 0.95, groups: Seeds | None = None
+) -> Effect:
+    """Mean paired difference over repetitions crossed with patients, nested in folds.
+
+    Variance by `variance.crossed_mean`. With `groups`, the differences are also averaged within
+    each pre-training seed, and the seeds analysed as the repetitions are. If there are enough seeds
+    (two beyond the first of each fold, summed), the larger of both variances is taken, with the
+    seeds' degrees of freedom. With fewer, the interval is conditional on the runs used; `covers`
+    says which holds.
+
+    Args:
+        differences: one (R, P) array per fold, method minus scratch; frames and structures were
+            averaged before. A patient without a value in some repetition is left out of all.
+        level: level of the interval, between 0 and 1.
+        groups: per fold, the pre-training seed of each of the R repetitions. Folds never share a
+            run: equal names in two folds are two runs. None: one run per fold.
+
+    Raises:
+        ValueError: wrong shapes, a repetition without any value, or more patients left out than
+            kept.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level: found {level}, allowed between 0 and 1")
+    folds, left_out = _complete(differences)
+    found = crossed_mean(folds)
+    seeds = _checked_groups(folds, groups)
+    basis, covers = _with_seeds(found, folds, seeds)
+    low, high = basis.interval(level)
+    rows = tuple(float(value) for fold in folds for value in fold.mean(1))
+    return Effect(
+        mean=found.mean,
+        low=low,
+        high=high,
+        level=level,
+        p=_p_value(basis, _too_few(len(rows), len(folds))),
+        p_holm=None,
+        per_repetition=rows,
+        repetitions=len(rows),
+        patients=sum(fold.shape[1] for fold in folds),
+        components=_components(found, folds, seeds),
+        folds=len(folds),
+        left_out=left_out,
+        freedom=basis.freedom,
+        covers=covers,
+    )
+
+
+def mean_interval(
+    values: Sequence[np.ndarray], level: float = 0.95, groups: Seeds | None = None
+) -> tuple[float, float, float]:
+    """Mean of one arm with its interval, as in `paired_effect`.
+
+    Args:
+        values: one (R, P) array per fold.
+        level: level of the interval.
+        groups: pre-training seed of each repetition, per fold.
+
+    Returns:
+        mean, low, high; the ends are nan with a single repetition per fold.
+    """
+    effect = paired_effect(values, level, groups)
+    return effect.mean, effect.low, effect.high
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down correction; what has no p-value was not tested and does not count.
+
+    Reference:
+        S. Holm, Scandinavian Journal of Statistics 6(2):65-70, 1979.
+
+    Returns:
+        Corrected p-values in the given order, None where there was none.
+    """
+    order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, i) in enumerate(order):
+        largest = max(largest, min(1.0, p * (len(order) - rank)))
+        corrected[i] = largest
+    return corrected
+
+
+def with_holm(effects: Mapping[str, Effect]) -> dict[str, Effect]:
+    """The effects with `p_holm`, corrected over all of them; intervals stay unadjusted."""
+    corrected = holm([effect.p for effect in effects.values()])
+    return {
+        name: replace(effect, p_holm=p)
+        for (name, effect), p in zip(effects.items(), corrected, strict=True)
+    }
+
+
+def _too_few(repetitions: int, folds: int) -> bool:
+    return repetitions < LEAST_REPETITIONS or repetitions - folds < LEAST_REPETITIONS - 1
+
+
+def _p_value(basis: MeanVariance, too_few: bool) -> float | None:
+    p = basis.p_value()
+    return None if too_few or np.isnan(p) else p
+
+
+def _complete(differences: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
+    """Arrays without missing values, and how many patients that cost."""
+    if isinstance(differences, np.ndarray) and differences.ndim != 3:
+        raise ValueError(
+            f"one (R, P) array per fold is needed; found one array of shape {differences.shape}. "
+            "Put a single fold into a list."
+        )
+    folds = [np.asarray(fold, float) for fold in differences]
+    if not folds:
+        raise ValueError("no fold was given; at least one (R, P) array is needed")
+    kept = [_complete_fold(number, fold) for number, fold in enumerate(folds)]
+    return kept, sum(a.shape[1] - b.shape[1] for a, b in zip(folds, kept, strict=True))
+
+
+def _complete_fold(number: int, fold: np.ndarray) -> np.ndarray:
+    if fold.ndim != 2 or 0 in fold.shape:
+        raise ValueError(
+            f"fold {number} (in the order given): found shape {fold.shape}, allowed is "
+            "(repetitions, patients) with at least one of each"
+        )
+    missing = ~np.isfinite(fold)
+    if empty := [int(row) for row in np.flatnonzero(missing.all(1))]:
+        raise ValueError(
+            f"fold {number} (in the order given): repetitions {empty} have no value at all; run "
+            "their cells, or leave these repetitions out of both arms"
+        )
+    kept = ~missing.any(0)
+    if kept.sum() * 2 < len(kept):
+        raise ValueError(
+            f"fold {number} (in the order given): only {kept.sum()} of {len(kept)} patients have a "
+            f"value in every repetition (missing in repetitions "
+            f"{[int(row) for row in np.flatnonzero(missing.any(1))]}); at least half must"
+        )
+    return fold[:, kept]
+
+
+def _checked_groups(folds: Sequence[np.ndarray], groups: Seeds | None) -> Seeds:
+    seeds = [[0] * len(fold) for fold in folds] if groups is None else groups
+    if [len(each) for each in seeds] != [len(fold) for fold in folds]:
+        raise ValueError(
+            f"groups: found {[len(each) for each in seeds]} seeds per fold, but the folds have "
+            f"{[len(fold) for fold in folds]} repetitions; one seed per repetition is needed"
+        )
+    return seeds
+
+
+def _with_seeds(
+    found: MeanVariance, folds: Sequence[np.ndarray], seeds: Seeds
+) -> tuple[MeanVariance, tuple[str, ...]]:
+    """The variance that the interval rests on, and what it covers."""
+    conditional = ("repetition", "patient")
+    counts = [_counts(each) for each in seeds]
+    if sum(len(each) - 1 for each in counts) < LEAST_SEED_FREEDOM or min(map(len, counts)) < 2:
+        return found, conditional
+    by_seed = crossed_mean([_seed_means(f, s) for f, s in zip(folds, seeds, strict=True)])
+    unequal = max(len(each) * sum((n / sum(each)) ** 2 for n in each) for each in counts)
+    variance = max(found.variance, unequal * by_seed.variance)
+    # a variance of 0 has no degrees of freedom
+    freedom = by_seed.freedom if by_seed.variance else found.freedom
+    return replace(found, variance=variance, freedom=freedom), (*conditional, "pretraining_seed")
+
+
+def _components(found: MeanVariance, folds: Sequence[np.ndarray], seeds: Seeds) -> dict[str, float]:
+    components = {
+        "repetition": found.repetition,
+        "patient": found.patient,
+        "residual": found.residual,
+    }
+    between = _between_seeds([fold.mean(1) for fold in folds], seeds)
+    return components if between is None else {**components, "pretraining_seed": between}
+
+
+def _between_seeds(rows: Sequence[np.ndarray], seeds: Seeds) -> float | None:
+    """Variance between seeds beyond that between repetitions of a seed; None if inseparable."""
+    within = freedom_within = between = freedom_between = shrink = 0.0
+    for means, names in zip(rows, seeds, strict=True):
+        of_seed = [means[_members(names, name)] for name in dict.fromkeys(names)]
+        within += sum(float(((each - each.mean()) ** 2).sum()) for each in of_seed)
+        freedom_within += len(means) - len(of_seed)
+        averages = np.array([each.mean() for each in of_seed])
+        between += float(((averages - averages.mean()) ** 2).sum())
+        freedom_between += len(of_seed) - 1
+        shrink += (len(of_seed) - 1) * float(np.mean([1 / len(each) for each in of_seed]))
+    if not freedom_within or not freedom_between:
+        return None
+    expected = within / freedom_within * shrink / freedom_between
+    return max(0.0, between / freedom_between - expected)
+
+
+def _seed_means(fold: np.ndarray, names: Sequence[Hashable]) -> np.ndarray:
+    """(seeds, P): the fold averaged over the repetitions of each seed."""
+    return np.stack([fold[_members(names, name)].mean(0) for name in dict.fromkeys(names)])
+
+
+def _counts(names: Sequence[Hashable]) -> list[int]:
+    return [len(_members(names, name)) for name in dict.fromkeys(names)]
+
+
+def _members(names: Sequence[Hashable], name: Hashable) -> list[int]:
+    return [i for i, other in enumerate(names) if other == name]

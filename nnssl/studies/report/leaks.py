@@ -1,0 +1,58 @@
+"""The contamination check of every pre-training of a study, against every fold that it served."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnssl.common.files import read_json
+from nnssl.leakage.contamination import Contamination, Finding, check
+from nnssl.studies.run import outcome
+from nnssl.studies.run.grid import Cell
+from nnssl.studies.run.places import FINAL
+from nnssl.studies.run.spec import Study
+
+
+def leaks(study_folder: Path, study: Study, cells: Sequence[Cell]) -> dict[str, Contamination]:
+    """Pre-training and fold -> what its check has found, for finished pairs of cells."""
+    by_id = {cell.id: cell for cell in cells}
+    found: dict[str, Contamination] = {}
+    for cell in cells:
+        if cell.needs is None or outcome.state(study_folder, study, cell) != "done":
+            continue
+        source = by_id[cell.needs]
+        title = f"{source.id}, evaluated on fold {cell.fold}"
+        if title not in found:
+            found[title] = _check(study_folder, study, source, cell)
+    return found
+
+
+def _check(study_folder: Path, study: Study, source: Cell, cell: Cell) -> Contamination:
+    fold = cell.fold_folder(study_folder, study)
+    dataset = outcome.preprocessed_folder(fold)
+    if outcome.state(study_folder, study, source) != "done" or dataset is None:
+        missing = "the checkpoint of the pre-training" if dataset else "the preprocessed dataset"
+        return _unknown(f"{missing} is not at hand")
+    checkpoint = source.fold_folder(study_folder, study) / FINAL
+    validated = sorted(outcome.scores(fold))
+    try:
+        identifier = _identifier(fold, study.configuration)
+        return check(checkpoint, dataset, identifier, int(cell.fold), validation=validated)
+    except (OSError, ValueError) as error:  # a report without this check says so
+        return _unknown(str(error))
+
+
+def _unknown(reason: str) -> Contamination:
+    text = f"Images seen and evaluated could not be compared: {reason}."
+    return Contamination((Finding("source", "unknown", text),))
+
+
+def _identifier(fold: Path, configuration: str) -> str:
+    """`data_identifier` of a run's configuration; it may be inherited."""
+    configurations = read_json(fold.parent / "plans.json").get("configurations", {})
+    name: str | None = configuration
+    while name in configurations:
+        if "data_identifier" in configurations[name]:
+            return str(configurations[name]["data_identifier"])
+        name = configurations[name].get("inherits_from")
+    raise ValueError(f"{fold.parent / 'plans.json'} has no data_identifier for {configuration}")

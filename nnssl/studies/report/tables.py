@@ -1,0 +1,199 @@
+"""The tables of a report as text, for HTML and Markdown alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from nnssl.studies.analysis.comparisons import Comparison
+from nnssl.studies.analysis.statistics import LabelsSaved
+from nnssl.studies.analysis.verdict import AGAINST, p_text, signed
+from nnssl.studies.report.provenance import CellRecord
+from nnssl.studies.run.grid import Cell
+from nnssl.studies.run.spec import SCRATCH
+
+ROLES = {"main": "", "own_schedule": "own schedule", "added_steps": "added steps"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts.
+
+    Attributes:
+        title: heading.
+        header: names of the columns.
+        rows: the cells.
+        note: how to read it.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def arms(table: pd.DataFrame, cells: Sequence[Cell], unit: str, tolerance: float) -> Table:
+    """Methods x budgets: mean scores, and what was labelled."""
+    keys = ["budget", "role", "schedule", "method"]
+    planned = {
+        key: sum((c.budget, c.role, c.schedule, c.method) == key for c in cells)
+        for key in table[keys].itertuples(index=False, name=None)
+    }
+    groups = sorted(
+        table.groupby(keys, sort=False), key=lambda item: (item[0][0], item[0][1] != "main")
+    )
+    header = (
+        *("labels", "arm", "schedule", "runs", "labelled volumes", "labelled slices"),
+        *("mean Dice", "Dice of each run", "HD95 (mm)", f"surface Dice ({tolerance:g} mm)"),
+        "structures missed",
+    )
+    rows = tuple(_arm(key, part, planned[key], unit) for key, part in groups)
+    note = (
+        "Each score is the mean over structures of the mean over validation cases, as nnU-Net "
+        "computes it, on the original grid; then the mean over runs. Runs: done of planned. "
+        "Structures missed: found in only one of prediction and reference; they count as Dice 0 "
+        "and surface Dice 0, and have no HD95."
+    )
+    return Table("Scores", header, rows, note)
+
+
+def _arm(key: tuple, part: pd.DataFrame, planned: int, unit: str) -> tuple[str, ...]:
+    budget, role, schedule, method = key
+    metrics = ["dice", "hd95", "nsd"]
+    per_cell = part.groupby(["fold", "repetition", "structure"])[metrics].mean()
+    runs = per_cell.groupby(level=["fold", "repetition"]).mean()
+    missed = int(((part["dice"] == 0) & part["hd95"].isna()).sum())
+    return (
+        f"{budget:g} {unit}",
+        method + (f" ({ROLES[role]})" if ROLES[role] else ""),
+        schedule,
+        f"{len(runs)} of {planned}",
+        _range(part, "labelled_volumes"),
+        _range(part, "labelled_slices"),
+        number(runs["dice"].mean()),
+        " ".join(number(value) for value in runs["dice"]),
+        number(runs["hd95"].mean(), 1),
+        number(runs["nsd"].mean()),
+        f"{missed} of {int(part['dice'].notna().sum())}",
+    )
+
+
+def _range(part: pd.DataFrame, column: str) -> str:
+    values = part.drop_duplicates("cell")[column].dropna()
+    if values.empty:
+        return "n/a"
+    low, high = int(values.min()), int(values.max())
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def effects(comparisons: Sequence[Comparison], unit: str) -> Table:
+    """Every comparison with its interval; p-values only where some were computed."""
+    tested = any(row.effect.p_holm is not None for row in comparisons)
+    header = (
+        *("labels", "method", "compared with", "schedule of scratch", "repetitions", "patients"),
+        *("mean difference in Dice", "95 % interval", "each repetition"),
+        *(("Holm-corrected p",) if tested else ()),
+    )
+    rows = []
+    for row in comparisons:
+        effect = row.effect
+        cells = (
+            *(f"{row.budget:g} {unit}", row.method, AGAINST[row.baseline], row.scratch_schedule),
+            *(str(effect.repetitions), str(effect.patients), signed(effect.mean)),
+            f"{signed(effect.low)} to {signed(effect.high)}",
+            " ".join(signed(value) for value in effect.per_repetition),
+        )
+        rows.append(cells + ((p_text(effect.p_holm).removeprefix("= "),) if tested else ()))
+    note = (
+        "Positive: the method is better. Frames and structures are averaged within a patient; "
+        "patients and repetitions are crossed random factors. With fewer than 5 repetitions there "
+        "is no p-value, and an interval only describes. The best own schedule of scratch is chosen "
+        "on these validation cases, per budget, in scratch's favour."
+    )
+    return Table("Difference to scratch", header, tuple(rows), note)
+
+
+def labels(saved: Mapping[tuple[str, str], LabelsSaved], unit: str) -> Table:
+    """How many labels scratch needs for the Dice of a method."""
+    rows = tuple(
+        (
+            *(f"{budget:g} {unit}", method, schedule, number(value.method[place])),
+            f"{value.text(place)} {unit}",
+        )
+        for (method, schedule), value in saved.items()
+        for place, budget in enumerate(value.budgets)
+    )
+    note = (
+        "Read from scratch's monotone curve, linear in log2 of the labels; nothing is "
+        "extrapolated beyond the budgets that were run."
+    )
+    header = ("labels of the method", "method", "schedule", "its Dice", "scratch needs")
+    return Table("Labels saved", header, rows, note)
+
+
+def cost(records: Sequence[CellRecord]) -> Table:
+    """Hours per arm: pre-training once, and fine-tuning or training per run."""
+    timed = [each for each in records if each.hours is not None]
+    rows = []
+    for method in dict.fromkeys(each.cell.method for each in timed):
+        needed = {each.cell.needs for each in records if each.cell.method == method}
+        before = [each for each in timed if each.cell.id in needed]
+        after = [
+            each for each in timed if each.cell.method == method and each.cell.kind == "finetune"
+        ]
+        devices = sorted({each.device for each in (*before, *after)})
+        rows.append(
+            (
+                *(method, _hours(before) if method != SCRATCH else "none", _hours(after)),
+                f"{sum(each.hours or 0.0 for each in (*before, *after)):.2f}",
+                *(", ".join(devices), ", ".join(sorted({e.source for e in (*before, *after)}))),
+            )
+        )
+    header = ("arm", "pre-training", "training on labels", "hours in all", "device", "taken from")
+    note = "Wall clock of all attempts, failed and interrupted ones included, with validation."
+    return Table("Cost", header, tuple(rows), note)
+
+
+def _hours(records: Sequence[CellRecord]) -> str:
+    if not records:
+        return "n/a"
+    mean = sum(each.hours or 0.0 for each in records) / len(records)
+    return f"{len(records)} x {mean:.2f} h"
+
+
+def open_cells(records: Sequence[CellRecord]) -> Table:
+    """What is not done."""
+    rows = tuple(
+        (each.cell.id, each.state, each.command) for each in records if each.state != "done"
+    )
+    return Table("Runs that are not done", ("run", "state", "command"), rows)
+
+
+def all_cells(records: Sequence[CellRecord]) -> Table:
+    """Every run with what repeats it."""
+    header = (
+        *("run", "state", "seed", "pre-training seed", "finished (UTC)", "hours", "machine"),
+        *("versions", "command"),
+    )
+    rows = tuple(
+        (
+            *(each.cell.id, each.state, _text(each.cell.repetition)),
+            *(_text(each.cell.pretraining_seed), each.finished or "n/a", number(each.hours, 2)),
+            ", ".join(str(v) for v in each.machine.values()) or "not recorded",
+            ", ".join(f"{k} {v}" for k, v in each.versions.items()) or "not recorded",
+            each.command,
+        )
+        for each in records
+    )
+    return Table("Every run", header, rows, "The seed draws labelled cases and fine-tuning alike.")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number, `n/a` where there is none."""
+    return "n/a" if value is None or pd.isna(value) else f"{value:.{digits}f}"
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)

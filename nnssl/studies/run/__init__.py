@@ -1,0 +1,1 @@
+"""Running a study: the grid of cells, here or through Slurm, and what became of each."""

@@ -1,0 +1,197 @@
+"""Runs the cells of a study on this machine, several side by side."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import monotonic, sleep
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+
+from nnssl.common import locks
+from nnssl.studies.run import attempts, places
+from nnssl.studies.run.attempts import Attempt, Bench, Slot
+from nnssl.studies.run.grid import Cell
+
+TRIES = 2
+SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_PROGRESS = 5.0
+
+
+@dataclass
+class Outcome:
+    """What became of the cells.
+
+    Attributes:
+        done: ids.
+        failed: id -> last lines of its log.
+        blocked: id -> id of the failed cell that it needs.
+        signal: the signal that stopped the runner, or None.
+    """
+
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, list[str]] = field(default_factory=dict)
+    blocked: dict[str, str] = field(default_factory=dict)
+    signal: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        if self.signal is not None:
+            return 128 + self.signal
+        return 1 if self.failed or self.blocked else 0
+
+
+class LocalRunner:
+    """Starts cells in their order as slots get free, a cell after the one it needs.
+
+    Args:
+        bench: study, folder and program.
+        cells: what to run, with everything that it needs.
+        slots: one per process.
+    """
+
+    def __init__(self, bench: Bench, cells: Sequence[Cell], slots: Sequence[Slot]) -> None:
+        self.bench = bench
+        self.cells = {cell.id: cell for cell in cells}
+        self.pending = list(cells)
+        self.free = list(slots)
+        self.running: list[Attempt] = []
+        self.tries: dict[str, int] = {}
+        self.outcome = Outcome()
+        total = sum(cell.steps() for cell in cells)
+        self.bar = tqdm(total=total, unit="step", disable=None, smoothing=0.0)
+        self._progress_at = 0.0
+
+    def run(self) -> Outcome:
+        """Returns when everything is done, failed or blocked, or after a stop signal."""
+        with _stop_signals(self.outcome):
+            try:
+                self._skip_done()
+                while (self.pending or self.running) and self.outcome.signal is None:
+                    self._start_what_can_start()
+                    self._look()
+                    sleep(SECONDS_BETWEEN_LOOKS)
+                self._stop_all()
+            finally:
+                for attempt in self.running:
+                    attempt.end()
+                    attempt.finish()
+                self.bar.close()
+        return self.outcome
+
+    def _skip_done(self) -> None:
+        for cell in [cell for cell in self.pending if self.bench.is_done(cell)]:
+            self._mark_done(cell, "")
+        self.bar.initial = self._steps_done()
+        self._show_progress()
+
+    def _start_what_can_start(self) -> None:
+        for cell in list(self.pending):
+            if self._blocked(cell) or not self.free:
+                continue
+            if cell.needs is not None and cell.needs not in self.outcome.done:
+                continue
+            lock = locks.acquire(cell.folder(self.bench.folder))
+            if lock is None:
+                continue  # another run trains it; it is looked at again
+            if self.bench.is_done(cell):
+                lock.release()
+                self._mark_done(cell, "by another run")
+                continue
+            self.pending.remove(cell)
+            self.running.append(Attempt(self.bench, cell, self.free.pop(0), lock))
+
+    def _blocked(self, cell: Cell) -> bool:
+        if cell.needs is None or cell.needs not in self.outcome.failed:
+            return False
+        self.pending.remove(cell)
+        self.outcome.blocked[cell.id] = cell.needs
+        self._say(f"blocked  {cell.id}: {cell.needs} failed")
+        return True
+
+    def _look(self) -> None:
+        for attempt in [attempt for attempt in self.running if not attempt.running()]:
+            self._end_of(attempt)
+        if monotonic() - self._progress_at > SECONDS_BETWEEN_PROGRESS:
+            self._progress_at = monotonic()
+            self._show_progress()
+
+    def _end_of(self, attempt: Attempt) -> None:
+        cell = attempt.cell
+        done = attempt.finish()
+        self.running.remove(attempt)
+        self.free.append(attempt.slot)
+        if done:
+            past = attempts.attempts(attempt.folder)
+            self._mark_done(cell, f"{sum(entry['seconds'] for entry in past) / 60:.1f} min")
+        elif not attempt.interrupted:
+            self._failed(cell, attempt)
+
+    def _failed(self, cell: Cell, attempt: Attempt) -> None:
+        self.tries[cell.id] = self.tries.get(cell.id, 0) + 1
+        if self.tries[cell.id] < TRIES:
+            self._say(f"retried  {cell.id} (see {attempt.log})")
+            self.pending.insert(0, cell)
+            return
+        self.outcome.failed[cell.id] = attempts.tail(attempt.folder)
+        self._say(f"FAILED   {cell.id} (see {attempt.log})")
+
+    def _mark_done(self, cell: Cell, remark: str) -> None:
+        if cell in self.pending:
+            self.pending.remove(cell)
+        self.outcome.done.append(cell.id)
+        if remark:
+            found = places.dice(self.bench.fold_folder(cell)) if cell.kind == "finetune" else None
+            self._say(f"done     {cell.id}{f'  Dice {found:.3f}' if found else ''}  {remark}")
+
+    def _show_progress(self) -> None:
+        """Finished cells count as a whole, running ones by their epoch."""
+        if not self.bar.disable:
+            running = sum(self._steps_of(attempt.cell) for attempt in self.running)
+            self.bar.n = self._steps_done() + running
+            self.bar.refresh()
+
+    def _steps_done(self) -> int:
+        return sum(self.cells[done].steps() for done in self.outcome.done)
+
+    def _steps_of(self, cell: Cell) -> int:
+        return (places.epoch(self.bench.fold_folder(cell)) or 0) * cell.steps_per_epoch()
+
+    def _stop_all(self) -> None:
+        """Children save and leave; after `SECONDS_TO_SAVE` they are ended."""
+        if self.running:
+            self._say(f"stopping {len(self.running)} processes, which save what they have")
+        for attempt in self.running:
+            attempt.stop()
+        until = monotonic() + attempts.SECONDS_TO_SAVE
+        while self.running and monotonic() < until:
+            self._look()
+            sleep(SECONDS_BETWEEN_LOOKS)
+
+    def _say(self, line: str) -> None:
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+
+@contextmanager
+def _stop_signals(outcome: Outcome) -> Iterator[None]:
+    """SIGINT and SIGTERM end the loop; a second SIGINT ends everything at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if outcome.signal == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        outcome.signal = outcome.signal or number
+
+    before: dict[int, Any] = {
+        number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)

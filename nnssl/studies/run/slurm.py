@@ -1,0 +1,176 @@
+"""Runs the cells of a study as Slurm jobs through `submitit` (an optional dependency)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from time import monotonic, sleep
+from typing import Any
+
+from nnssl.common import locks
+from nnssl.studies.run import attempts, grid
+from nnssl.studies.run.attempts import Attempt, Bench, Slot
+from nnssl.studies.run.grid import Cell
+from nnssl.studies.run.local import TRIES
+
+SECONDS_BETWEEN_LOOKS = 1.0
+PREEMPT_SIGNAL = "USR1"  # our trainers save and leave on it, should Slurm send it to them directly
+MOST_TIMEOUTS = 1000
+
+
+class CellJob:
+    """What one Slurm job does: trains a cell; when its time is over, saves, and is queued again."""
+
+    def __init__(self, bench: Bench, cell: Cell, slot: Slot) -> None:
+        self.bench, self.cell, self.slot = bench, cell, slot
+        self.attempt: Attempt | None = None
+
+    def __call__(self) -> str:
+        """Returns the cell's id.
+
+        Raises:
+            RuntimeError: it has failed twice, or what it needs is not done; with the log's end.
+        """
+        self._need()
+        for _ in range(TRIES):
+            if self._try():
+                return self.cell.id
+        lines = "\n".join(attempts.tail(self.cell.folder(self.bench.folder)))
+        raise RuntimeError(f"{self.cell.id} failed {TRIES} times; the end of its log:\n{lines}")
+
+    def checkpoint(self) -> Any:
+        """Called by submitit before the time is over: the training saves, the job is requeued."""
+        import submitit
+
+        if self.attempt is not None:
+            self.attempt.stop()
+            until = monotonic() + attempts.SECONDS_TO_SAVE
+            while self.attempt.running() and monotonic() < until:
+                sleep(SECONDS_BETWEEN_LOOKS)
+            self.attempt.finish()
+        return submitit.helpers.DelayedSubmission(CellJob(self.bench, self.cell, self.slot))
+
+    def _need(self) -> None:
+        needs = self.cell.needs
+        sources = [cell for cell in grid.cells(self.bench.study) if cell.id == needs]
+        if not all(map(self.bench.is_done, sources)):
+            raise RuntimeError(f"{self.cell.id} needs {needs}, which is not done")
+
+    def _try(self) -> bool:
+        lock = None
+        while lock is None and not self.bench.is_done(self.cell):
+            lock = locks.acquire(self.cell.folder(self.bench.folder))
+            sleep(0 if lock else SECONDS_BETWEEN_LOOKS)  # another run trains it
+        if lock is None:
+            return True
+        self.attempt = Attempt(self.bench, self.cell, self.slot, lock)
+        while self.attempt.running():
+            sleep(SECONDS_BETWEEN_LOOKS)
+        done = self.attempt.finish()
+        self.attempt = None
+        return done
+
+
+def submit(
+    bench: Bench,
+    cells: Sequence[Cell],
+    processes: int | None = None,
+    partition: str | None = None,
+    hours: float = 24.0,
+    memory: int = 32,
+    gpus_per_task: int = 1,
+    cpus_per_task: int = 12,
+    cluster: str = "slurm",
+) -> int:
+    """Submits what is not done as job arrays and prints their ids; returns the exit code.
+
+    Args:
+        bench: the study.
+        cells: what to run, with everything that it needs.
+        processes: jobs at once; None: Slurm's own limit.
+        partition: of Slurm.
+        hours: time limit of a job; it is queued again when that is over.
+        memory: GB per job.
+        gpus_per_task: 0 trains on the CPU.
+        cpus_per_task: cores per job.
+        cluster: `slurm`; `local` and `debug` run on this machine, to try it out.
+
+    Raises:
+        ValueError: `submitit` is not installed.
+    """
+    executor = _executor(bench, cluster)
+    _limit(executor, processes, partition, hours, memory, gpus_per_task, cpus_per_task)
+    slot = _slot(gpus_per_task, cpus_per_task)
+    jobs: dict[str, Any] = {}
+    for needs, group in _groups(bench, cells):
+        _after(executor, jobs.get(needs or ""), cluster)
+        with executor.batch():
+            submitted = [executor.submit(CellJob(bench, cell, slot)) for cell in group]
+        jobs |= {cell.id: job for cell, job in zip(group, submitted, strict=True)}
+    for cell_id, job in jobs.items():
+        print(f"{job.job_id}  {cell_id}")
+    print(f"{len(jobs)} jobs are submitted; see them with: nnssl_study status {bench.folder}")
+    return 0
+
+
+def _executor(bench: Bench, cluster: str) -> Any:
+    os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", PREEMPT_SIGNAL)  # read at submitit's import
+    try:
+        import submitit
+    except ImportError:
+        raise ValueError(
+            "--executor slurm needs the package submitit: pip install submitit (or run on this "
+            "machine: --executor local)"
+        ) from None
+    timeouts = {"slurm_max_num_timeout": MOST_TIMEOUTS} if cluster == "slurm" else {}
+    return submitit.AutoExecutor(bench.folder / "slurm", cluster=cluster, **timeouts)
+
+
+def _limit(
+    executor: Any,
+    processes: int | None,
+    partition: str | None,
+    hours: float,
+    memory: int,
+    gpus_per_task: int,
+    cpus_per_task: int,
+) -> None:
+    limits: dict[str, Any] = {
+        "name": "nnssl_study",
+        "timeout_min": max(1, round(60 * hours)),
+        "mem_gb": memory,
+        "gpus_per_node": gpus_per_task,
+        "cpus_per_task": cpus_per_task,
+        "slurm_partition": partition,
+        "slurm_array_parallelism": processes,
+        "slurm_signal_delay_s": round(attempts.SECONDS_TO_SAVE) + 60,
+        "slurm_setup": [f"export SUBMITIT_PREEMPT_SIGNAL={PREEMPT_SIGNAL}"],
+    }
+    executor.update_parameters(**{k: v for k, v in limits.items() if v is not None})
+
+
+def _groups(bench: Bench, cells: Sequence[Cell]) -> Iterator[tuple[str | None, list[Cell]]]:
+    """One job array for what can start at once, one behind each pre-training that is not done."""
+    rest = [cell for cell in cells if not bench.is_done(cell)]
+    open_ids = {cell.id for cell in rest}
+    groups: dict[str | None, list[Cell]] = {}
+    for cell in rest:
+        needs = cell.needs if cell.needs in open_ids else None
+        groups.setdefault(needs, []).append(cell)
+    yield from sorted(groups.items(), key=lambda group: group[0] is not None)
+
+
+def _after(executor: Any, job: Any, cluster: str) -> None:
+    """The next array starts after `job`; executors of this machine know no dependencies."""
+    if cluster == "slurm":
+        dependency: dict[str, str] = {}
+        if job is not None:
+            dependency = {"dependency": f"afterok:{job.job_id}", "kill-on-invalid-dep": "yes"}
+        executor.update_parameters(slurm_additional_parameters=dependency)
+    elif job is not None:
+        job.wait()
+
+
+def _slot(gpus: int, cores: int) -> Slot:
+    workers = {"nnUNet_n_proc_DA": str(min(12, cores)), "nnUNet_def_n_proc": str(min(8, cores))}
+    return Slot(workers) if gpus else Slot(workers, arguments=("-device", "cpu"))

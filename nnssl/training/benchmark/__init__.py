@@ -1,1 +1,0 @@
-"""What a training step costs: time by phase, waiting for data, memory, beside stock nnU-Net."""

@@ -1,0 +1,218 @@
+"""Cluster maps on the disk: made once, resumed, rebuilt when they must be, read by a real run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import blosc2
+import numpy as np
+import pytest
+import torch
+
+from nnssl.cluster_maps import maps
+from nnssl.cluster_maps.recipe import Recipe, stored
+from nnssl.cluster_maps.task import check_companions, cluster_dataset, fold_cases, make_companions
+from nnssl.common.locks import held
+from nnssl.data.loader import PatchReader
+from nnssl.training.factory import trainer_class
+
+RECIPE = Recipe(clusters=4, samples=4000, scales=(1.0,), position=0.5)
+CASES = 10
+SHORT = """
+extends: nnSSLPixelClusteringTrainer
+training: {num_epochs: 1, num_iterations_per_epoch: 3, num_val_iterations_per_epoch: 1,
+           crop: [16, 16], warmup_epochs: 0, picture_every: 1}
+objective: {clusters: 4}
+"""
+
+
+def make(dataset: Any, recipe: Recipe = RECIPE) -> Path:
+    """Folder of the maps."""
+    arguments = (999, "2d", "nnUNetPlans", recipe, "clusters", 1)
+    return cluster_dataset(dataset.preprocessed.parent, *arguments)[0]
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_mtime_ns for file in folder.glob("*.b2nd")}
+
+
+def test_maps_are_made_once_resumed_and_rebuilt(tiny_dataset: Any) -> None:
+    folder = make(tiny_dataset)
+    first = times(folder)
+    assert len(first) == CASES
+    assert folder == tiny_dataset.preprocessed / "nnssl" / "nnUNetPlans_2d" / "clusters/fold_0"
+    assert sum(stored(folder)["shares"]) == pytest.approx(1)
+    (folder / "p1_f0.b2nd").unlink()
+    make(tiny_dataset)
+    again = times(folder)
+    assert {name for name in first if again[name] != first[name]} == {"p1_f0.b2nd"}
+    make(tiny_dataset, Recipe(clusters=3, samples=4000, scales=(1.0,)))
+    rebuilt = times(folder)
+    assert all(rebuilt[name] != again[name] for name in first)
+    assert len(stored(folder)["shares"]) == 3
+
+
+def test_maps_are_companions_of_the_images(tiny_dataset: Any) -> None:
+    folder = make(tiny_dataset)
+    images = tiny_dataset.preprocessed / "nnUNetPlans_2d"
+    reader = PatchReader(images, {"clusters": folder})
+    shape = blosc2.open(str(images / "p0_f0.b2nd")).shape[1:]
+    box = np.array([[-1, shape[0]], [-2, shape[1]], [0, shape[2]]])
+    found = reader.companion("clusters", "p0_f0", box)
+    assert found.shape == (shape[0] + 1, shape[1] + 2, shape[2])
+    assert (found[0] == -1).all()
+    assert (found[:, :2] == -1).all()
+    assert set(np.unique(found)) <= {-1, 0, 1, 2, 3}
+    brightness = np.asarray(blosc2.open(str(images / "p0_f0.b2nd"))[0])
+    inner = found[1:, 2:]
+    means = [brightness[inner == k].mean() for k in range(4) if (inner == k).any()]
+    assert means[-1] > means[0] + 0.5
+
+
+def test_k_means_never_sees_a_validation_case(tiny_dataset: Any, monkeypatch: Any) -> None:
+    read: list[str] = []
+    sample = maps._sample
+    monkeypatch.setattr(
+        maps, "_sample", lambda job, n, case: [read.append(case), sample(job, n, case)]
+    )
+    monkeypatch.setattr(maps, "for_each", lambda f, items, *_: [f(item) for item in items])
+    make(tiny_dataset)
+    training, cases = fold_cases(tiny_dataset.preprocessed / "nnUNetPlans_2d", 0)
+    assert sorted(read) == training
+    assert set(cases) - set(training) == {"p0_f0", "p0_f1"}
+    assert len(fold_cases(tiny_dataset.preprocessed / "nnUNetPlans_2d", "all")[0]) == CASES
+
+
+def test_our_own_encoder_gives_features(tiny_dataset: Any, tmp_path: Path) -> None:
+    kind = trainer_class("nnSSLClusteringTrainer")
+    trainer = tiny_dataset.trainer(kind)
+    trainer.initialize()
+    own = {
+        "kind": "pretrain",
+        "plans": tiny_dataset.plans,
+        "configuration": "2d",
+        "input_channels": 1,
+    }
+    file = tmp_path / "weights.pth"
+    weights = trainer.objective.network.state_dict()
+    torch.save({"network_weights": weights, "nnssl": own}, file)
+    recipe = Recipe("self", clusters=3, samples=2000, checkpoint=str(file), stage=1)
+    folder = make(tiny_dataset, recipe)
+    assert len(times(folder)) == CASES
+    assert sum(share > 0 for share in stored(folder)["shares"]) == 3
+
+
+def test_a_run_refuses_maps_that_do_not_fit_and_takes_those_that_do(
+    tiny_dataset: Any, trainer_yaml: Callable[[str, str], str]
+) -> None:
+    trainer_yaml("nnSSLShortPixels", SHORT)
+    trainer_class.cache_clear()
+    kind = trainer_class("nnSSLShortPixels")
+    trainer = tiny_dataset.trainer(kind)
+    trainer.initialize()
+    command = "nnssl_cluster -d 999 -c 2d -p nnUNetPlans -f 0 --name clusters -k 4"
+    with pytest.raises(ValueError, match=f"none were made for fold 0 .made: none.*{command}"):
+        check_companions(trainer)
+    folder = make(tiny_dataset)
+    check_companions(trainer)
+    other = tiny_dataset.trainer(kind, fold=1)
+    other.initialize()
+    another = command.replace("-f 0", "-f 1")
+    with pytest.raises(ValueError, match=f"for fold 1 .made: fold_0.*{another}"):
+        check_companions(other)
+    trainer.objective.count = 7
+    with pytest.raises(ValueError, match=r"made with 4 clusters, objective.clusters is 7"):
+        check_companions(trainer)
+    trainer.objective.count = 4
+    trainer.run_training()
+    assert trainer.history.last("train_loss") is not None
+    assert 0 < trainer.history.last("cluster_entropy") <= 1
+    assert (Path(trainer.output_folder) / "pictures" / "epoch_0001_clusters.png").is_file()
+    (folder / "p0_f0.b2nd").unlink()
+    with pytest.raises(ValueError, match="1 images have no map, for instance p0_f0"):
+        check_companions(trainer)
+
+
+def test_a_run_makes_the_maps_that_it_lacks_and_leaves_others_alone(
+    tiny_dataset: Any, trainer_yaml: Callable[[str, str], str]
+) -> None:
+    """Absent ones by the default recipe, unfinished ones by their own; other names never."""
+    trainer_yaml("nnSSLShortPixels", SHORT)
+    trainer_yaml("nnSSLDino", SHORT.replace("clusters: 4", "clusters: 4, maps: dino"))
+    trainer_class.cache_clear()
+    trainer = tiny_dataset.trainer(trainer_class("nnSSLShortPixels"))
+    trainer.run_training()
+    folder = tiny_dataset.preprocessed / "nnssl" / "nnUNetPlans_2d" / "clusters/fold_0"
+    made = times(folder)
+    assert len(made) == CASES
+    assert stored(folder)["recipe"] == {
+        **asdict(Recipe(clusters=4)),
+        "scales": list(Recipe.scales),
+    }
+    make_companions(trainer)
+    assert times(folder) == made
+
+    other = make(tiny_dataset)  # RECIPE, not the default
+    (other / "p1_f0.b2nd").unlink()
+    before = times(other)
+    make_companions(trainer)
+    after = times(other)
+    assert set(after) - set(before) == {"p1_f0.b2nd"}
+    assert {name: after[name] for name in before} == before
+    assert stored(folder)["recipe"]["samples"] == RECIPE.samples
+
+    dino = tiny_dataset.trainer(trainer_class("nnSSLDino"))
+    dino.initialize()
+    make_companions(dino)
+    with pytest.raises(ValueError, match=r"none were made for fold 0.*--name dino"):
+        check_companions(dino)
+
+
+def test_maps_that_another_process_makes_are_waited_for(tiny_dataset: Any) -> None:
+    """Two runs of one fold begin at once: the second one finds what the first has made."""
+    folder = tiny_dataset.preprocessed / "nnssl" / "nnUNetPlans_2d" / "clusters/fold_0"
+    waiting = Thread(target=make, args=(tiny_dataset,), daemon=True)
+    with held(folder.parent / "locks" / "fold_0") as waited:
+        assert not waited
+        waiting.start()
+        waiting.join(3)
+        assert waiting.is_alive()
+        assert not folder.exists()
+    waiting.join(60)
+    assert not waiting.is_alive()
+    assert len(times(folder)) == CASES
+
+
+def test_every_fold_reads_its_own_maps(tiny_dataset: Any, trainer_yaml: Any) -> None:
+    """Maps of two folds lie side by side; a run reads those of its own fold."""
+    trainer_yaml("nnSSLFoldPixels", SHORT)
+    trainer_class.cache_clear()
+    folders = [make(tiny_dataset, replace(RECIPE, fold=fold)) for fold in (0, 1)]
+    assert [folder.name for folder in folders] == ["fold_0", "fold_1"]
+    before = times(folders[0])
+    make(tiny_dataset, replace(RECIPE, fold=1, seed=3))
+    assert times(folders[0]) == before
+    for fold in (0, 1):
+        trainer = tiny_dataset.trainer(trainer_class("nnSSLFoldPixels"), fold=fold)
+        trainer.initialize()
+        check_companions(trainer)
+        assert trainer.batch_maker.reader.companions == {"clusters": folders[fold]}
+    blosc2.asarray(np.full((1, 8, 40, 40), 2, np.int16), urlpath=str(folders[1] / "x.b2nd"))
+    (folders[1] / "x.b2nd").replace(folders[1] / "p2_f0.b2nd")
+    box = np.array([[0, 8], [0, 40], [0, 40]])
+    assert (trainer.batch_maker.reader.companion("clusters", "p2_f0", box) == 2).all()
+
+
+def test_maps_of_no_fold_stop_a_run_that_only_validates(
+    tiny_dataset: Any, trainer_yaml: Any
+) -> None:
+    trainer_yaml("nnSSLNoPixels", SHORT)
+    trainer_class.cache_clear()
+    trainer = tiny_dataset.trainer(trainer_class("nnSSLNoPixels"), fold=1)
+    trainer.initialize()
+    with pytest.raises(ValueError, match=r"of fold 1 are not in .*nnssl_cluster -f 1"):
+        _ = trainer.batch_maker

@@ -1,0 +1,199 @@
+"""Images without labels: the foreground mask, private folders, and what nnU-Net makes of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from layouts import LAYOUTS
+from native import dicom, intensities, photograph, values_in, write
+
+from nnssl.convert.engine import Target, check, convert
+from nnssl.convert.foreground import foreground
+from nnssl.convert.lookup import UnknownValuesError, look_up
+from nnssl.convert.private import expression, private_spec
+from nnssl.convert.spec import find_specs, read_spec
+
+
+def body(air: float, tissue: float, lung: float) -> tuple[np.ndarray, np.ndarray]:
+    """A body with a closed hole (lung) and a smaller thing beside it (table)."""
+    array = np.full((6, 24, 24), air)
+    array[:, 4:18, 4:18] = tissue
+    array[:, 8:12, 8:12] = lung
+    truth = array > air
+    array[:, 21:23, 2:20] = tissue
+    truth[:, 8:12, 8:12] = True
+    noise = np.random.default_rng(0).normal(0, abs(tissue - air) * 0.02, array.shape)
+    return (array + noise).astype(np.float32), truth
+
+
+@pytest.mark.parametrize(
+    ("rule", "values"), [("hounsfield", (-1000, 40, -850)), ("otsu", (10, 800, 30))]
+)
+def test_the_mask_is_the_largest_thing_filled(rule: str, values: tuple[float, ...]):
+    array, truth = body(*values)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing((1, 2, 3))
+    mask = foreground(image, rule)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(mask) > 0, truth)
+    assert mask.GetSpacing() == (1, 2, 3)
+
+
+def test_outliers_do_not_move_otsus_threshold():
+    array, truth = body(10, 800, 30)
+    array[0, 5, 5] = 1e7
+    np.testing.assert_array_equal(
+        sitk.GetArrayFromImage(foreground(sitk.GetImageFromArray(array), "otsu")) > 0, truth
+    )
+
+
+def test_images_without_foreground_are_refused():
+    flat = sitk.GetImageFromArray(np.full((4, 4, 4), 7, np.int16))
+    with pytest.raises(ValueError, match="is constant"):
+        foreground(flat, "otsu")
+    flat[0, 0, 0] = -900
+    with pytest.raises(ValueError, match="no value above -500"):
+        foreground(flat - 1000, "hounsfield")
+
+
+@pytest.mark.parametrize(
+    "name", ["ABIDE", "BraTS2018", "CHAOS_CT", "STACOM_LV", "LIDC", "Decathlon"]
+)
+def test_labels_can_be_left_unread(name: str, tmp_path: Path):
+    LAYOUTS[name].make(tmp_path / "source")
+    spec = read_spec(find_specs()[name]).completed(tmp_path / "source").without_labels()
+    target = Target.of(tmp_path / "raw", tmp_path / "pre", 50, spec.name)
+    convert(spec, tmp_path / "source", target)
+    dataset = json.loads((target.raw / "dataset.json").read_text())
+    assert dataset["labels"] == {"background": 0, "foreground": 1}
+    assert "regions_class_order" not in dataset
+    files = json.loads((target.raw / "conversion.json").read_text())["files"]
+    sources = json.dumps([each["source"] for each in files.values()])
+    assert not [
+        word for word in ("seg", "Ground", "nodules", ".png", "labelsTr") if word in sources
+    ]
+
+
+def test_lookup_is_exact_then_range_then_other():
+    remap = {0: 0, 60: 3, "56-70": 1, "other": 2}
+    np.testing.assert_array_equal(look_up(remap, np.array([[0, 60], [56, 999]])), [[0, 3], [1, 2]])
+    with pytest.raises(UnknownValuesError, match=r"unknown values \[71.0\]"):
+        look_up({0: 0, "56-70": 1}, np.array([0.0, 56, 71]))
+
+
+def test_templates():
+    import re
+
+    found = re.fullmatch(expression("{patient}/**/{case}_*.nii.gz"), "p1/a/b/c2_x.nii.gz")
+    assert found.groupdict() == {"patient": "p1", "case": "c2"}
+    assert re.fullmatch(expression("{id}/{id}.nii"), "a/b.nii") is None
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".mgz", "/"])
+def test_a_private_collection_in_any_format(ending: str, tmp_path: Path):
+    from native import mgz
+
+    for case in ("melanoma_01", "melanoma_02"):
+        home = tmp_path / "source" / case
+        if ending == "/":
+            dicom(home / "vol", intensities(1))
+        else:
+            (mgz if ending == ".mgz" else write)(home / f"vol{ending}", intensities(1))
+    spec = private_spec("USZ", [f"CT={{case}}/vol{ending}"])
+    target = Target.of(tmp_path / "raw", tmp_path / "pre", 50, spec.name)
+    checked = convert(spec, tmp_path / "source", target)
+    assert [each.case.identifier for each in checked] == ["melanoma_01", "melanoma_02"]
+    image = sitk.ReadImage(str(target.raw / "imagesTr" / "melanoma_01_0000.nii.gz"))
+    mask = sitk.ReadImage(str(target.raw / "labelsTr" / "melanoma_01.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), intensities(1))
+    np.testing.assert_array_equal(
+        sitk.GetArrayFromImage(mask) > 0, sitk.GetArrayFromImage(image) > -500
+    )
+
+
+def test_private_labels(tmp_path: Path):
+    for case in ("a", "b"):
+        write(tmp_path / case / "vol.nii.gz", intensities(1))
+        write(tmp_path / case / "seg_mask.nii.gz", values_in((0, 1, 255)))
+    images = ["T1={case}/vol.nii.gz"]
+    spec = private_spec("USZ", images, "{case}/seg_mask.nii.gz", ["tumour=any"])
+    assert {each.values for each in check(spec, tmp_path, 1)} == {(0, 1)}
+    strict = private_spec("USZ", images, "{case}/seg_mask.nii.gz", ["tumour"])
+    with pytest.raises(ValueError, match=r"values \[255\]; allowed: 0 background, 1 tumour"):
+        check(strict, tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (["{case}.nii"], [], r"each is CHANNEL=TEMPLATE"),
+        (["CT=x.nii"], [], r"needs CHANNEL=TEMPLATE with \{case\}"),
+        (["CT={case}.nii"], [], "--labels is missing"),
+        (["CT={case}.nii"], ["a=b"], "allowed: NAME, NAME=VALUE"),
+    ],
+)
+def test_mistakes_in_templates_are_named(images, labels, message: str):
+    with pytest.raises(ValueError, match=message):
+        private_spec("X", images, "{case}_seg.nii", labels)
+
+
+def test_cases_can_be_left_out(tmp_path: Path):
+    for case in ("a", "b", "c"):
+        write(tmp_path / f"{case}.nii.gz", intensities(1))
+    (tmp_path / "c.nii.gz").write_bytes(b"broken")
+    spec = private_spec("X", ["CT={case}.nii.gz"])
+    assert len(check(spec, tmp_path, 1, ["c"])) == 2
+    with pytest.raises(ValueError, match=r"no case or patient \['d'\] to leave out"):
+        check(spec, tmp_path, 1, ["d"])
+
+
+def test_one_patient_makes_no_folds(tmp_path: Path):
+    write(tmp_path / "a.nii.gz", intensities(1))
+    with pytest.raises(ValueError, match="a: is the only complete training patient"):
+        check(private_spec("X", ["CT={case}.nii.gz"]), tmp_path, 1)
+
+
+STOCK = """
+import sys
+from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import {0} as command
+sys.argv = ["x", "-d", "50"] + {1}
+command()
+"""
+
+
+def stock(tmp_path: Path, command: str, *options: str) -> None:
+    names = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "pre", "nnUNet_results": "results"}
+    folders = {name: str(tmp_path / folder) for name, folder in names.items()}
+    code = STOCK.format(command, list(options))
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | folders, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flat", [False, True])
+def test_stock_planning_takes_a_dataset_without_labels(flat: bool, tmp_path: Path):
+    for n in range(3):
+        if flat:
+            photograph(tmp_path / "source" / f"{n}_left.png", n)
+        else:
+            write(tmp_path / "source" / f"{n}.nii.gz", intensities(n, (12, 20, 20)))
+    spec = private_spec("X", ["CT={case}.nii.gz"])
+    if flat:
+        spec = read_spec(find_specs()["Retinopathy"])
+    target = Target.of(tmp_path / "raw", tmp_path / "pre", 50, spec.name)
+    convert(spec, tmp_path / "source", target)
+    stock(tmp_path, "extract_fingerprint_entry", "-np", "1", "--verify_dataset_integrity")
+    stock(tmp_path, "plan_experiment_entry", "-gpu_memory_target", "1")
+    found = json.loads((target.preprocessed / "dataset_fingerprint.json").read_text())
+    lowest = found["foreground_intensity_properties_per_channel"]["0"]["min"]
+    assert lowest > (100 if flat else -500)
+    plans = json.loads((target.preprocessed / "nnUNetPlans.json").read_text())
+    assert ("3d_fullres" in plans["configurations"]) == (not flat)

@@ -1,0 +1,165 @@
+"""Every dataset spec on its native layout, whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from layouts import LAYOUTS
+
+from nnssl.convert.checks import Checked
+from nnssl.convert.engine import Target, convert
+from nnssl.convert.spec import DatasetSpec, find_specs, read_spec
+from nnssl.convert.volumes import geometry_differences
+
+
+def converted(name: str, tmp_path: Path) -> tuple[DatasetSpec, Path, list[Checked]]:
+    LAYOUTS[name].make(tmp_path / "source")
+    spec = read_spec(find_specs()[name]).completed(tmp_path / "source")
+    target = Target.of(tmp_path / "raw", tmp_path / "preprocessed", 50, spec.name)
+    return spec, target.raw, convert(spec, tmp_path / "source", target)
+
+
+def array(path: Path) -> np.ndarray:
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def test_every_spec_has_a_layout():
+    assert set(find_specs()) == set(LAYOUTS) | {"ACDC"}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_native_layout_becomes_a_dataset(name: str, tmp_path: Path):
+    expected = LAYOUTS[name]
+    spec, raw, checked = converted(name, tmp_path)
+    training = [each for each in checked if each.case.part == "Tr"]
+    assert (len(training), len(checked) - len(training)) == (expected.training, expected.test)
+    assert len({each.case.patient for each in training}) == expected.patients
+    dataset = json.loads((raw / "dataset.json").read_text())
+    assert list(dataset["channel_names"].values()) == list(spec.channels)
+    values: set[int] = set()
+    for each in training:
+        images = [
+            sitk.ReadImage(str(raw / "imagesTr" / f"{each.case.identifier}_{k:04d}.nii.gz"))
+            for k in range(len(spec.channels))
+        ]
+        label = sitk.ReadImage(str(raw / "labelsTr" / f"{each.case.identifier}.nii.gz"))
+        values |= set(np.unique(sitk.GetArrayFromImage(label)).tolist())
+        for other in [*images, label]:
+            assert geometry_differences(images[0], other) == []
+            assert other.GetDimension() == 3
+    assert values == set(range(expected.values)) == spec.values
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_no_patient_is_in_two_folds(name: str, tmp_path: Path):
+    _, raw, _ = converted(name, tmp_path)
+    cases = json.loads((raw / "cases.json").read_text())["cases"]
+    validated: dict[str, int] = {}
+    for number, fold in enumerate(json.loads((raw / "splits_final.json").read_text())):
+        patients = [{cases[case]["patient"] for case in fold[side]} for side in ("train", "val")]
+        assert not patients[0] & patients[1]
+        for case in fold["val"]:
+            assert validated.setdefault(cases[case]["patient"], number) == number
+
+
+def test_freesurfer_classes_and_geometry(tmp_path: Path):
+    import nibabel
+
+    _, raw, _ = converted("ABIDE", tmp_path)
+    home = tmp_path / "source/Outputs/freesurfer/5.1/Caltech_0051451/mri"
+    before = nibabel.load(home / "aparc+aseg.mgz")
+    after = nibabel.load(raw / "labelsTr" / "Caltech_0051451.nii.gz")
+    np.testing.assert_allclose(after.affine, before.affine, atol=1e-4)
+    old, new = np.asarray(before.dataobj), np.asarray(after.dataobj)
+    for code, value in {8: 1, 47: 1, 42: 3, 1035: 3, 41: 4, 16: 14, 77: 0, 251: 0}.items():
+        assert set(new[old == code]) == {value}
+
+
+def test_the_first_time_frame_is_taken(tmp_path: Path):
+    _, raw, _ = converted("STACOM_LV_4D", tmp_path)
+    before = array(tmp_path / "source" / "01" / "img.nii.gz")
+    np.testing.assert_array_equal(array(raw / "imagesTr" / "stacom_01_0000.nii.gz"), before[0])
+
+
+def test_end_systole_is_the_smallest_cavity_and_slices_follow_the_anatomy(tmp_path: Path):
+    _, raw, checked = converted("STACOM_LV", tmp_path)
+    assert {each.case.identifier[-3:] for each in checked if each.case.part == "Tr"} == {
+        "ph0",
+        "ph2",
+    }
+    assert [e.case.patient for e in checked if e.case.part == "Ts"] == ["DET0000104"]
+    volume = array(raw / "imagesTr" / "DET0000101_ph2_0000.nii.gz")
+    for k, number in enumerate((2, 0, 1)):
+        path = tmp_path / "source" / "DET0000101" / f"DET0000101_SA{number}_ph2.dcm"
+        np.testing.assert_array_equal(volume[k], array(path)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        ("CHAOS_CT", "ct_1"),
+        ("CHAOS_MR", "T1DUAL_OutPhase_1"),
+        ("CHAOS_MR", "T2SPIR_1"),
+        ("CHAOS_T1", "T1_1"),
+    ],
+)
+def test_pictures_lie_on_their_slices(name: str, case: str, tmp_path: Path):
+    """The miniatures draw slice z of a fixed label; file names count from the top."""
+    _, raw, _ = converted(name, tmp_path)
+    new = array(raw / "labelsTr" / f"{case}.nii.gz")
+    size = (5, 8, 7)
+    greys = np.resize((0, 255) if name == "CHAOS_CT" else (0, 63, 126, 189, 252), size)
+    numbers = {0: 0, 255: 1} if name == "CHAOS_CT" else {0: 0, 63: 1, 126: 2, 189: 3, 252: 4}
+    np.testing.assert_array_equal(new, np.vectorize(numbers.get)(greys))
+
+
+def test_decathlon_equals_nnunets_own_converter(tmp_path: Path, monkeypatch):
+    """Its name is missing in the folder here, and nnU-Net needs it, so the folder is linked."""
+    from nnunetv2.dataset_conversion import convert_MSD_dataset as stock
+
+    _, raw, _ = converted("Decathlon", tmp_path)
+    (tmp_path / "theirs").mkdir()
+    for part in ("imagesTr", "imagesTs"):
+        for path in sorted((tmp_path / "source" / part).glob("prostate*")):
+            stock.split_4d_nifti(str(path), str(tmp_path / "theirs"))
+            for channel in range(2):
+                name = f"{path.name[:-7]}_{channel:04d}.nii.gz"
+                images = [sitk.ReadImage(str(f / name)) for f in (raw / part, tmp_path / "theirs")]
+                assert geometry_differences(*images) == []
+                np.testing.assert_array_equal(*map(sitk.GetArrayFromImage, images))
+
+
+def test_brats_regions_are_nnunets(tmp_path: Path):
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    _, raw, _ = converted("BraTS2018", tmp_path)
+    dataset = json.loads((raw / "dataset.json").read_text())
+    manager = LabelManager(dataset["labels"], dataset["regions_class_order"])
+    assert manager.has_regions
+    before = array(tmp_path / "source/HGG/Brats18_2013_2_1/Brats18_2013_2_1_seg.nii.gz")
+    after = array(raw / "labelsTr" / "Brats18_2013_2_1.nii.gz")
+    for old, new in {0: 0, 2: 1, 1: 2, 4: 3}.items():
+        assert set(after[before == old]) == {new}
+
+
+def test_a_lost_header_is_repaired_and_recorded(tmp_path: Path):
+    _, raw, _ = converted("LiTS17", tmp_path)
+    files = json.loads((raw / "conversion.json").read_text())["files"]
+    noted = {name for name, entry in files.items() if "notes" in entry}
+    assert noted == {"labelsTr/volume-28.nii.gz"}
+    assert "took the geometry of its image" in files["labelsTr/volume-28.nii.gz"]["notes"][0]
+
+
+def test_colours_become_channels_of_flat_volumes(tmp_path: Path):
+    _, raw, _ = converted("Retinopathy", tmp_path)
+    before = array(tmp_path / "source" / "train" / "000c1434d8d7.png")
+    for channel in range(3):
+        image = sitk.ReadImage(str(raw / "imagesTr" / f"000c1434d8d7_{channel:04d}.nii.gz"))
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(image)[0], before[..., channel])
+        assert image.GetSpacing() == (1.0, 1.0, 999.0)
+    mask = array(raw / "labelsTr" / "000c1434d8d7.nii.gz")[0]
+    np.testing.assert_array_equal(mask > 0, before[..., 0] > 0)

@@ -1,0 +1,174 @@
+"""Members, folds and settings of a pool, before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nnssl.data.pool.assemble import assemble
+from nnssl.data.pool.members import Member
+from nnssl.data.pool.settings import (
+    isotropic,
+    median_shape,
+    settings_of,
+    stored_orientation,
+    window_statistics,
+)
+from nnssl.nnunet.cases import CaseRecord
+
+WINDOW = window_statistics(-1000, 1000)
+
+
+def member(number=27, origin="Heart", patients=4, folds=2, channels=("MRI",), **changes) -> Member:
+    """`patients` patients p0, p1, ... with one case each; fold f validates on patient f."""
+    cases = [f"p{p}_case" for p in range(patients)]
+    made = Member(
+        folder=f"Dataset{number:03d}_{origin}",
+        channels=channels,
+        images={c: tuple(f"/raw/{c}_{i:04d}.nii.gz" for i in range(len(channels))) for c in cases},
+        labels={case: f"/raw/{case}.nii.gz" for case in cases},
+        records={case: CaseRecord(case.split("_")[0], origin) for case in cases},
+        held_out=frozenset(),
+        splits=[
+            {"train": [c for c in cases if c != cases[f]], "val": [cases[f]]} for f in range(folds)
+        ],
+        spacings=np.array([[10.0, 1.0, 2.0]] * patients),
+        shapes=np.array([[8, 100, 60]] * patients),
+        relative_size=1.0,
+        reader="SimpleITKIO",
+    )
+    return replace(made, **changes)
+
+
+def pool_of(*members: Member):
+    return assemble("Dataset900_Pool", members)
+
+
+def test_a_fold_joins_the_same_folds_of_all_members():
+    pool = pool_of(member(4, "Brain", 3, folds=3), member(27, "Heart", 4, folds=2))
+    assert len(pool.splits) == 2
+    assert pool.splits[1]["val"] == ["004_p1_case", "027_p1_case"]
+    assert pool.splits[1]["train"] == [
+        "004_p0_case",
+        "004_p2_case",
+        "027_p0_case",
+        "027_p2_case",
+        "027_p3_case",
+    ]
+    assert [case.identifier for case in pool.cases] == sorted(
+        {case for fold in pool.splits for side in fold.values() for case in side}
+    )
+
+
+def test_every_channel_is_a_case_of_its_own_on_the_side_of_its_patient():
+    pool = pool_of(member(5, "Two", channels=("CT", "T1")))
+    assert pool.splits[0]["val"] == ["005_p0_case_c0", "005_p0_case_c1"]
+    second = next(case for case in pool.cases if case.identifier == "005_p0_case_c1")
+    assert (second.image.name, second.index, second.modality) == ("p0_case_0001.nii.gz", 0, "T1")
+
+
+def test_channels_of_one_file_are_told_apart_by_their_number():
+    two = member(5, "Two", channels=("R", "G"))
+    one_file = replace(two, images={case: files[:1] for case, files in two.images.items()})
+    places = [(c.image.name, c.index) for c in pool_of(one_file).cases[:2]]
+    assert places == [("p0_case_0000.nii.gz", 0), ("p0_case_0000.nii.gz", 1)]
+
+
+def test_equal_patient_keys_of_two_origins_are_two_patients():
+    shifted = [{"train": ["p0_case"], "val": ["p1_case"]}, {"train": ["p1_case"], "val": []}]
+    assert pool_of(member(4, "Brain"), member(27, "Heart", splits=shifted)).splits
+
+
+def test_one_patient_on_both_sides_is_refused():
+    shifted = [{"train": ["p0_case"], "val": ["p1_case"]}, {"train": ["p1_case"], "val": []}]
+    twin = member(28, "Heart", splits=shifted)
+    with pytest.raises(ValueError, match=r"fold 0: 2 patients are in training and in validation"):
+        pool_of(member(27, "Heart"), twin)
+    assert pool_of(member(27, "Heart"), member(28, "Heart"))
+
+
+def test_a_patient_of_imagests_is_refused_from_another_member():
+    tested = member(28, "Other", held_out=frozenset({("Heart", "p2")}))
+    with pytest.raises(ValueError, match="imagesTs of Dataset028_Other: p2 of Heart"):
+        pool_of(member(27, "Heart"), tested)
+
+
+def test_a_dataset_is_named_once():
+    with pytest.raises(ValueError, match="named twice"):
+        pool_of(member(27), member(27))
+
+
+def test_the_job_changes_with_images_and_folds():
+    one = pool_of(member())
+    moved = {**member().images, "p0_case": ("/raw/other_0000.nii.gz",)}
+    assert one.job == pool_of(member()).job
+    assert one.job != pool_of(member(images=moved)).job
+    assert one.job != pool_of(member(splits=member().splits[:1])).job
+
+
+@pytest.mark.parametrize(
+    ("policy", "planned", "spacing"),
+    [
+        ("target", [3.0, 3.0], [3.0, 3.0]),
+        ("own", [3.0, 3.0], [1.0, 2.0]),
+        ("own", [5.0, 3.0, 3.0], [10.0, 1.0, 2.0]),
+        ("isotropic", [9.0, 1.0, 4.0], [2.0, 2.0, 2.0]),
+    ],
+)
+def test_spacing_policies(policy, planned, spacing):
+    case = pool_of(member()).cases[0]
+    assert settings_of(case, policy, planned, WINDOW).spacing == pytest.approx(spacing)
+
+
+def test_normalisation_goes_by_modality():
+    ct, mr = pool_of(member(5, "Two", channels=("ct", "T1"), relative_size=0.5)).cases[:2]
+    ct_settings, mr_settings = (settings_of(c, "own", [1.0, 1.0], WINDOW) for c in (ct, mr))
+    assert (ct_settings.normalization, ct_settings.use_mask) == ("CTNormalization", False)
+    assert (mr_settings.normalization, mr_settings.use_mask) == ("ZScoreNormalization", True)
+    assert (ct_settings.foreground, mr_settings.foreground) == ("hounsfield", "otsu")
+    whole = pool_of(member()).cases[0]
+    assert not settings_of(whole, "own", [1.0, 1.0], WINDOW).use_mask
+
+
+def test_the_window_becomes_minus_two_to_two():
+    statistics = window_statistics(-200, 600)
+    ends = np.array([statistics["percentile_00_5"], statistics["percentile_99_5"]])
+    assert ((ends - statistics["mean"]) / statistics["std"]).tolist() == [-2.0, 2.0]
+    with pytest.raises(ValueError, match="LOW below HIGH"):
+        window_statistics(100, 100)
+
+
+def test_the_coarsest_axis_comes_first():
+    sagittal = member(spacings=np.array([[1.0, 1.5, 4.0]] * 4))
+    assert sagittal.transpose == [2, 0, 1]
+    assert sagittal.own_spacing == [4.0, 1.0, 1.5]
+
+
+def test_the_median_shape_is_that_after_resampling():
+    pool = pool_of(member())
+    settings = {pool.members[0].folder: settings_of(pool.cases[0], "target", [2.0, 2.0], WINDOW)}
+    assert median_shape(pool, settings) == [50.0, 60.0]
+
+
+def test_orientation_follows_the_transposition():
+    assert stored_orientation("LPS", [0, 1, 2]) == "LPS"
+    # array (z, y, x) grows towards (S, P, L); stored (x, z, y) towards (L, S, P)
+    assert stored_orientation("LPS", [2, 0, 1]) == "PSL"
+    assert stored_orientation(None, [2, 0, 1]) is None
+
+
+def test_isotropic_takes_the_two_finest_axes():
+    assert isotropic([8.0, 2.0, 0.5]) == [1.0, 1.0, 1.0]
+
+
+def test_images_beside_the_pool_are_referenced_relatively(tmp_path):
+    near = member(
+        images={"p0_case": (str(tmp_path / "Dataset027_Heart" / "imagesTr" / "a_0000.nii.gz"),)},
+        labels={"p0_case": "/far/a.nii.gz"},
+        splits=[{"train": ["p0_case"], "val": []}],
+    )
+    entry = pool_of(near).description(tmp_path)["dataset"]["027_p0_case"]
+    assert entry["images"] == ["../Dataset027_Heart/imagesTr/a_0000.nii.gz"]
+    assert entry["label"] == "/far/a.nii.gz"

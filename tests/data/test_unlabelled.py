@@ -1,0 +1,290 @@
+"""Images without labels: nnU-Net's own preprocessing beside the dataset, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK
+
+from nnssl.cli.preprocess_unlabelled import main
+from nnssl.convert.inventory import ConversionError
+from nnssl.data.case_store import companion_folder
+from nnssl.data.pretraining_data import DataFolders
+from nnssl.data.unlabelled import job as unlabelled_job
+from nnssl.data.unlabelled import preprocess as unlabelled
+from nnssl.data.unlabelled.frames import frame_count, volumes
+from nnssl.data.unlabelled.job import Plan
+from nnssl.data.unlabelled.preprocess import complete, preprocess_unlabelled, remove
+from nnssl.data.unlabelled.records import pools, read_manifest, record_file
+from nnssl.data.unlabelled.sources import Choice, Source, share
+from nnssl.data.unlabelled.task import Task
+from nnssl.nnunet.images import open_image
+
+
+def cine(file: Path, images: list[Path]) -> None:
+    """A 4D file of the voxels of 3D files."""
+    first = nibabel.load(images[0])
+    array = np.stack([nibabel.load(image).get_fdata(dtype=np.float32) for image in images], 3)
+    nibabel.save(nibabel.Nifti1Image(array, first.affine, first.header), file)
+
+
+@pytest.fixture
+def folder(tiny_dataset: Any, tmp_path: Path) -> Path:
+    """An image and a cine of three frames, copies of images of the dataset, in sub-folders."""
+    raw = tiny_dataset.raw / "imagesTr"
+    made = tmp_path / "more"
+    (made / "a").mkdir(parents=True)
+    (made / "b").mkdir()
+    shutil.copy(raw / "p1_f0_0000.nii.gz", made / "a" / "p1_again_0000.nii.gz")
+    cine(made / "b" / "p2_4d.nii.gz", [raw / f"p2_f{k}_0000.nii.gz" for k in (0, 1, 0)])
+    return made
+
+
+@pytest.fixture
+def task(tiny_dataset: Any, folder: Path) -> Task:
+    plan = Plan(tiny_dataset.plans, "2d", tiny_dataset.dataset_json)
+    choice = Choice(plan.endings, patient=r"(p\d)_")
+    return Task(tiny_dataset.preprocessed, folder, "more", plan, choice)
+
+
+def names(task: Task) -> list[str]:
+    return [image.identifier for image in complete(task.pool)]
+
+
+FRAMES = [f"p2_4d_frame0{k}" for k in (1, 2, 3)]
+
+
+def test_images_are_preprocessed_as_nnunet_does_and_lie_in_nnssls_own_folder(
+    task: Task, tiny_dataset: Any
+) -> None:
+    """Bit for bit, frames of a cine too; nnU-Net's folder stays as it was."""
+    stock = tiny_dataset.preprocessed / "nnUNetPlans_2d"
+    before = sorted(stock.iterdir())
+    done = preprocess_unlabelled(task, 1)
+    assert (done.written, done.kept, done.gone, done.patients) == (4, 0, 0, 2)
+    assert sorted(stock.iterdir()) == before
+    assert task.pool == stock.parent / "nnssl" / stock.name / "unlabelled" / "more"
+    copies = dict(zip(["p1_again", *FRAMES], ["p1_f0", "p2_f0", "p2_f1", "p2_f0"], strict=True))
+    assert names(task) == list(copies)
+    for image in complete(task.pool):
+        own = open_image(task.pool / f"{image.identifier}.b2nd")[:]
+        assert np.array_equal(own, open_image(stock / f"{copies[image.identifier]}.b2nd")[:])
+        assert image.shape == own.shape[1:]
+        assert image.patient == image.identifier[:2]
+        assert image.orientation == "LPS"
+        assert image.spacing == pytest.approx((5.0, 1.5, 1.5))
+    frames = complete(task.pool)[1:]
+    assert [image.frame for image in frames] == [1, 2, 3]
+    assert np.array_equal(frames[0].picture(), frames[2].picture())
+
+
+def test_a_second_run_does_what_is_missing_or_changed_only(
+    task: Task, folder: Path, tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocess_unlabelled(task, 1)
+    made: list[Any] = []
+    really = unlabelled_job._record
+    monkeypatch.setattr(
+        unlabelled_job, "_record", lambda *a: made.append(a[0].names[a[1]]) or really(*a)
+    )
+    assert preprocess_unlabelled(task, 1).kept == 4
+    assert made == []
+    record_file(task.pool, FRAMES[1]).unlink()
+    os.utime(folder / "a" / "p1_again_0000.nii.gz")  # touched, not changed
+    assert preprocess_unlabelled(task, 1).written == 1
+    assert made == FRAMES[1:2]
+    other = tiny_dataset.raw / "imagesTr" / "p4_f0_0000.nii.gz"
+    shutil.copy(other, folder / "a" / "p1_again_0000.nii.gz")
+    old = complete(task.pool)[0]
+    task = replace(task, choice=replace(task.choice, patient=r"(\w)/p"))
+    done = preprocess_unlabelled(task, 1)
+    assert (done.written, done.kept) == (1, 3)
+    assert made[1:] == ["p1_again"]
+    assert complete(task.pool)[0].thumbnail != old.thumbnail
+    assert [image.patient for image in complete(task.pool)] == ["a", "b", "b", "b"]
+    cine(folder / "b" / "p2_4d.nii.gz", [other] * 2)
+    (folder / "a" / "p1_again_0000.nii.gz").unlink()
+    assert preprocess_unlabelled(task, 1).gone == 1
+    assert names(task) == ["p1_again", *FRAMES[:2]]
+
+
+def test_killed_in_between_one_image_is_lost_at_most(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The frame that was being written when the process died is made again, no other."""
+    really = unlabelled_job.write_image_record
+    calls: list[str] = []
+
+    def dies(pool: Path, image: Any) -> None:
+        calls.append(image.identifier)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        really(pool, image)
+
+    monkeypatch.setattr(unlabelled_job, "write_image_record", dies)
+    with pytest.raises(KeyboardInterrupt):
+        preprocess_unlabelled(task, 1)
+    assert names(task) == ["p1_again", *FRAMES[:1]]
+    done = preprocess_unlabelled(task, 1)
+    assert (done.written, done.kept) == (2, 2)
+    assert calls[2:] == FRAMES[1:2] + FRAMES[1:]
+
+
+def test_parts_are_disjoint_and_together_all(task: Task) -> None:
+    first = preprocess_unlabelled(replace(task, part=(1, 2)), 1)
+    assert names(task) == ["p1_again"]
+    second = preprocess_unlabelled(replace(task, part=(2, 2)), 1)
+    assert (first.written, second.written, len(names(task))) == (1, 3, 4)
+    sources = [Source(f"x{k:02d}", "", "", ()) for k in range(13)]
+    parts = [share(sources, (k, 3)) for k in (1, 2, 3)]
+    together = [source.identifier for part in parts for source in part]
+    assert sorted(together) == [source.identifier for source in sources]
+    with pytest.raises(ValueError, match="found 3/2"):
+        replace(task, part=(3, 2))
+
+
+def broken(folder: Path, what: str) -> str:
+    """Damages the folder; what the message must say."""
+    image, video = folder / "a" / "p1_again_0000.nii.gz", folder / "b" / "p2_4d.nii.gz"
+    if what == "truncated":
+        image.write_bytes(image.read_bytes()[:9000])
+        return r"a/p1_again_0000\.nii\.gz: (is truncated|cannot be read)"
+    if what == "truncated cine":
+        video.write_bytes(video.read_bytes()[:-9000])
+        return r"b/p2_4d\.nii\.gz: (is truncated|cannot be read)"
+    if what == "channels":
+        shutil.copy(image, image.with_name("p1_again_0001.nii.gz"))
+        return "has 2 channels, the plans have 1"
+    if what == "twice":
+        shutil.copy(image, folder / "b" / image.name)
+        return "p1_again: is there 2 times"
+    if what == "frame twice":
+        shutil.copy(image, folder / "a" / f"{FRAMES[1]}.nii.gz")
+        return f"{FRAMES[1]}: is there twice"
+    if what == "case":
+        image.rename(folder / "a" / "p3_f1.nii.gz")
+        return "identifier of a case of Dataset999_Tiny"
+    if what == "patient":
+        image.rename(folder / "a" / "nobody.nii.gz")
+        return "has no patient by the pattern"
+    array = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(image)))
+    array[2, 3, 4] = np.nan
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(image))
+    return "not finite"
+
+
+DAMAGES = (
+    *("truncated", "truncated cine", "channels", "twice", "frame twice", "case", "patient"),
+    "nan",
+)
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_nothing_is_written_before_all_is_checked(task: Task, folder: Path, what: str) -> None:
+    message = broken(folder, what)
+    with pytest.raises(ConversionError, match=message):
+        preprocess_unlabelled(task, 1)
+    assert not task.pool.exists()
+
+
+def test_changed_plans_and_another_folder_are_refused(task: Task, tmp_path: Path) -> None:
+    preprocess_unlabelled(replace(task, part=(1, 2)), 1)
+    plans = json.loads(json.dumps(task.plan.plans))
+    plans["configurations"]["2d"]["batch_size"] = 77  # changes no voxel
+    preprocess_unlabelled(replace(task, plan=replace(task.plan, plans=plans), part=(1, 2)), 1)
+    plans["configurations"]["2d"]["spacing"] = [2.0, 2.0]
+    with pytest.raises(ValueError, match=r"plans that have changed.*--remove more"):
+        preprocess_unlabelled(replace(task, plan=replace(task.plan, plans=plans)), 1)
+    shutil.copytree(task.source, tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="another --name"):
+        preprocess_unlabelled(replace(task, source=tmp_path / "elsewhere"), 1)
+
+
+def test_the_command_lists_and_removes(
+    task: Task, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["-d", "999", "-c", "2d"]
+    main([*base, "-i", str(folder), "--files", "_4d", "--name", "cine", "-np", "1"])
+    assert "3 images written, 0 were there, of 1 patients" in capsys.readouterr().out
+    main([*base, "--list"])
+    assert capsys.readouterr().out.startswith("cine: 3 images of 1 patients")
+    assert read_manifest(pools(task.own)["cine"])["source"] == str(folder)
+    main([*base, "--remove", "cine"])
+    assert pools(task.own) == {}
+    assert not list((task.own / "unlabelled").iterdir())
+    for wrong, message in (
+        (["--remove", "cine"], "no pool 'cine'"),
+        ([], "needs -i"),
+        (["-i", str(folder), "--patient", r"p\d"], "has no group"),
+        (["-i", str(folder), "--part", "x"], "K/N"),
+        (["-i", str(folder), "--files", "nothing"], "no image that matches"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main([*base, *wrong])
+
+
+def test_removed_images_leave_no_companion_arrays(task: Task) -> None:
+    preprocess_unlabelled(task, 1)
+    maps = DataFolders(task.own, task.own, 0).companion("clusters")
+    removed, other, of_cases = (
+        companion_folder(maps, folder) / "image.b2nd"
+        for folder in (task.pool, task.pool.with_name("other"), None)
+    )
+    for file in (removed, other, of_cases):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    remove(task.own, task.name)
+    found = [path.exists() for path in (removed.parent, task.pool, other, of_cases)]
+    assert found == [False, False, True, True]
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+def test_frames_are_read_one_by_one_whatever_the_format(tmp_path: Path, ending: str) -> None:
+    array = np.random.default_rng(0).normal(size=(3, 4, 5, 6)).astype(np.float32)
+    image = SimpleITK.JoinSeries([SimpleITK.GetImageFromArray(each) for each in array])
+    file = tmp_path / f"cine{ending}"
+    SimpleITK.WriteImage(image, str(file))
+    assert frame_count([file]) == 3
+    for number, volume in volumes([file], {1, 3}):
+        volume.write(tmp_path / "frame.nii")
+        written = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "frame.nii")))
+        assert np.array_equal(written, array[number - 1])
+    assert [number for number, _ in volumes([file], {1, 3})] == [1, 3]
+
+
+def test_other_formats_go_through_the_plans_reader(
+    task: Task, folder: Path, tiny_dataset: Any, convert: Callable[[Path, Path], None]
+) -> None:
+    """A MetaImage with its voxels in a second file gives what the NIfTI file gives."""
+    source = folder / "a" / "p1_again_0000.nii.gz"
+    convert(source, source.with_name("p1_meta.mhd"))
+    preprocess_unlabelled(replace(task, part=(1, 3)), 1)
+    preprocess_unlabelled(replace(task, part=(2, 3)), 1)
+    first, second = (open_image(task.pool / f"{n}.b2nd")[:] for n in ("p1_again", "p1_meta"))
+    assert np.allclose(first, second, atol=1e-5)
+    assert [Path(f.path).suffix for f in complete(task.pool)[1].files] == [".mhd", ".raw"]
+
+
+@pytest.fixture
+def convert() -> Callable[[Path, Path], None]:
+    return lambda a, b: SimpleITK.WriteImage(SimpleITK.ReadImage(str(a)), str(b))
+
+
+def test_leftovers_of_a_dead_process_go_when_they_are_old(task: Task) -> None:
+    task.pool.mkdir(parents=True)
+    old, young = task.pool / ".part_old", task.pool / ".part_young"
+    for left in (old, young):
+        left.mkdir()
+    os.utime(old, (0, 0))
+    unlabelled._prepare(task)
+    assert not old.exists()
+    assert young.exists()

@@ -1,0 +1,263 @@
+"""Images without labels in a run: which are drawn, which are left out and why, what is recorded."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+from nnssl.cluster_maps.recipe import Recipe
+from nnssl.cluster_maps.task import check_companions, cluster_dataset
+from nnssl.common.files import read_json, write_json
+from nnssl.data.thumbnails import CELLS
+from nnssl.data.unlabelled.preprocess import remove
+from nnssl.data.unlabelled.records import encoded
+from nnssl.leakage import unlabelled as unlabelled
+from nnssl.leakage.contamination import check
+from nnssl.nnunet.images import open_image
+from nnssl.training import pretraining_loop
+from nnssl.training.factory import trainer_class
+from nnssl.training.history import History
+from tests.leakage.unlabelled_bench import KNOWN, add_cine, batches, drawn, pretrainer, same
+
+__all__ = ["add_cine", "pretrainer"]
+
+PIXELS = """
+extends: nnSSLPixelClusteringTrainer
+training: {crop: [16, 16]}
+objective: {clusters: 4}
+"""
+
+
+@pytest.mark.parametrize(
+    ("pattern", "why"), [(KNOWN, unlabelled.OF_VALIDATION), (None, unlabelled.COPIES)]
+)
+def test_the_cine_of_a_validation_patient_changes_no_batch(
+    pretrainer: Callable[..., Any],
+    add_cine: Callable[..., Path],
+    pattern: str | None,
+    why: str,
+) -> None:
+    """Fold 0 validates on p0. Its cine is recognised by its patient or, unnamed, by content."""
+    before = batches(pretrainer())
+    add_cine("stranger", "p0", pattern)
+    trainer = pretrainer()
+    assert same(before, batches(trainer))
+    assert trainer.unlabelled.left_out == {why: 2}
+    assert trainer.drawn_cases == trainer.train_cases
+
+
+def test_images_of_training_patients_enter_batches(
+    tiny_dataset: Any, pretrainer: Callable[..., Any], add_cine: Callable[..., Path]
+) -> None:
+    """As further images of the same patient; voxels are those of the pool; validation has none."""
+    stock = tiny_dataset.preprocessed / "nnUNetPlans_2d"
+    before = sorted(nnUNetDatasetBlosc2.get_identifiers(str(stock)))
+    pool = add_cine("cine", "p1", KNOWN)
+    trainer = pretrainer()
+    frames = {"p1_4d_frame01", "p1_4d_frame02"}
+    assert frames < drawn(trainer)
+    assert sorted(nnUNetDatasetBlosc2.get_identifiers(str(stock))) == before
+    numbers = {case.identifier: (case.patient, case.dataset) for case in trainer.drawn_cases}
+    assert numbers["p1_4d_frame01"] == numbers["p1_f0"] != numbers["p2_f0"]
+    for batch in batches(trainer):
+        for image, box, name in zip(batch["image"], batch["box"], batch["identifier"], strict=True):
+            if name in frames:
+                check_voxels(image, box, open_image(pool / f"{name}.b2nd")[:])
+    loader = trainer._validation_loader(0)
+    assert set(next(loader)["identifier"]) == {"p0_f0", "p0_f1"}
+    loader.close()
+    assert (pool / "occupancy" / "p1_4d_frame01.npz").is_file()
+    assert trainer.objective.context.cases == 10
+
+
+def check_voxels(image: torch.Tensor, box: torch.Tensor, whole: np.ndarray) -> None:
+    padded = np.pad(whole, [(0, 0), (0, 0), (30, 30), (30, 30)])
+    z, (y, y_end), (x, x_end) = int(box[0, 0]), *(box[1:].int() + 30).tolist()
+    assert np.array_equal(image.numpy(), padded[:, z, y:y_end, x:x_end])
+
+
+def test_unknown_patients_are_of_a_dataset_of_their_own(
+    pretrainer: Callable[..., Any], add_cine: Callable[..., Path]
+) -> None:
+    add_cine("strangers", "p1")
+    add_cine("strangers", "p2")
+    cases = pretrainer().drawn_cases
+    known = {case.patient for case in cases if case.folder is None}
+    ours = {case.identifier: case.patient for case in cases if case.folder is not None}
+    assert len(ours) == 4
+    assert len(set(ours.values())) == 2
+    assert known.isdisjoint(ours.values())
+    assert [case.dataset for case in cases] == [0] * 8 + [1] * 4
+
+
+def test_all_images_of_an_unknown_patient_go_when_one_is_caught(
+    pretrainer: Callable[..., Any], add_cine: Callable[..., Path]
+) -> None:
+    pool = add_cine("stranger", "p0")
+    record = pool / "records" / "stranger0_frame02.json"
+    content = read_json(record)
+    content["thumbnail"] = encoded(np.zeros(np.prod(CELLS)))  # resembles nothing
+    write_json(record, content)
+    assert pretrainer().unlabelled.left_out == {unlabelled.COPIES: 2}
+
+
+def test_a_resumed_run_keeps_the_images_that_it_began_with(
+    pretrainer: Callable[..., Any], add_cine: Callable[..., Path], tiny_dataset: Any
+) -> None:
+    pool = add_cine("cine", "p1", KNOWN)
+    trainer = pretrainer()
+    checkpoint = trainer.compose_checkpoint()
+    before = batches(trainer)
+    add_cine("cine", "p2", KNOWN)
+    add_cine("stranger", "p4")
+    assert len(pretrainer().unlabelled.members) == 6
+    resumed = tiny_dataset.trainer(trainer_class("nnSSLShort"))
+    resumed.load_checkpoint(checkpoint)
+    assert same(before, batches(resumed))
+    assert resumed.compose_checkpoint()["nnssl"]["cases"] == checkpoint["nnssl"]["cases"]
+    remove(pool.parent.parent, "cine")
+    lost = tiny_dataset.trainer(trainer_class("nnSSLShort"))
+    with pytest.raises(ValueError, match=r"2 are gone or have changed.*cine/p1_4d_frame01"):
+        lost.load_checkpoint(checkpoint)
+
+
+def test_a_run_of_an_older_version_goes_on_without(
+    pretrainer: Callable[..., Any], add_cine: Callable[..., Path], tiny_dataset: Any
+) -> None:
+    checkpoint = pretrainer().compose_checkpoint()
+    before = batches(pretrainer())
+    del checkpoint["nnssl"]["cases"]["unlabelled"]
+    del checkpoint["nnssl"]["config"]["sections"]["sampling"]["unlabelled"]
+    add_cine("cine", "p1", KNOWN)
+    resumed = tiny_dataset.trainer(trainer_class("nnSSLShort"))
+    resumed.load_checkpoint(checkpoint)
+    assert same(before, batches(resumed))
+
+
+def test_the_knob_takes_all_none_or_some(
+    pretrainer: Callable[..., Any], add_cine: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_cine("one", "p1", KNOWN)
+    add_cine("two", "p2", KNOWN)
+    for value, pools in (("true", {"one", "two"}), ("false", set()), ("[two]", {"two"})):
+        monkeypatch.setenv("nnssl_overrides", f"sampling.unlabelled={value}")
+        assert {member.pool for member in pretrainer().unlabelled.members} == pools
+    monkeypatch.setenv("nnssl_overrides", "sampling.unlabelled=[three]")
+    with pytest.raises(ValueError, match=r"no images \['three'\].*one, two"):
+        pretrainer()
+
+
+def test_other_plans_are_refused(
+    tiny_dataset: Any, pretrainer: Callable[..., Any], add_cine: Callable[..., Path]
+) -> None:
+    add_cine("cine", "p1", KNOWN)
+    tiny_dataset.plans["configurations"]["2d"]["spacing"] = [2.0, 2.0]
+    with pytest.raises(ValueError, match=r"other plans.*--remove cine"):
+        pretrainer()
+
+
+def test_runs_with_companion_arrays_draw_them_with_theirs(
+    tiny_dataset: Any, add_cine: Callable[..., Path], trainer_yaml: Callable[[str, str], str]
+) -> None:
+    """Clusters come with the voxels; without maps, or with older ones, the run does not begin."""
+    trainer_yaml("nnSSLPixels", PIXELS)
+    trainer = tiny_dataset.trainer(trainer_class("nnSSLPixels"))
+    folder = make_maps(tiny_dataset)
+    pool = add_cine("cine", "p1", KNOWN)
+    trainer.initialize()
+    frames = {"p1_4d_frame01", "p1_4d_frame02"}
+    with pytest.raises(ValueError, match=r"2 images have no map, for instance p1_4d_frame01.*-f 0"):
+        check_companions(trainer)
+    assert make_maps(tiny_dataset) == folder
+    assert {file.stem for file in (folder / "unlabelled" / "cine").glob("*.b2nd")} == frames
+    check_companions(trainer)
+    seen = set()
+    for batch in batches(trainer):
+        maps = batch["companions"]["clusters"]
+        for found, box, name in zip(maps, batch["box"], batch["identifier"], strict=True):
+            if name in frames:
+                file = folder / "unlabelled" / "cine" / f"{name}.b2nd"
+                check_voxels(found[None] + 1, box, open_image(file)[:] + 1)  # padded by -1
+                seen.add(name)
+    assert seen == frames
+    image, made = pool / "p1_4d_frame01.b2nd", folder / "unlabelled" / "cine"
+    os.utime(image, ns=(0, (made / image.name).stat().st_mtime_ns + 1))
+    with pytest.raises(ValueError, match="1 images have no map, for instance p1_4d_frame01"):
+        check_companions(trainer)
+    make_maps(tiny_dataset)
+    check_companions(trainer)
+
+
+def make_maps(dataset: Any) -> Path:
+    """Folder of the cluster maps of fold 0."""
+    recipe = Recipe(clusters=4, samples=4000, scales=(1.0,))
+    root = dataset.preprocessed.parent
+    return cluster_dataset(root, 999, "2d", "nnUNetPlans", recipe, "clusters", 1)[0]
+
+
+def test_the_log_says_what_is_used_and_left_out(
+    pretrainer: Callable[..., Any], add_cine: Callable[..., Path]
+) -> None:
+    add_cine("cine", "p0", KNOWN)
+    add_cine("cine", "p1", KNOWN)
+    trainer = pretrainer()
+    log = Path(trainer.log_file).read_text()
+    assert (
+        "2 images without labels of 1 patients (cine); "
+        f"left out: 2 ({unlabelled.OF_VALIDATION})" in log
+    )
+
+
+def test_the_contamination_check_sees_them(
+    tiny_dataset: Any, pretrainer: Callable[..., Any], add_cine: Callable[..., Path]
+) -> None:
+    """p0 and p1 validate folds 0 and 1; fold 0 trained on cines of p1 and, unnamed, of p2."""
+    add_cine("cine", "p1", KNOWN)
+    pool = add_cine("stranger", "p2")
+    own = pretrainer().compose_checkpoint()["nnssl"]
+    own["cases"]["train"] = ["p3_f0"]
+    source = json.loads(json.dumps({"nnssl": {**own, "objective_state": {}, "history": {}}}))
+
+    def found(validation: list[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
+        result = check(
+            source, tiny_dataset.preprocessed, "nnUNetPlans_2d", 0, validation=validation
+        )
+        return {f.text.split(" ")[0] + f.by: (f.verdict, f.cases) for f in result.findings}
+
+    assert {verdict for verdict, _ in found(["p0_f0", "p4_f0"]).values()} == {"clean"}
+    leaks = [cases for verdict, cases in found(["p1_f0"]).values() if verdict == "contaminated"]
+    assert leaks == [("p1_f0",)] * 2  # by patient and by content
+    leaks = [cases for verdict, cases in found(["p2_f1"]).values() if verdict == "contaminated"]
+    assert leaks == [("p2_f1",)]
+    shutil.rmtree(pool)
+    assert "unknown" in {verdict for verdict, _ in found(["p0_f0"]).values()}
+
+
+def test_a_run_trains_on_them_and_says_so_in_its_checkpoint(
+    pretrainer: Callable[..., Any],
+    add_cine: Callable[..., Path],
+    tiny_dataset: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(History, "plot", lambda *_: None)
+    monkeypatch.setattr(pretraining_loop, "save_pictures", lambda *_: None)
+    add_cine("cine", "p1", KNOWN)
+    trainer = pretrainer()
+    trainer.run_training()
+    file = Path(trainer.output_folder) / "checkpoint_final.pth"
+    own = torch.load(file, weights_only=True)["nnssl"]
+    assert own["cases"]["unlabelled"]["images"]["cine"]["identifiers"] == [
+        "p1_4d_frame01", "p1_4d_frame02",
+    ]  # fmt: skip
+    resumed = tiny_dataset.trainer(trainer_class("nnSSLShort"))
+    resumed.load_checkpoint(str(file))
+    assert resumed.unlabelled == trainer.unlabelled

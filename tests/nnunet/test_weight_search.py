@@ -1,0 +1,90 @@
+"""Weights are named or found, never guessed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nnssl.nnunet.checkpoint import save_atomically
+from nnssl.nnunet.weight_search import Place, WeightSource, find_finished_run, named_file
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path / "Dataset001_A", "nnUNetPlans", "2d", 0)
+
+
+def run(place, trainer="nnSSLContrastiveTrainer", kind="pretrain", name="final", **other):
+    values = {
+        "plans": place.plans,
+        "configuration": place.configuration,
+        "fold": place.fold,
+        **other,
+    }
+    folder = place.results / f"{trainer}__{values['plans']}__{values['configuration']}"
+    file = folder / f"fold_{values['fold']}" / f"checkpoint_{name}.pth"
+    file.parent.mkdir(parents=True)
+    save_atomically({"network_weights": {"a": torch.zeros(1)}, "nnssl": {"kind": kind}}, file)
+    return file
+
+
+def test_the_one_finished_run_is_found(place):
+    file = run(place)
+    run(place, "nnSSLFinetuneTrainer", kind="finetune")
+    assert find_finished_run(place, None) == file
+
+
+@pytest.mark.parametrize(
+    "other", [{"fold": 1}, {"fold": "all"}, {"plans": "other"}, {"configuration": "3d_fullres"}]
+)
+def test_other_folds_plans_and_configurations_are_not_found(place, other):
+    run(place, **other)
+    with pytest.raises(FileNotFoundError) as caught:
+        find_finished_run(place, None)
+    command = "nnUNetv2_train Dataset001_A 2d 0 -p nnUNetPlans -tr nnSSLContrastiveTrainer"
+    assert command in str(caught.value)
+    assert "nnssl_pretrained_weights" in str(caught.value)
+
+
+def test_stock_models_and_unfinished_runs_are_not_found(place):
+    run(place, "nnUNetTrainer")
+    run(place, "nnSSLBYOLTrainer", name="latest")
+    with pytest.raises(FileNotFoundError, match=r"not finished; .*-tr nnSSLBYOLTrainer --c"):
+        find_finished_run(place, None)
+
+
+def test_several_are_listed_with_the_line_to_choose_each(place):
+    files = [run(place), run(place, "nnSSLBYOLTrainer")]
+    with pytest.raises(ValueError, match="2 finished pre-training runs") as caught:
+        find_finished_run(place, None)
+    for file in files:
+        assert f"export nnssl_pretrained_weights={file}" in str(caught.value)
+    assert "weights: {trainer: nnSSLBYOLTrainer}" in str(caught.value)
+    assert find_finished_run(place, "nnSSLBYOLTrainer") == files[1]
+    with pytest.raises(FileNotFoundError, match="-tr nnSSLMAETrainer"):
+        find_finished_run(place, "nnSSLMAETrainer")
+
+
+def test_names_from_yaml_and_environment(tmp_path):
+    a, b = tmp_path / "a.pth", tmp_path / "b.pth"
+    for file in (a, b):
+        file.touch()
+    in_yaml = WeightSource(source=str(a))
+    assert named_file(WeightSource(), None) is None
+    assert named_file(WeightSource(source="none"), None) is None
+    assert named_file(WeightSource(), str(b)) == b
+    assert named_file(in_yaml, None) == a
+    assert named_file(in_yaml, f"{tmp_path}/./a.pth").samefile(a)
+    with pytest.raises(ValueError, match="Remove one of them"):
+        named_file(in_yaml, str(b))
+    with pytest.raises(ValueError, match=r"weights\.source is 'none'"):
+        named_file(WeightSource(source="none"), str(b))
+    with pytest.raises(FileNotFoundError, match="environment variable"):
+        named_file(WeightSource(), str(tmp_path / "c.pth"))
+
+
+def test_bad_knobs():
+    with pytest.raises(ValueError, match=r"weights\.min_share: found 0"):
+        WeightSource(min_share=0)
+    with pytest.raises(ValueError, match=r"weights\.stages: found 0"):
+        WeightSource(stages=0)
