@@ -24,7 +24,7 @@ from nnssl.cli.table import table
 from nnssl.common.files import write_json
 from nnssl.estimate.summary import HEADER, Row, as_json, cells, over_budget
 from nnssl.estimate.trainers import compare, settings
-from nnssl.training.dry_trainer import Job
+from nnssl.training.dry_trainer import DryRun
 
 SWITCH = {"on": True, "off": False}
 
@@ -34,7 +34,7 @@ def main() -> int:
     device = torch.device(options.device)
     torch.set_num_threads(1)  # as nnU-Net does on CUDA; on the CPU processor seconds need it
     torch.backends.cudnn.benchmark = True  # as nnU-Net does
-    job = Job(options.dataset, options.configuration, options.fold, options.plans, device)
+    job = DryRun(options.dataset, options.configuration, options.fold, options.plans, device)
     amp, compiled = ([SWITCH[word] for word in words] for words in (options.amp, options.compile))
     rows: list[Row] = []
     problems: list[str] = []

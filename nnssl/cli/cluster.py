@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnssl.cli.command import command
-from nnssl.cluster_maps.recipe import Recipe
+from nnssl.cluster_maps.recipe import ClusterRecipe
 from nnssl.cluster_maps.task import DEFAULT_NAME, cluster_dataset
 
 
@@ -25,12 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nnssl_cluster", description=__doc__)
-    default, add = Recipe(), parser.add_argument
+    default, add = ClusterRecipe(), parser.add_argument
     add("-d", type=int, required=True, dest="dataset_id", help="nnU-Net dataset id")
     add("-c", required=True, dest="configuration", help="configuration, e.g. 2d or 3d_fullres")
     add("-p", default="nnUNetPlans", dest="plans", help="plans (%(default)s)")
     add("-f", default=["0"], nargs="+", dest="folds", help="each fold gets maps of its own (0)")
-    add("--name", default=DEFAULT_NAME, help="of the companion array (%(default)s)")
+    add("--name", default=DEFAULT_NAME, help="of the dense target (%(default)s)")
     add("--source", default=default.source, choices=("handcrafted", "self", "dino"))
     add("-k", type=int, default=default.clusters, dest="clusters", help="clusters (%(default)s)")
     add("--seed", type=int, default=default.seed)
@@ -52,13 +52,15 @@ def _make(options: argparse.Namespace) -> None:
     root = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112
     if not root:
         raise ValueError("the environment variable nnUNet_preprocessed is not set")
-    knobs = {key: getattr(options, key) for key in Recipe.__dataclass_fields__ if key != "fold"}
+    knobs = {
+        key: getattr(options, key) for key in ClusterRecipe.__dataclass_fields__ if key != "fold"
+    }
     knobs["scales"] = tuple(options.scales)
     for fold in [_fold(text) for text in options.folds]:
-        _make_fold(Path(root), options, Recipe(**knobs, fold=fold))
+        _make_fold(Path(root), options, ClusterRecipe(**knobs, fold=fold))
 
 
-def _make_fold(root: Path, options: argparse.Namespace, recipe: Recipe) -> None:
+def _make_fold(root: Path, options: argparse.Namespace, recipe: ClusterRecipe) -> None:
     folder, shares = cluster_dataset(
         root,
         options.dataset_id,

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from nnssl.cli.command import command
-from nnssl.convert.checks import Checked
+from nnssl.convert.checks import CheckedCase
 from nnssl.convert.cine import Cine, check_cines, patient_pattern, write_cines
-from nnssl.convert.engine import Target, check, convert
+from nnssl.convert.engine import ConversionTarget, check, convert
 from nnssl.convert.private import private_spec
 from nnssl.convert.readers.volume import FOURTH_AXES, HEADERS
 from nnssl.convert.spec import DatasetSpec, check_spec, find_specs, read_spec
@@ -93,7 +93,7 @@ def _convert(options: argparse.Namespace) -> None:
             "needs NAME SOURCE -d ID, for example: nnssl_convert ACDC /data/ACDC -d 27"
         )
     spec = _prepared(options)
-    target = Target.of(
+    target = ConversionTarget.of(
         _folder("nnUNet_raw"), _folder("nnUNet_preprocessed"), options.dataset_id, spec.name
     )
     sources = (spec, options.source, options.workers, options.leave_out)
@@ -121,12 +121,12 @@ def _counted(cines: Sequence[Cine]) -> str:
     return f"{frames} frames without labels of {len({each.patient for each in cines})} patients"
 
 
-def _warn(checked: Sequence[Checked]) -> None:
+def _warn(checked: Sequence[CheckedCase]) -> None:
     for twins in identical_images(checked):
         print(f"warning: {twins.sentence}", file=sys.stderr)
 
 
-def _notes(checked: Sequence[Checked]) -> Counter[str]:
+def _notes(checked: Sequence[CheckedCase]) -> Counter[str]:
     return Counter(
         note.partition(" (")[0]
         for each in checked
@@ -186,7 +186,7 @@ def _folder(variable: str) -> Path:
     return Path(value)
 
 
-def _show(checked: Sequence[Checked], cines: Sequence[Cine]) -> None:
+def _show(checked: Sequence[CheckedCase], cines: Sequence[Cine]) -> None:
     for each in checked:
         size = "x".join(map(str, each.size))
         spacing = "x".join(f"{value:.2f}" for value in each.spacing)

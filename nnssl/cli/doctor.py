@@ -45,7 +45,7 @@ SHARED_MEMORY = Path("/dev/shm")
 OTHER_PROJECT = Path("nnssl", "training", "nnsslTrainer")  # only DKFZ's package has this folder
 
 
-class Finding(NamedTuple):
+class Diagnosis(NamedTuple):
     """One line of the table."""
 
     item: str
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if problems else 0
 
 
-def examine() -> Iterator[Finding]:
+def examine() -> Iterator[Diagnosis]:
     """Yields every finding, in the order of the table."""
     yield from _versions()
     yield from _name_clash()
@@ -79,128 +79,128 @@ def examine() -> Iterator[Finding]:
     for name in FOLDERS:
         yield from _folder(name)
     for name in OPTIONAL:
-        yield Finding(f"${name}", os.environ.get(name, "not set"), "note")
+        yield Diagnosis(f"${name}", os.environ.get(name, "not set"), "note")
     yield from _hardware()
 
 
-def _versions() -> Iterator[Finding]:
-    yield Finding("system", platform.platform(), "note")
-    yield Finding("python", f"{platform.python_version()} ({sys.executable})")
-    yield Finding("nnssl", f"{nnssl.__version__} ({Path(nnssl.__file__).parent})")
+def _versions() -> Iterator[Diagnosis]:
+    yield Diagnosis("system", platform.platform(), "note")
+    yield Diagnosis("python", f"{platform.python_version()} ({sys.executable})")
+    yield Diagnosis("nnssl", f"{nnssl.__version__} ({Path(nnssl.__file__).parent})")
     found = registration.nnunet_version() or "not installed"
     if registration.supported():
-        yield Finding("nnunetv2", f"{found} (supported {registration.SUPPORTED})")
+        yield Diagnosis("nnunetv2", f"{found} (supported {registration.SUPPORTED})")
     else:
         advice = f"pip install 'nnunetv2{registration.SUPPORTED}'"
-        yield Finding("nnunetv2", found, "problem", advice)
+        yield Diagnosis("nnunetv2", found, "problem", advice)
     for package in PACKAGES:
         yield _package(package)
 
 
-def _package(package: str) -> Finding:
+def _package(package: str) -> Diagnosis:
     try:
-        return Finding(package, version(package))
+        return Diagnosis(package, version(package))
     except PackageNotFoundError:
-        return Finding(package, "not installed", "problem", f"pip install {package}")
+        return Diagnosis(package, "not installed", "problem", f"pip install {package}")
 
 
-def _name_clash() -> Iterator[Finding]:
+def _name_clash() -> Iterator[Diagnosis]:
     """DKFZ's package of the same import name shadows ours, or is shadowed by it."""
     for entry in dict.fromkeys(sys.path):
         folder = Path(entry or ".") / OTHER_PROJECT
         if folder.is_dir():
             advice = "use separate environments: DKFZ's package has the same import name"
-            yield Finding("import name nnssl", f"also {folder.parents[1]}", "problem", advice)
+            yield Diagnosis("import name nnssl", f"also {folder.parents[1]}", "problem", advice)
 
 
-def _registration() -> Finding:
+def _registration() -> Diagnosis:
     try:
         folder = registration.trainer_folder()
     except ValueError as error:
-        return Finding("registration", "no nnU-Net", "problem", str(error))
+        return Diagnosis("registration", "no nnU-Net", "problem", str(error))
     if registration.externally_registered():
-        return Finding("registration", f"${registration.EXTERNAL_VARIABLE}")
+        return Diagnosis("registration", f"${registration.EXTERNAL_VARIABLE}")
     state = registration.state(folder)
     if state == "registered":
-        return Finding("registration", str(folder / registration.MODULE_NAME))
-    return Finding("registration", f"{state} in {folder}", "problem", "run nnssl_register")
+        return Diagnosis("registration", str(folder / registration.MODULE_NAME))
+    return Diagnosis("registration", f"{state} in {folder}", "problem", "run nnssl_register")
 
 
-def _trainers() -> Finding:
+def _trainers() -> Diagnosis:
     try:
         names = [read_config(name).name for name in find_configs()]
     except ValueError as error:
-        return Finding("trainers", "a broken file", "problem", str(error))
-    return Finding("trainers", f"{len(names)} (nnssl_trainers lists them)")
+        return Diagnosis("trainers", "a broken file", "problem", str(error))
+    return Diagnosis("trainers", f"{len(names)} (nnssl_trainers lists them)")
 
 
-def _folder(name: str) -> Iterator[Finding]:
+def _folder(name: str) -> Iterator[Diagnosis]:
     text = os.environ.get(name)
     if not text:
-        yield Finding(f"${name}", "not set", "problem", f"export {name}=<folder>")
+        yield Diagnosis(f"${name}", "not set", "problem", f"export {name}=<folder>")
         return
     folder = Path(text)
     if not folder.is_dir():
-        yield Finding(f"${name}", f"{text} does not exist", "problem", f"mkdir -p {text}")
+        yield Diagnosis(f"${name}", f"{text} does not exist", "problem", f"mkdir -p {text}")
         return
     if os.access(folder, os.W_OK):
-        yield Finding(f"${name}", text)
+        yield Diagnosis(f"${name}", text)
     else:
-        yield Finding(f"${name}", f"{text} is not writable", "warning", "only reading will work")
+        yield Diagnosis(f"${name}", f"{text} is not writable", "warning", "only reading will work")
     free = shutil.disk_usage(folder).free
     tight = free < LEAST_FREE_DISK
     advice = "checkpoints and preprocessed data need room" if tight else ""
-    yield Finding("  free disk", _gibibytes(free), "warning" if tight else "ok", advice)
+    yield Diagnosis("  free disk", _gibibytes(free), "warning" if tight else "ok", advice)
 
 
-def _hardware() -> Iterator[Finding]:
+def _hardware() -> Iterator[Diagnosis]:
     yield from _gpus()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("CPU cores", f"{cores} usable of {os.cpu_count()}")
+    yield Diagnosis("CPU cores", f"{cores} usable of {os.cpu_count()}")
     yield _workers()
     if SHARED_MEMORY.is_dir():
         yield _shared_memory()
 
 
-def _gpus() -> Iterator[Finding]:
+def _gpus() -> Iterator[Diagnosis]:
     try:
         import torch
     except ImportError as error:
-        yield Finding("GPU", "torch cannot be imported", "problem", str(error))
+        yield Diagnosis("GPU", "torch cannot be imported", "problem", str(error))
         return
-    yield Finding("CUDA of torch", torch.version.cuda or "none (a CPU build)", "note")
+    yield Diagnosis("CUDA of torch", torch.version.cuda or "none (a CPU build)", "note")
     if not torch.cuda.is_available():
-        yield Finding("GPU", "none usable", "warning", "train with -device cpu, on small plans")
+        yield Diagnosis("GPU", "none usable", "warning", "train with -device cpu, on small plans")
         return
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
-        yield Finding(f"GPU {index}", f"{gpu.name}, {_gibibytes(gpu.total_memory)}")
+        yield Diagnosis(f"GPU {index}", f"{gpu.name}, {_gibibytes(gpu.total_memory)}")
 
 
-def _workers() -> Finding:
+def _workers() -> Diagnosis:
     text = os.environ.get("nnUNet_n_proc_DA")  # noqa: SIM112
     if text is not None and not text.isdigit():
         advice = "export nnUNet_n_proc_DA=<number of processes>"
-        return Finding("$nnUNet_n_proc_DA", text, "problem", advice)
+        return Diagnosis("$nnUNet_n_proc_DA", text, "problem", advice)
     try:
         from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
     except ImportError as error:
-        return Finding("workers", "unknown", "problem", str(error))
+        return Diagnosis("workers", "unknown", "problem", str(error))
     source = "$nnUNet_n_proc_DA" if text else "nnU-Net's choice; $nnUNet_n_proc_DA is not set"
     count = get_allowed_n_proc_DA()
     if not count:
         advice = "nnU-Net 2.8's planner stops at 0 workers; set nnUNet_n_proc_DA to 1 or more"
-        return Finding("workers", f"{count} ({source})", "warning", advice)
-    return Finding("workers", f"{count} ({source})")
+        return Diagnosis("workers", f"{count} ({source})", "warning", advice)
+    return Diagnosis("workers", f"{count} ({source})")
 
 
-def _shared_memory() -> Finding:
+def _shared_memory() -> Diagnosis:
     usage = shutil.disk_usage(SHARED_MEMORY)
     value = f"{_gibibytes(usage.free)} free of {_gibibytes(usage.total)}"
     if usage.total < LEAST_SHARED_MEMORY:
         advice = "workers may die with a bus error; docker run --shm-size=8g"
-        return Finding("shared memory", value, "warning", advice)
-    return Finding("shared memory", value)
+        return Diagnosis("shared memory", value, "warning", advice)
+    return Diagnosis("shared memory", value)
 
 
 def _gibibytes(size: int) -> str:

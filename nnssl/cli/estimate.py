@@ -47,7 +47,7 @@ def _measure(options: argparse.Namespace) -> dict[str, object]:
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
     from nnssl.estimate.estimate import estimate
-    from nnssl.training.dry_trainer import Job
+    from nnssl.training.dry_trainer import DryRun
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device is usable here; the CPU is asked for with -device cpu")
@@ -56,7 +56,7 @@ def _measure(options: argparse.Namespace) -> dict[str, object]:
     torch.backends.cudnn.benchmark = True
     workers = get_allowed_n_proc_DA() if options.workers is None else options.workers
     device = torch.device(options.device)
-    job = Job(options.dataset, options.configuration, options.fold, options.plans, device)
+    job = DryRun(options.dataset, options.configuration, options.fold, options.plans, device)
     return estimate(options.trainer, job, workers, options.steps).to_dict()
 
 

@@ -21,7 +21,7 @@ from nnssl.cli.command import command
 from nnssl.common.files import read_json
 from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.nnunet.plan_like import KEEPABLE, like_plans
-from nnssl.nnunet.plan_source import Source, planned_network, source_of
+from nnssl.nnunet.plan_source import PlanSource, planned_network, source_of
 from nnssl.nnunet.planned_network import check_supported
 from nnssl.nnunet.plans import plans_file, write_new_plans
 from nnssl.nnunet.weight_search import ENVIRONMENT, WeightSource
@@ -73,14 +73,14 @@ def _write(options: argparse.Namespace) -> None:
     _say_what_next(options, name, configuration)
 
 
-def _source(file: Path, checkpoint: Mapping[str, Any]) -> Source:
+def _source(file: Path, checkpoint: Mapping[str, Any]) -> PlanSource:
     try:
         return source_of(checkpoint)
     except ValueError as error:
         raise ValueError(f"{file} cannot be planned after: {error}") from error
 
 
-def _default_name(source: Source) -> str:
+def _default_name(source: PlanSource) -> str:
     return f"nnUNetPlansLike{re.sub(r'^Dataset[0-9]{3}_', '', source.dataset)}"
 
 

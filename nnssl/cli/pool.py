@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnssl.cli.command import command
-from nnssl.data.pool.build import UNIVERSAL, Draft, Request, build, draft
+from nnssl.data.pool.build import UNIVERSAL, Draft, PoolRequest, build, draft
 from nnssl.data.pool.members import Places
 from nnssl.data.pool.plans import PLANNER
 from nnssl.data.pool.settings import POLICIES, WINDOW
@@ -96,9 +96,9 @@ def _make(options: argparse.Namespace, places: Places) -> None:
     )
 
 
-def _request(options: argparse.Namespace, places: Places) -> Request:
+def _request(options: argparse.Namespace, places: Places) -> PoolRequest:
     default = "nnUNetPlans" if options.plans_of is not None else "nnSSLUniversalPlans"
-    return Request(
+    return PoolRequest(
         number=options.pool_id,
         name=options.name or _known_name(places, options.pool_id),
         members=tuple(options.members),

@@ -16,10 +16,15 @@ from pathlib import Path
 from nnssl.cli.command import command
 from nnssl.common.files import read_json
 from nnssl.data.unlabelled.job import Plan
-from nnssl.data.unlabelled.preprocess import Outcome, complete, preprocess_unlabelled, remove
+from nnssl.data.unlabelled.preprocess import (
+    PreprocessingOutcome,
+    complete,
+    preprocess_unlabelled,
+    remove,
+)
 from nnssl.data.unlabelled.records import pools, read_manifest
-from nnssl.data.unlabelled.sources import Choice
-from nnssl.data.unlabelled.task import Task, own_folder
+from nnssl.data.unlabelled.sources import FileChoice
+from nnssl.data.unlabelled.task import UnlabelledTask, own_folder
 from nnssl.leakage.test_set import read_test_set, thumbnails_of_test_set
 from nnssl.nnunet.plans import plans_file
 
@@ -89,15 +94,15 @@ def _preprocess(options: argparse.Namespace, dataset: Path, plan: Plan) -> None:
     if options.source is None:
         raise ValueError("needs -i FOLDER (or --list, or --remove NAME)")
     name = options.name or options.source.resolve().name
-    choice = Choice(plan.endings, options.files, options.patient)
-    task = Task(dataset, options.source, name, plan, choice, _part(options.part))
+    choice = FileChoice(plan.endings, options.files, options.patient)
+    task = UnlabelledTask(dataset, options.source, name, plan, choice, _part(options.part))
     _report(task, preprocess_unlabelled(task, options.workers))
     if options.patient is None and task.part[0] == 1:  # while the raw test images are at hand
         ending = str(plan.dataset_json.get("file_ending", ".nii.gz"))
         thumbnails_of_test_set(read_test_set(dataset, ending), task.own, plan)
 
 
-def _report(task: Task, outcome: Outcome) -> None:
+def _report(task: UnlabelledTask, outcome: PreprocessingOutcome) -> None:
     print(
         f"{task.pool}: {outcome.written} images written, {outcome.kept} were there, "
         f"of {outcome.patients} patients"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nnssl.training.run_list import Run
 
 HEADER = ("", "trainer", "dataset", "plans", "configuration", "fold", "state", "epoch", "date")
-GAUGES = {
+METRICS = {
     "train_loss": "train loss",
     "val_loss": "val loss",
     "weight_change": "weights moved %",
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="nnssl_runs",
         description="Lists finished and unfinished pre-trainings under nnUNet_results with their "
-        "last gauges, and the line that uses, continues or restarts each.",
+        "last metrics, and the line that uses, continues or restarts each.",
     )
     parser.add_argument("dataset", nargs="?", help="number or name of a dataset; default: all")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _text(runs: Sequence[Run]) -> str:
     if not runs:
         return "no pre-training run was found; nnssl_trainers lists what can be trained"
-    shown = [key for key in GAUGES if any(key in run.gauges for run in runs)]
-    header = (*HEADER, *(GAUGES[key] for key in shown))
+    shown = [key for key in METRICS if any(key in run.metrics for run in runs)]
+    header = (*HEADER, *(METRICS[key] for key in shown))
     rows = [_row(number, run, shown) for number, run in enumerate(runs, 1)]
     lines = [f"{n}: {run.problem or run.command}" for n, run in enumerate(runs, 1)]
     return "\n".join([table(header, rows), "", *lines])
@@ -54,11 +54,11 @@ def _text(runs: Sequence[Run]) -> str:
 def _row(number: int, run: Run, shown: Sequence[str]) -> list[str]:
     place = [run.trainer, run.dataset, run.plans, run.configuration, run.fold, run.state]
     epochs = " of ".join("?" if n is None else str(n) for n in (run.epoch, run.epochs))
-    return [str(number), *place, epochs, run.date, *(_gauge(run, key) for key in shown)]
+    return [str(number), *place, epochs, run.date, *(_metric(run, key) for key in shown)]
 
 
-def _gauge(run: Run, key: str) -> str:
-    value = run.gauges.get(key)
+def _metric(run: Run, key: str) -> str:
+    value = run.metrics.get(key)
     if value is None:
         return "-"
     return f"{100 * value:.0f}" if key == "weight_change" else f"{value:.3g}"

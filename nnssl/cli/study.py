@@ -14,7 +14,7 @@ from nnssl.studies.run.files import find_studies
 from nnssl.studies.run.folder import Selection
 from nnssl.studies.run.runner import Options, run_study
 from nnssl.studies.run.spec import Study, read_study, waiting
-from nnssl.studies.run.status import Table, status
+from nnssl.studies.run.status import StatusTable, status
 
 
 @command("nnssl_study", resumes=True)
@@ -132,7 +132,7 @@ def _row(study: Study) -> tuple[str, str, str]:
     return study.summary, f"{budgets} {study.unit}", methods.strip()
 
 
-def _text(part: Table) -> str:
+def _text(part: StatusTable) -> str:
     return table(part.header, part.rows)
 
 

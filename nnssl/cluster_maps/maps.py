@@ -17,7 +17,7 @@ from skimage.filters import threshold_otsu
 
 from nnssl.cluster_maps import recipe as recipes
 from nnssl.cluster_maps.handcrafted import HandcraftedFeatures
-from nnssl.cluster_maps.recipe import MANIFEST, Image, Recipe
+from nnssl.cluster_maps.recipe import MANIFEST, ClusterRecipe, Image
 from nnssl.common.files import temporary, write_json
 from nnssl.common.parallel import for_each
 from nnssl.data.case_store import image_file, open_image
@@ -29,7 +29,7 @@ OTSU_SPAN = 4096  # values per slice that a threshold is found from
 
 
 @dataclass(frozen=True)
-class Job:
+class MapJob:
     """Where maps come from and go to; can be sent to another process.
 
     Attributes:
@@ -42,13 +42,13 @@ class Job:
 
     preprocessed: Path
     folder: Path
-    recipe: Recipe
+    recipe: ClusterRecipe
     spacing: tuple[float, ...]
     patch: tuple[int, ...]
 
 
 def make_maps(
-    job: Job,
+    job: MapJob,
     plans: Mapping[str, Any],
     configuration: Mapping[str, Any],
     training: Sequence[str],
@@ -100,7 +100,7 @@ def body(image: np.ndarray) -> np.ndarray:
     return np.stack(filled) | tissue
 
 
-def _fit(job: Job, training: Sequence[str], workers: int) -> None:
+def _fit(job: MapJob, training: Sequence[str], workers: int) -> None:
     """Centres of the clusters, from voxels of every training case."""
     (job.folder / "samples").mkdir(exist_ok=True)
     each = max(1, job.recipe.samples // len(training))
@@ -133,7 +133,7 @@ def k_means(points: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     return centres[np.argsort(centres[:, 0])]
 
 
-def _sample(job: Job, count: int, case: str) -> None:
+def _sample(job: MapJob, count: int, case: str) -> None:
     """Features of `count` random voxels of a case, kept until all cases are there."""
     file = job.folder / "samples" / f"{case}.npy"
     if file.is_file():
@@ -150,8 +150,8 @@ def _sample(job: Job, count: int, case: str) -> None:
     os.replace(temporary(file), file)
 
 
-def _assign(job: Job, image: Image) -> None:
-    """Nearest centre of every voxel of an image, written as a companion array."""
+def _assign(job: MapJob, image: Image) -> None:
+    """Nearest centre of every voxel of an image, written as a dense target."""
     voxels, allowed = _read(job, image)
     with np.load(_centres(job.folder), allow_pickle=False) as fitted:
         centres, mean, scale = (fitted[key] for key in ("centres", "mean", "scale"))
@@ -175,7 +175,7 @@ def _scaled(
     return np.asarray(standard * weights, np.float32)
 
 
-def _read(job: Job, image: Image) -> tuple[np.ndarray, np.ndarray]:
+def _read(job: MapJob, image: Image) -> tuple[np.ndarray, np.ndarray]:
     """Voxels (C, Z, Y, X), and where clusters are wanted, (Z, Y, X)."""
     file = image_file(image.folder or job.preprocessed, image.identifier)
     voxels = np.asarray(open_image(file)[:], np.float32)
@@ -202,7 +202,7 @@ def _counts(file: Path, clusters: int) -> np.ndarray:
 
 
 @lru_cache(1)
-def _source(job: Job) -> Any:
+def _source(job: MapJob) -> Any:
     """The features, once per process (a network is loaded once)."""
     recipe = job.recipe
     if recipe.source == "handcrafted":
@@ -218,7 +218,7 @@ def _source(job: Job) -> Any:
     )
 
 
-def _feature_weights(job: Job, case: str) -> np.ndarray:
+def _feature_weights(job: MapJob, case: str) -> np.ndarray:
     channels = open_image(image_file(job.preprocessed, case)).shape[0]
     return np.asarray(_source(job).weights(channels))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnssl.common.files import read_json, sha256_of
-from nnssl.data.case_store import companion_folder, image_file
+from nnssl.data.case_store import dense_target_folder, image_file
 from nnssl.data.unlabelled.records import voxels_hash
 
 Source = Literal["handcrafted", "self", "dino"]
@@ -30,7 +30,7 @@ class Image:
 
     def map(self, maps: Path) -> Path:
         """File of its map among those of a fold."""
-        return companion_folder(maps, self.folder) / f"{self.identifier}.b2nd"
+        return dense_target_folder(maps, self.folder) / f"{self.identifier}.b2nd"
 
     def is_mapped(self, maps: Path) -> bool:
         """Whether there is a map; that of an image without label must be the younger one."""
@@ -42,7 +42,7 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ClusterRecipe:
     """Knobs of the maps; another value makes other maps.
 
     Attributes:
@@ -93,7 +93,7 @@ class Recipe:
 
 
 def manifest(
-    recipe: Recipe,
+    recipe: ClusterRecipe,
     plans: Mapping[str, Any],
     configuration: Mapping[str, Any],
     preprocessed: Path,

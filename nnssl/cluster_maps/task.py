@@ -8,8 +8,8 @@ from typing import Any
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnssl.cluster_maps import recipe as recipes
-from nnssl.cluster_maps.maps import Job, make_maps
-from nnssl.cluster_maps.recipe import Image, Recipe
+from nnssl.cluster_maps.maps import MapJob, make_maps
+from nnssl.cluster_maps.recipe import ClusterRecipe, Image
 from nnssl.common.files import read_json, write_json
 from nnssl.common.locks import held
 from nnssl.data.pretraining_data import DataFolders
@@ -18,7 +18,7 @@ from nnssl.data.unlabelled.records import pools, voxels_hash
 from nnssl.nnunet import folds
 from nnssl.nnunet.splits import SPLITS_FILE
 
-DEFAULT_NAME = "clusters"  # of the companion arrays
+DEFAULT_NAME = "clusters"  # of the dense targets
 LOCKS = "locks"  # beside the folders of the folds
 SEGMENTATION = "_seg"  # ends the names of nnU-Net's files of labels
 
@@ -28,7 +28,7 @@ def cluster_dataset(
     dataset_id: int,
     configuration: str,
     plans_name: str,
-    recipe: Recipe,
+    recipe: ClusterRecipe,
     name: str,
     workers: int,
 ) -> tuple[Path, list[float]]:
@@ -38,7 +38,7 @@ def cluster_dataset(
         root: `nnUNet_preprocessed`.
         dataset_id, configuration, plans_name: as in nnU-Net's commands.
         recipe: the knobs.
-        name: of the companion array.
+        name: of the dense target.
         workers: processes.
 
     Maps that another process is making are waited for.
@@ -66,7 +66,7 @@ def cluster_dataset(
     training, cases = fold_cases(folders.preprocessed, recipe.fold)
     patch = tuple(int(n) for n in manager.patch_size)
     spacing = tuple(float(s) for s in manager.spacing)[-len(patch) :]
-    job = Job(folders.preprocessed, folders.companion(name), recipe, spacing, patch)
+    job = MapJob(folders.preprocessed, folders.dense_target(name), recipe, spacing, patch)
     images = [*map(Image, cases), *_without_labels(folders.own)]
     with held(job.folder.parent / LOCKS / job.folder.name):
         shares = make_maps(job, plans, manager.configuration, training, images, workers)
@@ -88,8 +88,8 @@ def fold_cases(preprocessed: Path, fold: int | str) -> tuple[list[str], list[str
     return sorted(split["train"]), sorted([*split["train"], *split["val"]])
 
 
-def make_companions(trainer: Any) -> None:
-    """Make the cluster maps that a run lacks; what it has is left to `check_companions`.
+def make_dense_targets(trainer: Any) -> None:
+    """Make the cluster maps that a run lacks; what it has is left to `check_dense_targets`.
 
     Maps of the default name are made by the default recipe. Maps whose making was interrupted, or
     that lack images without labels, are completed by their own recipe, whatever their name.
@@ -97,7 +97,7 @@ def make_companions(trainer: Any) -> None:
     Args:
         trainer: an initialised pre-trainer; of several processes one works and the others wait.
     """
-    for name in trainer.objective.companions:
+    for name in trainer.objective.dense_targets:
         recipe = _recipe(trainer, name)
         if recipe is None:
             continue
@@ -116,21 +116,21 @@ def make_companions(trainer: Any) -> None:
         )
 
 
-def _recipe(trainer: Any, name: str) -> Recipe | None:
+def _recipe(trainer: Any, name: str) -> ClusterRecipe | None:
     """By what missing maps are to be made; None where none are missing or others are there."""
-    found = recipes.stored(trainer.folders.companion(name))
+    found = recipes.stored(trainer.folders.dense_target(name))
     if not found:
-        count = getattr(trainer.objective, "count", Recipe.clusters)
-        return Recipe(clusters=count, fold=trainer.fold) if name == DEFAULT_NAME else None
+        count = getattr(trainer.objective, "count", ClusterRecipe.clusters)
+        return ClusterRecipe(clusters=count, fold=trainer.fold) if name == DEFAULT_NAME else None
     images, hashes = _images(trainer), _hashes(trainer)
     if any(found[key] != value for key, value in hashes.items()):
         return None
-    if all(image.is_mapped(trainer.folders.companion(name)) for image in images):
+    if all(image.is_mapped(trainer.folders.dense_target(name)) for image in images):
         return None
-    return Recipe(**{**found["recipe"], "scales": tuple(found["recipe"]["scales"])})
+    return ClusterRecipe(**{**found["recipe"], "scales": tuple(found["recipe"]["scales"])})
 
 
-def check_companions(trainer: Any) -> None:
+def check_dense_targets(trainer: Any) -> None:
     """Refuse a pre-training run whose cluster maps are missing or were made for another one.
 
     Args:
@@ -139,14 +139,14 @@ def check_companions(trainer: Any) -> None:
     Raises:
         ValueError: with the command that makes them.
     """
-    for name in trainer.objective.companions:
+    for name in trainer.objective.dense_targets:
         clusters = getattr(trainer.objective, "count", None)
         command = (
             f"nnssl_cluster -d {_number(trainer)} -c {trainer.configuration_name} "
             f"-p {trainer.plans_manager.plans_name} -f {trainer.fold} --name {name}"
         )
         recipes.check_run(
-            trainer.folders.companion(name),
+            trainer.folders.dense_target(name),
             command if clusters is None else f"{command} -k {clusters}",
             trainer.fold,
             images=_images(trainer),

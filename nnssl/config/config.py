@@ -17,7 +17,7 @@ from typing import Any
 from nnssl.config.binding import REQUIRED, Knob, MismatchError, describe, fit, near, plain
 from nnssl.config.files import RawConfig
 from nnssl.config.overrides import OVERRIDES, override
-from nnssl.config.schema import Schema, Target, targets
+from nnssl.config.schema import KnobTarget, Schema, targets
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _bind_sections(
 
 
 def _bind_target(
-    target: Target, given: Collection[str], origin: Callable[[str], str], problems: list[str]
+    target: KnobTarget, given: Collection[str], origin: Callable[[str], str], problems: list[str]
 ) -> dict[str, Any]:
     allowed = target.allowed(given)
     for name in [n for n in target.values if n not in allowed and n != target.selector]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from nnssl.config.binding import near
 from nnssl.config.files import parse_yaml
-from nnssl.config.schema import Schema, Target, targets
+from nnssl.config.schema import KnobTarget, Schema, targets
 
 OVERRIDES = "nnssl_overrides"
 
@@ -68,7 +68,7 @@ def _parse_overrides(text: str, problems: list[str]) -> Iterator[tuple[str, Any]
             problems.append(f"{OVERRIDES}: {word!r} must be knob=value")
 
 
-def _replace(sections: dict[str, Any], target: Target, choice: Any) -> None:
+def _replace(sections: dict[str, Any], target: KnobTarget, choice: Any) -> None:
     """Chooses another callable; the knobs of the former choice go with it."""
     assert target.selector is not None
     values = target.values if target.values[target.selector] == choice else {}

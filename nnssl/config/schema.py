@@ -24,7 +24,7 @@ Schema = Mapping[str, Section]
 
 
 @dataclass(frozen=True)
-class Target:
+class KnobTarget:
     """Values that one callable takes: a section, or a group of a section."""
 
     path: str
@@ -42,7 +42,7 @@ def targets(
     schema: Schema,
     origin: Callable[[str], str],
     problems: list[str],
-) -> Iterator[Target]:
+) -> Iterator[KnobTarget]:
     for name, section in schema.items():
         values = sections.get(name)
         values = {} if values is None else values
@@ -55,7 +55,7 @@ def targets(
         elif isinstance(section, Mapping):
             yield from _choose(name, "name", values, section, origin, problems)
         else:
-            yield Target(name, section, values)
+            yield KnobTarget(name, section, values)
 
 
 def _group(
@@ -65,7 +65,7 @@ def _group(
     section: Groups,
     origin: Callable[[str], str],
     problems: list[str],
-) -> Iterator[Target]:
+) -> Iterator[KnobTarget]:
     path = f"{name}.{group}"
     if not isinstance(values, Mapping) or "." in str(group):
         problems.append(f"{path} = {values!r} in {origin(path)}: must be a mapping of knobs")
@@ -81,10 +81,10 @@ def _choose(
     choices: Mapping[str, Callable[..., Any]],
     origin: Callable[[str], str],
     problems: list[str],
-) -> Iterator[Target]:
+) -> Iterator[KnobTarget]:
     choice = values.get(selector, ABSENT)
     if isinstance(choice, str) and choice in choices:
-        yield Target(path, choices[choice], values, selector)
+        yield KnobTarget(path, choices[choice], values, selector)
         return
     full = f"{path}.{selector}"
     problems.append(

@@ -11,22 +11,22 @@ import SimpleITK as sitk  # noqa: N813
 
 from nnssl.convert.inventory import Problem
 from nnssl.convert.lookup import UnknownValuesError, targets
-from nnssl.convert.planning import Case
+from nnssl.convert.planning import PlannedCase
 from nnssl.convert.readers.volume import Volume
 from nnssl.convert.spec import values_of
-from nnssl.convert.tasks import IMAGE, LABEL, Recipe, Task, tasks_of
+from nnssl.convert.tasks import IMAGE, LABEL, VolumeRecipe, VolumeTask, tasks_of
 from nnssl.convert.volumes import be_quiet, geometry_differences, hash_of_voxels, orientation_of
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedCase:
     """What was found in the files of a case; size and spacing (mm) are in the order x y z.
 
     ``hashes`` (of the source files) and ``notes`` go by the name of the written file, ``values``
     are as written, ``voxels`` are the hashes of the images' values.
     """
 
-    case: Case
+    case: PlannedCase
     hashes: dict[str, str]
     size: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
@@ -37,7 +37,7 @@ class Checked:
     voxels: tuple[str, ...] = ()
 
 
-def check_case(case: Case, recipe: Recipe, labels: Mapping[str, Any]) -> Checked:
+def check_case(case: PlannedCase, recipe: VolumeRecipe, labels: Mapping[str, Any]) -> CheckedCase:
     """Read all files of a case; whatever is wrong comes back as problems, never as an exception.
 
     Args:
@@ -68,13 +68,15 @@ def check_case(case: Case, recipe: Recipe, labels: Mapping[str, Any]) -> Checked
         if task.role == LABEL:
             values = _check_values(case, volume.image, recipe, labels, problems)
     if first is None:
-        return Checked(case, hashes, problems=tuple(problems))
+        return CheckedCase(case, hashes, problems=tuple(problems))
     size, spacing, axes = first.GetSize(), first.GetSpacing(), orientation_of(first)
     found = tuple(problems)
-    return Checked(case, hashes, size, spacing, axes, values, found, notes, tuple(voxels))
+    return CheckedCase(case, hashes, size, spacing, axes, values, found, notes, tuple(voxels))
 
 
-def _read(case: Case, recipe: Recipe, task: Task, problems: list[Problem]) -> Volume | None:
+def _read(
+    case: PlannedCase, recipe: VolumeRecipe, task: VolumeTask, problems: list[Problem]
+) -> Volume | None:
     try:
         return recipe.read(task)
     except ValueError as error:
@@ -82,15 +84,15 @@ def _read(case: Case, recipe: Recipe, task: Task, problems: list[Problem]) -> Vo
         return None
 
 
-def _shown(task: Task) -> str:
+def _shown(task: VolumeTask) -> str:
     """The file, or the folder of many."""
     return task.files[0] if len(task.files) == 1 else task.files[0].rpartition("/")[0] + "/"
 
 
 def _check_values(
-    case: Case,
+    case: PlannedCase,
     label: sitk.Image,
-    recipe: Recipe,
+    recipe: VolumeRecipe,
     labels: Mapping[str, Any],
     problems: list[Problem],
 ) -> tuple[float, ...]:
@@ -107,7 +109,7 @@ def _check_values(
     return tuple(values.tolist())
 
 
-def _allowed(recipe: Recipe, labels: Mapping[str, Any]) -> str:
+def _allowed(recipe: VolumeRecipe, labels: Mapping[str, Any]) -> str:
     if recipe.remap is not None:
         return ", ".join(map(str, recipe.remap))
     return ", ".join(f"{value} {name}" for name, value in labels.items())

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from nnssl.common.parallel import for_each
-from nnssl.convert.checks import Checked, check_case
+from nnssl.convert.checks import CheckedCase, check_case
 from nnssl.convert.inventory import ConversionError, counted
 from nnssl.convert.planning import plan
 from nnssl.convert.records import (
@@ -20,7 +20,7 @@ from nnssl.convert.records import (
     write_records,
 )
 from nnssl.convert.spec import DatasetSpec
-from nnssl.convert.tasks import Recipe, Task, perform, tasks_of
+from nnssl.convert.tasks import VolumeRecipe, VolumeTask, perform, tasks_of
 from nnssl.convert.unfinished import check_same, open_partial
 from nnssl.convert.volumes import be_quiet
 
@@ -28,7 +28,7 @@ ADVICE = "delete it (and its preprocessed folder) or choose another dataset id (
 
 
 @dataclass(frozen=True)
-class Target:
+class ConversionTarget:
     """Where the dataset goes; ``partial`` holds it until it is complete."""
 
     raw: Path
@@ -36,7 +36,7 @@ class Target:
     partial: Path
 
     @classmethod
-    def of(cls, raw: Path, preprocessed: Path, dataset_id: int, name: str) -> Target:
+    def of(cls, raw: Path, preprocessed: Path, dataset_id: int, name: str) -> ConversionTarget:
         """Folders of ``Dataset<id>_<name>``.
 
         Raises:
@@ -54,14 +54,14 @@ class Target:
 
 def check(
     spec: DatasetSpec, source: Path, workers: int, leave_out: Collection[str] = ()
-) -> list[Checked]:
+) -> list[CheckedCase]:
     """Plan a conversion and open every file.
 
     Raises:
         ConversionError: Something is wrong; every bad case is named.
     """
     cases, problems = plan(spec, source, leave_out)
-    work = partial(check_case, recipe=Recipe.of(spec, source), labels=spec.labels)
+    work = partial(check_case, recipe=VolumeRecipe.of(spec, source), labels=spec.labels)
     checked = for_each(work, cases, workers, "check")
     problems = problems + [problem for each in checked for problem in each.problems]
     if problems:
@@ -73,11 +73,11 @@ def check(
 def convert(
     spec: DatasetSpec,
     source: Path,
-    target: Target,
+    target: ConversionTarget,
     n4: bool = False,
     workers: int = 1,
     leave_out: Collection[str] = (),
-) -> list[Checked]:
+) -> list[CheckedCase]:
     """Convert a native download into an nnU-Net dataset with patient-wise folds.
 
     A complete conversion of the same sources is left as it is (folds and case records are put
@@ -103,14 +103,16 @@ def convert(
         check_preprocessed(target.preprocessed, spec, checked)
         record = conversion_json(spec, source, checked, n4, job, leave_out)
         open_partial(target.partial, record)
-        _write_volumes(Recipe.of(spec, source, n4), target.partial, checked, workers)
+        _write_volumes(VolumeRecipe.of(spec, source, n4), target.partial, checked, workers)
         write_records(target.partial, spec, checked)
         os.replace(target.partial, target.raw)
     put_beside_preprocessed(target.raw, target.preprocessed)
     return checked
 
 
-def _write_volumes(recipe: Recipe, folder: Path, checked: Sequence[Checked], workers: int) -> None:
+def _write_volumes(
+    recipe: VolumeRecipe, folder: Path, checked: Sequence[CheckedCase], workers: int
+) -> None:
     missing = [
         task
         for each in checked
@@ -122,6 +124,6 @@ def _write_volumes(recipe: Recipe, folder: Path, checked: Sequence[Checked], wor
     for_each(partial(_perform, recipe=recipe, folder=folder), missing, workers, "write")
 
 
-def _perform(task: Task, recipe: Recipe, folder: Path) -> None:
+def _perform(task: VolumeTask, recipe: VolumeRecipe, folder: Path) -> None:
     be_quiet()
     perform(task, recipe, folder)

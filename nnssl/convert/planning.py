@@ -15,7 +15,7 @@ from nnssl.convert.spec import DatasetSpec
 
 
 @dataclass(frozen=True)
-class Case:
+class PlannedCase:
     """One nnU-Net case: identifier, patient, part (``Tr`` or ``Ts``) and its source files.
 
     ``mask``: a foreground mask is made in place of a label.
@@ -31,7 +31,7 @@ class Case:
 
 def plan(
     spec: DatasetSpec, source: Path, leave_out: Collection[str] = ()
-) -> tuple[list[Case], list[Problem]]:
+) -> tuple[list[PlannedCase], list[Problem]]:
     """Find all cases of a dataset.
 
     Args:
@@ -96,11 +96,11 @@ def _incomplete(spec: DatasetSpec, candidate: Candidate, problems: list[Problem]
     return bool(missing)
 
 
-def _case(spec: DatasetSpec, candidate: Candidate) -> Case:
+def _case(spec: DatasetSpec, candidate: Candidate) -> PlannedCase:
     images = tuple(image for image in candidate.images if image is not None)
     identifier, patient = candidate.format(spec.case), candidate.format(spec.patient)
     mask = spec.label is None and candidate.part == "Tr"
-    return Case(identifier, patient, candidate.part, images, candidate.label, mask)
+    return PlannedCase(identifier, patient, candidate.part, images, candidate.label, mask)
 
 
 def _empty_folders(spec: DatasetSpec, inventory: Inventory) -> list[Problem]:
@@ -113,7 +113,7 @@ def _empty_folders(spec: DatasetSpec, inventory: Inventory) -> list[Problem]:
     ]
 
 
-def _test_labels(cases: list[Case]) -> list[Problem]:
+def _test_labels(cases: list[PlannedCase]) -> list[Problem]:
     test = [case for case in cases if case.part == "Ts"]
     bare = [case for case in test if case.label is None]
     if len(bare) in (0, len(test)):
@@ -123,7 +123,7 @@ def _test_labels(cases: list[Case]) -> list[Problem]:
     ]
 
 
-def _collisions(cases: list[Case]) -> list[Problem]:
+def _collisions(cases: list[PlannedCase]) -> list[Problem]:
     by_identifier, parts = defaultdict(list), defaultdict(set)
     for case in cases:
         by_identifier[case.identifier].append(case.images[0][0])

@@ -9,9 +9,9 @@ from typing import Any
 
 from nnssl.common.files import read_json, sha256_of, write_json
 from nnssl.common.versions import versions
-from nnssl.convert.checks import Checked
+from nnssl.convert.checks import CheckedCase
 from nnssl.convert.spec import DatasetSpec
-from nnssl.convert.tasks import MASK, Task, tasks_of
+from nnssl.convert.tasks import MASK, VolumeTask, tasks_of
 from nnssl.convert.twins import identical_images
 from nnssl.convert.volumes import FILE_ENDING
 from nnssl.nnunet.cases import CASES_FILE
@@ -23,7 +23,7 @@ TEXTS = {"description", "citation", "licence", "where", "layout"}
 CHANGE_NO_CASE = TEXTS | {"unlabelled"}
 
 
-def write_records(folder: Path, spec: DatasetSpec, checked: Sequence[Checked]) -> None:
+def write_records(folder: Path, spec: DatasetSpec, checked: Sequence[CheckedCase]) -> None:
     """Write ``dataset.json``, ``splits_final.json`` and ``cases.json`` into the dataset folder."""
     patients = {
         each.case.identifier: each.case.patient for each in checked if each.case.part == "Tr"
@@ -33,7 +33,7 @@ def write_records(folder: Path, spec: DatasetSpec, checked: Sequence[Checked]) -
     write_json(folder / CASES_FILE.name, _cases_json(spec, checked))
 
 
-def job_of(spec: DatasetSpec, checked: Sequence[Checked], n4: bool) -> str:
+def job_of(spec: DatasetSpec, checked: Sequence[CheckedCase], n4: bool) -> str:
     """Hash of spec, settings and sources; equal jobs give equal volumes and folds."""
     settings = {key: value for key, value in asdict(spec).items() if key not in CHANGE_NO_CASE}
     settings["remap"] = {str(key): value for key, value in (spec.remap or {}).items()}
@@ -41,7 +41,7 @@ def job_of(spec: DatasetSpec, checked: Sequence[Checked], n4: bool) -> str:
     return sha256_of({"spec": settings, "n4": n4, "files": files})
 
 
-def check_preprocessed(folder: Path, spec: DatasetSpec, checked: Sequence[Checked]) -> None:
+def check_preprocessed(folder: Path, spec: DatasetSpec, checked: Sequence[CheckedCase]) -> None:
     """Refuse a preprocessed folder that belongs to another conversion.
 
     Raises:
@@ -76,7 +76,7 @@ def _dataset_json(spec: DatasetSpec, training_cases: int) -> dict[str, Any]:
     }
 
 
-def _cases_json(spec: DatasetSpec, checked: Sequence[Checked]) -> dict[str, Any]:
+def _cases_json(spec: DatasetSpec, checked: Sequence[CheckedCase]) -> dict[str, Any]:
     cases = {
         each.case.identifier: {
             "patient": each.case.patient,
@@ -95,7 +95,7 @@ def _cases_json(spec: DatasetSpec, checked: Sequence[Checked]) -> dict[str, Any]
 def conversion_json(
     spec: DatasetSpec,
     source: Path,
-    checked: Sequence[Checked],
+    checked: Sequence[CheckedCase],
     n4: bool,
     job: str,
     leave_out: Collection[str] = (),
@@ -126,7 +126,7 @@ def conversion_json(
     }
 
 
-def _file_record(spec: DatasetSpec, checked: Checked, task: Task) -> dict[str, Any]:
+def _file_record(spec: DatasetSpec, checked: CheckedCase, task: VolumeTask) -> dict[str, Any]:
     source = task.files[0] if len(task.files) == 1 else list(task.files)
     record: dict[str, Any] = {"source": source, "sha256": checked.hashes[task.target]}
     notes = list(checked.notes.get(task.target, ()))

@@ -13,7 +13,7 @@ from nnssl.common.files import temporary
 from nnssl.convert.foreground import foreground
 from nnssl.convert.inventory import Files
 from nnssl.convert.lookup import Remap, look_up
-from nnssl.convert.planning import Case
+from nnssl.convert.planning import PlannedCase
 from nnssl.convert.readers.read import read_volume
 from nnssl.convert.readers.volume import Reading, Volume
 from nnssl.convert.spec import DatasetSpec
@@ -23,7 +23,7 @@ IMAGE, LABEL, MASK = "image", "label", "foreground"
 
 
 @dataclass(frozen=True)
-class Task:
+class VolumeTask:
     """One file of the converted dataset.
 
     Args:
@@ -42,7 +42,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class VolumeRecipe:
     """What all tasks of a conversion share."""
 
     source: Path
@@ -52,11 +52,11 @@ class Recipe:
     n4: bool = False
 
     @classmethod
-    def of(cls, spec: DatasetSpec, source: Path, n4: bool = False) -> Recipe:
+    def of(cls, spec: DatasetSpec, source: Path, n4: bool = False) -> VolumeRecipe:
         """The recipe of a spec."""
         return cls(source, spec.reading, spec.remap, spec.foreground_rule, n4)
 
-    def read(self, task: Task) -> Volume:
+    def read(self, task: VolumeTask) -> Volume:
         """Read the volume of a task, as it will be written but for label values and bias field.
 
         Raises:
@@ -73,7 +73,7 @@ class Recipe:
     def _paths(self, files: Files) -> list[Path]:
         return [self.source / file for file in files]
 
-    def is_copy(self, task: Task) -> bool:
+    def is_copy(self, task: VolumeTask) -> bool:
         """Whether the file is compressed NIfTI that need not be opened."""
         exact = self.reading.headers == "exact" and self.reading.fourth_axis is None
         whole = len(task.files) == 1 and task.files[0].endswith(FILE_ENDING)
@@ -81,17 +81,19 @@ class Recipe:
         return exact and whole and not changed
 
 
-def tasks_of(case: Case) -> list[Task]:
+def tasks_of(case: PlannedCase) -> list[VolumeTask]:
     """All files of a case: images, then the label or the mask."""
     first = case.images[0]
     images = [
-        Task(IMAGE, f"images{case.part}/{case.identifier}_{k:04d}{FILE_ENDING}", files, k, first)
+        VolumeTask(
+            IMAGE, f"images{case.part}/{case.identifier}_{k:04d}{FILE_ENDING}", files, k, first
+        )
         for k, files in enumerate(case.images)
     ]
     target = f"labels{case.part}/{case.identifier}{FILE_ENDING}"
     if case.mask:
-        return [*images, Task(MASK, target, first, 0, first)]
-    return [*images, Task(LABEL, target, case.label, 0, first)] if case.label else images
+        return [*images, VolumeTask(MASK, target, first, 0, first)]
+    return [*images, VolumeTask(LABEL, target, case.label, 0, first)] if case.label else images
 
 
 def with_geometry_of(label: Volume, image: Volume) -> Volume:
@@ -105,7 +107,7 @@ def with_geometry_of(label: Volume, image: Volume) -> Volume:
     return Volume(copy, label.sha256, (*label.notes, note))
 
 
-def perform(task: Task, recipe: Recipe, folder: Path) -> None:
+def perform(task: VolumeTask, recipe: VolumeRecipe, folder: Path) -> None:
     """Write one file, whole or not at all."""
     target = folder / task.target
     partial = temporary(target)
@@ -116,7 +118,7 @@ def perform(task: Task, recipe: Recipe, folder: Path) -> None:
     os.replace(partial, target)
 
 
-def _finished(task: Task, recipe: Recipe) -> sitk.Image:
+def _finished(task: VolumeTask, recipe: VolumeRecipe) -> sitk.Image:
     image = recipe.read(task).image
     if task.role == IMAGE:
         return correct_bias_field(image) if recipe.n4 else image

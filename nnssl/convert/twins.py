@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nnssl.convert.checks import Checked
+from nnssl.convert.checks import CheckedCase
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Twins:
         )
 
 
-def identical_images(checked: Sequence[Checked]) -> list[Twins]:
+def identical_images(checked: Sequence[CheckedCase]) -> list[Twins]:
     """All groups of cases that share an image, but not the patient."""
-    cases: dict[tuple[int, str], list[Checked]] = defaultdict(list)
+    cases: dict[tuple[int, str], list[CheckedCase]] = defaultdict(list)
     for each in checked:
         for channel, voxels in enumerate(each.voxels):
             cases[channel, voxels].append(each)
@@ -37,6 +37,6 @@ def identical_images(checked: Sequence[Checked]) -> list[Twins]:
     return list(dict.fromkeys(twins for twins in found if len(twins.patients) > 1))
 
 
-def _twins(group: Sequence[Checked]) -> Twins:
+def _twins(group: Sequence[CheckedCase]) -> Twins:
     patients = sorted({each.case.patient for each in group})
     return Twins(tuple(each.case.identifier for each in group), tuple(patients))

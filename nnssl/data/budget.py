@@ -47,7 +47,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Request:
+class BudgetRequest:
     """What the plans allow and what the objective asks for.
 
     Attributes:
@@ -75,7 +75,7 @@ class Request:
     samples: int | None = None
 
 
-def divide(request: Request) -> tuple[tuple[int, ...], int]:
+def divide(request: BudgetRequest) -> tuple[tuple[int, ...], int]:
     """Crop and number of patches for a step.
 
     The voxels that the plan spends (over the share of activations that is kept) are divided: the
@@ -108,7 +108,7 @@ def check_crop(crop: Sequence[int], stride: Sequence[int]) -> None:
             )
 
 
-def _largest_crop(request: Request, allowed: float) -> tuple[int, ...]:
+def _largest_crop(request: BudgetRequest, allowed: float) -> tuple[int, ...]:
     """Shrink the planned patch step by step, longest relative axis first, until it fits."""
     least = [
         min(p, LEAST_CELLS * s) for p, s in zip(request.plan_patch, request.stride, strict=True)
@@ -127,7 +127,7 @@ def _largest_crop(request: Request, allowed: float) -> tuple[int, ...]:
     return tuple(crop)
 
 
-def _leave_positions(crop: list[int], request: Request) -> list[int]:
+def _leave_positions(crop: list[int], request: BudgetRequest) -> list[int]:
     """Shorten the position axis until S clearly different positions exist in a median volume."""
     axis = request.axis - (3 - len(crop))
     if request.parts < 2 or axis < 0 or not request.median:

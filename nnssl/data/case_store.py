@@ -44,11 +44,11 @@ class Case:
     folder: Path | None = None
 
 
-def companion_folder(maps: Path, folder: Path | None) -> Path:
-    """Where the companion arrays of images lie.
+def dense_target_folder(maps: Path, folder: Path | None) -> Path:
+    """Where the dense targets of images lie.
 
     Args:
-        maps: folder of one kind of companion arrays.
+        maps: folder of one kind of dense targets.
         folder: of the images, see `Case`; those of a pool lie in a folder of the pool's name.
     """
     return maps if folder is None else maps / UNLABELLED / folder.name

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnssl.data.case_store import MOST_KEPT, Case, companion_folder
-from nnssl.data.sampling import Place, Sampler
+from nnssl.data.case_store import MOST_KEPT, Case, dense_target_folder
+from nnssl.data.sampling import PatchPlace, Sampler
 from nnssl.modules.positions import extent3
 from nnssl.nnunet.images import CaseError, image_file, open_image
 
@@ -20,11 +20,11 @@ class PatchReader:
 
     Args:
         folder: nnU-Net's preprocessed folder of one configuration.
-        companions: name -> folder of integer maps on the same grid (`<case>.b2nd`).
+        dense_targets: name -> folder of integer maps on the same grid (`<case>.b2nd`).
     """
 
-    def __init__(self, folder: Path, companions: Mapping[str, Path] | None = None) -> None:
-        self.folder, self.companions = folder, dict(companions or {})
+    def __init__(self, folder: Path, dense_targets: Mapping[str, Path] | None = None) -> None:
+        self.folder, self.dense_targets = folder, dict(dense_targets or {})
         self._open: dict[Path, Any] = {}
 
     def image(self, identifier: str, box: np.ndarray, folder: Path | None = None) -> np.ndarray:
@@ -32,11 +32,11 @@ class PatchReader:
         file = image_file(folder or self.folder, identifier)
         return self._cut(file, identifier, box, 0).astype(np.float32)
 
-    def companion(
+    def dense_target(
         self, name: str, identifier: str, box: np.ndarray, folder: Path | None = None
     ) -> np.ndarray:
         """int64 (Z, Y, X) of the box, -1 outside the volume; folder: see `Case`."""
-        file = image_file(companion_folder(self.companions[name], folder), identifier)
+        file = image_file(dense_target_folder(self.dense_targets[name], folder), identifier)
         return self._cut(file, identifier, box, -1).astype(np.int64)[0]
 
     def _cut(self, file: Path, identifier: str, box: np.ndarray, fill: float) -> np.ndarray:
@@ -111,10 +111,10 @@ class BatchMaker:
             "patient": torch.tensor([case.patient for case in cases]),
             "dataset": torch.tensor([case.dataset for case in cases]),
             "identifier": [case.identifier for case in cases],
-            "companions": self._companions(cases, boxes),
+            "dense_targets": self._dense_targets(cases, boxes),
         }
 
-    def _box(self, place: Place) -> np.ndarray:
+    def _box(self, place: PatchPlace) -> np.ndarray:
         """Box of the raw patch around the nominal crop."""
         patch, crop = np.array(extent3(self.patch)), np.array(extent3(self.crop))
         begin = np.array(place.begin) - (patch - crop) // 2
@@ -124,11 +124,11 @@ class BatchMaker:
         stacked = torch.from_numpy(np.stack(arrays))
         return stacked[:, :, 0] if self.flat else stacked
 
-    def _companions(self, cases: list[Case], boxes: list[np.ndarray]) -> dict[str, torch.Tensor]:
+    def _dense_targets(self, cases: list[Case], boxes: list[np.ndarray]) -> dict[str, torch.Tensor]:
         found = {}
-        for name in self.reader.companions:
+        for name in self.reader.dense_targets:
             maps = [
-                self.reader.companion(name, c.identifier, b, c.folder)
+                self.reader.dense_target(name, c.identifier, b, c.folder)
                 for c, b in zip(cases, boxes, strict=True)
             ]
             stacked = torch.from_numpy(np.stack(maps))

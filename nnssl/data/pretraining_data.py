@@ -32,7 +32,7 @@ class DataFolders:
     Attributes:
         preprocessed: nnU-Net's folder (`data_identifier`); nothing of ours is written there.
         own: nnssl's folder for it, `nnUNet_preprocessed/DatasetXXX/nnssl/<data_identifier>`.
-        fold: number, or `all`; every fold has companion arrays of its own, made from its own
+        fold: number, or `all`; every fold has dense targets of its own, made from its own
             training cases.
     """
 
@@ -47,17 +47,17 @@ class DataFolders:
     def occupancy(self) -> Occupancy:
         return Occupancy(self.preprocessed, self.own / "occupancy")
 
-    def companion(self, name: str) -> Path:
-        """Folder of one companion array of this fold, whether it is there or not."""
+    def dense_target(self, name: str) -> Path:
+        """Folder of one dense target of this fold, whether it is there or not."""
         return self.own / name / f"fold_{self.fold}"
 
-    def companions(self, names: Sequence[str]) -> dict[str, Path]:
-        """Folders of companion arrays; a missing one stops the run."""
-        folders = {name: self.companion(name) for name in names}
+    def dense_targets(self, names: Sequence[str]) -> dict[str, Path]:
+        """Folders of dense targets; a missing one stops the run."""
+        folders = {name: self.dense_target(name) for name in names}
         for name, folder in folders.items():
             if not folder.is_dir():
                 raise ValueError(
-                    f"companion arrays {name!r} of fold {self.fold} are not in {folder}. Cluster "
+                    f"dense targets {name!r} of fold {self.fold} are not in {folder}. Cluster "
                     f"maps are made with: nnssl_cluster -f {self.fold} --name {name}"
                 )
         return folders
@@ -71,7 +71,7 @@ def own_folder(preprocessed: Path) -> Path:
 def batch_maker(
     cases: list[Case],
     folders: DataFolders,
-    companions: Sequence[str],
+    dense_targets: Sequence[str],
     crop: Sequence[int],
     patch: Sequence[int],
     samples: int,
@@ -81,7 +81,7 @@ def batch_maker(
 ) -> BatchMaker:
     """Batches of one set of cases."""
     sampler = Sampler(cases, crop, samples, sampling, folders.occupancy())
-    reader = PatchReader(folders.preprocessed, folders.companions(companions))
+    reader = PatchReader(folders.preprocessed, folders.dense_targets(dense_targets))
     return BatchMaker(sampler, reader, cases, patch, crop, seed, rank)
 
 

@@ -85,7 +85,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Place:
+class PatchPlace:
     """One drawn patch: the case and the first voxel of the nominal crop on three axes."""
 
     case: int
@@ -118,7 +118,7 @@ class Sampler:
         self.sampling, self.samples, self.occupancy = sampling, samples, occupancy
         self.eligible = self._eligible()
 
-    def draw(self, key: Sequence[int]) -> list[Place]:
+    def draw(self, key: Sequence[int]) -> list[PatchPlace]:
         """Places of one step.
 
         Args:
@@ -189,7 +189,7 @@ class Sampler:
             drawn += [int(rng.choice(by_patient[p])) for p in patients]
         return drawn
 
-    def _place(self, number: int, part: int, rng: np.random.Generator) -> Place:
+    def _place(self, number: int, part: int, rng: np.random.Generator) -> PatchPlace:
         case = self.cases[number]
         best, best_share = None, -1.0
         for _ in range(self.sampling.tries):
@@ -201,7 +201,7 @@ class Sampler:
             if share >= self.sampling.least_tissue:
                 break
         assert best is not None
-        return Place(number, (int(best[0]), int(best[1]), int(best[2])))
+        return PatchPlace(number, (int(best[0]), int(best[1]), int(best[2])))
 
     def _begin(self, case: Case, part: int, rng: np.random.Generator) -> np.ndarray:
         begin = np.empty(3, int)

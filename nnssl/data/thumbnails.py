@@ -25,7 +25,7 @@ FLIPS = tuple(tuple(a for a in range(3) if bits >> a & 1) for bits in range(8))
 
 
 @dataclass(frozen=True)
-class Match:
+class Duplicate:
     """Two images that are nearly the same: positions in both lists, and their correlation."""
 
     query: int
@@ -102,7 +102,7 @@ def thumbnail(image: Any) -> np.ndarray:
 
 def near_duplicates(
     queries: np.ndarray, candidates: np.ndarray, threshold: float = THRESHOLD, flips: bool = False
-) -> list[Match]:
+) -> list[Duplicate]:
     """All pairs whose correlation reaches the threshold.
 
     Args:
@@ -122,7 +122,7 @@ def near_duplicates(
             for q, c in np.argwhere(correlation >= threshold):
                 pair, value = (start + int(q), int(c)), float(correlation[q, c])
                 best[pair] = max(value, best.get(pair, value))
-    return [Match(*pair, value) for pair, value in sorted(best.items())]
+    return [Duplicate(*pair, value) for pair, value in sorted(best.items())]
 
 
 def of_file(file: Path) -> np.ndarray:

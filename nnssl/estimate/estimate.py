@@ -19,7 +19,7 @@ import torch
 from nnssl.estimate.read_volume import bytes_per_batch
 from nnssl.estimate.steps import Subject, subject, synchronise
 from nnssl.estimate.summary import machine, waiting
-from nnssl.training.dry_trainer import RESULTS, Job, dry_folders
+from nnssl.training.dry_trainer import RESULTS, DryRun, dry_folders
 from nnssl.training.preflight import COPIES
 
 DRY_STEPS = 10
@@ -130,7 +130,7 @@ class Estimate:
         return {**asdict(self), **{k: getattr(self, k) for k in derived}, "advice": self.advice()}
 
 
-def estimate(trainer: str, job: Job, workers: int, steps: int = DRY_STEPS) -> Estimate:
+def estimate(trainer: str, job: DryRun, workers: int, steps: int = DRY_STEPS) -> Estimate:
     """Runs dry steps of a trainer with its real loaders, in temporary folders.
 
     Args:
@@ -154,7 +154,7 @@ def estimate(trainer: str, job: Job, workers: int, steps: int = DRY_STEPS) -> Es
         return _figures(trainer, job, dry, folder, free)
 
 
-def _figures(name: str, job: Job, dry: Subject, folder: Path, free: int | None) -> Estimate:
+def _figures(name: str, job: DryRun, dry: Subject, folder: Path, free: int | None) -> Estimate:
     trainer = dry.trainer
     epochs, waited = trainer.num_epochs, waiting(dry.taken)
     per_epoch = _steps_per_epoch(trainer)

@@ -12,7 +12,7 @@ import torch
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-class MemoryGauge:
+class MemoryMeter:
     """Growth of memory since it was made, at its largest.
 
     On CUDA it counts what torch allocates; elsewhere the resident memory of this process, which

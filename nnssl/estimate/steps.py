@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from nnssl.estimate.memory import MemoryGauge
+from nnssl.estimate.memory import MemoryMeter
 from nnssl.estimate.phases import PhaseClock, instrumented
-from nnssl.training.dry_trainer import Job, build, loaders
+from nnssl.training.dry_trainer import DryRun, build, loaders
 
 WARM_UP = 3  # untimed steps on batches made in this process
 MOST_DRAINED = 16  # batches that at most are taken before a block, so that workers have no lead
@@ -49,7 +49,7 @@ class Subject:
         workers: of the loader.
         clock: hooked into the trainer.
         batch: processor seconds that one batch costs a worker, per batch made in this process.
-        peak: bytes, see `MemoryGauge`; None where unknown.
+        peak: bytes, see `MemoryMeter`; None where unknown.
     """
 
     trainer: Any
@@ -99,7 +99,7 @@ def alternate(subjects: Iterable[Subject], rounds: int, steps: int) -> None:
 @contextmanager
 def subject(
     name: str,
-    job: Job,
+    job: DryRun,
     workers: int,
     timed_steps: int,
     amp: bool = True,
@@ -115,14 +115,14 @@ def subject(
         amp: False switches mixed precision off.
         processor_clock: phases in processor seconds of the training thread, else wall seconds.
     """
-    gauge = MemoryGauge(job.device)
+    meter = MemoryMeter(job.device)
     trainer = build(name, job)
     clock = PhaseClock(job.device, thread_time if processor_clock else perf_counter)
     with instrumented(trainer, clock, amp):
         fill_caches(trainer, timed_steps + WARM_UP + 2 * MOST_DRAINED)
         batch = _warm_up(trainer)
         clock.take()
-        peak = gauge.peak()
+        peak = meter.peak()
         with loaders(trainer, workers) as (train, val):
             yield Subject(trainer, train, val, workers, clock, batch, peak)
 

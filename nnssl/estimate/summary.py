@@ -17,7 +17,7 @@ from nnssl.common.versions import versions
 from nnssl.data.budget import Budget
 from nnssl.estimate.phases import PHASES
 from nnssl.estimate.steps import Step
-from nnssl.training.dry_trainer import Job
+from nnssl.training.dry_trainer import DryRun
 
 HEADER = (
     "trainer", "workers", "AMP", "compile", "voxels", "step s", "wall s", "batch s", "data %",
@@ -40,7 +40,7 @@ class Row:
         batch: processor seconds that making a batch costs a worker.
         shares: of the time of a step and its waiting: `data` (wall), then each phase, whose share
             of the step is measured on the clock of `step`. They sum to at most 1.
-        peak_bytes: memory, see `MemoryGauge`; None where unknown.
+        peak_bytes: memory, see `MemoryMeter`; None where unknown.
         voxels_per_second: of a run, waiting included, on this machine as busy as it was.
         per_million: `step` per million voxels.
         relative: `per_million` over that of the first row of the setting, which is stock.
@@ -154,7 +154,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def as_json(rows: Sequence[Row], job: Job) -> dict[str, Any]:
+def as_json(rows: Sequence[Row], job: DryRun) -> dict[str, Any]:
     """Everything that was measured."""
     return {
         "machine": machine(job.device),

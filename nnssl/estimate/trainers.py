@@ -12,7 +12,7 @@ import torch
 
 from nnssl.estimate.steps import Subject, alternate, subject
 from nnssl.estimate.summary import Row, summarise
-from nnssl.training.dry_trainer import COMPILE, STOCK, Job, dry_folders, environment
+from nnssl.training.dry_trainer import COMPILE, STOCK, DryRun, dry_folders, environment
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def settings(
 
 
 def compare(
-    names: Sequence[str], job: Job, setting: Setting, rounds: int, steps: int
+    names: Sequence[str], job: DryRun, setting: Setting, rounds: int, steps: int
 ) -> tuple[list[Row], list[Subject]]:
     """Stock nnU-Net first, then each trainer, in alternating blocks of steps.
 

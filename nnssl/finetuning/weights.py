@@ -23,7 +23,7 @@ NO_SKIPS = "reads skip connections, which pre-training had switched off"
 
 
 @dataclass(frozen=True)
-class Match:
+class KeyMatch:
     """What happens to one tensor of the target, or to a part of its input channels.
 
     Attributes:
@@ -51,7 +51,7 @@ class Match:
 class Transfer:
     """The matches of all tensors of the target, and what is to be loaded."""
 
-    matches: tuple[Match, ...]
+    matches: tuple[KeyMatch, ...]
     tensors: Mapping[str, Tensor]
 
     @property
@@ -188,30 +188,30 @@ def _first_names(state: Mapping[str, Tensor]) -> list[str]:
 
 def _match_one(
     key: str, source: Tensor | None, target: Tensor, wanted: bool, adapt: NewChannels | None
-) -> tuple[Match, Tensor | None]:
+) -> tuple[KeyMatch, Tensor | None]:
     size = target.numel()
     if not wanted:
         reason = "depends on the labels" if OUTPUT_LAYERS in f".{key}" else "not asked for"
-        return Match(key, size, "random", reason), None
+        return KeyMatch(key, size, "random", reason), None
     if source is None:
-        return Match(key, size, "skipped", "not in the source"), None
+        return KeyMatch(key, size, "skipped", "not in the source"), None
     if not bool(torch.isfinite(source).all()):
         raise ValueError(f"The weights of {key} hold NaN or infinity; this pre-training diverged.")
     if source.shape == target.shape:
-        return Match(key, size, "loaded"), source
+        return KeyMatch(key, size, "loaded"), source
     shapes = f"{list(source.shape)} to {list(target.shape)}"
     adapted = _adapt_channels(source, target, adapt) if adapt else None
     if adapted is None:
-        return Match(key, size, "skipped", f"shape {shapes}"), None
-    return Match(key, size, "adapted", f"input channels {shapes}, {adapt}"), adapted
+        return KeyMatch(key, size, "skipped", f"shape {shapes}"), None
+    return KeyMatch(key, size, "adapted", f"input channels {shapes}, {adapt}"), adapted
 
 
 def _trained_half(
-    found: Match, source: Tensor, target: Tensor, count: int
-) -> tuple[list[Match], Tensor]:
+    found: KeyMatch, source: Tensor, target: Tensor, count: int
+) -> tuple[list[KeyMatch], Tensor]:
     """The first `count` input channels of the source beside the target's others."""
     loaded = source[:, :count].numel()
-    rest = Match(found.key, found.parameters - loaded, "random", NO_SKIPS)
+    rest = KeyMatch(found.key, found.parameters - loaded, "random", NO_SKIPS)
     mixed = torch.cat((source[:, :count].to(target), target[:, count:]), dim=1)
     return [replace(found, parameters=loaded), rest], mixed
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnssl.common.files import read_json
-from nnssl.data.thumbnails import Match, near_duplicates, thumbnails
+from nnssl.data.thumbnails import Duplicate, near_duplicates, thumbnails
 from nnssl.leakage.contamination_unlabelled import UnlabelledSeen
 from nnssl.leakage.overlaps import known_overlaps
 from nnssl.nnunet.cases import CASES_FILE, CaseRecord, read_cases
@@ -250,7 +250,7 @@ def _by_content_of(unlabelled: UnlabelledSeen, evaluated: Images) -> Finding:
 
 
 def _of_matches(
-    matches: Sequence[Match], evaluated: Sequence[str], seen: Sequence[str], what: str
+    matches: Sequence[Duplicate], evaluated: Sequence[str], seen: Sequence[str], what: str
 ) -> Finding:
     if not matches:
         text = f"No image evaluated resembles one of the {len(seen)} {what}."

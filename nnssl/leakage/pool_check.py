@@ -8,7 +8,7 @@ from typing import Any
 
 from nnssl.common.files import read_json, sha256_of
 from nnssl.convert.records import CONVERSION_FILE
-from nnssl.data.pool.assemble import Pool, assemble
+from nnssl.data.pool.assemble import DatasetPool, assemble
 from nnssl.data.pool.members import Places, read_member
 from nnssl.data.pool.preprocess import Folders, sizes
 from nnssl.leakage.overlaps import known_overlaps
@@ -17,7 +17,7 @@ from nnssl.nnunet.splits import SPLITS_FILE
 from nnssl.nnunet.weight_search import FINAL
 
 
-def overlaps(pool: Pool) -> list[str]:
+def overlaps(pool: DatasetPool) -> list[str]:
     """Sentences on members that share images by the table of public datasets."""
     origins = {record.dataset for member in pool.members for record in member.records.values()}
     pairs = {frozenset((o.seen, o.evaluated)): o for o in known_overlaps(origins, origins)}
@@ -54,7 +54,7 @@ def check_pool(places: Places, number: int) -> list[str]:
     return problems
 
 
-def _changed(pool: Pool, content: Mapping[str, Any], preprocessed: Path) -> Iterator[str]:
+def _changed(pool: DatasetPool, content: Mapping[str, Any], preprocessed: Path) -> Iterator[str]:
     for member in pool.members:
         if sha256_of(member.splits) != content["members"][member.folder]["splits"]:
             yield f"the folds of {member.folder} have changed since the pool was made; make it anew"
@@ -66,7 +66,7 @@ def _changed(pool: Pool, content: Mapping[str, Any], preprocessed: Path) -> Iter
 
 
 def _files(
-    pool: Pool, preprocessed: Path, name: str, records: Mapping[str, Mapping[str, Any]]
+    pool: DatasetPool, preprocessed: Path, name: str, records: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[str]:
     folders = Folders.of(preprocessed, name)
     images = {case.identifier: case.image for case in pool.cases}

@@ -29,7 +29,7 @@ NOT_COMPARED = "patients unknown, test images not at hand to compare with"
 
 
 @dataclass(frozen=True)
-class Member:
+class ChosenImage:
     """One image without label that may be trained on.
 
     Attributes:
@@ -54,7 +54,7 @@ class Unlabelled:
         left_out: why -> number of images.
     """
 
-    members: tuple[Member, ...] = ()
+    members: tuple[ChosenImage, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def describe(self) -> str:
@@ -125,7 +125,7 @@ def choose(held: Held, wanted: bool | Sequence[str]) -> Unlabelled:
         return Unlabelled()
     origins = _origins(held)
     members = [
-        Member(name, folder, image, origins.get(image.patient, name))
+        ChosenImage(name, folder, image, origins.get(image.patient, name))
         for name, folder, image in images
     ]
     why = _reasons(members, held, origins)
@@ -148,7 +148,7 @@ def recorded(own: Path, record: Mapping[str, Any]) -> Unlabelled:
             if folder is None or image is None or image.content[:HASH] != content:
                 lost.append(f"{name}/{identifier}")
                 continue
-            members.append(Member(name, folder, replace(image, patient=patient), dataset))
+            members.append(ChosenImage(name, folder, replace(image, patient=patient), dataset))
     if lost:
         raise ValueError(
             f"the run was trained on images without labels of which {len(lost)} are gone or have "
@@ -191,7 +191,9 @@ def _origins(held: Held) -> dict[str, str]:
     return {**dict.fromkeys(test, own_name), **{r.patient: r.dataset for r in records}}
 
 
-def _reasons(members: Sequence[Member], held: Held, origins: Mapping[str, str]) -> list[str | None]:
+def _reasons(
+    members: Sequence[ChosenImage], held: Held, origins: Mapping[str, str]
+) -> list[str | None]:
     """Why each image is left out; None: it is not."""
     validation = {r.patient for r in read_cases(held.dataset, held.validation).values()}
     test = set(held.test.patients.values())
@@ -204,7 +206,7 @@ def _reasons(members: Sequence[Member], held: Held, origins: Mapping[str, str]) 
     ]
 
 
-def _caught(unknown: Sequence[Member], held: Held) -> dict[tuple[str, str], str]:
+def _caught(unknown: Sequence[ChosenImage], held: Held) -> dict[tuple[str, str], str]:
     """(pool, patient) -> why, for unknown patients with an image that copies a held-out one."""
     queries = stacked([each.image.picture() for each in unknown])
     cache = held.own / "thumbnails.npz"

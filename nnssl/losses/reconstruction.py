@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def restoration_loss(restored: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+def reconstruction_loss(restored: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """`sum_v w_v (x'_v - x_v)^2 / sum_v w_v`: mean squared error over the voxels that count.
 
     Computed in float32 (float64 for float64 input), under autocast too. Without any weight above
@@ -48,7 +48,7 @@ def trivial_losses(
     Args:
         target: x, (B, C, *S).
         corrupted: what the network saw, (B, C, *S).
-        weight: as in `restoration_loss`.
+        weight: as in `reconstruction_loss`.
 
     Returns:
         `mean_image_loss`: each image and channel answered by its own mean over the voxels that
@@ -58,9 +58,9 @@ def trivial_losses(
     own = _weighted_mean(target, weight, [0, 1])
     common = _weighted_mean(target, weight, [1])
     return {
-        "mean_image_loss": restoration_loss(own.expand_as(target), target, weight),
-        "identity_loss": restoration_loss(corrupted, target, weight),
-        "collapse_loss": restoration_loss(common.expand_as(target), target, weight),
+        "mean_image_loss": reconstruction_loss(own.expand_as(target), target, weight),
+        "identity_loss": reconstruction_loss(corrupted, target, weight),
+        "collapse_loss": reconstruction_loss(common.expand_as(target), target, weight),
     }
 
 

@@ -13,7 +13,7 @@ Kind = Literal["average", "moments", "grid", "max"]
 _CELLS = {2: functional.adaptive_avg_pool2d, 3: functional.adaptive_avg_pool3d}
 
 
-class Pool(nn.Module):
+class SpatialPooling(nn.Module):
     """Summarises a feature map over space: (B, F, *S) -> (B, out_features).
 
     After instance normalisation the plain average is nearly the same for every image; `moments`

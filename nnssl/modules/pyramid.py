@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnssl.modules.heads import MLP
-from nnssl.modules.pooling import Kind, Pool
+from nnssl.modules.pooling import Kind, SpatialPooling
 
 
 class LevelHead(nn.Module):
@@ -21,12 +21,12 @@ class LevelHead(nn.Module):
         features: F of the level.
         channels: channels of the image.
         dimension: number of image axes, 2 or 3.
-        pooling: how the map is pooled, see `Pool`.
+        pooling: how the map is pooled, see `SpatialPooling`.
     """
 
     def __init__(self, features: int, channels: int, dimension: int, pooling: Kind) -> None:
         super().__init__()
-        self.pool = Pool(features, pooling, dimension)
+        self.pool = SpatialPooling(features, pooling, dimension)
         width = self.pool.out_features
         self.normalise = nn.BatchNorm1d(width)
         self.predictor = MLP(width, 2 * width, width)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nnssl.nnunet.plan_source import Source, channels_of, planned_network, total_strides
+from nnssl.nnunet.plan_source import PlanSource, channels_of, planned_network, total_strides
 from nnssl.nnunet.small_plans import (
     configuration_of,
     padding_warnings,
@@ -32,7 +32,7 @@ UNLIKE = 2  # spacings whose anisotropy differs by more than this factor are tol
 def like_plans(
     target: Mapping[str, Any],
     dataset: Mapping[str, Any],
-    source: Source,
+    source: PlanSource,
     configuration: str,
     name: str,
     keep: Collection[str] = (),
@@ -117,7 +117,7 @@ def _per_voxel(plans: Mapping[str, Any], configuration: str, dataset: Mapping[st
 def _resize(
     planned: Mapping[str, Any],
     new: dict[str, Any],
-    source: Source,
+    source: PlanSource,
     memory: _Memory,
     keep: Collection[str],
 ) -> list[str]:
@@ -164,7 +164,7 @@ def nearest_patch(wanted: Sequence[float], strides: Sequence[int], fits: Any) ->
     return patch
 
 
-def _check_dimension(source: Source, configuration: str, dimension: int) -> None:
+def _check_dimension(source: PlanSource, configuration: str, dimension: int) -> None:
     if source.dimension != dimension:
         raise ValueError(
             f"the checkpoint is a {source.dimension}D network (configuration {source.name}), "
@@ -174,7 +174,7 @@ def _check_dimension(source: Source, configuration: str, dimension: int) -> None
 
 
 def _keep_normalisation(
-    plans: dict[str, Any], new: dict[str, Any], source: Source, channels: int
+    plans: dict[str, Any], new: dict[str, Any], source: PlanSource, channels: int
 ) -> None:
     """Schemes, masks and intensity statistics of the checkpoint."""
     if source.channels != channels:
@@ -188,7 +188,7 @@ def _keep_normalisation(
     plans[statistics] = copy.deepcopy(source.plans[statistics])
 
 
-def _remark_on_shape(source: Source, new: Mapping[str, Any]) -> list[str]:
+def _remark_on_shape(source: PlanSource, new: Mapping[str, Any]) -> list[str]:
     old, now = (
         [mm / min(each["spacing"]) for mm in each["spacing"]]
         for each in (source.configuration, new)
@@ -202,7 +202,7 @@ def _remark_on_shape(source: Source, new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _remark_on_channels(source: Source, channels: int) -> list[str]:
+def _remark_on_channels(source: PlanSource, channels: int) -> list[str]:
     if source.channels == channels:
         return []
     return [

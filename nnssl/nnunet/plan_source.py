@@ -14,7 +14,7 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class Source:
+class PlanSource:
     """What a checkpoint says about itself.
 
     Attributes:
@@ -53,7 +53,7 @@ def channels_of(dataset: Mapping[str, Any]) -> int:
     return len(dataset.get("channel_names", dataset.get("modality", {})))
 
 
-def source_of(checkpoint: Mapping[str, Any]) -> Source:
+def source_of(checkpoint: Mapping[str, Any]) -> PlanSource:
     """Dataset, plans and configuration of a checkpoint of nnSSL or nnU-Net v2.
 
     Args:
@@ -72,7 +72,7 @@ def source_of(checkpoint: Mapping[str, Any]) -> Source:
         )
     try:
         manager = PlansManager(copy.deepcopy(dict(plans))).get_configuration(name)
-        source = Source(
+        source = PlanSource(
             dataset=own.get("dataset") or plans["dataset_name"],
             name=str(name),
             plans=plans,

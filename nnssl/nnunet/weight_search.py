@@ -44,7 +44,7 @@ class WeightSource:
 
 
 @dataclass(frozen=True)
-class Place:
+class RunLocation:
     """Where the finished run is looked for.
 
     Attributes:
@@ -101,7 +101,7 @@ def named_file(knobs: WeightSource, environment: str | None) -> Path | None:
     return file
 
 
-def find_finished_run(place: Place, trainer: str | None) -> Path:
+def find_finished_run(place: RunLocation, trainer: str | None) -> Path:
     """The final checkpoint of the one finished pre-training run.
 
     Raises:
@@ -122,7 +122,7 @@ def _is_pretraining(file: Path) -> bool:
     return read_checkpoint(file).get("nnssl", {}).get("kind") == "pretrain"
 
 
-def _none_found(place: Place, trainer: str | None) -> str:
+def _none_found(place: RunLocation, trainer: str | None) -> str:
     where = place.results / f"{trainer or 'nnSSL*'}__{place.plans}__{place.configuration}"
     unfinished = [f for f in place.runs(trainer) if (f / "checkpoint_latest.pth").is_file()]
     lines = [f"No finished pre-training run was found as {where}/fold_{place.fold}/{FINAL}."]

@@ -47,7 +47,7 @@ class Objective(nn.Module):
     Class attributes:
         sampling: smallest sampling that makes sense, `"random"` or `"partitioned"`.
         least_samples: raw patches per step that it needs before views may grow; None: as planned.
-        companions: names of the integer maps that travel with the image.
+        dense_targets: names of the integer maps that travel with the image.
         default_views: view groups used where the YAML names none (group name -> knobs).
         decodes: whether the decoder runs; the budget counts its activations then.
         best: criterion of `checkpoint_best`; None where the lowest loss is no sign of quality.
@@ -55,7 +55,7 @@ class Objective(nn.Module):
 
     sampling: ClassVar[Literal["random", "partitioned"]] = "random"
     least_samples: ClassVar[int | None] = None
-    companions: ClassVar[tuple[str, ...]] = ()
+    dense_targets: ClassVar[tuple[str, ...]] = ()
     default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {"global": {"count": 1}}
     decodes: ClassVar[bool] = False
     best: ClassVar[Literal["val_loss"] | None] = "val_loss"

@@ -13,9 +13,7 @@ from torch.nn import Module, ModuleList, functional
 
 from nnssl.losses.sinkhorn import sinkhorn
 from nnssl.losses.swapped import swapped_prediction
-from nnssl.modules import cluster_metrics as cluster_gauges
-from nnssl.modules import metrics as gauges
-from nnssl.modules import unet
+from nnssl.modules import cluster_metrics, metrics, unet
 from nnssl.modules.grids import align, overlap
 from nnssl.modules.heads import MLP
 from nnssl.modules.memory_bank import MemoryBank
@@ -98,7 +96,7 @@ class ClusteringObjective(Objective):
         if codes_from == "memory_bank":
             self.bank = MemoryBank(memory_bank, embedding_features + 1)  # the last is the weight
         self.codes_from = codes_from
-        self.change = cluster_gauges.ChangeRate()
+        self.change = cluster_metrics.ChangeRate()
 
     @property
     def trained(self) -> unet.Trained:
@@ -124,7 +122,7 @@ class ClusteringObjective(Objective):
         terms = {
             "accuracy": torch.stack(agreements).mean(),
             "overlap": torch.stack(shares).mean(),
-            **self._gauges(embedding.detach(), scores.detach(), codes, weights.flatten()),
+            **self._metrics(embedding.detach(), scores.detach(), codes, weights.flatten()),
         }
         return {"loss": torch.stack(losses).mean(), **terms}
 
@@ -148,7 +146,7 @@ class ClusteringObjective(Objective):
 
     def clusters(self, image: Tensor) -> Tensor:
         """Nearest prototype of every voxel's token, (B, *S) int64."""
-        with cluster_gauges.evaluating(self):
+        with cluster_metrics.evaluating(self):
             embedding, cells = self._embed(self.network, self.projector, image)
             tokens = self.prototypes(embedding).argmax(1).reshape(len(image), 1, *cells)
         return functional.interpolate(tokens.float(), image.shape[2:]).long()[:, 0]
@@ -158,8 +156,8 @@ class ClusteringObjective(Objective):
         rows = []
         for view in batch["views"].values():
             image = view.image[:8]
-            painted = cluster_gauges.paint(self.clusters(image), self.cluster_count)
-            rows += [cluster_gauges.shade(image), painted]
+            painted = cluster_metrics.paint(self.clusters(image), self.cluster_count)
+            rows += [cluster_metrics.shade(image), painted]
         return {"clusters": torch.stack(rows)}
 
     def _embed(
@@ -221,17 +219,17 @@ class ClusteringObjective(Objective):
         return b_in_a * enough.reshape(-1, *[1] * len(cells))
 
     @torch.no_grad()
-    def _gauges(
+    def _metrics(
         self, embedding: Tensor, scores: Tensor, codes: Tensor, weights: Tensor
     ) -> dict[str, Tensor]:
         predicted = (scores / self.temperature).softmax(1)
         total = weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
-        shares = cluster_gauges.use(scores.argmax(1), scores.shape[1], weights)
+        shares = cluster_metrics.use(scores.argmax(1), scores.shape[1], weights)
         return {
-            **cluster_gauges.use_terms(shares),
-            "prediction_entropy": (cluster_gauges.entropy(predicted) * weights).sum() / total,
-            "code_entropy": (cluster_gauges.entropy(codes) * weights).sum() / total,
-            "embedding_std": gauges.embedding_std(embedding),
+            **cluster_metrics.use_terms(shares),
+            "prediction_entropy": (cluster_metrics.entropy(predicted) * weights).sum() / total,
+            "code_entropy": (cluster_metrics.entropy(codes) * weights).sum() / total,
+            "embedding_std": metrics.embedding_std(embedding),
             "cluster_change": scores.new_tensor(self.change.value),
             "collapse_loss": scores.new_tensor(math.log(scores.shape[1])),
         }

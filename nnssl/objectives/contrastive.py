@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from nnssl.common import distributed
 from nnssl.losses import pairs as pair_masks
 from nnssl.losses.contrastive import contrastive_loss
-from nnssl.modules import metrics as gauges
-from nnssl.modules import unet
+from nnssl.modules import metrics, unet
 from nnssl.modules.heads import MLP
-from nnssl.modules.pooling import Pool
+from nnssl.modules.pooling import SpatialPooling
 from nnssl.modules.positions import partition
 from nnssl.objectives.base import Batch, Context, Objective
 
@@ -74,7 +73,7 @@ class ContrastiveObjective(Objective):
         self.pairs, self.temperature, self.stage = pairs, temperature, stage
         self.dataset_similar, self.within_dataset = dataset_similar, within_dataset
         width = features[-1 if stage is None else stage]
-        self.pool = Pool(width, pooling, dimension=len(context.crop), grid=grid)
+        self.pool = SpatialPooling(width, pooling, dimension=len(context.crop), grid=grid)
         self.projector = MLP(
             self.pool.out_features,
             hidden_features,
@@ -99,7 +98,7 @@ class ContrastiveObjective(Objective):
         loss = contrastive_loss(
             embeddings, positive, negative, self.temperature, rows=self._rows(len(embedding))
         )
-        return {"loss": loss, **self._gauges(embeddings.detach(), positive, negative)}
+        return {"loss": loss, **self._metrics(embeddings.detach(), positive, negative)}
 
     def collapse_loss(self) -> float | None:
         """Loss when all embeddings agree: the mean of ln(1 + negatives) over positive pairs."""
@@ -138,17 +137,17 @@ class ContrastiveObjective(Objective):
         )
 
     @torch.no_grad()
-    def _gauges(self, z: Tensor, positive: Tensor, negative: Tensor) -> dict[str, Tensor]:
+    def _metrics(self, z: Tensor, positive: Tensor, negative: Tensor) -> dict[str, Tensor]:
         per_anchor = positive.gt(0).sum(1).float()
         negatives = negative.sum(1).float()
         collapse = (per_anchor * torch.log1p(negatives)).sum() / per_anchor.sum().clamp_min(1)
         self._collapse = collapse
         return {
-            "accuracy": gauges.contrastive_accuracy(z, positive, negative),
-            "alignment": gauges.alignment(z, positive > 0),
-            "uniformity": gauges.uniformity(z),
-            "embedding_std": gauges.embedding_std(z),
-            "effective_rank": gauges.effective_rank(z),
+            "accuracy": metrics.contrastive_accuracy(z, positive, negative),
+            "alignment": metrics.alignment(z, positive > 0),
+            "uniformity": metrics.uniformity(z),
+            "embedding_std": metrics.embedding_std(z),
+            "effective_rank": metrics.effective_rank(z),
             "positives": per_anchor.mean(),
             "negatives": negatives.mean(),
             "collapse_loss": collapse,

@@ -12,7 +12,7 @@ from torch.nn import functional
 from nnssl.modules import unet
 from nnssl.modules.blocks import cells_of, enlarge
 from nnssl.objectives.base import Batch, Context
-from nnssl.objectives.reconstruction import Corrupted, RestorationObjective
+from nnssl.objectives.reconstruction import Corrupted, ReconstructionObjective
 from nnssl.views.masks import visible_blocks
 
 CLEAN: Mapping[str, Any] = dict.fromkeys(
@@ -20,7 +20,7 @@ CLEAN: Mapping[str, Any] = dict.fromkeys(
 )  # no change of intensities: the view is the target
 
 
-class MAEObjective(RestorationObjective):
+class MAEObjective(ReconstructionObjective):
     r"""Hide blocks of the image, restore them, and count only what was hidden.
 
     .. math:: L = \frac{1}{|M|} \sum_{v \in M} (f(x \odot (1 - M))_v - x_v)^2
@@ -44,7 +44,7 @@ class MAEObjective(RestorationObjective):
         normalise_target: restore each block's deviation from its own mean, in its own standard
             deviations.
         skips: whether the decoder sees skip connections.
-        position: weight of the voxels' positions, see `RestorationObjective`.
+        position: weight of the voxels' positions, see `ReconstructionObjective`.
     """
 
     default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {

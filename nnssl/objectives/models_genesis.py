@@ -9,11 +9,11 @@ from torch import nn
 
 from nnssl.objectives.base import Batch, Context
 from nnssl.objectives.mae import CLEAN
-from nnssl.objectives.reconstruction import Corrupted, RestorationObjective
+from nnssl.objectives.reconstruction import Corrupted, ReconstructionObjective
 from nnssl.views.deformations import Deformations
 
 
-class ModelsGenesisObjective(RestorationObjective):
+class ModelsGenesisObjective(ReconstructionObjective):
     r"""Restore an image after local shuffling, a non-linear intensity curve, and a painting.
 
     .. math:: L = \frac{1}{|x|} \sum_v (f(g(x))_v - x_v)^2
@@ -37,7 +37,7 @@ class ModelsGenesisObjective(RestorationObjective):
         paint: probability of a painting.
         outpaint: share of out-painting among the paintings; the rest is in-painting.
         skips: whether the decoder sees skip connections.
-        position: weight of the voxels' positions, see `RestorationObjective`.
+        position: weight of the voxels' positions, see `ReconstructionObjective`.
     """
 
     default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnssl.losses.reconstruction import restoration_loss
+from nnssl.losses.reconstruction import reconstruction_loss
 from nnssl.losses.siamese import symmetric_loss
-from nnssl.modules import metrics as gauges
-from nnssl.modules import unet
+from nnssl.modules import metrics, unet
 from nnssl.modules.pooling import Kind
 from nnssl.modules.pyramid import LevelHead
 from nnssl.objectives.base import Batch, Context
 from nnssl.objectives.mae import CLEAN
-from nnssl.objectives.reconstruction import Corrupted, RestorationObjective
+from nnssl.objectives.reconstruction import Corrupted, ReconstructionObjective
 from nnssl.views.intensity import Intensity
 from nnssl.views.randomness import generator
 from nnssl.views.swapping import swap_cells
@@ -41,7 +40,7 @@ class Embedded:
     prediction: list[Tensor]
 
 
-class PCRLv2Objective(RestorationObjective):
+class PCRLv2Objective(ReconstructionObjective):
     r"""Restore one view, and compare all views, on a randomly drawn level of the decoder.
 
     .. math:: L = |D(\tilde x_1) - x_1|^2 + \beta |r_s(\tilde x_1) - x_1|^2
@@ -128,18 +127,18 @@ class PCRLv2Objective(RestorationObjective):
         chosen = self._levels(keys, 1 + len(local_names)).to(task.image.device)
         restored = unet.project_out(self.network, _first(whole.levels[-1], len(keys)))
         terms = {
-            "restoration_loss": restoration_loss(restored, task.target),
-            "level_restoration_loss": self._level_restoration(whole, task.target, chosen[0]),
+            "reconstruction_loss": reconstruction_loss(restored, task.target),
+            "level_reconstruction_loss": self._level_reconstruction(whole, task.target, chosen[0]),
             "global_loss": self._compare(whole, chosen[0]),
         }
         if local_names:
             local = self._embed([self._appearance(batch, name) for name in local_names])
             terms["local_loss"] = self._local(whole, local, chosen[1:])
         fading = 0.5 * (1 + torch.cos(math.pi * self.progress))
-        shares = {"level_restoration_loss": fading}
+        shares = {"level_reconstruction_loss": fading}
         loss = torch.stack([shares.get(k, 1.0) * term for k, term in terms.items()]).sum()
         logged = {k: term.detach() for k, term in terms.items()}
-        more = self._gauges(task, whole, chosen[0], fading, 1 + bool(local_names))
+        more = self._metrics(task, whole, chosen[0], fading, 1 + bool(local_names))
         return {"loss": loss, **logged, **more}
 
     def after_step(self, batch: Batch, progress: float) -> None:
@@ -209,16 +208,16 @@ class PCRLv2Objective(RestorationObjective):
         ]  # L times (V, B), the mean over the two global views
         return (torch.stack(losses, 1) * chosen).sum(1).mean()
 
-    def _level_restoration(self, whole: Embedded, target: Tensor, chosen: Tensor) -> Tensor:
+    def _level_reconstruction(self, whole: Embedded, target: Tensor, chosen: Tensor) -> Tensor:
         restored = [
             head.restore(_first(level, len(target)), target.shape[2:])  # type: ignore[operator]
             for head, level in zip(self.heads, whole.levels, strict=True)
         ]
         weights = chosen.reshape(*chosen.shape, *[1] * (target.ndim - 1))
-        return restoration_loss((torch.stack(restored) * weights).sum(0), target)
+        return reconstruction_loss((torch.stack(restored) * weights).sum(0), target)
 
     @torch.no_grad()
-    def _gauges(
+    def _metrics(
         self, task: Corrupted, whole: Embedded, chosen: Tensor, fading: Tensor, comparisons: int
     ) -> dict[str, Tensor]:
         """The siamese part learns when `global_loss` lies below `mismatched_loss`, which compares
@@ -230,8 +229,8 @@ class PCRLv2Objective(RestorationObjective):
             **terms,
             "collapse_loss": self._collapse,
             "mismatched_loss": self._compare(whole, chosen, shift=1),
-            "embedding_std": gauges.embedding_std(deepest),
-            "effective_rank": gauges.effective_rank(deepest),
+            "embedding_std": metrics.embedding_std(deepest),
+            "effective_rank": metrics.effective_rank(deepest),
         }
 
 

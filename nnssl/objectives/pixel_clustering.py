@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.losses.map_cross_entropy import cluster_shares, map_cross_entropy
-from nnssl.modules import cluster_metrics as cluster_gauges
-from nnssl.modules import metrics as gauges
-from nnssl.modules import unet
+from nnssl.modules import cluster_metrics, metrics, unet
 from nnssl.modules.grids import compose, invert, sample
 from nnssl.objectives.base import Batch, Context, Objective
 from nnssl.views.view import View
@@ -22,7 +20,7 @@ from nnssl.views.view import View
 class PixelClusteringObjective(Objective):
     r"""Predict the cluster of every voxel: targets are k-means clusters of dense features.
 
-    The clusters are found once for the whole data set (`nnssl_cluster`) and read as companion map
+    The clusters are found once for the whole data set (`nnssl_cluster`) and read as dense target
     t; the decoder's output goes through a 1x1 convolution to K logits l:
 
     .. math:: \mathcal{L} = \frac{1}{P} \sum_{(a, b)} \mathrm{CE}(t^{a \to b}, l^b)
@@ -46,10 +44,10 @@ class PixelClusteringObjective(Objective):
     planned U-Net keeps its skip connections unless `skips` is false (the thesis trains without);
     air is left out.
 
-    Shapes: views (B, C, *S) with companion map (B, *S); logits (B, K, *S).
+    Shapes: views (B, C, *S) with dense target (B, *S); logits (B, K, *S).
     """
 
-    companions = ("clusters",)
+    dense_targets = ("clusters",)
     decodes = True
     default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {"global": {"count": 1}}
 
@@ -67,12 +65,12 @@ class PixelClusteringObjective(Objective):
         super().__init__(network, context)
         if clusters < 2:
             raise ValueError(f"clusters: found {clusters}, allowed are whole numbers from 2")
-        self.companions = (maps,)  # type: ignore[misc]  # of this run
+        self.dense_targets = (maps,)  # type: ignore[misc]  # of this run
         self.maps, self.count, self.loss, self.skips = maps, clusters, loss, skips
         self.balanced = balanced
         convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(context.crop)]
         self.head = convolution(unet.output_channels(network)[0], clusters, 1)
-        self.change = cluster_gauges.ChangeRate()
+        self.change = cluster_metrics.ChangeRate()
         self._collapse: Tensor | None = None
 
     @property
@@ -86,8 +84,10 @@ class PixelClusteringObjective(Objective):
         pairs = [(parts[b], self._target(views[a], views[b])) for a, b in self._pairs(len(views))]
         losses = [map_cross_entropy(part, target, self.balanced) for part, target in pairs]
         targets = torch.stack([target for _, target in pairs])
-        predicted = torch.stack([gauges.every_second(part.detach()).argmax(1) for part, _ in pairs])
-        return {"loss": torch.stack(losses).mean(), **self._gauges(predicted, targets)}
+        predicted = torch.stack(
+            [metrics.every_second(part.detach()).argmax(1) for part, _ in pairs]
+        )
+        return {"loss": torch.stack(losses).mean(), **self._metrics(predicted, targets)}
 
     def after_step(self, batch: Batch, progress: float) -> None:
         self.change.after_step(next(iter(batch["views"].values())).image, self.clusters)
@@ -103,18 +103,18 @@ class PixelClusteringObjective(Objective):
 
     def clusters(self, image: Tensor) -> Tensor:
         """Most likely cluster of every voxel, (B, *S) int64."""
-        with cluster_gauges.evaluating(self):
+        with cluster_metrics.evaluating(self):
             return self._logits(image).argmax(1)
 
     def illustrate(self, batch: Batch) -> dict[str, Tensor]:
         """`clusters`: three rows per view, image, target and prediction in fixed colours."""
         rows = []
         for view in batch["views"].values():
-            image, target = view.image[:8], view.companions[self.maps][:8]
+            image, target = view.image[:8], view.dense_targets[self.maps][:8]
             rows += [
-                cluster_gauges.shade(image),
-                cluster_gauges.paint(target, self.count),
-                cluster_gauges.paint(self.clusters(image), self.count),
+                cluster_metrics.shade(image),
+                cluster_metrics.paint(target, self.count),
+                cluster_metrics.paint(self.clusters(image), self.count),
             ]
         return {"clusters": torch.stack(rows)}
 
@@ -133,7 +133,7 @@ class PixelClusteringObjective(Objective):
     @torch.no_grad()
     def _target(self, a: View, b: View) -> Tensor:
         """What view a sees at the voxels of view b, (B, *S) int64; -1 outside of a."""
-        target = a.companions[self.maps]
+        target = a.dense_targets[self.maps]
         if a is b:
             return target
         b_to_a = compose(invert(a.matrix), b.matrix)
@@ -141,21 +141,21 @@ class PixelClusteringObjective(Objective):
         return sample(shifted, b_to_a, b.image.shape[2:], "nearest").round().long()[:, 0] - 1
 
     @torch.no_grad()
-    def _gauges(self, predicted: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def _metrics(self, predicted: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Of predictions at every second voxel per axis, and of all targets."""
         wanted, known_share = cluster_shares(targets, self.count), (targets >= 0).float().mean()
-        targets = gauges.every_second(targets)
+        targets = metrics.every_second(targets)
         known = targets >= 0
-        shares = cluster_gauges.use(torch.where(known, predicted, -1).flatten(), self.count)
+        shares = cluster_metrics.use(torch.where(known, predicted, -1).flatten(), self.count)
         if self.balanced:
             self._collapse = (wanted > 0).sum().clamp_min(1).log()
         else:
-            self._collapse = cluster_gauges.entropy(wanted) * math.log(self.count)
+            self._collapse = cluster_metrics.entropy(wanted) * math.log(self.count)
         right = (predicted == targets).float().sum() / known.float().sum().clamp_min(1)
         return {
             "accuracy": right,
-            **cluster_gauges.use_terms(shares),
-            "target_entropy": cluster_gauges.entropy(wanted),
+            **cluster_metrics.use_terms(shares),
+            "target_entropy": cluster_metrics.entropy(wanted),
             "known_share": known_share,
             "cluster_change": right.new_tensor(self.change.value),
             "collapse_loss": self._collapse,

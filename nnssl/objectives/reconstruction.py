@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nnssl.losses.reconstruction import restoration_loss, trivial_losses
+from nnssl.losses.reconstruction import reconstruction_loss, trivial_losses
 from nnssl.modules import unet
 from nnssl.modules.positions import voxel_positions
 from nnssl.objectives.base import Batch, Context, Objective
@@ -34,7 +34,7 @@ class Corrupted:
     visible: Tensor | None = None
 
 
-class RestorationObjective(Objective):
+class ReconstructionObjective(Objective):
     r"""Give back a view from its corrupted version; a subclass says how it is corrupted.
 
     .. math:: L = \sum_v w_v (f(\tilde x)_v - x_v)^2 / \sum_v w_v
@@ -89,7 +89,7 @@ class RestorationObjective(Objective):
         task = self.corrupt(batch)
         features = self.decode(task)
         restored = unet.project_out(self.network, features)
-        loss = restoration_loss(restored, task.target, task.weight)
+        loss = reconstruction_loss(restored, task.target, task.weight)
         terms = {"loss": loss, **self.trivial(task)}
         return terms if self.locate is None else self._with_positions(terms, batch, features)
 
@@ -104,7 +104,7 @@ class RestorationObjective(Objective):
         return {
             **terms,
             "loss": terms["loss"] + self.position * told.loss,
-            "restoration_loss": terms["loss"].detach(),
+            "reconstruction_loss": terms["loss"].detach(),
             "position_loss": told.loss.detach(),
             "position_error": told.error,
             "collapse_loss": self._collapse,

@@ -41,7 +41,7 @@ class SparkObjective(MAEObjective):
             what null means.
         normalise_target: restore each block's deviation from its own mean, in its own standard
             deviations.
-        position: weight of the voxels' positions, see `RestorationObjective`.
+        position: weight of the voxels' positions, see `ReconstructionObjective`.
     """
 
     least_visible = 2  # cells of the bottleneck that InstanceNorm needs

@@ -25,7 +25,7 @@ RANDOM, REFERENCE = "random", "reference"
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenCheckpoint:
     """A checkpoint chosen by leave-one-patient-out inside the labelled budget.
 
     Attributes:
@@ -71,7 +71,7 @@ def probe_checkpoints(
 
 def choose_checkpoint(
     fold: ProbeFold, files: Sequence[Path], budget: LabelBudget, device: torch.device
-) -> Choice:
+) -> ChosenCheckpoint:
     """The checkpoint whose frozen features segment held-out labelled patients best.
 
     Reads the images and labels of the budget's cases only: each patient is scored by a classifier
@@ -118,7 +118,7 @@ def choose_checkpoint(
         "dice_per_case": {str(file): table.per_case for file, table in tables.items()},
         "chosen": str(best),
     }
-    return Choice(best, tables, without_nan(record))
+    return ChosenCheckpoint(best, tables, without_nan(record))
 
 
 def _seen(fold: ProbeFold, checkpoint: dict[str, Any]) -> dict[str, Any]:

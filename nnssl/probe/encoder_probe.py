@@ -42,18 +42,18 @@ class ProbeCases:
 
 @dataclass(frozen=True)
 class EncoderResult:
-    """Gauges of one encoder.
+    """Metrics of one encoder.
 
     Attributes:
         dice: None without labels or validation volumes.
-        gauges: see `Slices.gauges`.
+        metrics: see `Slices.metrics`.
         slices: embeddings, for the pictures.
         seconds: that it took.
         nmi: of k-means clusters and labels, see `ClusterCases.nmi`; empty where not asked for.
     """
 
     dice: DiceTable | None
-    gauges: Mapping[str, float]
+    metrics: Mapping[str, float]
     slices: Slices
     seconds: float
     nmi: Mapping[str, float] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class EncoderResult:
     def terms(self) -> dict[str, float]:
         """The numbers for tables and curves."""
         found = {} if self.dice is None else {"dice": self.dice.mean}
-        return {**found, **self.gauges, **self.nmi}
+        return {**found, **self.metrics, **self.nmi}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain record for `probe.json`."""
@@ -100,7 +100,7 @@ def probe_encoder(network: nn.Module, cases: ProbeCases) -> EncoderResult:
     queries = [case.identifier for case in cases.scored or cases.fitted]
     table = DiceTable(tuple(cases.volumes.structures.values()), found) if found else None
     nmi = {} if clusters is None else clusters.nmi()
-    return EncoderResult(table, slices.gauges(queries), slices, perf_counter() - begin, nmi)
+    return EncoderResult(table, slices.metrics(queries), slices, perf_counter() - begin, nmi)
 
 
 def fit_and_score(

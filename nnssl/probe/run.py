@@ -23,7 +23,7 @@ READ = (
     "The labels of the cases under `fitted` and `scored` were read by this probe, never by "
     "pre-training."
 )
-NOT_READ = "No label was read; the gauges below need none."
+NOT_READ = "No label was read; the metrics below need none."
 NOTHING_CHOOSES = (
     "A gauge: nothing reads this file to choose a checkpoint, a setting or a length of training. "
     "(Choosing by probe is nnssl_probe --choose, which stays inside the labelled patients.)"

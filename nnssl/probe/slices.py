@@ -1,4 +1,4 @@
-"""Slice embeddings of many volumes, and the label-free gauges that are read off them."""
+"""Slice embeddings of many volumes, and the label-free metrics that are read off them."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ class Slices:
         number = row - int((self.volumes < volume).sum())
         return case, int((number + 0.5) * case.shape[case.axis] / planes)
 
-    def gauges(self, queries: Sequence[str]) -> dict[str, float]:
-        """Label-free gauges of the planes of some volumes.
+    def metrics(self, queries: Sequence[str]) -> dict[str, float]:
+        """Label-free metrics of the planes of some volumes.
 
         Returns:
             `effective_rank` of their centred embeddings; `position_error` and its

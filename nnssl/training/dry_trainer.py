@@ -20,7 +20,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
-from nnssl.cluster_maps.task import check_companions
+from nnssl.cluster_maps.task import check_dense_targets
 from nnssl.common.files import read_json
 from nnssl.config import TRAINER_PREFIX
 from nnssl.training.factory import trainer_class
@@ -33,7 +33,7 @@ OWN = "nnssl"  # the folder of a preprocessed dataset that holds our caches
 
 
 @dataclass(frozen=True)
-class Job:
+class DryRun:
     """What `nnUNetv2_train` is told beside the trainer's name.
 
     Attributes:
@@ -75,7 +75,7 @@ class Job:
 
 
 @contextmanager
-def dry_folders(job: Job) -> Iterator[Path]:
+def dry_folders(job: DryRun) -> Iterator[Path]:
     """Lets nnU-Net see an empty folder of results, and a copy of the dataset made of links.
 
     Whatever a trainer writes (log, splits, caches, checkpoints) is gone afterwards.
@@ -150,7 +150,7 @@ def nnunet_folders(places: dict[str, Path]) -> Iterator[None]:
                 setattr(module, name, value)
 
 
-def build(name: str, job: Job) -> nnUNetTrainer:
+def build(name: str, job: DryRun) -> nnUNetTrainer:
     """An initialised trainer that writes no checkpoint by itself; call it inside `dry_folders`.
 
     Raises:
@@ -178,7 +178,7 @@ def build(name: str, job: Job) -> nnUNetTrainer:
         trainer.disable_checkpointing = True
         trainer.initialize()
         if isinstance(trainer, PretrainingSetup):
-            check_companions(trainer)
+            check_dense_targets(trainer)
     return trainer
 
 

@@ -82,10 +82,10 @@ class StartingWeights:
         origin = {"source": str(file), "how": how, "objective": objective}
         return {**origin, **found.to_dict(), **seen, "warnings": warnings}
 
-    def _place(self) -> search.Place:
+    def _place(self) -> search.RunLocation:
         trainer = self.trainer
         assert trainer.output_folder_base is not None
-        return search.Place(
+        return search.RunLocation(
             results=Path(trainer.output_folder_base).parent,
             plans=trainer.plans_manager.plans_name,
             configuration=self._pretraining_configuration(),

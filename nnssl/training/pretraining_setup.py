@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.config import Config, Groups, Schema, bind, read_config
-from nnssl.data.budget import Budget, Request, divide, median_shape, raw_patch
+from nnssl.data.budget import Budget, BudgetRequest, divide, median_shape, raw_patch
 from nnssl.data.case_store import Case
 from nnssl.data.case_table import case_table
 from nnssl.data.loader import BatchMaker
@@ -198,7 +198,7 @@ class PretrainingSetup(nnUNetTrainer):
         axis = self.train_cases[0].axis
         parts = sampling.partitions if sampling.structured else 1
         share = 1.0 if kind.decodes else unet.encoder_share(network, planned)
-        request = Request(
+        request = BudgetRequest(
             planned,
             manager.batch_size,
             tuple(unet.total_stride(network)),
@@ -276,7 +276,7 @@ class PretrainingSetup(nnUNetTrainer):
         return batch_maker(
             self.drawn_cases,
             self.folders,
-            self.objective.companions,
+            self.objective.dense_targets,
             self.budget.crop,
             self.budget.patch,
             self.budget.samples,
@@ -298,9 +298,9 @@ class PretrainingSetup(nnUNetTrainer):
         """Move a batch to the device and make its views there."""
         ready = dict(batch)
         ready["image"] = batch["image"].to(self.device, non_blocking=True)
-        ready["companions"] = {
-            name: companion.to(self.device, non_blocking=True)
-            for name, companion in batch["companions"].items()
+        ready["dense_targets"] = {
+            name: dense_target.to(self.device, non_blocking=True)
+            for name, dense_target in batch["dense_targets"].items()
         }
         crop, spacing = self.budget.crop, self.objective.context.spacing
         ready["views"] = {}

@@ -17,14 +17,14 @@ import yaml
 from nnssl.common.files import read_json
 from nnssl.config import TRAINER_PREFIX
 from nnssl.nnunet.checkpoint import own_part, read_checkpoint
-from nnssl.nnunet.weight_search import ENVIRONMENT, FINAL, Place
+from nnssl.nnunet.weight_search import ENVIRONMENT, FINAL, RunLocation
 from nnssl.training.runs import CONFIG_FILE
 
 UNFINISHED = ("checkpoint_latest.pth", "checkpoint_best.pth")  # as `--c` looks for them
 RESULTS = "nnUNet_results"
 PROBE_FILE, PROBED = "probe.json", "pretrained"
 FINETUNER = "nnSSLFinetuneTrainer"
-GAUGES = ("train_loss", "val_loss", "weight_change", "effective_rank", "probe_dice")
+METRICS = ("train_loss", "val_loss", "weight_change", "effective_rank", "probe_dice")
 
 State = Literal["finished", "unfinished", "not begun", "broken"]
 
@@ -40,7 +40,7 @@ class Run:
             first checkpoint) or `broken` (a file cannot be read).
         date: of its last checkpoint, else of its configuration.
         epoch, epochs: done, and planned; None where unknown.
-        gauges: last values, see `GAUGES`; what was not measured is missing.
+        metrics: last values, see `METRICS`; what was not measured is missing.
         problem: what is broken.
         command: the line that uses it, continues it or starts it anew.
     """
@@ -55,13 +55,13 @@ class Run:
     date: str
     epoch: int | None = None
     epochs: int | None = None
-    gauges: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     problem: str = ""
     command: str = ""
 
     @property
-    def place(self) -> Place:
-        return Place(self.folder.parents[1], self.plans, self.configuration, self.fold)
+    def place(self) -> RunLocation:
+        return RunLocation(self.folder.parents[1], self.plans, self.configuration, self.fold)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "folder": str(self.folder)}
@@ -164,7 +164,7 @@ def _with_checkpoint(run: Run, file: Path) -> Run | None:
             state="broken" if run.problem else "finished" if file.name == FINAL else "unfinished",
             epoch=own.get("epoch"),
             epochs=_planned(own) or run.epochs,
-            gauges={**_gauges(own.get("history", {})), **_probe(run.folder / PROBE_FILE)},
+            metrics={**_metrics(own.get("history", {})), **_probe(run.folder / PROBE_FILE)},
         )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return replace(run, state="broken", problem=_named(file, error))
@@ -182,13 +182,13 @@ def _planned(own: Mapping[str, Any]) -> int | None:
     return training.get("num_epochs")
 
 
-def _gauges(history: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
+def _metrics(history: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
     """Last losses and effective rank; the weight change is the mean over the encoder's stages."""
     last = {key: column[-1] for key, column in history.items() if column}
     known = {key: value for key, value in last.items() if value is not None}
     change = [value for key, value in known.items() if key.startswith("weight_change_stage_")]
     mean = {"weight_change": fmean(change)} if change else {}
-    return {**{key: known[key] for key in GAUGES if key in known}, **mean}
+    return {**{key: known[key] for key in METRICS if key in known}, **mean}
 
 
 def _probe(file: Path) -> dict[str, float]:

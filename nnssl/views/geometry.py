@@ -130,7 +130,7 @@ class Geometry:
 
 
 class Placement:
-    """Drawn affines of a batch, ready to cut images and companions out of patches.
+    """Drawn affines of a batch, ready to cut images and dense_targets out of patches.
 
     Args:
         affines: (B, d, d+1) float64 of `Geometry.draw`.
@@ -157,7 +157,7 @@ class Placement:
         """Cuts the view out of patches (B, C, *P): linear, zeros outside; (B, C, *S)."""
         return self._cut(patch, self.matrix(patch.device), "bilinear")
 
-    def companion(self, patch: Tensor) -> Tensor:
+    def dense_target(self, patch: Tensor) -> Tensor:
         """Cuts the view out of integer maps (B, *P): nearest, -1 outside; (B, *S) int64."""
         shifted = (patch + 1).unsqueeze(1).double()  # float64 holds every integer below 2**53
         cut = self._cut(shifted, self._matrix.to(patch.device), "nearest")

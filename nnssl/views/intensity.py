@@ -23,7 +23,7 @@ QUANTILE_VOXELS = 4096  # voxels that suffice to estimate it
 
 
 @dataclass(frozen=True)
-class Context:
+class IntensityContext:
     """What an operation may need beside images and strengths.
 
     Attributes:
@@ -37,7 +37,7 @@ class Context:
     spacing: Sequence[float]
 
 
-def noise(image: Tensor, strength: Tensor, context: Context) -> Tensor:
+def noise(image: Tensor, strength: Tensor, context: IntensityContext) -> Tensor:
     """Gaussian noise: `x + strength * std(x) * n`, n from N(0, 1)."""
     fields = [
         torch.randn(
@@ -50,7 +50,7 @@ def noise(image: Tensor, strength: Tensor, context: Context) -> Tensor:
     return image + strength * _std(image) * torch.stack(fields)
 
 
-def blur(image: Tensor, strength: Tensor, context: Context) -> Tensor:
+def blur(image: Tensor, strength: Tensor, context: IntensityContext) -> Tensor:
     """Gaussian blur, isotropic in millimetres; strength: sigma in voxels of the finest axis."""
     finest = min(context.spacing)
     operators = {}
@@ -60,17 +60,17 @@ def blur(image: Tensor, strength: Tensor, context: Context) -> Tensor:
     return _along_axes(image, operators)
 
 
-def brightness(image: Tensor, strength: Tensor, context: Context) -> Tensor:
+def brightness(image: Tensor, strength: Tensor, context: IntensityContext) -> Tensor:
     """`x + strength * std(x)`."""
     return image + strength * _std(image)
 
 
-def contrast(image: Tensor, strength: Tensor, context: Context) -> Tensor:
+def contrast(image: Tensor, strength: Tensor, context: IntensityContext) -> Tensor:
     """`mean(x) + strength * (x - mean(x))`."""
     return torch.lerp(_mean(image), image, strength)
 
 
-def low_resolution(image: Tensor, strength: Tensor, context: Context) -> Tensor:
+def low_resolution(image: Tensor, strength: Tensor, context: IntensityContext) -> Tensor:
     """Fine axes down by nearest neighbour to `strength` times their size, and up linearly."""
     operators = {
         axis: _resamplings(strength.flatten(2), image.shape[axis + 2])
@@ -79,7 +79,7 @@ def low_resolution(image: Tensor, strength: Tensor, context: Context) -> Tensor:
     return _along_axes(image, operators)
 
 
-def gamma(image: Tensor, strength: Tensor, context: Context) -> Tensor:
+def gamma(image: Tensor, strength: Tensor, context: IntensityContext) -> Tensor:
     """`low + range * ((x - low) / range) ** strength` between robust quantiles, slope 1 beyond."""
     low, high = robust_range(image)
     span = (high - low).clamp_min(torch.finfo(image.dtype).tiny)
@@ -87,12 +87,12 @@ def gamma(image: Tensor, strength: Tensor, context: Context) -> Tensor:
     return image - inside + low + (high - low) * ((inside - low) / span) ** strength
 
 
-def gamma_inverted(image: Tensor, strength: Tensor, context: Context) -> Tensor:
+def gamma_inverted(image: Tensor, strength: Tensor, context: IntensityContext) -> Tensor:
     """`gamma` of the negative image: acts on the bright end instead of the dark one."""
     return -gamma(-image, strength, context)
 
 
-Operation = Callable[[Tensor, Tensor, Context], Tensor]
+Operation = Callable[[Tensor, Tensor, IntensityContext], Tensor]
 OPERATIONS: dict[str, tuple[Operation, float, float]] = {  # in nnU-Net's order; allowed strengths
     "noise": (noise, 0, 10),
     "blur": (blur, 0, 100),
@@ -150,7 +150,7 @@ class Intensity:
         rows = torch.tensor(list(chosen), device=image.device)
         strengths = torch.from_numpy(np.stack(list(chosen.values()))).to(image)  # (n, C)
         strengths = strengths.reshape(*strengths.shape, *[1] * (image.ndim - 2))  # (n, C, 1, ...)
-        context = Context(keys[list(chosen)], salt, spacing)
+        context = IntensityContext(keys[list(chosen)], salt, spacing)
         changed = self._apply(image[rows], strengths, context)
         return image.index_copy(0, rows, changed)
 

@@ -115,7 +115,7 @@ class RandomView:
         """Makes the views on the batch's own device; a patch smaller than `patch_size` is allowed.
 
         Args:
-            batch: with `image` (B, C, *P), `key` (B, 4) and optional `companions`; is not changed.
+            batch: with `image` (B, C, *P), `key` (B, 4), optional `dense_targets`; not changed.
             name: name of the group; view number i is `name_i`.
             crop: voxels per array axis (d,).
             spacing: millimetres per voxel and array axis (d,).
@@ -155,7 +155,7 @@ class RandomView:
         image = placement.image(patch)
         if not original:
             image = self._change(image, keys, name, spacing)
-        return View(image, placement.matrix(patch.device), _companions(batch, placement))
+        return View(image, placement.matrix(patch.device), _dense_targets(batch, placement))
 
     def _change(self, image: Tensor, keys: Tensor, name: str, spacing: Sequence[float]) -> Tensor:
         for intensity in self.intensities:
@@ -163,9 +163,11 @@ class RandomView:
         return image
 
 
-def _companions(batch: Mapping[str, Any], placement: Placement) -> dict[str, Tensor]:
-    companions = batch.get("companions", {})
-    return {name: placement.companion(companion) for name, companion in companions.items()}
+def _dense_targets(batch: Mapping[str, Any], placement: Placement) -> dict[str, Tensor]:
+    dense_targets = batch.get("dense_targets", {})
+    return {
+        name: placement.dense_target(dense_target) for name, dense_target in dense_targets.items()
+    }
 
 
 def _intensity(name: str, triple: Sequence[float] | None) -> Intensity:

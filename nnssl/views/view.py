@@ -15,9 +15,9 @@ class View:
         image: (B, C, *S) float32.
         matrix: (B, d, d+1) float32, maps normalised coordinates of the view to those of the patch
             (`align_corners=False`, component order of `affine_grid`: last array axis first).
-        companions: integer maps (B, *S) int64 on the same grid, -1 where nothing is known.
+        dense_targets: integer maps (B, *S) int64 on the same grid, -1 where nothing is known.
     """
 
     image: Tensor
     matrix: Tensor
-    companions: dict[str, Tensor] = field(default_factory=dict)
+    dense_targets: dict[str, Tensor] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nnssl.cli import cluster
-from nnssl.cluster_maps.recipe import Recipe
+from nnssl.cluster_maps.recipe import ClusterRecipe
 
 
 def test_arguments_become_a_recipe(
@@ -23,7 +23,7 @@ def test_arguments_become_a_recipe(
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     plain = ["-d", "27", "-c", "2d", "-f", "all", "-k", "7"]
     cluster.main([*plain, "--scales", "1", "3", "--name", "mine", "--workers", "1"])
-    recipe = Recipe(clusters=7, fold="all", scales=(1.0, 3.0))
+    recipe = ClusterRecipe(clusters=7, fold="all", scales=(1.0, 3.0))
     assert asked == [(tmp_path, 27, "2d", "nnUNetPlans", recipe, "mine", 1)]
     assert "-tr nnSSLPixelClusteringTrainer" in capsys.readouterr().out
 

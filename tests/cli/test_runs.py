@@ -46,7 +46,7 @@ def test_table_with_gauges_commands_and_problems(results, capsys):
 def test_json(results, capsys):
     assert runs.main(["999", "--json"]) == 0
     first, second = json.loads(capsys.readouterr().out)
-    assert first["gauges"] == {"train_loss": 1.25, "weight_change": 0.5}
+    assert first["metrics"] == {"train_loss": 1.25, "weight_change": 0.5}
     assert (first["state"], second["state"]) == ("finished", "broken")
     assert first["folder"].startswith(str(results))
 

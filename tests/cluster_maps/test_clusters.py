@@ -17,7 +17,7 @@ from nnssl.cluster_maps.deep_features import TransformerFeatures, windows
 from nnssl.cluster_maps.handcrafted import HandcraftedFeatures
 from nnssl.cluster_maps.maps import body, k_means
 from nnssl.cluster_maps.nmi import contingency, normalised_mutual_information
-from nnssl.cluster_maps.recipe import Recipe
+from nnssl.cluster_maps.recipe import ClusterRecipe
 from nnssl.cluster_maps.upsample import upsample
 from nnssl.training.pictures import _save
 
@@ -122,7 +122,7 @@ def test_nmi_is_scikit_learn_s() -> None:
 )
 def test_bad_recipes_are_named(knobs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Recipe(**knobs)
+        ClusterRecipe(**knobs)
 
 
 def test_dino_reads_a_local_file_and_says_what_is_missing(tmp_path: Path, monkeypatch: Any) -> None:

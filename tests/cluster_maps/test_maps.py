@@ -14,13 +14,18 @@ import pytest
 import torch
 
 from nnssl.cluster_maps import maps
-from nnssl.cluster_maps.recipe import Recipe, stored
-from nnssl.cluster_maps.task import check_companions, cluster_dataset, fold_cases, make_companions
+from nnssl.cluster_maps.recipe import ClusterRecipe, stored
+from nnssl.cluster_maps.task import (
+    check_dense_targets,
+    cluster_dataset,
+    fold_cases,
+    make_dense_targets,
+)
 from nnssl.common.locks import held
 from nnssl.data.loader import PatchReader
 from nnssl.training.factory import trainer_class
 
-RECIPE = Recipe(clusters=4, samples=4000, scales=(1.0,), position=0.5)
+RECIPE = ClusterRecipe(clusters=4, samples=4000, scales=(1.0,), position=0.5)
 CASES = 10
 SHORT = """
 extends: nnSSLPixelClusteringTrainer
@@ -30,7 +35,7 @@ objective: {clusters: 4}
 """
 
 
-def make(dataset: Any, recipe: Recipe = RECIPE) -> Path:
+def make(dataset: Any, recipe: ClusterRecipe = RECIPE) -> Path:
     """Folder of the maps."""
     arguments = (999, "2d", "nnUNetPlans", recipe, "clusters", 1)
     return cluster_dataset(dataset.preprocessed.parent, *arguments)[0]
@@ -50,19 +55,19 @@ def test_maps_are_made_once_resumed_and_rebuilt(tiny_dataset: Any) -> None:
     make(tiny_dataset)
     again = times(folder)
     assert {name for name in first if again[name] != first[name]} == {"p1_f0.b2nd"}
-    make(tiny_dataset, Recipe(clusters=3, samples=4000, scales=(1.0,)))
+    make(tiny_dataset, ClusterRecipe(clusters=3, samples=4000, scales=(1.0,)))
     rebuilt = times(folder)
     assert all(rebuilt[name] != again[name] for name in first)
     assert len(stored(folder)["shares"]) == 3
 
 
-def test_maps_are_companions_of_the_images(tiny_dataset: Any) -> None:
+def test_maps_are_dense_targets_of_the_images(tiny_dataset: Any) -> None:
     folder = make(tiny_dataset)
     images = tiny_dataset.preprocessed / "nnUNetPlans_2d"
     reader = PatchReader(images, {"clusters": folder})
     shape = blosc2.open(str(images / "p0_f0.b2nd")).shape[1:]
     box = np.array([[-1, shape[0]], [-2, shape[1]], [0, shape[2]]])
-    found = reader.companion("clusters", "p0_f0", box)
+    found = reader.dense_target("clusters", "p0_f0", box)
     assert found.shape == (shape[0] + 1, shape[1] + 2, shape[2])
     assert (found[0] == -1).all()
     assert (found[:, :2] == -1).all()
@@ -100,7 +105,7 @@ def test_our_own_encoder_gives_features(tiny_dataset: Any, tmp_path: Path) -> No
     file = tmp_path / "weights.pth"
     weights = trainer.objective.network.state_dict()
     torch.save({"network_weights": weights, "nnssl": own}, file)
-    recipe = Recipe("self", clusters=3, samples=2000, checkpoint=str(file), stage=1)
+    recipe = ClusterRecipe("self", clusters=3, samples=2000, checkpoint=str(file), stage=1)
     folder = make(tiny_dataset, recipe)
     assert len(times(folder)) == CASES
     assert sum(share > 0 for share in stored(folder)["shares"]) == 3
@@ -116,17 +121,17 @@ def test_a_run_refuses_maps_that_do_not_fit_and_takes_those_that_do(
     trainer.initialize()
     command = "nnssl_cluster -d 999 -c 2d -p nnUNetPlans -f 0 --name clusters -k 4"
     with pytest.raises(ValueError, match=f"none were made for fold 0 .made: none.*{command}"):
-        check_companions(trainer)
+        check_dense_targets(trainer)
     folder = make(tiny_dataset)
-    check_companions(trainer)
+    check_dense_targets(trainer)
     other = tiny_dataset.trainer(kind, fold=1)
     other.initialize()
     another = command.replace("-f 0", "-f 1")
     with pytest.raises(ValueError, match=f"for fold 1 .made: fold_0.*{another}"):
-        check_companions(other)
+        check_dense_targets(other)
     trainer.objective.count = 7
     with pytest.raises(ValueError, match=r"made with 4 clusters, objective.clusters is 7"):
-        check_companions(trainer)
+        check_dense_targets(trainer)
     trainer.objective.count = 4
     trainer.run_training()
     assert trainer.history.last("train_loss") is not None
@@ -134,7 +139,7 @@ def test_a_run_refuses_maps_that_do_not_fit_and_takes_those_that_do(
     assert (Path(trainer.output_folder) / "pictures" / "epoch_0001_clusters.png").is_file()
     (folder / "p0_f0.b2nd").unlink()
     with pytest.raises(ValueError, match="1 images have no map, for instance p0_f0"):
-        check_companions(trainer)
+        check_dense_targets(trainer)
 
 
 def test_a_run_makes_the_maps_that_it_lacks_and_leaves_others_alone(
@@ -150,16 +155,16 @@ def test_a_run_makes_the_maps_that_it_lacks_and_leaves_others_alone(
     made = times(folder)
     assert len(made) == CASES
     assert stored(folder)["recipe"] == {
-        **asdict(Recipe(clusters=4)),
-        "scales": list(Recipe.scales),
+        **asdict(ClusterRecipe(clusters=4)),
+        "scales": list(ClusterRecipe.scales),
     }
-    make_companions(trainer)
+    make_dense_targets(trainer)
     assert times(folder) == made
 
     other = make(tiny_dataset)  # RECIPE, not the default
     (other / "p1_f0.b2nd").unlink()
     before = times(other)
-    make_companions(trainer)
+    make_dense_targets(trainer)
     after = times(other)
     assert set(after) - set(before) == {"p1_f0.b2nd"}
     assert {name: after[name] for name in before} == before
@@ -167,9 +172,9 @@ def test_a_run_makes_the_maps_that_it_lacks_and_leaves_others_alone(
 
     dino = tiny_dataset.trainer(trainer_class("nnSSLDino"))
     dino.initialize()
-    make_companions(dino)
+    make_dense_targets(dino)
     with pytest.raises(ValueError, match=r"none were made for fold 0.*--name dino"):
-        check_companions(dino)
+        check_dense_targets(dino)
 
 
 def test_maps_that_another_process_makes_are_waited_for(tiny_dataset: Any) -> None:
@@ -199,12 +204,12 @@ def test_every_fold_reads_its_own_maps(tiny_dataset: Any, trainer_yaml: Any) -> 
     for fold in (0, 1):
         trainer = tiny_dataset.trainer(trainer_class("nnSSLFoldPixels"), fold=fold)
         trainer.initialize()
-        check_companions(trainer)
-        assert trainer.batch_maker.reader.companions == {"clusters": folders[fold]}
+        check_dense_targets(trainer)
+        assert trainer.batch_maker.reader.dense_targets == {"clusters": folders[fold]}
     blosc2.asarray(np.full((1, 8, 40, 40), 2, np.int16), urlpath=str(folders[1] / "x.b2nd"))
     (folders[1] / "x.b2nd").replace(folders[1] / "p2_f0.b2nd")
     box = np.array([[0, 8], [0, 40], [0, 40]])
-    assert (trainer.batch_maker.reader.companion("clusters", "p2_f0", box) == 2).all()
+    assert (trainer.batch_maker.reader.dense_target("clusters", "p2_f0", box) == 2).all()
 
 
 def test_maps_of_no_fold_stop_a_run_that_only_validates(

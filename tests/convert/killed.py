@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 from nnssl.convert.cine import check_cines, write_cines
-from nnssl.convert.engine import Target, convert
+from nnssl.convert.engine import ConversionTarget, convert
 from nnssl.convert.spec import find_specs, read_spec
 
 
 def convert_all(source: Path, root: Path) -> None:
     spec = read_spec(find_specs()["ACDC"])
-    target = Target.of(root / "raw", root / "preprocessed", 27, "ACDC")
+    target = ConversionTarget.of(root / "raw", root / "preprocessed", 27, "ACDC")
     convert(spec, source, target)
     write_cines(spec, target.raw, source, check_cines(spec, source, 1), 1)
 

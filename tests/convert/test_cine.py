@@ -16,7 +16,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from nnssl.cli import convert as command
 from nnssl.convert.cine import FOLDER, check_cines, write_cines
-from nnssl.convert.engine import Target, convert
+from nnssl.convert.engine import ConversionTarget, convert
 from nnssl.convert.inventory import ConversionError
 from nnssl.convert.spec import DatasetSpec, check_spec, find_specs, read_spec
 from nnssl.nnunet.cases import CaseRecord
@@ -104,7 +104,7 @@ def test_stock_commands_do_not_see_them(write, spec, cined: Path, raw: Path, tmp
         get_identifiers_from_splitted_dataset_folder,
     )
 
-    convert(spec, cined, Target.of(raw.parent, tmp_path / "preprocessed", 27, "ACDC"))
+    convert(spec, cined, ConversionTarget.of(raw.parent, tmp_path / "preprocessed", 27, "ACDC"))
     before = get_filenames_of_train_images_and_targets(str(raw))
     write()
     assert get_filenames_of_train_images_and_targets(str(raw)) == before

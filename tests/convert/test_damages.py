@@ -14,7 +14,7 @@ from layouts import LAYOUTS
 
 from nnssl.convert.engine import check
 from nnssl.convert.inventory import ConversionError
-from nnssl.convert.planning import Case, plan
+from nnssl.convert.planning import PlannedCase, plan
 from nnssl.convert.spec import DatasetSpec, find_specs, read_spec
 
 LABELLED = [name for name in LAYOUTS if read_spec(find_specs()[name]).label]
@@ -23,10 +23,10 @@ REPAIRED = ("LiTS17", "LUNA16_lungs")
 
 
 @pytest.fixture
-def ready(tmp_path: Path) -> Callable[[str], tuple[DatasetSpec, Case]]:
+def ready(tmp_path: Path) -> Callable[[str], tuple[DatasetSpec, PlannedCase]]:
     """``ready(name)``: the spec on its miniature, and one training case of it."""
 
-    def make(name: str) -> tuple[DatasetSpec, Case]:
+    def make(name: str) -> tuple[DatasetSpec, PlannedCase]:
         LAYOUTS[name].make(tmp_path)
         spec = read_spec(find_specs()[name]).completed(tmp_path)
         cases, problems = plan(spec, tmp_path)

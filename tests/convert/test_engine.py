@@ -14,10 +14,10 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from nnssl.convert import engine, tasks
-from nnssl.convert.engine import Target, convert
+from nnssl.convert.engine import ConversionTarget, convert
 from nnssl.convert.inventory import ConversionError
 from nnssl.convert.spec import DatasetSpec
-from nnssl.convert.tasks import Recipe, Task
+from nnssl.convert.tasks import VolumeRecipe, VolumeTask
 from nnssl.nnunet.cases import read_cases
 from nnssl.nnunet.splits import check_split
 
@@ -25,11 +25,11 @@ CASE = "patient002_frame12"
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Target:
-    return Target.of(tmp_path / "raw", tmp_path / "preprocessed", 27, "ACDC")
+def target(tmp_path: Path) -> ConversionTarget:
+    return ConversionTarget.of(tmp_path / "raw", tmp_path / "preprocessed", 27, "ACDC")
 
 
-def refused(spec: DatasetSpec, source: Path, target: Target) -> str:
+def refused(spec: DatasetSpec, source: Path, target: ConversionTarget) -> str:
     """The report of a refused conversion, which must leave nothing behind."""
     with pytest.raises(ConversionError) as caught:
         convert(spec, source, target)
@@ -38,7 +38,9 @@ def refused(spec: DatasetSpec, source: Path, target: Target) -> str:
     return str(caught.value)
 
 
-def test_layout_of_the_written_dataset(tree, miniature, spec: DatasetSpec, target: Target):
+def test_layout_of_the_written_dataset(
+    tree, miniature, spec: DatasetSpec, target: ConversionTarget
+):
     convert(spec, miniature.root, target)
     assert os.listdir(target.raw.parent) == ["Dataset027_ACDC"]
     files = set(tree(target.raw))
@@ -59,7 +61,7 @@ def test_layout_of_the_written_dataset(tree, miniature, spec: DatasetSpec, targe
     assert sorted(tree(target.preprocessed)) == ["nnssl/cases.json", "splits_final.json"]
 
 
-def test_records(miniature, spec: DatasetSpec, target: Target):
+def test_records(miniature, spec: DatasetSpec, target: ConversionTarget):
     convert(spec, miniature.root, target)
     cases = json.loads((target.preprocessed / "nnssl" / "cases.json").read_text())
     assert cases == json.loads((target.raw / "cases.json").read_text())
@@ -74,7 +76,7 @@ def test_records(miniature, spec: DatasetSpec, target: Target):
     assert conversion["files"][f"imagesTr/{CASE}_0000.nii.gz"]["sha256"] == entry["sha256"]
 
 
-def test_folds_keep_patients_together(miniature, spec: DatasetSpec, target: Target):
+def test_folds_keep_patients_together(miniature, spec: DatasetSpec, target: ConversionTarget):
     convert(spec, miniature.root, target)
     splits = json.loads((target.preprocessed / "splits_final.json").read_text())
     assert splits == json.loads((target.raw / "splits_final.json").read_text())
@@ -89,7 +91,7 @@ def test_folds_keep_patients_together(miniature, spec: DatasetSpec, target: Targ
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
 def test_voxels_and_geometry_are_carried_exactly(
-    two_patients, tmp_path: Path, spec: DatasetSpec, target: Target, ending: str
+    two_patients, tmp_path: Path, spec: DatasetSpec, target: ConversionTarget, ending: str
 ):
     source = two_patients(ending=ending)
     home = source.root / "training" / "patient002"
@@ -106,7 +108,7 @@ def test_voxels_and_geometry_are_carried_exactly(
 
 @pytest.mark.parametrize("n4", [False, True])
 def test_folders_named_like_files_are_not_read(
-    miniature, spec, target: Target, monkeypatch, n4: bool
+    miniature, spec, target: ConversionTarget, monkeypatch, n4: bool
 ):
     monkeypatch.setattr(tasks, "correct_bias_field", lambda image: image)
     home = miniature.root / "training" / "patient002"
@@ -133,7 +135,7 @@ def test_other_layouts(
     two_patients,
     tmp_path: Path,
     spec: DatasetSpec,
-    target: Target,
+    target: ConversionTarget,
     training: str,
     testing: str | None,
     below: str,
@@ -148,12 +150,14 @@ def test_other_layouts(
 
 
 def test_a_folder_of_test_patients_is_not_taken_for_training(
-    miniature, spec: DatasetSpec, target: Target
+    miniature, spec: DatasetSpec, target: ConversionTarget
 ):
     assert "no complete training case" in refused(spec, miniature.root / "testing", target)
 
 
-def test_test_cases_without_any_labels_are_fine(two_patients, tmp_path: Path, spec, target: Target):
+def test_test_cases_without_any_labels_are_fine(
+    two_patients, tmp_path: Path, spec, target: ConversionTarget
+):
     source = two_patients()
     source.patient("testing", 101, labels=False)
     convert(spec, source.root, target)
@@ -161,7 +165,7 @@ def test_test_cases_without_any_labels_are_fine(two_patients, tmp_path: Path, sp
     assert not (target.raw / "labelsTs").exists()
 
 
-def test_some_test_cases_without_labels_are_named(miniature, spec, target: Target):
+def test_some_test_cases_without_labels_are_named(miniature, spec, target: ConversionTarget):
     (miniature.root / "testing/patient102/patient102_frame01_gt.nii.gz").unlink()
     report = refused(spec, miniature.root, target)
     assert "patient102_frame01: label is missing; other test cases have one" in report
@@ -219,7 +223,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damage_is_named_and_nothing_is_written(
-    miniature, spec: DatasetSpec, target: Target, name: str
+    miniature, spec: DatasetSpec, target: ConversionTarget, name: str
 ):
     damage, words = DAMAGES[name]
     damage(miniature.root / "training" / "patient002")
@@ -229,7 +233,9 @@ def test_damage_is_named_and_nothing_is_written(
     assert "patient001" not in report
 
 
-def test_an_unreadable_folder_is_named(miniature, spec: DatasetSpec, target: Target, monkeypatch):
+def test_an_unreadable_folder_is_named(
+    miniature, spec: DatasetSpec, target: ConversionTarget, monkeypatch
+):
     """Root may read everything, so the refusal of the system is imitated."""
     real = os.scandir
 
@@ -244,7 +250,7 @@ def test_an_unreadable_folder_is_named(miniature, spec: DatasetSpec, target: Tar
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_wrong_labels_are_named(miniature, spec: DatasetSpec, target: Target, name: str):
+def test_wrong_labels_are_named(miniature, spec: DatasetSpec, target: ConversionTarget, name: str):
     values, geometry, words = LABELS[name]
     path = miniature.root / "training" / "patient002" / f"{CASE}_gt.nii.gz"
     miniature.volume(path, values, **geometry)
@@ -255,7 +261,7 @@ def test_wrong_labels_are_named(miniature, spec: DatasetSpec, target: Target, na
 
 
 def test_a_truncated_plain_nifti_is_named(
-    two_patients, tmp_path: Path, spec: DatasetSpec, target: Target
+    two_patients, tmp_path: Path, spec: DatasetSpec, target: ConversionTarget
 ):
     source = two_patients(ending=".nii")
     home = source.root / "training" / "patient002"
@@ -263,13 +269,13 @@ def test_a_truncated_plain_nifti_is_named(
     assert f"{CASE}.nii is truncated" in refused(spec, source.root, target)
 
 
-def test_not_finite_image_is_named(miniature, spec: DatasetSpec, target: Target):
+def test_not_finite_image_is_named(miniature, spec: DatasetSpec, target: ConversionTarget):
     home = miniature.root / "training" / "patient002"
     miniature.volume(home / f"{CASE}.nii.gz", np.full(ZERO.shape, np.nan, np.float32))
     assert "not finite" in refused(spec, miniature.root, target)
 
 
-def test_all_bad_cases_are_in_one_report(miniature, spec: DatasetSpec, target: Target):
+def test_all_bad_cases_are_in_one_report(miniature, spec: DatasetSpec, target: ConversionTarget):
     for number in (1, 3):
         home = miniature.root / "training" / f"patient{number:03d}"
         truncate(home / f"patient{number:03d}_frame12.nii.gz")
@@ -281,14 +287,18 @@ def test_all_bad_cases_are_in_one_report(miniature, spec: DatasetSpec, target: T
 
 
 @pytest.mark.parametrize("name", ["missing", "empty"])
-def test_a_wrong_source_says_where_to_get_the_data(tmp_path: Path, spec, target: Target, name: str):
+def test_a_wrong_source_says_where_to_get_the_data(
+    tmp_path: Path, spec, target: ConversionTarget, name: str
+):
     (tmp_path / "empty").mkdir()
     report = refused(spec, tmp_path / name, target)
     assert "https://www.creatis" in report
     assert "training/patient001/Info.cfg" in report
 
 
-def test_running_again_changes_nothing(tree, miniature, spec: DatasetSpec, target: Target):
+def test_running_again_changes_nothing(
+    tree, miniature, spec: DatasetSpec, target: ConversionTarget
+):
     convert(spec, miniature.root, target)
     before = {path: path.stat().st_mtime_ns for path in target.raw.rglob("*")}
     shutil.rmtree(target.preprocessed)
@@ -297,14 +307,14 @@ def test_running_again_changes_nothing(tree, miniature, spec: DatasetSpec, targe
     assert (target.preprocessed / "splits_final.json").exists()
 
 
-def test_running_again_keeps_the_users_own_folds(miniature, spec, target: Target):
+def test_running_again_keeps_the_users_own_folds(miniature, spec, target: ConversionTarget):
     convert(spec, miniature.root, target)
     (target.preprocessed / "splits_final.json").write_text("[]")
     convert(spec, miniature.root, target)
     assert (target.preprocessed / "splits_final.json").read_text() == "[]"
 
 
-def test_other_sources_or_settings_are_refused(tree, miniature, spec, target: Target):
+def test_other_sources_or_settings_are_refused(tree, miniature, spec, target: ConversionTarget):
     convert(spec, miniature.root, target)
     before = tree(target.raw)
     with pytest.raises(ValueError, match="other files or settings"):
@@ -317,7 +327,9 @@ def test_other_sources_or_settings_are_refused(tree, miniature, spec, target: Ta
     assert tree(target.raw) == before
 
 
-def test_leftover_records_of_other_sources_are_refused(two_patients, spec, target: Target):
+def test_leftover_records_of_other_sources_are_refused(
+    two_patients, spec, target: ConversionTarget
+):
     source = two_patients()
     convert(spec, source.root, target)
     shutil.rmtree(target.raw)
@@ -329,7 +341,7 @@ def test_leftover_records_of_other_sources_are_refused(two_patients, spec, targe
     assert os.listdir(target.raw.parent) == []
 
 
-def test_the_wording_of_a_spec_changes_no_job(tree, two_patients, spec, target: Target):
+def test_the_wording_of_a_spec_changes_no_job(tree, two_patients, spec, target: ConversionTarget):
     source = two_patients()
     convert(spec, source.root, target)
     before = tree(target.raw)
@@ -341,7 +353,7 @@ def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     written: list[str] = []
     original = engine.perform
 
-    def perform(task: Task, recipe: Recipe, folder: Path) -> None:
+    def perform(task: VolumeTask, recipe: VolumeRecipe, folder: Path) -> None:
         goal = folder / task.target
         if len(written) == count:
             goal.with_name(f".part_{goal.name}").write_bytes(b"half")
@@ -353,8 +365,10 @@ def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return written
 
 
-def test_an_interrupted_run_resumes(tree, miniature, spec, target: Target, tmp_path, monkeypatch):
-    whole = Target.of(tmp_path / "other", tmp_path / "other_preprocessed", 27, "ACDC")
+def test_an_interrupted_run_resumes(
+    tree, miniature, spec, target: ConversionTarget, tmp_path, monkeypatch
+):
+    whole = ConversionTarget.of(tmp_path / "other", tmp_path / "other_preprocessed", 27, "ACDC")
     convert(spec, miniature.root, whole)
     first = interrupt_after(5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
@@ -372,7 +386,7 @@ def test_an_interrupted_run_resumes(tree, miniature, spec, target: Target, tmp_p
 
 
 def test_an_interrupted_run_of_other_sources_starts_afresh(
-    tree, miniature, spec, target: Target, monkeypatch
+    tree, miniature, spec, target: ConversionTarget, monkeypatch
 ):
     interrupt_after(5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
@@ -383,14 +397,14 @@ def test_an_interrupted_run_of_other_sources_starts_afresh(
     assert not [name for name in tree(target.raw) if "patient001" in name]
 
 
-def test_workers_change_nothing(tree, miniature, spec, target: Target, tmp_path: Path):
-    other = Target.of(tmp_path / "other", tmp_path / "other_preprocessed", 27, "ACDC")
+def test_workers_change_nothing(tree, miniature, spec, target: ConversionTarget, tmp_path: Path):
+    other = ConversionTarget.of(tmp_path / "other", tmp_path / "other_preprocessed", 27, "ACDC")
     convert(spec, miniature.root, target, workers=1)
     convert(spec, miniature.root, other, workers=2)
     assert tree(target.raw) == tree(other.raw)
 
 
-def test_n4_is_for_images_only(miniature, spec, target: Target, monkeypatch):
+def test_n4_is_for_images_only(miniature, spec, target: ConversionTarget, monkeypatch):
     monkeypatch.setattr(tasks, "correct_bias_field", lambda image: image + 1)
     convert(spec, miniature.root, target, n4=True)
     home = miniature.root / "training" / "patient002"
@@ -405,16 +419,18 @@ def test_n4_is_for_images_only(miniature, spec, target: Target, monkeypatch):
 @pytest.mark.parametrize("number", [0, 1000])
 def test_dataset_id_out_of_range(tmp_path: Path, number: int):
     with pytest.raises(ValueError, match="allowed: 1 to 999"):
-        Target.of(tmp_path, tmp_path, number, "ACDC")
+        ConversionTarget.of(tmp_path, tmp_path, number, "ACDC")
 
 
 def test_dataset_id_of_another_dataset(tmp_path: Path):
     (tmp_path / "Dataset027_Other").mkdir()
     with pytest.raises(ValueError, match=r"taken by.*Dataset027_Other"):
-        Target.of(tmp_path, tmp_path, 27, "ACDC")
+        ConversionTarget.of(tmp_path, tmp_path, 27, "ACDC")
 
 
-def test_real_patients(shared_data: Path, spec: DatasetSpec, target: Target, tmp_path: Path):
+def test_real_patients(
+    shared_data: Path, spec: DatasetSpec, target: ConversionTarget, tmp_path: Path
+):
     training = shared_data / "ACDC" / "training"
     source = tmp_path / "training"
     source.mkdir()

@@ -14,7 +14,7 @@ import SimpleITK as sitk  # noqa: N813
 from layouts import LAYOUTS
 from native import dicom, intensities, photograph, values_in, write
 
-from nnssl.convert.engine import Target, check, convert
+from nnssl.convert.engine import ConversionTarget, check, convert
 from nnssl.convert.foreground import foreground
 from nnssl.convert.lookup import UnknownValuesError, look_up
 from nnssl.convert.private import expression, private_spec
@@ -68,7 +68,7 @@ def test_images_without_foreground_are_refused():
 def test_labels_can_be_left_unread(name: str, tmp_path: Path):
     LAYOUTS[name].make(tmp_path / "source")
     spec = read_spec(find_specs()[name]).completed(tmp_path / "source").without_labels()
-    target = Target.of(tmp_path / "raw", tmp_path / "pre", 50, spec.name)
+    target = ConversionTarget.of(tmp_path / "raw", tmp_path / "pre", 50, spec.name)
     convert(spec, tmp_path / "source", target)
     dataset = json.loads((target.raw / "dataset.json").read_text())
     assert dataset["labels"] == {"background": 0, "foreground": 1}
@@ -106,7 +106,7 @@ def test_a_private_collection_in_any_format(ending: str, tmp_path: Path):
         else:
             (mgz if ending == ".mgz" else write)(home / f"vol{ending}", intensities(1))
     spec = private_spec("USZ", [f"CT={{case}}/vol{ending}"])
-    target = Target.of(tmp_path / "raw", tmp_path / "pre", 50, spec.name)
+    target = ConversionTarget.of(tmp_path / "raw", tmp_path / "pre", 50, spec.name)
     checked = convert(spec, tmp_path / "source", target)
     assert [each.case.identifier for each in checked] == ["melanoma_01", "melanoma_02"]
     image = sitk.ReadImage(str(target.raw / "imagesTr" / "melanoma_01_0000.nii.gz"))
@@ -188,7 +188,7 @@ def test_stock_planning_takes_a_dataset_without_labels(flat: bool, tmp_path: Pat
     spec = private_spec("X", ["CT={case}.nii.gz"])
     if flat:
         spec = read_spec(find_specs()["Retinopathy"])
-    target = Target.of(tmp_path / "raw", tmp_path / "pre", 50, spec.name)
+    target = ConversionTarget.of(tmp_path / "raw", tmp_path / "pre", 50, spec.name)
     convert(spec, tmp_path / "source", target)
     stock(tmp_path, "extract_fingerprint_entry", "-np", "1", "--verify_dataset_integrity")
     stock(tmp_path, "plan_experiment_entry", "-gpu_memory_target", "1")

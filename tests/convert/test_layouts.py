@@ -10,16 +10,16 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from layouts import LAYOUTS
 
-from nnssl.convert.checks import Checked
-from nnssl.convert.engine import Target, convert
+from nnssl.convert.checks import CheckedCase
+from nnssl.convert.engine import ConversionTarget, convert
 from nnssl.convert.spec import DatasetSpec, find_specs, read_spec
 from nnssl.convert.volumes import geometry_differences
 
 
-def converted(name: str, tmp_path: Path) -> tuple[DatasetSpec, Path, list[Checked]]:
+def converted(name: str, tmp_path: Path) -> tuple[DatasetSpec, Path, list[CheckedCase]]:
     LAYOUTS[name].make(tmp_path / "source")
     spec = read_spec(find_specs()[name]).completed(tmp_path / "source")
-    target = Target.of(tmp_path / "raw", tmp_path / "preprocessed", 50, spec.name)
+    target = ConversionTarget.of(tmp_path / "raw", tmp_path / "preprocessed", 50, spec.name)
     return spec, target.raw, convert(spec, tmp_path / "source", target)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnssl.convert.engine import Target, convert
+from nnssl.convert.engine import ConversionTarget, convert
 from nnssl.convert.phantom import SIZES, draw_patient, write_phantom
 
 NUMBERS = range(1, 11)
@@ -76,7 +76,7 @@ def test_it_is_written_in_the_native_layout_and_converts(tmp_path: Path, spec, t
     files = tree(tmp_path / "phantom")
     assert len(files) == 3 * 5 + 1
     assert files["README.txt"].startswith(b"SYNTHETIC DATA")
-    target = Target.of(tmp_path / "raw", tmp_path / "preprocessed", 27, "ACDC")
+    target = ConversionTarget.of(tmp_path / "raw", tmp_path / "preprocessed", 27, "ACDC")
     assert len(convert(spec, tmp_path / "phantom", target)) == 6
 
 

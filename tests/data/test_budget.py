@@ -6,12 +6,12 @@ import math
 
 import pytest
 
-from nnssl.data.budget import Budget, Request, check_crop, divide, raw_patch
+from nnssl.data.budget import Budget, BudgetRequest, check_crop, divide, raw_patch
 
 
-def request(**changes: object) -> Request:
+def request(**changes: object) -> BudgetRequest:
     plan = {"plan_patch": (80, 80), "plan_batch": 8, "stride": (8, 8), "views": 2.0, "parts": 4}
-    return Request(**{**plan, **changes})  # type: ignore[arg-type]
+    return BudgetRequest(**{**plan, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("views", [1.0, 2.0, 3.0, 6.0])

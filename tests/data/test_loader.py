@@ -100,7 +100,7 @@ def test_an_unreadable_case_stops_the_run_with_its_name(tiny_dataset: Any, damag
         next(loader)
 
 
-def test_companions_are_cut_by_the_same_box_and_padded_with_minus_one(tiny_dataset: Any) -> None:
+def test_dense_targets_are_cut_by_the_same_box_and_padded_with_minus_one(tiny_dataset: Any) -> None:
     folder = tiny_dataset.preprocessed / "nnUNetPlans_2d"
     clusters = folder.parent / "nnssl" / folder.name / "clusters" / "fold_0"
     clusters.mkdir(parents=True)
@@ -108,22 +108,22 @@ def test_companions_are_cut_by_the_same_box_and_padded_with_minus_one(tiny_datas
         image = np.asarray(blosc2.open(str(folder / f"{name}.b2nd"))[:])
         blosc2.asarray((image * 100).astype(np.int32), urlpath=str(clusters / f"{name}.b2nd"))
     plain = maker(tiny_dataset)
-    reader = PatchReader(folder, DataFolders.of(folder, 0).companions(["clusters"]))
+    reader = PatchReader(folder, DataFolders.of(folder, 0).dense_targets(["clusters"]))
     make = BatchMaker(plain.sampler, reader, plain.cases, (48, 48), (16, 16), 3)
     batch = make(0)
-    companion, image = batch["companions"]["clusters"], batch["image"][:, 0]
-    outside = companion == -1
-    assert companion.dtype == torch.int64
+    dense_target, image = batch["dense_targets"]["clusters"], batch["image"][:, 0]
+    outside = dense_target == -1
+    assert dense_target.dtype == torch.int64
     assert outside.any()
     assert not outside.all()
-    assert torch.equal(companion[~outside], (image * 100).int().long()[~outside])
+    assert torch.equal(dense_target[~outside], (image * 100).int().long()[~outside])
     assert (image[outside].abs() < 0.02).all()
 
 
-def test_missing_companions_are_named(tiny_dataset: Any) -> None:
+def test_missing_dense_targets_are_named(tiny_dataset: Any) -> None:
     folders = DataFolders.of(tiny_dataset.preprocessed / "nnUNetPlans_2d", 0)
     with pytest.raises(ValueError, match="clusters"):
-        folders.companions(["clusters"])
+        folders.dense_targets(["clusters"])
 
 
 def test_validation_repeats_the_same_batches_with_fewer_volumes(tiny_dataset: Any) -> None:

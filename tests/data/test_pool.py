@@ -16,7 +16,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from nnssl.cli.pool import main
 from nnssl.data.case_table import anatomical_axis, case_table, direction_of
 from nnssl.data.pool import build as pool_build
-from nnssl.data.pool.build import Request, build, draft
+from nnssl.data.pool.build import PoolRequest, build, draft
 from nnssl.data.pool.members import Places
 from nnssl.data.pool.plans import MARK
 from nnssl.leakage.pool_check import check_pool
@@ -106,9 +106,9 @@ def _fingerprint(folder: Path, spacing, shape, number: int) -> None:
     _json(folder / "dataset_fingerprint.json", content)
 
 
-def request(**changes) -> Request:
+def request(**changes) -> PoolRequest:
     defaults = {"number": 900, "name": "Pool", "members": (999, 998), "plans": "nnUNetPlans"}
-    return Request(**{**defaults, "configuration": "2d", "plans_of": 999, **changes})
+    return PoolRequest(**{**defaults, "configuration": "2d", "plans_of": 999, **changes})
 
 
 def made(places: Places, **changes) -> Path:

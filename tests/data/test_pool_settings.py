@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nnssl.data.pool.assemble import assemble
-from nnssl.data.pool.members import Member
+from nnssl.data.pool.members import PoolMember
 from nnssl.data.pool.settings import (
     isotropic,
     median_shape,
@@ -21,10 +21,12 @@ from nnssl.nnunet.cases import CaseRecord
 WINDOW = window_statistics(-1000, 1000)
 
 
-def member(number=27, origin="Heart", patients=4, folds=2, channels=("MRI",), **changes) -> Member:
+def member(
+    number=27, origin="Heart", patients=4, folds=2, channels=("MRI",), **changes
+) -> PoolMember:
     """`patients` patients p0, p1, ... with one case each; fold f validates on patient f."""
     cases = [f"p{p}_case" for p in range(patients)]
-    made = Member(
+    made = PoolMember(
         folder=f"Dataset{number:03d}_{origin}",
         channels=channels,
         images={c: tuple(f"/raw/{c}_{i:04d}.nii.gz" for i in range(len(channels))) for c in cases},
@@ -42,7 +44,7 @@ def member(number=27, origin="Heart", patients=4, folds=2, channels=("MRI",), **
     return replace(made, **changes)
 
 
-def pool_of(*members: Member):
+def pool_of(*members: PoolMember):
     return assemble("Dataset900_Pool", members)
 
 

@@ -17,7 +17,7 @@ import SimpleITK
 
 from nnssl.cli.preprocess_unlabelled import main
 from nnssl.convert.inventory import ConversionError
-from nnssl.data.case_store import companion_folder
+from nnssl.data.case_store import dense_target_folder
 from nnssl.data.pretraining_data import DataFolders
 from nnssl.data.unlabelled import job as unlabelled_job
 from nnssl.data.unlabelled import preprocess as unlabelled
@@ -25,8 +25,8 @@ from nnssl.data.unlabelled.frames import frame_count, volumes
 from nnssl.data.unlabelled.job import Plan
 from nnssl.data.unlabelled.preprocess import complete, preprocess_unlabelled, remove
 from nnssl.data.unlabelled.records import pools, read_manifest, record_file
-from nnssl.data.unlabelled.sources import Choice, Source, share
-from nnssl.data.unlabelled.task import Task
+from nnssl.data.unlabelled.sources import FileChoice, ImageSource, share
+from nnssl.data.unlabelled.task import UnlabelledTask
 from nnssl.nnunet.images import open_image
 
 
@@ -50,13 +50,13 @@ def folder(tiny_dataset: Any, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def task(tiny_dataset: Any, folder: Path) -> Task:
+def task(tiny_dataset: Any, folder: Path) -> UnlabelledTask:
     plan = Plan(tiny_dataset.plans, "2d", tiny_dataset.dataset_json)
-    choice = Choice(plan.endings, patient=r"(p\d)_")
-    return Task(tiny_dataset.preprocessed, folder, "more", plan, choice)
+    choice = FileChoice(plan.endings, patient=r"(p\d)_")
+    return UnlabelledTask(tiny_dataset.preprocessed, folder, "more", plan, choice)
 
 
-def names(task: Task) -> list[str]:
+def names(task: UnlabelledTask) -> list[str]:
     return [image.identifier for image in complete(task.pool)]
 
 
@@ -64,7 +64,7 @@ FRAMES = [f"p2_4d_frame0{k}" for k in (1, 2, 3)]
 
 
 def test_images_are_preprocessed_as_nnunet_does_and_lie_in_nnssls_own_folder(
-    task: Task, tiny_dataset: Any
+    task: UnlabelledTask, tiny_dataset: Any
 ) -> None:
     """Bit for bit, frames of a cine too; nnU-Net's folder stays as it was."""
     stock = tiny_dataset.preprocessed / "nnUNetPlans_2d"
@@ -88,7 +88,7 @@ def test_images_are_preprocessed_as_nnunet_does_and_lie_in_nnssls_own_folder(
 
 
 def test_a_second_run_does_what_is_missing_or_changed_only(
-    task: Task, folder: Path, tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch
+    task: UnlabelledTask, folder: Path, tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preprocess_unlabelled(task, 1)
     made: list[Any] = []
@@ -118,7 +118,7 @@ def test_a_second_run_does_what_is_missing_or_changed_only(
 
 
 def test_killed_in_between_one_image_is_lost_at_most(
-    task: Task, monkeypatch: pytest.MonkeyPatch
+    task: UnlabelledTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The frame that was being written when the process died is made again, no other."""
     really = unlabelled_job.write_image_record
@@ -139,12 +139,12 @@ def test_killed_in_between_one_image_is_lost_at_most(
     assert calls[2:] == FRAMES[1:2] + FRAMES[1:]
 
 
-def test_parts_are_disjoint_and_together_all(task: Task) -> None:
+def test_parts_are_disjoint_and_together_all(task: UnlabelledTask) -> None:
     first = preprocess_unlabelled(replace(task, part=(1, 2)), 1)
     assert names(task) == ["p1_again"]
     second = preprocess_unlabelled(replace(task, part=(2, 2)), 1)
     assert (first.written, second.written, len(names(task))) == (1, 3, 4)
-    sources = [Source(f"x{k:02d}", "", "", ()) for k in range(13)]
+    sources = [ImageSource(f"x{k:02d}", "", "", ()) for k in range(13)]
     parts = [share(sources, (k, 3)) for k in (1, 2, 3)]
     together = [source.identifier for part in parts for source in part]
     assert sorted(together) == [source.identifier for source in sources]
@@ -189,14 +189,16 @@ DAMAGES = (
 
 
 @pytest.mark.parametrize("what", DAMAGES)
-def test_nothing_is_written_before_all_is_checked(task: Task, folder: Path, what: str) -> None:
+def test_nothing_is_written_before_all_is_checked(
+    task: UnlabelledTask, folder: Path, what: str
+) -> None:
     message = broken(folder, what)
     with pytest.raises(ConversionError, match=message):
         preprocess_unlabelled(task, 1)
     assert not task.pool.exists()
 
 
-def test_changed_plans_and_another_folder_are_refused(task: Task, tmp_path: Path) -> None:
+def test_changed_plans_and_another_folder_are_refused(task: UnlabelledTask, tmp_path: Path) -> None:
     preprocess_unlabelled(replace(task, part=(1, 2)), 1)
     plans = json.loads(json.dumps(task.plan.plans))
     plans["configurations"]["2d"]["batch_size"] = 77  # changes no voxel
@@ -210,7 +212,7 @@ def test_changed_plans_and_another_folder_are_refused(task: Task, tmp_path: Path
 
 
 def test_the_command_lists_and_removes(
-    task: Task, folder: Path, capsys: pytest.CaptureFixture[str]
+    task: UnlabelledTask, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = ["-d", "999", "-c", "2d"]
     main([*base, "-i", str(folder), "--files", "_4d", "--name", "cine", "-np", "1"])
@@ -232,11 +234,11 @@ def test_the_command_lists_and_removes(
             main([*base, *wrong])
 
 
-def test_removed_images_leave_no_companion_arrays(task: Task) -> None:
+def test_removed_images_leave_no_companion_arrays(task: UnlabelledTask) -> None:
     preprocess_unlabelled(task, 1)
-    maps = DataFolders(task.own, task.own, 0).companion("clusters")
+    maps = DataFolders(task.own, task.own, 0).dense_target("clusters")
     removed, other, of_cases = (
-        companion_folder(maps, folder) / "image.b2nd"
+        dense_target_folder(maps, folder) / "image.b2nd"
         for folder in (task.pool, task.pool.with_name("other"), None)
     )
     for file in (removed, other, of_cases):
@@ -262,7 +264,7 @@ def test_frames_are_read_one_by_one_whatever_the_format(tmp_path: Path, ending: 
 
 
 def test_other_formats_go_through_the_plans_reader(
-    task: Task, folder: Path, tiny_dataset: Any, convert: Callable[[Path, Path], None]
+    task: UnlabelledTask, folder: Path, tiny_dataset: Any, convert: Callable[[Path, Path], None]
 ) -> None:
     """A MetaImage with its voxels in a second file gives what the NIfTI file gives."""
     source = folder / "a" / "p1_again_0000.nii.gz"
@@ -279,7 +281,7 @@ def convert() -> Callable[[Path, Path], None]:
     return lambda a, b: SimpleITK.WriteImage(SimpleITK.ReadImage(str(a)), str(b))
 
 
-def test_leftovers_of_a_dead_process_go_when_they_are_old(task: Task) -> None:
+def test_leftovers_of_a_dead_process_go_when_they_are_old(task: UnlabelledTask) -> None:
     task.pool.mkdir(parents=True)
     old, young = task.pool / ".part_old", task.pool / ".part_young"
     for left in (old, young):

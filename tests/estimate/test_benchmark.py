@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.estimate.memory import RESET, MemoryGauge
+from nnssl.estimate.memory import RESET, MemoryMeter
 from nnssl.estimate.phases import PHASES, PhaseClock, instrumented
 from nnssl.estimate.steps import Step
 from nnssl.estimate.summary import over_budget, shares, voxels_per_step
 from nnssl.estimate.trainers import Setting, compare, settings
-from nnssl.training.dry_trainer import Job, build, dry_folders, find_class, loaders
+from nnssl.training.dry_trainer import DryRun, build, dry_folders, find_class, loaders
 
 CPU = torch.device("cpu")
-JOB = Job("999", "2d")
+JOB = DryRun("999", "2d")
 SHORT = """
 extends: nnSSLContrastiveTrainer
 training: {num_epochs: 3, num_iterations_per_epoch: 2, num_val_iterations_per_epoch: 1,
@@ -173,9 +173,9 @@ def test_a_termination_leaves_nothing(tiny_dataset):
 
 @pytest.mark.skipif(not os.access(RESET, os.W_OK), reason="Linux tells the peak, if it may")
 def test_peak_memory_counts_what_was_freed_again():
-    gauge = MemoryGauge(CPU)
+    meter = MemoryMeter(CPU)
     np.ones(64 * 2**20, np.uint8)[::4096].sum()
-    assert gauge.peak() == pytest.approx(64 * 2**20, rel=0.3)
+    assert meter.peak() == pytest.approx(64 * 2**20, rel=0.3)
 
 
 def test_voxels_of_a_fine_tuner_are_the_plans(tiny_dataset):

@@ -15,12 +15,12 @@ import torch
 from nnssl.estimate.estimate import estimate
 from nnssl.estimate.read_volume import _touched, bytes_per_batch
 from nnssl.nnunet.checkpoint import read_checkpoint
-from nnssl.training.dry_trainer import Job, dry_folders
+from nnssl.training.dry_trainer import DryRun, dry_folders
 from nnssl.training.factory import trainer_class
 from nnssl.training.history import History
 from nnssl.training.preflight import COPIES
 
-JOB = Job("999", "2d")
+JOB = DryRun("999", "2d")
 PRETRAIN = """
 extends: nnSSLContrastiveTrainer
 training: {num_epochs: 3, num_iterations_per_epoch: 2, num_val_iterations_per_epoch: 1,

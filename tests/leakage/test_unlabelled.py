@@ -14,8 +14,8 @@ import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-from nnssl.cluster_maps.recipe import Recipe
-from nnssl.cluster_maps.task import check_companions, cluster_dataset
+from nnssl.cluster_maps.recipe import ClusterRecipe
+from nnssl.cluster_maps.task import check_dense_targets, cluster_dataset
 from nnssl.common.files import read_json, write_json
 from nnssl.data.thumbnails import CELLS
 from nnssl.data.unlabelled.preprocess import remove
@@ -176,13 +176,13 @@ def test_runs_with_companion_arrays_draw_them_with_theirs(
     trainer.initialize()
     frames = {"p1_4d_frame01", "p1_4d_frame02"}
     with pytest.raises(ValueError, match=r"2 images have no map, for instance p1_4d_frame01.*-f 0"):
-        check_companions(trainer)
+        check_dense_targets(trainer)
     assert make_maps(tiny_dataset) == folder
     assert {file.stem for file in (folder / "unlabelled" / "cine").glob("*.b2nd")} == frames
-    check_companions(trainer)
+    check_dense_targets(trainer)
     seen = set()
     for batch in batches(trainer):
-        maps = batch["companions"]["clusters"]
+        maps = batch["dense_targets"]["clusters"]
         for found, box, name in zip(maps, batch["box"], batch["identifier"], strict=True):
             if name in frames:
                 file = folder / "unlabelled" / "cine" / f"{name}.b2nd"
@@ -192,14 +192,14 @@ def test_runs_with_companion_arrays_draw_them_with_theirs(
     image, made = pool / "p1_4d_frame01.b2nd", folder / "unlabelled" / "cine"
     os.utime(image, ns=(0, (made / image.name).stat().st_mtime_ns + 1))
     with pytest.raises(ValueError, match="1 images have no map, for instance p1_4d_frame01"):
-        check_companions(trainer)
+        check_dense_targets(trainer)
     make_maps(tiny_dataset)
-    check_companions(trainer)
+    check_dense_targets(trainer)
 
 
 def make_maps(dataset: Any) -> Path:
     """Folder of the cluster maps of fold 0."""
-    recipe = Recipe(clusters=4, samples=4000, scales=(1.0,))
+    recipe = ClusterRecipe(clusters=4, samples=4000, scales=(1.0,))
     root = dataset.preprocessed.parent
     return cluster_dataset(root, 999, "2d", "nnUNetPlans", recipe, "clusters", 1)[0]
 

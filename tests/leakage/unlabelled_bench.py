@@ -13,8 +13,8 @@ import torch
 
 from nnssl.data.unlabelled.job import Plan
 from nnssl.data.unlabelled.preprocess import preprocess_unlabelled
-from nnssl.data.unlabelled.sources import Choice
-from nnssl.data.unlabelled.task import Task
+from nnssl.data.unlabelled.sources import FileChoice
+from nnssl.data.unlabelled.task import UnlabelledTask
 from nnssl.training.factory import trainer_class
 
 SHORT = """
@@ -55,7 +55,9 @@ def add_cine(tiny_dataset: Any, tmp_path: Path) -> Callable[..., Path]:
         stem = f"{patient}_4d" if pattern else f"{name}{patient[1:]}"
         nibabel.save(nibabel.Nifti1Image(array, first.affine), source / f"{stem}.nii.gz")
         plan = Plan(tiny_dataset.plans, "2d", tiny_dataset.dataset_json)
-        task = Task(tiny_dataset.preprocessed, source, name, plan, Choice((), None, pattern))
+        task = UnlabelledTask(
+            tiny_dataset.preprocessed, source, name, plan, FileChoice((), None, pattern)
+        )
         preprocess_unlabelled(task, 1)
         return task.pool
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.losses.reconstruction import restoration_loss, trivial_losses
+from nnssl.losses.reconstruction import reconstruction_loss, trivial_losses
 
 
 def images(seed: int, *shape: int) -> torch.Tensor:
@@ -30,38 +30,40 @@ def slow(restored: np.ndarray, target: np.ndarray, weight: np.ndarray) -> float:
 def test_equals_slow_numpy(shape: tuple[int, ...]) -> None:
     restored, target = images(0, *shape), images(1, *shape)
     weight = mask(shape[0], 1, *shape[2:])
-    found = restoration_loss(restored, target, weight)
+    found = reconstruction_loss(restored, target, weight)
     expected = slow(restored.numpy(), target.numpy(), weight.float().numpy())
     assert float(found) == pytest.approx(expected, rel=1e-5)
     everything = slow(restored.numpy(), target.numpy(), np.ones(weight.shape))
-    assert float(restoration_loss(restored, target)) == pytest.approx(expected=everything, rel=1e-5)
+    assert float(reconstruction_loss(restored, target)) == pytest.approx(
+        expected=everything, rel=1e-5
+    )
 
 
 def test_voxels_without_weight_do_not_matter_and_have_no_gradient() -> None:
     target, weight = images(1, 2, 2, 6, 6), mask(2, 1, 6, 6)
     restored = images(0, 2, 2, 6, 6).requires_grad_()
-    loss = restoration_loss(restored, target, weight)
+    loss = reconstruction_loss(restored, target, weight)
     loss.backward()
     assert torch.equal((restored.grad != 0), weight.expand_as(restored))
     changed = torch.where(weight, restored.detach(), torch.tensor(77.0))
-    assert torch.equal(restoration_loss(changed, target, weight), loss.detach())
+    assert torch.equal(reconstruction_loss(changed, target, weight), loss.detach())
 
 
 def test_half_precision_is_computed_in_float32() -> None:
     large = torch.full((1, 1, 300, 300), 200.0, dtype=torch.float16)
-    squared = restoration_loss(large, torch.zeros_like(large))
+    squared = reconstruction_loss(large, torch.zeros_like(large))
     assert float(squared) == pytest.approx(200.0**2, rel=1e-6)
-    assert restoration_loss(large.double(), large).dtype == torch.float64
+    assert reconstruction_loss(large.double(), large).dtype == torch.float64
 
 
 def test_nothing_to_restore_costs_nothing() -> None:
     image = images(0, 1, 1, 4, 4)
-    assert restoration_loss(image, image + 1, torch.zeros(1, 1, 4, 4)) == 0
+    assert reconstruction_loss(image, image + 1, torch.zeros(1, 1, 4, 4)) == 0
 
 
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match=r"restored has shape \(1, 1, 4\)"):
-        restoration_loss(torch.zeros(1, 1, 4), torch.zeros(1, 2, 4))
+        reconstruction_loss(torch.zeros(1, 1, 4), torch.zeros(1, 2, 4))
 
 
 def test_trivial_answers_in_closed_form() -> None:

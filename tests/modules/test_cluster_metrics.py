@@ -5,22 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnssl.modules import cluster_metrics as cluster_gauges
+from nnssl.modules import cluster_metrics
 from nnssl.modules.cluster_metrics import LOOK_EVERY, ChangeRate
 
 
 def test_use_counts_and_weighs_and_leaves_out_what_is_unknown() -> None:
     clusters = torch.tensor([0, 0, 0, 2, -1, -1])
-    assert cluster_gauges.use(clusters, 4).tolist() == pytest.approx([0.75, 0, 0.25, 0])
+    assert cluster_metrics.use(clusters, 4).tolist() == pytest.approx([0.75, 0, 0.25, 0])
     weights = torch.tensor([1.0, 0, 0, 3, 9, 9])
-    assert cluster_gauges.use(clusters, 4, weights).tolist() == pytest.approx([0.25, 0, 0.75, 0])
+    assert cluster_metrics.use(clusters, 4, weights).tolist() == pytest.approx([0.25, 0, 0.75, 0])
 
 
 def test_entropy_is_one_for_equal_use_and_zero_for_one_cluster() -> None:
-    assert float(cluster_gauges.entropy(torch.full((7,), 1 / 7))) == pytest.approx(1)
-    assert float(cluster_gauges.entropy(torch.eye(7)[0])) == 0
+    assert float(cluster_metrics.entropy(torch.full((7,), 1 / 7))) == pytest.approx(1)
+    assert float(cluster_metrics.entropy(torch.eye(7)[0])) == 0
     half = torch.tensor([0.5, 0.5, 0, 0])
-    assert float(cluster_gauges.entropy(half)) == pytest.approx(0.5)
+    assert float(cluster_metrics.entropy(half)) == pytest.approx(0.5)
 
 
 def test_change_rate_compares_looks_at_the_first_batch() -> None:
@@ -40,22 +40,22 @@ def test_change_rate_compares_looks_at_the_first_batch() -> None:
 
 
 def test_colours_are_fixed_distinct_and_black_is_unknown() -> None:
-    assert torch.equal(cluster_gauges.palette(50)[:10], cluster_gauges.palette(10))
-    colours = cluster_gauges.palette(20)
+    assert torch.equal(cluster_metrics.palette(50)[:10], cluster_metrics.palette(10))
+    colours = cluster_metrics.palette(20)
     distances = torch.cdist(colours, colours) + torch.eye(20)
     assert float(distances.min()) > 0.1
-    painted = cluster_gauges.paint(torch.tensor([[[-1, 3]]]), 4)
+    painted = cluster_metrics.paint(torch.tensor([[[-1, 3]]]), 4)
     assert painted[0, 0, 0].tolist() == [0, 0, 0]
     torch.testing.assert_close(painted[0, 0, 1], colours[3])
 
 
 def test_volumes_show_their_middle_slice_and_modes_come_back() -> None:
     maps = torch.arange(5).reshape(1, 5, 1, 1).expand(1, 5, 2, 3)
-    assert cluster_gauges.middle_slice(maps).unique().tolist() == [2]
-    assert cluster_gauges.shade(torch.randn(2, 3, 4, 6, 8)).shape == (2, 6, 8, 3)
+    assert cluster_metrics.middle_slice(maps).unique().tolist() == [2]
+    assert cluster_metrics.shade(torch.randn(2, 3, 4, 6, 8)).shape == (2, 6, 8, 3)
     module = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Dropout()).train()
     module[1].eval()
-    with cluster_gauges.evaluating(module):
+    with cluster_metrics.evaluating(module):
         assert not any(part.training for part in module.modules())
         assert not torch.is_grad_enabled()
     assert [part.training for part in module.modules()] == [True, True, False]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.modules.pooling import Pool
+from nnssl.modules.pooling import SpatialPooling
 
 SIZES = {2: (6, 4), 3: (4, 6, 8)}
 
@@ -25,7 +25,7 @@ def _expected(x, kind):
 @pytest.mark.parametrize("dimension", [2, 3])
 @pytest.mark.parametrize("kind", ["average", "max", "moments"])
 def test_equals_numpy(kind, dimension):
-    pool, x = Pool(3, kind, dimension), _map(dimension)
+    pool, x = SpatialPooling(3, kind, dimension), _map(dimension)
     assert pool(x).shape == (2, pool.out_features)
     np.testing.assert_allclose(pool(x), _expected(x.double().numpy(), kind), atol=1e-5)
 
@@ -33,7 +33,7 @@ def test_equals_numpy(kind, dimension):
 @pytest.mark.parametrize("dimension", [2, 3])
 @pytest.mark.parametrize("grid", [1, 2])
 def test_grid_holds_the_mean_of_each_cell(dimension, grid):
-    pool, x = Pool(3, "grid", dimension, grid), _map(dimension)
+    pool, x = SpatialPooling(3, "grid", dimension, grid), _map(dimension)
     sides = [side // grid for side in SIZES[dimension]]
     found = pool(x).reshape(2, 3, *[grid] * dimension)
     for cell in np.ndindex(*[grid] * dimension):
@@ -45,7 +45,7 @@ def test_grid_holds_the_mean_of_each_cell(dimension, grid):
 
 def test_a_flat_map_has_a_finite_gradient():
     x = torch.ones(2, 3, 4, 4, requires_grad=True)
-    Pool(3, "moments", 2)(x).sum().backward()
+    SpatialPooling(3, "moments", 2)(x).sum().backward()
     assert x.grad.isfinite().all()
 
 
@@ -53,7 +53,7 @@ def test_a_flat_map_has_a_finite_gradient():
 def test_half_precision_sums_in_float32(kind):
     """+-300: the variance 9e4 is more than float16 holds, the standard deviation 300 is not."""
     x = torch.tensor([-300.0, 300.0]).repeat(64, 32)[None, None].half()
-    pool = Pool(1, kind, 2)
+    pool = SpatialPooling(1, kind, 2)
     assert pool(x).dtype == torch.float16
     torch.testing.assert_close(pool(x), pool(x.float()).half())
 
@@ -68,9 +68,9 @@ def test_half_precision_sums_in_float32(kind):
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Pool(*arguments)
+        SpatialPooling(*arguments)
 
 
 def test_another_shape_is_named():
     with pytest.raises(ValueError, match=r"found shape \(2, 3, 4, 6, 8\), allowed: \(B, 3\) and 2"):
-        Pool(3, "max", 2)(_map(3))
+        SpatialPooling(3, "max", 2)(_map(3))

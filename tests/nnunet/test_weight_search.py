@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from nnssl.nnunet.checkpoint import save_atomically
-from nnssl.nnunet.weight_search import Place, WeightSource, find_finished_run, named_file
+from nnssl.nnunet.weight_search import RunLocation, WeightSource, find_finished_run, named_file
 
 
 @pytest.fixture
 def place(tmp_path):
-    return Place(tmp_path / "Dataset001_A", "nnUNetPlans", "2d", 0)
+    return RunLocation(tmp_path / "Dataset001_A", "nnUNetPlans", "2d", 0)
 
 
 def run(place, trainer="nnSSLContrastiveTrainer", kind="pretrain", name="final", **other):

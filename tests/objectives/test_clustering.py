@@ -45,7 +45,7 @@ def batch(
         made["box"] = torch.stack([torch.zeros(len(image), 3), size.expand(len(image), 3)], 2)
         made["shape"] = size.expand(len(image), 3)
         made["key"] = torch.tensor([[5, step, 0, j] for j in range(len(image))])
-    made["companions"] = {}
+    made["dense_targets"] = {}
     views = RandomView(**{"count": 2, **PLAIN, **knobs})(made, "global", crop, (1.0, 1.0))
     return {**made, "views": views}
 

@@ -26,7 +26,7 @@ KINDS = {
 
 
 def make_batch(dimension: int, channels: int, step: int = 0) -> dict[str, Any]:
-    """Random patches of two volumes in two parts, with a companion map."""
+    """Random patches of two volumes in two parts, with a dense target."""
     size = (24, 24) if dimension == 2 else (12, 24, 24)
     generator = torch.Generator().manual_seed(17 + step)
     image = torch.randn(SAMPLES, channels, *size, generator=generator)
@@ -45,7 +45,7 @@ def make_batch(dimension: int, channels: int, step: int = 0) -> dict[str, Any]:
         "patient": torch.tensor([0, 0, 1, 1]),
         "dataset": torch.zeros(SAMPLES, dtype=torch.int64),
         "identifier": ["a", "a", "b", "b"],
-        "companions": {"clusters": torch.randint(0, 3, (SAMPLES, *size), generator=generator)},
+        "dense_targets": {"clusters": torch.randint(0, 3, (SAMPLES, *size), generator=generator)},
     }
 
 

@@ -121,13 +121,13 @@ def test_the_siamese_loss_is_that_of_the_formula(make_unet: Callable[..., nn.Mod
 
 def test_the_restoration_of_levels_fades_out(make_unet: Callable[..., nn.Module]) -> None:
     made, full = objective(make_unet), batch()
-    parts = ("restoration_loss", "global_loss", "local_loss")
+    parts = ("reconstruction_loss", "global_loss", "local_loss")
     for progress in (0.0, 0.25, 1.0):
         made.after_step(full, progress)
         terms = {name: term.detach() for name, term in made(full).items()}
         beta = 0.5 * (1 + math.cos(math.pi * progress))
         expected = sum(float(terms[p]) for p in parts)
-        expected += beta * float(terms["level_restoration_loss"])
+        expected += beta * float(terms["level_reconstruction_loss"])
         assert float(terms["loss"]) == pytest.approx(expected, abs=1e-5)
         assert made.collapse_loss() == pytest.approx(
             (1 + beta) * float(made.trivial(made.corrupt(full))["collapse_loss"]) - 2, abs=1e-5
@@ -185,7 +185,7 @@ def bodies(step: int, size: int = 24, samples: int = 8) -> dict[str, Any]:
     image = body * (1 + torch.rand(samples, 1, 1, generator=generator)) - 1.5 * (hole & body)
     image = image[:, None] + 0.05 * torch.randn(samples, 1, size, size, generator=generator)
     keys = torch.tensor([[3, step, 0, j] for j in range(samples)])
-    return {**made, "image": image, "key": keys, "companions": {}}
+    return {**made, "image": image, "key": keys, "dense_targets": {}}
 
 
 def test_it_works_without_local_views(make_unet: Callable[..., nn.Module]) -> None:
@@ -201,9 +201,9 @@ def test_only_the_first_view_is_restored_and_its_target_is_clean(
     task = made.corrupt(full)
     assert torch.equal(task.target, full["views"]["global_0"].image)
     assert not torch.equal(task.image, task.target)
-    before = made(full)["restoration_loss"]
+    before = made(full)["reconstruction_loss"]
     full["views"]["global_1"].image = full["views"]["global_1"].image * 2
-    assert torch.equal(made(full)["restoration_loss"], before)
+    assert torch.equal(made(full)["reconstruction_loss"], before)
 
 
 @pytest.mark.parametrize("skips", [True, False])

@@ -30,20 +30,20 @@ def objective(make_unet: Callable[..., nn.Module], **knobs: Any) -> PixelCluster
 
 
 def batch(count: int = 2, **knobs: Any) -> dict[str, Any]:
-    """The companion map: quadrants of the patch; the last two columns are unknown."""
+    """The dense target: quadrants of the patch; the last two columns are unknown."""
     made = make_batch(2, 1)
     quadrant = torch.zeros(24, 24, dtype=torch.int64)
     quadrant[:, 12:] += 1
     quadrant[12:] += 2
     quadrant[:, 18:] = -1
-    made["companions"] = {"clusters": quadrant.repeat(4, 1, 1)}
+    made["dense_targets"] = {"clusters": quadrant.repeat(4, 1, 1)}
     views = RandomView(count=count, **knobs)(made, "global", CROP, (1.0, 1.0))
     return {**made, "views": views}
 
 
 def perfect(made: PixelClusteringObjective, whole: dict[str, Any]) -> None:
     """Predicts what each view's own map says (0 where it is unknown)."""
-    maps = [view.companions[made.maps] for view in whole["views"].values()]
+    maps = [view.dense_targets[made.maps] for view in whole["views"].values()]
     target = torch.cat(maps).clamp_min(0)
     logits = 20.0 * nn.functional.one_hot(target, CLUSTERS).movedim(-1, 1).float()
     object.__setattr__(made, "_logits", lambda images: logits)
@@ -82,14 +82,14 @@ def test_unknown_voxels_get_no_gradient(make_unet: Callable[..., nn.Module]) -> 
     object.__setattr__(made, "_logits", lambda images: logits)
     made(whole)["loss"].backward()
     assert logits.grad is not None
-    known = view.companions["clusters"] >= 0
+    known = view.dense_targets["clusters"] >= 0
     assert (logits.grad.abs().sum(1) > 0).equal(known)
 
 
 def test_collapse_value_is_the_entropy_of_the_targets(make_unet: Callable[..., nn.Module]) -> None:
     """The best constant prediction is the clusters' own shares."""
     made, whole = objective(make_unet, loss="cross_entropy"), batch(1, **STILL)
-    target = whole["views"]["global_0"].companions["clusters"]
+    target = whole["views"]["global_0"].dense_targets["clusters"]
     shares = torch.bincount(target[target >= 0], minlength=CLUSTERS) / (target >= 0).sum()
     constant = shares.log().reshape(1, -1, 1, 1).expand(4, CLUSTERS, *CROP)
     object.__setattr__(made, "_logits", lambda images: constant)
@@ -103,7 +103,7 @@ def test_collapse_value_is_the_entropy_of_the_targets(make_unet: Callable[..., n
 def test_learns_intensity_clusters(make_unet: Callable[..., nn.Module]) -> None:
     made, whole = objective(make_unet, loss="swapped"), batch(rotation=0.0)
     for view in whole["views"].values():
-        view.companions["clusters"] = (view.image[:, 0] > 0).long()
+        view.dense_targets["clusters"] = (view.image[:, 0] > 0).long()
     for view in whole["views"].values():
         view.matrix = torch.eye(2, 3).expand(4, 2, 3)
     whole["views"]["global_1"] = whole["views"]["global_0"]
@@ -121,8 +121,8 @@ def test_whole_network_is_trained_and_named_maps_are_read(
     make_unet: Callable[..., nn.Module],
 ) -> None:
     made = objective(make_unet, maps="dino", skips=False)
-    assert made.companions == ("dino",)
-    assert PixelClusteringObjective.companions == ("clusters",)
+    assert made.dense_targets == ("dino",)
+    assert PixelClusteringObjective.dense_targets == ("clusters",)
     assert not made.trained.skips
     keys: list[str] = unet.trained_keys(made.network, made.trained)
     assert any(key.startswith("decoder.stages.1.") for key in keys)

@@ -19,7 +19,7 @@ from nnssl.objectives import Context
 from nnssl.objectives.mae import MAEObjective
 from nnssl.objectives.models_genesis import ModelsGenesisObjective
 from nnssl.objectives.position_head import BINS
-from nnssl.objectives.reconstruction import RestorationObjective
+from nnssl.objectives.reconstruction import ReconstructionObjective
 from nnssl.objectives.spark import SparkObjective
 from nnssl.views.random_view import RandomView
 
@@ -53,8 +53,8 @@ def test_positions_are_what_a_view_of_a_picture_of_positions_shows(dimension: in
 
 
 def made(
-    kind: type[RestorationObjective], make_unet: Callable[..., nn.Module], **knobs: Any
-) -> RestorationObjective:
+    kind: type[ReconstructionObjective], make_unet: Callable[..., nn.Module], **knobs: Any
+) -> ReconstructionObjective:
     torch.manual_seed(0)
     context = Context(1, CROPS[2], (1.0, 1.0), 4)
     objective = kind(make_unet(2, classes=1), context, **knobs)
@@ -62,13 +62,13 @@ def made(
     return objective
 
 
-def values(objective: RestorationObjective, batch: dict[str, Any]) -> dict[str, float]:
+def values(objective: ReconstructionObjective, batch: dict[str, Any]) -> dict[str, float]:
     return {name: float(term.detach()) for name, term in objective(batch).items()}
 
 
 @pytest.mark.parametrize("kind", FAMILY)
 def test_the_weight_adds_the_error_of_voxels_inside_the_volume(
-    make_unet: Callable[..., nn.Module], kind: type[RestorationObjective]
+    make_unet: Callable[..., nn.Module], kind: type[ReconstructionObjective]
 ) -> None:
     batch = make_batch(2, 1)
     batch["box"][0, 1] -= 12  # half of this patch lies in the padding
@@ -94,12 +94,12 @@ def test_the_weight_adds_the_error_of_voxels_inside_the_volume(
     expected = chance @ (np.arange(BINS) * 2 + 1 - BINS) / BINS
     error = np.abs(voxels - expected).mean() / 2
     assert terms["position_error"] == pytest.approx(error, rel=1e-4)
-    whole = terms["restoration_loss"] + 0.5 * terms["position_loss"]
+    whole = terms["reconstruction_loss"] + 0.5 * terms["position_loss"]
     assert terms["loss"] == pytest.approx(whole, rel=1e-5)
     plain = made(kind, make_unet)
     plain.load_state_dict(objective.state_dict(), strict=False)
     without = values(plain, batch)
-    assert terms["restoration_loss"] == pytest.approx(without["loss"])
+    assert terms["reconstruction_loss"] == pytest.approx(without["loss"])
 
     shares = np.stack([np.bincount(bins[:, axis], minlength=BINS) for axis in range(3)])
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_the_weight_adds_the_error_of_voxels_inside_the_volume(
 
 @pytest.mark.parametrize("kind", FAMILY)
 def test_the_network_learns_to_tell_positions(
-    make_unet: Callable[..., nn.Module], kind: type[RestorationObjective]
+    make_unet: Callable[..., nn.Module], kind: type[ReconstructionObjective]
 ) -> None:
     """On images that show where they are the error falls below that of any constant."""
     objective = made(kind, make_unet, position=10.0)
@@ -136,7 +136,7 @@ def test_the_network_learns_to_tell_positions(
 
 @pytest.mark.parametrize("kind", FAMILY)
 def test_without_weight_there_is_no_head_and_bad_weights_are_named(
-    make_unet: Callable[..., nn.Module], kind: type[RestorationObjective]
+    make_unet: Callable[..., nn.Module], kind: type[ReconstructionObjective]
 ) -> None:
     assert not [n for n in made(kind, make_unet).state_dict() if n.startswith("locate")]
     for wrong in (-1.0, math.inf, math.nan):

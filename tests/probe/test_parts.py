@@ -94,7 +94,7 @@ def test_positions_grow_towards_the_head_and_rows_find_their_slice() -> None:
     assert slices.rows(["c1"]).tolist() == [4, 5, 6, 7]
     case, voxel = slices.voxel(5)
     assert (case.identifier, voxel) == ("c1", 3)
-    assert set(slices.gauges(["c1"])) == {"effective_rank", "position_error", "position_chance"}
+    assert set(slices.metrics(["c1"])) == {"effective_rank", "position_error", "position_chance"}
 
 
 def test_the_draw_is_that_of_fine_tuning(tiny_dataset: Any) -> None:

@@ -135,7 +135,7 @@ def test_weights_optimiser_and_random_numbers_are_the_same_with_and_without(
 
 
 def test_labels_reach_the_record_and_no_weight(tiny_dataset: Any, run: Callable[..., Any]) -> None:
-    """Other validation labels: another Dice, the same weights and label-free gauges."""
+    """Other validation labels: another Dice, the same weights and label-free metrics."""
     first = run("probe_draws: 1")
     for case in ("p0_f0", "p0_f1"):
         file = segmentation(tiny_dataset, case)
@@ -153,7 +153,7 @@ def test_labels_reach_the_record_and_no_weight(tiny_dataset: Any, run: Callable[
 
 
 @pytest.mark.parametrize("why", ["names no structure", "have no segmentation file"])
-def test_without_labels_only_the_label_free_gauges(
+def test_without_labels_only_the_label_free_metrics(
     tiny_dataset: Any, run: Callable[..., Any], why: str
 ) -> None:
     labels = {"background": 0, "shell": 1, "core": 2}

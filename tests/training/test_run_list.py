@@ -1,4 +1,4 @@
-"""The list of pre-trainings: states, gauges, commands, damaged files."""
+"""The list of pre-trainings: states, metrics, commands, damaged files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from nnssl.nnunet.checkpoint import save_atomically
-from nnssl.nnunet.weight_search import Place, find_finished_run
+from nnssl.nnunet.weight_search import RunLocation, find_finished_run
 from nnssl.training.run_list import list_runs
 
 TRAINING = {"num_epochs": 4, "num_iterations_per_epoch": 5}
@@ -60,14 +60,14 @@ def test_a_finished_run_with_gauges_and_the_line_that_uses_it(tmp_path, write):
     assert (run.trainer, run.dataset, run.plans) == ("nnSSLATrainer", DATASET, "nnUNetPlans")
     assert (run.configuration, run.fold, run.state) == ("2d", "0", "finished")
     assert (run.epoch, run.epochs, run.date) == (2, 4, "2026-05-04 03:02")
-    assert run.gauges == {
+    assert run.metrics == {
         "train_loss": 2.0,
         "effective_rank": 7.5,
         "weight_change": pytest.approx(0.2),
         "probe_dice": 0.5,
     }
     assert run.command == f"nnUNetv2_train {DATASET} 2d 0 -p nnUNetPlans -tr nnSSLFinetuneTrainer"
-    place = Place(tmp_path / DATASET, "nnUNetPlans", "2d", "0")
+    place = RunLocation(tmp_path / DATASET, "nnUNetPlans", "2d", "0")
     assert find_finished_run(place, None) == folder / "checkpoint_final.pth"
 
 

@@ -16,7 +16,7 @@ SPACINGS = {2: (1.5, 1.0), 3: (2.0, 1.0, 1.5)}
 
 
 def make_batch(dimension: int, channels: int = 1, samples: int = 5, seed: int = 7) -> dict:
-    """Patches with means and spreads of their own, keys and one companion map."""
+    """Patches with means and spreads of their own, keys and one dense target."""
     random = torch.Generator().manual_seed(seed)
     patch = PATCHES[dimension]
     shape = (samples, channels, *[1] * dimension)
@@ -25,7 +25,7 @@ def make_batch(dimension: int, channels: int = 1, samples: int = 5, seed: int = 
     return {
         "image": image,
         "key": torch.tensor([[seed, 11, 0, row] for row in range(samples)]),
-        "companions": {"clusters": torch.randint(0, 9, (samples, *patch), generator=random)},
+        "dense_targets": {"clusters": torch.randint(0, 9, (samples, *patch), generator=random)},
     }
 
 
@@ -36,9 +36,9 @@ def copied(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 def rows(batch: Mapping[str, Any], index: slice) -> dict[str, Any]:
     """Some samples of a batch, copied."""
-    companions = {name: item[index].clone() for name, item in batch["companions"].items()}
+    dense_targets = {name: item[index].clone() for name, item in batch["dense_targets"].items()}
     kept = {name: batch[name][index].clone() for name in ("image", "key")}
-    return {**kept, "companions": companions}
+    return {**kept, "dense_targets": dense_targets}
 
 
 def assert_law(make: Make, batch: Mapping[str, Any]) -> None:
@@ -47,7 +47,7 @@ def assert_law(make: Make, batch: Mapping[str, Any]) -> None:
     together = make(batch)
     for name in ("image", "key"):
         assert torch.equal(batch[name], before[name]), f"{name} was changed"
-    assert torch.equal(batch["companions"]["clusters"], before["companions"]["clusters"])
+    assert torch.equal(batch["dense_targets"]["clusters"], before["dense_targets"]["clusters"])
     _assert_equal(make(batch), together)
     for row in range(len(batch["image"])):
         alone = make(rows(batch, slice(row, row + 1)))

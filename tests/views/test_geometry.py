@@ -151,14 +151,14 @@ def test_the_crop_itself_is_exact_also_beside_moving_samples() -> None:
         placement = Placement(affines[rows], (80, 90), (201, 199))
         centre = (slice(60, 140), slice(54, 144))
         assert torch.equal(placement.image(image[rows])[0, 0], image[(0, 0, *centre)])
-        assert torch.equal(placement.companion(maps[rows])[0], maps[(0, *centre)])
+        assert torch.equal(placement.dense_target(maps[rows])[0], maps[(0, *centre)])
 
 
 def test_patches_smaller_than_the_view_are_padded() -> None:
     image, maps = torch.ones(2, 1, 4, 4), torch.ones(2, 4, 4, dtype=torch.int64)
     affines = np.stack([np.eye(2, 3), np.eye(2, 3) * 2.0])
     placement = Placement(affines, (8, 7), (4, 4))
-    cut, clusters = placement.image(image), placement.companion(maps)
+    cut, clusters = placement.image(image), placement.dense_target(maps)
     assert cut[0].sum() == 16
     assert (clusters[0] == 1).sum() == 16
     assert (clusters == -1).sum() > 32

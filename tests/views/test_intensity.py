@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnssl.views.intensity import OPERATIONS, Context, Intensity
+from nnssl.views.intensity import OPERATIONS, Intensity, IntensityContext
 
 RANGES = {
     "noise": (0.1, 0.3),
@@ -29,7 +29,7 @@ def apply(name: str, image: Tensor, strength: float, spacing: tuple[float, ...])
     keys = torch.arange(len(image))[:, None].expand(-1, 4)
     shape = (*image.shape[:2], *[1] * len(spacing))
     strengths = torch.full(shape, strength, dtype=image.dtype)
-    return OPERATIONS[name][0](image, strengths, Context(keys, "v", spacing))
+    return OPERATIONS[name][0](image, strengths, IntensityContext(keys, "v", spacing))
 
 
 def blob(*shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""RandomView: the law, the size of the patch, companions, the original, bad parameters."""
+"""RandomView: the law, the size of the patch, dense_targets, the original, bad parameters."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PLAIN: dict[str, Any] = {
 
 
 def random_batch(patch: tuple[int, ...], samples: int = 2) -> dict[str, Any]:
-    """Patches of one channel without companions."""
+    """Patches of one channel without dense_targets."""
     return {
         "image": torch.randn(samples, 1, *patch, generator=torch.Generator().manual_seed(0)),
         "key": torch.tensor([[3, 0, 0, row] for row in range(samples)]),
@@ -47,7 +47,7 @@ def flat(views: Mapping[str, View]) -> dict[str, Tensor]:
     parts: dict[str, Tensor] = {}
     for name, view in views.items():
         parts |= {f"{name} image": view.image, f"{name} matrix": view.matrix}
-        parts |= {f"{name} {key}": item for key, item in view.companions.items()}
+        parts |= {f"{name} {key}": item for key, item in view.dense_targets.items()}
     return parts
 
 
@@ -72,7 +72,7 @@ def test_names_sizes_and_types(batch: dict[str, Any], spacing: tuple[float, ...]
         assert view.image.shape == (*batch["image"].shape[:2], *size)
         assert view.matrix.shape == (5, len(spacing), len(spacing) + 1)
         assert view.matrix.dtype == torch.float32
-        assert view.companions["clusters"].shape == (5, *size)
+        assert view.dense_targets["clusters"].shape == (5, *size)
     assert not torch.equal(views["local_0"].matrix, views["local_1"].matrix)
 
 
@@ -99,21 +99,21 @@ def test_the_original_comes_first_without_any_change() -> None:
     assert torch.equal(same.image, views["global_1"].image)
 
 
-def test_companions_move_with_the_geometry_and_see_no_intensity() -> None:
-    """A companion that is the image itself: both tell the same story after all moves."""
+def test_dense_targets_move_with_the_geometry_and_see_no_intensity() -> None:
+    """A dense_target that is the image itself: both tell the same story after all moves."""
     batch = random_batch((30, 30), samples=8)
     steps = torch.arange(5).repeat_interleave(6) * 10
-    batch["companions"] = {"steps": (steps[:, None] * 5 + steps).expand(8, -1, -1).contiguous()}
-    batch["image"] = batch["companions"]["steps"].unsqueeze(1).float()
+    batch["dense_targets"] = {"steps": (steps[:, None] * 5 + steps).expand(8, -1, -1).contiguous()}
+    batch["image"] = batch["dense_targets"]["steps"].unsqueeze(1).float()
     geometry_only = {**PLAIN, "rotation": 30, "scale": (0.7, 1.6), "flip": 0.5, "shift": 0.2}
     view = RandomView(count=1, **geometry_only)(batch, "a", (24, 24), (1, 1))["a_0"]
-    known = view.companions["steps"]
-    assert set(known.unique().tolist()) == {-1, *batch["companions"]["steps"].unique().tolist()}
+    known = view.dense_targets["steps"]
+    assert set(known.unique().tolist()) == {-1, *batch["dense_targets"]["steps"].unique().tolist()}
     agree = (view.image[:, 0] - known).abs() < 1e-3
     assert agree[known >= 0].float().mean() > 0.6  # all but the edges of the 6 x 6 squares
     loud = {**geometry_only, "brightness": (1, 2, 2), "noise": (1, 1, 1)}
     again = RandomView(count=1, **loud)(batch, "a", (24, 24), (1, 1))["a_0"]
-    assert torch.equal(again.companions["steps"], known)
+    assert torch.equal(again.dense_targets["steps"], known)
     assert not torch.equal(again.image, view.image)
 
 
@@ -244,8 +244,8 @@ def test_the_registry_takes_plain_values_for_every_knob() -> None:
 def test_a_gpu_gives_what_the_cpu_gives(batch: dict[str, Any], spacing: tuple[float, ...]) -> None:
     """All but the noise, whose fields are drawn where they are needed."""
     group, crop = RandomView(noise=None), (6, 10, 8)[: len(spacing)]
-    companions = {name: item.cuda() for name, item in batch["companions"].items()}
-    on_gpu = {**batch, "image": batch["image"].cuda(), "companions": companions}
+    dense_targets = {name: item.cuda() for name, item in batch["dense_targets"].items()}
+    on_gpu = {**batch, "image": batch["image"].cuda(), "dense_targets": dense_targets}
     found = flat(group(on_gpu, "global", crop, spacing))
     for name, item in flat(group(batch, "global", crop, spacing)).items():
         assert found[name].device.type == "cuda"

@@ -10,7 +10,7 @@ from typing import Any
 
 from nnssl.common.files import sha256_of
 from nnssl.convert.inventory import ConversionError, Problem
-from nnssl.data.pool.members import SIDES, Member, Patient
+from nnssl.data.pool.members import SIDES, Patient, PoolMember
 from nnssl.nnunet.splits import Split
 
 REORIENTING = "NibabelIOWithReorient"
@@ -32,7 +32,7 @@ class PoolCase:
     """
 
     identifier: str
-    member: Member
+    member: PoolMember
     case: str
     channel: int
 
@@ -68,7 +68,7 @@ class PoolCase:
 
 
 @dataclass(frozen=True)
-class Pool:
+class DatasetPool:
     """Cases and folds of a pool.
 
     Attributes:
@@ -79,7 +79,7 @@ class Pool:
     """
 
     folder: str
-    members: tuple[Member, ...]
+    members: tuple[PoolMember, ...]
     cases: tuple[PoolCase, ...]
     splits: Split
 
@@ -130,7 +130,7 @@ class Pool:
         }
 
 
-def assemble(folder: str, members: Sequence[Member]) -> Pool:
+def assemble(folder: str, members: Sequence[PoolMember]) -> DatasetPool:
     """Join datasets; fold f of the pool trains on the union of what their folds f train on.
 
     Args:
@@ -149,16 +149,18 @@ def assemble(folder: str, members: Sequence[Member]) -> Pool:
     splits = [_fold(members, fold) for fold in range(folds)]
     if problems := [*_parted(members, folds), *_tested(members, folds)]:
         raise ConversionError(f"{folder} cannot be made; nothing was written:", problems)
-    return Pool(folder, members, tuple(sorted(cases, key=lambda case: case.identifier)), splits)
+    return DatasetPool(
+        folder, members, tuple(sorted(cases, key=lambda case: case.identifier)), splits
+    )
 
 
-def _channels(member: Member, case: str) -> Iterator[PoolCase]:
+def _channels(member: PoolMember, case: str) -> Iterator[PoolCase]:
     for channel in range(len(member.channels)):
         ending = f"_c{channel}" if len(member.channels) > 1 else ""
         yield PoolCase(f"{member.number:03d}_{case}{ending}", member, case, channel)
 
 
-def _fold(members: Sequence[Member], fold: int) -> dict[str, list[str]]:
+def _fold(members: Sequence[PoolMember], fold: int) -> dict[str, list[str]]:
     return {
         side: sorted(
             channel.identifier
@@ -170,7 +172,7 @@ def _fold(members: Sequence[Member], fold: int) -> dict[str, list[str]]:
     }
 
 
-def _parted(members: Sequence[Member], folds: int) -> Iterator[Problem]:
+def _parted(members: Sequence[PoolMember], folds: int) -> Iterator[Problem]:
     """Patients that one member trains on and another validates on."""
     for fold in range(folds):
         trained, validated = (_homes(members, fold, side) for side in SIDES)
@@ -185,11 +187,11 @@ def _parted(members: Sequence[Member], folds: int) -> Iterator[Problem]:
             )
 
 
-def _homes(members: Sequence[Member], fold: int, side: str) -> dict[Patient, str]:
+def _homes(members: Sequence[PoolMember], fold: int, side: str) -> dict[Patient, str]:
     return {m.patient(case): m.folder for m in members for case in m.splits[fold][side]}
 
 
-def _tested(members: Sequence[Member], folds: int) -> Iterator[Problem]:
+def _tested(members: Sequence[PoolMember], folds: int) -> Iterator[Problem]:
     """Patients of one member's imagesTs that another member would bring in."""
     for tested in members:
         for member in members:

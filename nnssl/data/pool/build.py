@@ -12,10 +12,10 @@ from typing import Any
 from nnssl.common.files import read_json, sha256_of, write_json
 from nnssl.common.parallel import for_each
 from nnssl.common.versions import versions
-from nnssl.convert.engine import Target
+from nnssl.convert.engine import ConversionTarget
 from nnssl.convert.records import CONVERSION_FILE
 from nnssl.data.pool import plans as pool_plans
-from nnssl.data.pool.assemble import Pool, assemble
+from nnssl.data.pool.assemble import DatasetPool, assemble
 from nnssl.data.pool.members import FINGERPRINT, Places, read_member
 from nnssl.data.pool.preprocess import Folders, PoolTask, preprocess
 from nnssl.data.pool.settings import (
@@ -34,7 +34,7 @@ UNIVERSAL = "universal"
 
 
 @dataclass(frozen=True)
-class Request:
+class PoolRequest:
     """What the user asks for.
 
     Attributes:
@@ -77,10 +77,10 @@ class Draft:
         spacing: planned spacing of `spacing_of`.
     """
 
-    request: Request
+    request: PoolRequest
     places: Places
-    target: Target
-    pool: Pool
+    target: ConversionTarget
+    pool: DatasetPool
     source: Mapping[str, Any] | None
     window: Mapping[str, float]
     spacing: list[float] | None
@@ -105,13 +105,13 @@ class Draft:
         return {c.identifier: settings_of(c, policy, planned, self.window) for c in self.pool.cases}
 
 
-def draft(request: Request, places: Places) -> Draft:
+def draft(request: PoolRequest, places: Places) -> Draft:
     """Read all members and check that they fit together; nothing of the pool is written.
 
     Raises:
         ValueError: something is missing, does not fit, or stands where the pool would go.
     """
-    target = Target.of(places.raw, places.preprocessed, request.number, request.name)
+    target = ConversionTarget.of(places.raw, places.preprocessed, request.number, request.name)
     members = [read_member(places, number) for number in request.members]
     pool = assemble(target.raw.name, members)
     source = None if request.plans_of is None else read_plans(places, request.plans_of, request)
@@ -130,7 +130,7 @@ def draft(request: Request, places: Places) -> Draft:
     return made
 
 
-def read_plans(places: Places, number: int, request: Request) -> dict[str, Any]:
+def read_plans(places: Places, number: int, request: PoolRequest) -> dict[str, Any]:
     """Plans of a dataset under the name asked for.
 
     Raises:
@@ -178,7 +178,7 @@ def build(made: Draft, workers: int) -> dict[str, Any]:
 
 
 def pool_tasks(
-    pool: Pool, settings: Mapping[str, CaseSettings], folders: Folders
+    pool: DatasetPool, settings: Mapping[str, CaseSettings], folders: Folders
 ) -> list[PoolTask]:
     """One task per case of the pool."""
     return [

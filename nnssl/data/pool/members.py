@@ -49,7 +49,7 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Member:
+class PoolMember:
     """One dataset of a pool.
 
     Attributes:
@@ -104,7 +104,7 @@ class Member:
         return iter(sorted(used))
 
 
-def read_member(places: Places, number: int) -> Member:
+def read_member(places: Places, number: int) -> PoolMember:
     """Read all small files of a dataset.
 
     The converter's copies of case records and folds are put in place where nnU-Net lacks them, as
@@ -133,7 +133,7 @@ def read_member(places: Places, number: int) -> Member:
     check_split(splits, records)
     example = next(iter(files.values()))["images"][0]
     reader = determine_reader_writer_from_dataset_json(description, example, verbose=False)
-    return Member(
+    return PoolMember(
         folder=folder,
         channels=tuple(description["channel_names"].values()),
         images={case: tuple(entry["images"]) for case, entry in files.items()},

@@ -12,14 +12,16 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnssl.data.pool.assemble import REORIENTING, Pool
+from nnssl.data.pool.assemble import REORIENTING, DatasetPool
 from nnssl.data.pool.settings import CT, Z_SCORE
 
 MARK = "nnssl_pool"  # key in the plans, and so in every checkpoint
 PLANNER = "ExperimentPlanner"
 
 
-def like(plans: Mapping[str, Any], configurations: Sequence[str], pool: Pool) -> dict[str, Any]:
+def like(
+    plans: Mapping[str, Any], configurations: Sequence[str], pool: DatasetPool
+) -> dict[str, Any]:
     """Architecture, patch and batch of a dataset's plans, for one channel of any modality.
 
     Args:
@@ -75,7 +77,7 @@ def ct_statistics(plans: Mapping[str, Any]) -> dict[str, float] | None:
     return None
 
 
-def universal(pool: Pool, name: str, planner: str = PLANNER) -> dict[str, Any]:
+def universal(pool: DatasetPool, name: str, planner: str = PLANNER) -> dict[str, Any]:
     """What nnU-Net's planner makes of the pool's own fingerprint.
 
     The pool's `dataset.json` and fingerprint must be on the disk; no plans are written.

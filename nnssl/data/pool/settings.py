@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nnssl.convert.foreground import rule_for
-from nnssl.data.pool.assemble import Pool, PoolCase
+from nnssl.data.pool.assemble import DatasetPool, PoolCase
 
 SpacingPolicy = Literal["target", "own", "isotropic"]
 POLICIES: tuple[SpacingPolicy, ...] = ("target", "own", "isotropic")
@@ -99,7 +99,7 @@ def isotropic(planned: Sequence[float]) -> list[float]:
     return [math.sqrt(math.prod(finest))] * len(planned)
 
 
-def median_shape(pool: Pool, settings: Mapping[str, CaseSettings]) -> list[float]:
+def median_shape(pool: DatasetPool, settings: Mapping[str, CaseSettings]) -> list[float]:
     """Median size in voxels after resampling, array order, over the members' images.
 
     Args:

@@ -19,7 +19,7 @@ ITK = (".mha", ".mhd", ".nrrd", ".nhdr", ".gipl", ".hdr")
 
 
 @dataclass(frozen=True)
-class Volume:
+class FrameVolume:
     """One volume: its voxels in any order of axes, and how it is written as NIfTI (`.nii`)."""
 
     array: np.ndarray
@@ -51,7 +51,7 @@ def frame_count(files: Collection[Path]) -> int | None:
 
 def volumes(
     files: Collection[Path], numbers: Collection[int] | None = None
-) -> Iterator[tuple[int, Volume]]:
+) -> Iterator[tuple[int, FrameVolume]]:
     """Volumes with their numbers from 1, one after the other, in one pass through the file.
 
     Args:
@@ -90,15 +90,15 @@ def _shape(path: Path) -> tuple[int, ...]:
     return tuple(reader.GetSize())
 
 
-def _nifti(files: list[Path], count: int | None) -> Callable[[int], Volume]:
+def _nifti(files: list[Path], count: int | None) -> Callable[[int], FrameVolume]:
     image = nibabel.Nifti1Image.from_filename(files[0], keep_file_open=True)
 
-    def read(number: int) -> Volume:
+    def read(number: int) -> FrameVolume:
         voxels = image.dataobj if count is None else image.dataobj[..., number - 1]
         array = np.asanyarray(voxels)
         if array.dtype == np.float64:
             array = array.astype(np.float32)  # a scaled file; nnU-Net computes in float32 too
-        return Volume(array, lambda path: _write_nifti(array, image, path))
+        return FrameVolume(array, lambda path: _write_nifti(array, image, path))
 
     return read
 
@@ -109,13 +109,13 @@ def _write_nifti(array: np.ndarray, like: Any, path: Path) -> None:
     nibabel.save(frame, path)
 
 
-def _itk(files: list[Path], count: int | None) -> Callable[[int], Volume]:
+def _itk(files: list[Path], count: int | None) -> Callable[[int], FrameVolume]:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(files[0]))
     reader.ReadImageInformation()
     size = [*reader.GetSize()[:3], 0]
 
-    def read(number: int) -> Volume:
+    def read(number: int) -> FrameVolume:
         reader.SetExtractSize(size)
         reader.SetExtractIndex([0, 0, 0, number - 1])
         return _of_itk(reader.Execute())
@@ -123,10 +123,10 @@ def _itk(files: list[Path], count: int | None) -> Callable[[int], Volume]:
     return read
 
 
-def _whole(files: list[Path], count: int | None) -> Callable[[int], Volume]:
+def _whole(files: list[Path], count: int | None) -> Callable[[int], FrameVolume]:
     return lambda number: _of_itk(read_volume(files).image)
 
 
-def _of_itk(image: sitk.Image) -> Volume:
+def _of_itk(image: sitk.Image) -> FrameVolume:
     array = sitk.GetArrayViewFromImage(image)
-    return Volume(np.array(array), lambda path: sitk.WriteImage(image, str(path)))
+    return FrameVolume(np.array(array), lambda path: sitk.WriteImage(image, str(path)))

@@ -30,7 +30,7 @@ from nnssl.data.unlabelled.records import (
     voxels_hash,
     write_image_record,
 )
-from nnssl.data.unlabelled.sources import Source
+from nnssl.data.unlabelled.sources import ImageSource
 from nnssl.nnunet.images import direction_in, image_file, open_image
 
 BLOCK = 2**20  # bytes read at once for a hash
@@ -105,7 +105,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedImage:
     """A source whose files were read.
 
     Attributes:
@@ -115,7 +115,7 @@ class Checked:
         problems: whatever is wrong.
     """
 
-    source: Source
+    source: ImageSource
     frames: int | None = None
     files: tuple[SourceFile, ...] = ()
     problems: tuple[Problem, ...] = ()
@@ -134,7 +134,7 @@ def frame_names(identifier: str, frames: int | None) -> dict[int, str]:
     return {k: f"{identifier}_frame{k:0{digits}d}" for k in range(1, frames + 1)}
 
 
-def stamps(root: Path, source: Source) -> tuple[SourceFile, ...]:
+def stamps(root: Path, source: ImageSource) -> tuple[SourceFile, ...]:
     """Path, size and time of the files of a source."""
     beside = [
         str(PurePosixPath(path).with_suffix(ending))
@@ -146,7 +146,7 @@ def stamps(root: Path, source: Source) -> tuple[SourceFile, ...]:
     return tuple(SourceFile(path, each.st_size, each.st_mtime_ns) for path, each in found)
 
 
-def check_source(source: Source, root: Path, plan: Plan) -> Checked:
+def check_source(source: ImageSource, root: Path, plan: Plan) -> CheckedImage:
     """Read every voxel; whatever is wrong comes back as a problem, never as an exception."""
     be_quiet()
     try:
@@ -157,12 +157,12 @@ def check_source(source: Source, root: Path, plan: Plan) -> Checked:
             first = next(iter(_readable(source, root, plan, Path(folder), {1})))[1]
             _check_reading(first, plan)
     except (ValueError, OSError) as error:
-        return Checked(source, problems=(Problem(source.place, str(error)),))
-    return Checked(source, frames, files)
+        return CheckedImage(source, problems=(Problem(source.place, str(error)),))
+    return CheckedImage(source, frames, files)
 
 
 def write_images(
-    checked: Checked, numbers: Collection[int], root: Path, pool: Path, plan: Plan
+    checked: CheckedImage, numbers: Collection[int], root: Path, pool: Path, plan: Plan
 ) -> None:
     """Preprocess frames of a source; an image counts when its record is written, after itself.
 
@@ -185,7 +185,9 @@ def write_images(
             write_image_record(pool, record)
 
 
-def _record(checked: Checked, number: int, made: Path, properties: Any, plan: Plan) -> PoolImage:
+def _record(
+    checked: CheckedImage, number: int, made: Path, properties: Any, plan: Plan
+) -> PoolImage:
     shape = [int(n) for n in open_image(made).shape]
     return PoolImage(
         identifier=checked.names[number],
@@ -205,7 +207,7 @@ def _record(checked: Checked, number: int, made: Path, properties: Any, plan: Pl
 
 
 def _readable(
-    source: Source, root: Path, plan: Plan, scratch: Path, numbers: Collection[int]
+    source: ImageSource, root: Path, plan: Plan, scratch: Path, numbers: Collection[int]
 ) -> Iterator[tuple[int, list[Path]]]:
     """Per volume the files that the plans' reader takes: the source's own, or NIfTI in scratch."""
     channels = [[root / path for path in channel] for channel in source.channels]
@@ -220,14 +222,14 @@ def _readable(
         yield together[0][0], files
 
 
-def _frames(source: Source, root: Path) -> int | None:
+def _frames(source: ImageSource, root: Path) -> int | None:
     counts = {frame_count([root / path for path in channel]) for channel in source.channels}
     if len(counts) > 1:
         raise ValueError(f"has channels with different numbers of frames: {counts}")
     return counts.pop()
 
 
-def _check_voxels(source: Source, root: Path) -> None:
+def _check_voxels(source: ImageSource, root: Path) -> None:
     """NIfTI and cines are complete and finite (ITK fills what is missing); see `_check_reading`."""
     for channel in source.channels:
         paths = [root / path for path in channel]

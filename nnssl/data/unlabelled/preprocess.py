@@ -13,7 +13,7 @@ from pathlib import Path
 from nnssl.common.files import TEMPORARY, write_json
 from nnssl.common.parallel import for_each
 from nnssl.convert.inventory import ConversionError
-from nnssl.data.unlabelled.job import Checked, check_source, frame_names, stamps, write_images
+from nnssl.data.unlabelled.job import CheckedImage, check_source, frame_names, stamps, write_images
 from nnssl.data.unlabelled.records import (
     MANIFEST,
     UNLABELLED,
@@ -25,15 +25,15 @@ from nnssl.data.unlabelled.records import (
     record_file,
     write_image_record,
 )
-from nnssl.data.unlabelled.sources import Source, find_sources, share
-from nnssl.data.unlabelled.task import Task, check_manifest, collisions
+from nnssl.data.unlabelled.sources import ImageSource, find_sources, share
+from nnssl.data.unlabelled.task import UnlabelledTask, check_manifest, collisions
 from nnssl.nnunet.images import CaseError, image_file
 
 STALE = 3600  # seconds after which what an interrupted run left is thrown away
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PreprocessingOutcome:
     """What a run did.
 
     Attributes:
@@ -49,7 +49,7 @@ class Outcome:
     patients: int
 
 
-def preprocess_unlabelled(task: Task, workers: int) -> Outcome:
+def preprocess_unlabelled(task: UnlabelledTask, workers: int) -> PreprocessingOutcome:
     """Preprocess what is missing or has changed; nothing is written before all is checked.
 
     Args:
@@ -77,14 +77,14 @@ def preprocess_unlabelled(task: Task, workers: int) -> Outcome:
 
 
 def _write(
-    task: Task,
-    sources: Sequence[Source],
-    mine: Sequence[Source],
+    task: UnlabelledTask,
+    sources: Sequence[ImageSource],
+    mine: Sequence[ImageSource],
     done: Sequence[PoolImage],
-    checked: Sequence[Checked],
+    checked: Sequence[CheckedImage],
     records: Sequence[PoolImage],
     workers: int,
-) -> Outcome:
+) -> PreprocessingOutcome:
     _prepare(task)
     by_name = {record.identifier: record for record in records}
     by_place = {source.place: source for source in mine}
@@ -104,15 +104,15 @@ def _write(
     made = {name for each, _ in jobs for name in each.names.values()}
     gone = sum(r.place not in places and r.identifier not in made for r in records)
     written = sum(len(numbers) for _, numbers in jobs)
-    return Outcome(written, kept, gone, len({source.patient for source in mine}))
+    return PreprocessingOutcome(written, kept, gone, len({source.patient for source in mine}))
 
 
-def _write_one(job: tuple[Checked, list[int]], task: Task) -> None:
+def _write_one(job: tuple[CheckedImage, list[int]], task: UnlabelledTask) -> None:
     write_images(job[0], set(job[1]), task.source, task.pool, task.plan)
 
 
 def remove(own: Path, name: str) -> Path:
-    """Delete a pool, and the companion arrays (cluster maps) that were made from its images.
+    """Delete a pool, and the dense targets (cluster maps) that were made from its images.
 
     Args:
         own: see `own_folder`.
@@ -137,7 +137,7 @@ def complete(pool: Path) -> list[PoolImage]:
     return [record for record in read_records(pool) if _is_there(pool, record)]
 
 
-def _prepare(task: Task) -> None:
+def _prepare(task: UnlabelledTask) -> None:
     task.pool.mkdir(parents=True, exist_ok=True)
     for left in (*task.pool.glob(f"{TEMPORARY}*"), *task.pool.glob(f"*/{TEMPORARY}*")):
         try:
@@ -158,8 +158,8 @@ def _prepare(task: Task) -> None:
 
 
 def _parted(
-    task: Task, sources: Sequence[Source], records: Sequence[PoolImage]
-) -> tuple[list[PoolImage], list[Source]]:
+    task: UnlabelledTask, sources: Sequence[ImageSource], records: Sequence[PoolImage]
+) -> tuple[list[PoolImage], list[ImageSource]]:
     """Images that are there and whose files have not been touched; sources that must be looked at.
 
     Nothing is opened: the records know how many frames a source has.
@@ -168,7 +168,7 @@ def _parted(
     for record in records:
         by_place[record.place].append(record)
     done: list[PoolImage] = []
-    left: list[Source] = []
+    left: list[ImageSource] = []
     for source in sources:
         found = by_place[source.place]
         if found and _untouched(task, source, found):
@@ -178,7 +178,7 @@ def _parted(
     return done, left
 
 
-def _untouched(task: Task, source: Source, found: Sequence[PoolImage]) -> bool:
+def _untouched(task: UnlabelledTask, source: ImageSource, found: Sequence[PoolImage]) -> bool:
     expected = set(frame_names(source.identifier, found[0].frames).values())
     now = [file.stamp for file in stamps(task.source, source)]
     return {record.identifier for record in found} == expected and all(
@@ -189,7 +189,7 @@ def _untouched(task: Task, source: Source, found: Sequence[PoolImage]) -> bool:
     )
 
 
-def _same(task: Task, record: PoolImage | None, checked: Checked) -> bool:
+def _same(task: UnlabelledTask, record: PoolImage | None, checked: CheckedImage) -> bool:
     """Whether the image of a record was made from these very files."""
     return (
         record is not None
@@ -206,7 +206,7 @@ def _is_there(pool: Path, record: PoolImage) -> bool:
         return False
 
 
-def _drop(pool: Path, checked: Checked, records: Sequence[PoolImage]) -> None:
+def _drop(pool: Path, checked: CheckedImage, records: Sequence[PoolImage]) -> None:
     """Images of frames that a source does not have any more."""
     names = set(checked.names.values())
     for record in records:
@@ -217,7 +217,10 @@ def _drop(pool: Path, checked: Checked, records: Sequence[PoolImage]) -> None:
 
 
 def _keep(
-    pool: Path, images: Iterable[PoolImage], source: Source, files: tuple[SourceFile, ...] | None
+    pool: Path,
+    images: Iterable[PoolImage],
+    source: ImageSource,
+    files: tuple[SourceFile, ...] | None,
 ) -> None:
     """Images stay; their records follow another pattern for patients, or another time of files."""
     for image in images:

@@ -20,7 +20,7 @@ CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """Files of one image, or of one cine.
 
     Attributes:
@@ -41,7 +41,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Choice:
+class FileChoice:
     """Which files are taken, and how they name their patient.
 
     Attributes:
@@ -68,7 +68,7 @@ class Choice:
                 )
 
 
-def find_sources(folder: Path, choice: Choice) -> tuple[list[Source], list[Problem]]:
+def find_sources(folder: Path, choice: FileChoice) -> tuple[list[ImageSource], list[Problem]]:
     """All images of a folder, sorted by identifier; nothing is opened.
 
     Args:
@@ -90,13 +90,13 @@ def find_sources(folder: Path, choice: Choice) -> tuple[list[Source], list[Probl
         )
     problems = list(inventory.problems)
     sources = [
-        Source(name, place, _patient(name, place, choice, problems), channels)
+        ImageSource(name, place, _patient(name, place, choice, problems), channels)
         for (name, place), channels in sorted(groups.items())
     ]
     return sources, problems + _twice(sources)
 
 
-def share(sources: Sequence[Source], part: tuple[int, int]) -> list[Source]:
+def share(sources: Sequence[ImageSource], part: tuple[int, int]) -> list[ImageSource]:
     """Part k of n (from 1): the same images for the same folder, disjoint, together all."""
     number, count = part
     return list(sources[number - 1 :: count])
@@ -111,7 +111,7 @@ def stem_and_ending(path: str, endings: Collection[str]) -> tuple[str, str]:
     return name, ""
 
 
-def _taken(path: str, choice: Choice) -> bool:
+def _taken(path: str, choice: FileChoice) -> bool:
     known = (*VOLUMES, *choice.endings, SERIES)
     matches = choice.files is None or re.search(choice.files, path) is not None
     return matches and bool(stem_and_ending(path, known)[1])
@@ -153,7 +153,7 @@ def _series(paths: Sequence[str], root: str) -> Iterator[tuple[tuple[str, str], 
         yield (PurePosixPath(place).name or root, place), (tuple(sorted(files)),)
 
 
-def _patient(name: str, place: str, choice: Choice, problems: list[Problem]) -> str:
+def _patient(name: str, place: str, choice: FileChoice, problems: list[Problem]) -> str:
     if choice.patient is None:
         return name
     found = re.search(choice.patient, place)
@@ -163,7 +163,7 @@ def _patient(name: str, place: str, choice: Choice, problems: list[Problem]) -> 
     return str(key)
 
 
-def _twice(sources: Sequence[Source]) -> list[Problem]:
+def _twice(sources: Sequence[ImageSource]) -> list[Problem]:
     places: dict[str, list[str]] = defaultdict(list)
     for source in sources:
         places[source.identifier].append(source.place)

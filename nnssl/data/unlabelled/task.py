@@ -9,16 +9,16 @@ from typing import Any
 
 from nnssl.common.files import read_json
 from nnssl.convert.inventory import Problem
-from nnssl.data.unlabelled.job import Checked, Plan
+from nnssl.data.unlabelled.job import CheckedImage, Plan
 from nnssl.data.unlabelled.records import UNLABELLED, PoolImage, read_manifest
-from nnssl.data.unlabelled.sources import Choice, Source
+from nnssl.data.unlabelled.sources import FileChoice, ImageSource
 from nnssl.nnunet.cases import CASES_FILE
 
 NOT_IN_NAMES = set('/\\: \t"')
 
 
 @dataclass(frozen=True)
-class Task:
+class UnlabelledTask:
     """One pool of images to preprocess.
 
     Attributes:
@@ -34,7 +34,7 @@ class Task:
     source: Path
     name: str
     plan: Plan
-    choice: Choice
+    choice: FileChoice
     part: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ def own_folder(dataset: Path, plan: Plan) -> Path:
     return dataset / "nnssl" / str(plan.configured.data_identifier)
 
 
-def check_manifest(task: Task) -> None:
+def check_manifest(task: UnlabelledTask) -> None:
     """Refuse a pool that was made from another folder or by other plans.
 
     Raises:
@@ -86,9 +86,9 @@ def check_manifest(task: Task) -> None:
 
 
 def collisions(
-    task: Task,
-    sources: Sequence[Source],
-    checked: Sequence[Checked],
+    task: UnlabelledTask,
+    sources: Sequence[ImageSource],
+    checked: Sequence[CheckedImage],
     records: Sequence[PoolImage],
 ) -> list[Problem]:
     """Identifiers that the dataset, another image or another frame has.
@@ -113,7 +113,7 @@ def collisions(
     return list(problems.values())
 
 
-def dataset_cases(task: Task) -> set[str]:
+def dataset_cases(task: UnlabelledTask) -> set[str]:
     """Identifiers of the dataset: of its records, and of its preprocessed cases."""
     record = task.dataset / CASES_FILE
     known: Any = read_json(record).get("cases", {}) if record.is_file() else {}

@@ -60,7 +60,7 @@ class Findings:
         return verdict(self.comparisons, self.study.unit, self.unfinished, len(self.grid))
 
     @property
-    def tables(self) -> list[tables.Table]:
+    def tables(self) -> list[tables.ReportTable]:
         unit = self.study.unit
         return [
             tables.arms(self.table, self.grid, unit, self.tolerance),
@@ -247,7 +247,7 @@ def _warnings(found: Findings, leaked: Mapping[str, Contamination]) -> list[str]
     return warnings
 
 
-def _markdown(table: tables.Table) -> str:
+def _markdown(table: tables.ReportTable) -> str:
     lines = [f"| {' | '.join(table.header)} |", "|" + "---|" * len(table.header)]
     lines += [f"| {' | '.join(map(_escaped, row))} |" for row in table.rows]
     return "\n".join([f"### {table.title}", "", *lines, *(["", table.note] if table.note else [])])

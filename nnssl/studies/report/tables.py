@@ -18,7 +18,7 @@ ROLES = {"main": "", "own_schedule": "own schedule", "added_steps": "added steps
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """A table of texts.
 
     Attributes:
@@ -34,7 +34,7 @@ class Table:
     note: str = ""
 
 
-def arms(table: pd.DataFrame, cells: Sequence[Cell], unit: str, tolerance: float) -> Table:
+def arms(table: pd.DataFrame, cells: Sequence[Cell], unit: str, tolerance: float) -> ReportTable:
     """Methods x budgets: mean scores, and what was labelled."""
     keys = ["budget", "role", "schedule", "method"]
     planned = {
@@ -56,7 +56,7 @@ def arms(table: pd.DataFrame, cells: Sequence[Cell], unit: str, tolerance: float
         "Structures missed: found in only one of prediction and reference; they count as Dice 0 "
         "and surface Dice 0, and have no HD95."
     )
-    return Table("Scores", header, rows, note)
+    return ReportTable("Scores", header, rows, note)
 
 
 def _arm(key: tuple, part: pd.DataFrame, planned: int, unit: str) -> tuple[str, ...]:
@@ -88,7 +88,7 @@ def _range(part: pd.DataFrame, column: str) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def effects(comparisons: Sequence[Comparison], unit: str) -> Table:
+def effects(comparisons: Sequence[Comparison], unit: str) -> ReportTable:
     """Every comparison with its interval; p-values only where some were computed."""
     tested = any(row.effect.p_holm is not None for row in comparisons)
     header = (
@@ -112,10 +112,10 @@ def effects(comparisons: Sequence[Comparison], unit: str) -> Table:
         "is no p-value, and an interval only describes. The best own schedule of scratch is chosen "
         "on these validation cases, per budget, in scratch's favour."
     )
-    return Table("Difference to scratch", header, tuple(rows), note)
+    return ReportTable("Difference to scratch", header, tuple(rows), note)
 
 
-def labels(saved: Mapping[tuple[str, str], LabelsSaved], unit: str) -> Table:
+def labels(saved: Mapping[tuple[str, str], LabelsSaved], unit: str) -> ReportTable:
     """How many labels scratch needs for the Dice of a method."""
     rows = tuple(
         (
@@ -130,10 +130,10 @@ def labels(saved: Mapping[tuple[str, str], LabelsSaved], unit: str) -> Table:
         "extrapolated beyond the budgets that were run."
     )
     header = ("labels of the method", "method", "schedule", "its Dice", "scratch needs")
-    return Table("Labels saved", header, rows, note)
+    return ReportTable("Labels saved", header, rows, note)
 
 
-def cost(records: Sequence[CellRecord]) -> Table:
+def cost(records: Sequence[CellRecord]) -> ReportTable:
     """Hours per arm: pre-training once, and fine-tuning or training per run."""
     timed = [each for each in records if each.hours is not None]
     rows = []
@@ -153,7 +153,7 @@ def cost(records: Sequence[CellRecord]) -> Table:
         )
     header = ("arm", "pre-training", "training on labels", "hours in all", "device", "taken from")
     note = "Wall clock of all attempts, failed and interrupted ones included, with validation."
-    return Table("Cost", header, tuple(rows), note)
+    return ReportTable("Cost", header, tuple(rows), note)
 
 
 def _hours(records: Sequence[CellRecord]) -> str:
@@ -163,15 +163,15 @@ def _hours(records: Sequence[CellRecord]) -> str:
     return f"{len(records)} x {mean:.2f} h"
 
 
-def open_cells(records: Sequence[CellRecord]) -> Table:
+def open_cells(records: Sequence[CellRecord]) -> ReportTable:
     """What is not done."""
     rows = tuple(
         (each.cell.id, each.state, each.command) for each in records if each.state != "done"
     )
-    return Table("Runs that are not done", ("run", "state", "command"), rows)
+    return ReportTable("Runs that are not done", ("run", "state", "command"), rows)
 
 
-def all_cells(records: Sequence[CellRecord]) -> Table:
+def all_cells(records: Sequence[CellRecord]) -> ReportTable:
     """Every run with what repeats it."""
     header = (
         *("run", "state", "seed", "pre-training seed", "finished (UTC)", "hours", "machine"),
@@ -187,7 +187,9 @@ def all_cells(records: Sequence[CellRecord]) -> Table:
         )
         for each in records
     )
-    return Table("Every run", header, rows, "The seed draws labelled cases and fine-tuning alike.")
+    return ReportTable(
+        "Every run", header, rows, "The seed draws labelled cases and fine-tuning alike."
+    )
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -24,7 +24,7 @@ SECONDS_BETWEEN_PROGRESS = 5.0
 
 
 @dataclass
-class Outcome:
+class CellOutcome:
     """What became of the cells.
 
     Attributes:
@@ -62,12 +62,12 @@ class LocalRunner:
         self.free = list(slots)
         self.running: list[Attempt] = []
         self.tries: dict[str, int] = {}
-        self.outcome = Outcome()
+        self.outcome = CellOutcome()
         total = sum(cell.steps() for cell in cells)
         self.bar = tqdm(total=total, unit="step", disable=None, smoothing=0.0)
         self._progress_at = 0.0
 
-    def run(self) -> Outcome:
+    def run(self) -> CellOutcome:
         """Returns when everything is done, failed or blocked, or after a stop signal."""
         with _stop_signals(self.outcome):
             try:
@@ -179,7 +179,7 @@ class LocalRunner:
 
 
 @contextmanager
-def _stop_signals(outcome: Outcome) -> Iterator[None]:
+def _stop_signals(outcome: CellOutcome) -> Iterator[None]:
     """SIGINT and SIGTERM end the loop; a second SIGINT ends everything at once."""
 
     def handle(number: int, frame: FrameType | None) -> None:

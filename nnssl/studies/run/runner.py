@@ -13,7 +13,7 @@ from nnssl.studies.run.estimate import estimate
 from nnssl.studies.run.folder import Selection, grown, write_study
 from nnssl.studies.run.grid import Cell
 from nnssl.studies.run.knobs import check_overrides
-from nnssl.studies.run.local import LocalRunner, Outcome
+from nnssl.studies.run.local import CellOutcome, LocalRunner
 from nnssl.studies.run.slots import slots
 from nnssl.studies.run.spec import Study, read_study, waiting
 
@@ -96,7 +96,7 @@ def _tell_waiting(study: Study) -> None:
         print(f"left out: {method} {reason}")
 
 
-def _tell(outcome: Outcome, number: int) -> None:
+def _tell(outcome: CellOutcome, number: int) -> None:
     for cell, lines in outcome.failed.items():
         print(f"FAILED: {cell}")
         print("\n".join(f"    {line}" for line in lines))

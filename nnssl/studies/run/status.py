@@ -15,7 +15,7 @@ from nnssl.studies.run.spec import Study, waiting
 
 
 @dataclass(frozen=True)
-class Table:
+class StatusTable:
     """A heading and rows of equally many texts."""
 
     header: tuple[str, ...]
@@ -33,8 +33,8 @@ class Status:
         counts: state -> number of cells.
     """
 
-    pretraining: Table
-    finetuning: Table
+    pretraining: StatusTable
+    finetuning: StatusTable
     lines: list[str]
     counts: dict[str, int]
 
@@ -90,16 +90,16 @@ def _phase(runs: Path, cell: Cell) -> str:
     return "" if at is None else f"epoch {at}/{cell.steps() // cell.steps_per_epoch()}"
 
 
-def _pretraining(grid: Sequence[Cell], states: dict[str, str]) -> Table:
+def _pretraining(grid: Sequence[Cell], states: dict[str, str]) -> StatusTable:
     rows = [
         (cell.method, cell.trainer, str(cell.pretraining_seed), str(cell.fold), states[cell.id])
         for cell in grid
         if cell.kind == "pretrain"
     ]
-    return Table(("method", "trainer", "seed", "fold", "state"), rows)
+    return StatusTable(("method", "trainer", "seed", "fold", "state"), rows)
 
 
-def _finetuning(study: Study, grid: Sequence[Cell], states: dict[str, str]) -> Table:
+def _finetuning(study: Study, grid: Sequence[Cell], states: dict[str, str]) -> StatusTable:
     rows: dict[tuple[str, ...], list[str]] = {}
     for cell in grid:
         if cell.kind == "finetune":
@@ -108,7 +108,9 @@ def _finetuning(study: Study, grid: Sequence[Cell], states: dict[str, str]) -> T
             rows.setdefault(row, ["-"] * study.repetitions)[cell.repetition] = states[cell.id]
     repetitions = tuple(f"r{number}" for number in range(study.repetitions))
     header = ("method", "schedule", study.unit, "fold", *repetitions)
-    return Table(header, [(*row, *columns) for row, columns in sorted(rows.items(), key=_order)])
+    return StatusTable(
+        header, [(*row, *columns) for row, columns in sorted(rows.items(), key=_order)]
+    )
 
 
 def _order(row: tuple[tuple[str, ...], list[str]]) -> tuple[str, str, float]:
