@@ -12,14 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from nnssl.cli.command import command
-from nnssl.convert.checks import CheckedCase
 from nnssl.convert.cine import Cine, check_cines, patient_pattern, write_cines
 from nnssl.convert.engine import ConversionTarget, check, convert
 from nnssl.convert.private import private_spec
-from nnssl.convert.readers.volume import FOURTH_AXES, HEADERS
+from nnssl.convert.records import identical_images
 from nnssl.convert.spec import DatasetSpec, check_spec, find_specs, read_spec
-from nnssl.convert.tasks import tasks_of
-from nnssl.convert.twins import identical_images
+from nnssl.convert.tasks import CheckedCase, tasks_of
+from nnssl.convert.volumes import FOURTH_AXES, HEADERS
 
 FOLDER = "folder"
 

@@ -16,15 +16,20 @@ from typing import Any
 from nnssl.common.files import sha256_of, temporary, write_json
 from nnssl.common.parallel import for_each
 from nnssl.common.versions import versions
-from nnssl.convert.candidates import FRAME, find_candidates
-from nnssl.convert.inventory import Candidate, ConversionError, Inventory, Problem, counted
 from nnssl.convert.planning import plan
 from nnssl.convert.readers.read import entry_of, read_frames
-from nnssl.convert.readers.volume import Reading
-from nnssl.convert.records import PACKAGES
+from nnssl.convert.records import PACKAGES, check_same, open_partial
+from nnssl.convert.sources import (
+    FRAME,
+    Candidate,
+    ConversionError,
+    Inventory,
+    Problem,
+    counted,
+    find_candidates,
+)
 from nnssl.convert.spec import DatasetSpec
-from nnssl.convert.unfinished import check_same, open_partial
-from nnssl.convert.volumes import FILE_ENDING, be_quiet, orientation_of, write_image
+from nnssl.convert.volumes import FILE_ENDING, Reading, be_quiet, orientation_of, write_image
 from nnssl.nnunet.cases import CASES_FILE
 
 FOLDER = Path("nnssl_unlabelled") / "cine"

@@ -9,19 +9,19 @@ from functools import partial
 from pathlib import Path
 
 from nnssl.common.parallel import for_each
-from nnssl.convert.checks import CheckedCase, check_case
-from nnssl.convert.inventory import ConversionError, counted
 from nnssl.convert.planning import plan
 from nnssl.convert.records import (
     check_preprocessed,
+    check_same,
     conversion_json,
     job_of,
+    open_partial,
     put_beside_preprocessed,
     write_records,
 )
+from nnssl.convert.sources import ConversionError, counted
 from nnssl.convert.spec import DatasetSpec
-from nnssl.convert.tasks import VolumeRecipe, VolumeTask, perform, tasks_of
-from nnssl.convert.unfinished import check_same, open_partial
+from nnssl.convert.tasks import CheckedCase, VolumeRecipe, VolumeTask, check_case, perform, tasks_of
 from nnssl.convert.volumes import be_quiet
 
 ADVICE = "delete it (and its preprocessed folder) or choose another dataset id (-d)"

@@ -8,9 +8,16 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from nnssl.convert.candidates import find_candidates, matching
-from nnssl.convert.inventory import Candidate, ConversionError, Files, Inventory, Problem
 from nnssl.convert.rules import FRAME_RULES
+from nnssl.convert.sources import (
+    Candidate,
+    ConversionError,
+    Files,
+    Inventory,
+    Problem,
+    find_candidates,
+    matching,
+)
 from nnssl.convert.spec import DatasetSpec
 
 

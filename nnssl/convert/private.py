@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from nnssl.convert.foreground import LABELS
-from nnssl.convert.lookup import OTHER, Remap
+from nnssl.convert.labels import LABELS, OTHER, Remap
 from nnssl.convert.spec import DatasetSpec, check_spec
 
 ANY = "any"

@@ -1,21 +1,55 @@
-"""The JSON files that go with a converted dataset."""
+"""The JSON files that go with a converted dataset, and folders that are complete or set aside."""
 
 from __future__ import annotations
 
+import shutil
+from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from nnssl.common.files import read_json, sha256_of, write_json
 from nnssl.common.versions import versions
-from nnssl.convert.checks import CheckedCase
 from nnssl.convert.spec import DatasetSpec
-from nnssl.convert.tasks import MASK, VolumeTask, tasks_of
-from nnssl.convert.twins import identical_images
+from nnssl.convert.tasks import MASK, CheckedCase, VolumeTask, tasks_of
 from nnssl.convert.volumes import FILE_ENDING
 from nnssl.nnunet.cases import CASES_FILE
 from nnssl.nnunet.splits import SPLITS_FILE, patient_splits, restore_split
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Cases of different patients with the same voxels in the same channel."""
+
+    cases: tuple[str, ...]
+    patients: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        """What was found, what it does, and what to do."""
+        others = " ".join(self.patients[1:])
+        return (
+            f"{' and '.join(self.cases)} have voxel-identical images, though their patients are "
+            f"{' and '.join(self.patients)}; folds may part them, so that one is trained on and "
+            f"the other evaluated (to leave out: --leave-out {others})"
+        )
+
+
+def identical_images(checked: Sequence[CheckedCase]) -> list[Twins]:
+    """All groups of cases that share an image, but not the patient."""
+    cases: dict[tuple[int, str], list[CheckedCase]] = defaultdict(list)
+    for each in checked:
+        for channel, voxels in enumerate(each.voxels):
+            cases[channel, voxels].append(each)
+    found = (_twins(group) for group in cases.values())
+    return list(dict.fromkeys(twins for twins in found if len(twins.patients) > 1))
+
+
+def _twins(group: Sequence[CheckedCase]) -> Twins:
+    patients = sorted({each.case.patient for each in group})
+    return Twins(tuple(each.case.identifier for each in group), tuple(patients))
+
 
 CONVERSION_FILE = "conversion.json"
 PACKAGES = ("SimpleITK", "nibabel", "numpy")
@@ -133,3 +167,28 @@ def _file_record(spec: DatasetSpec, checked: CheckedCase, task: VolumeTask) -> d
     if task.role == MASK:
         notes.append(f"foreground mask by the rule {spec.foreground_rule}")
     return record | ({"notes": notes} if notes else {})
+
+
+def job_in(folder: Path) -> str | None:
+    """The job that a folder was filled by, if it says so."""
+    record = folder / CONVERSION_FILE
+    return str(read_json(record).get("job")) if record.exists() else None
+
+
+def check_same(folder: Path, job: str, advice: str) -> None:
+    """Refuse a complete folder of another job.
+
+    Raises:
+        ValueError: It was filled by another job; ``advice`` says what to do.
+    """
+    if job_in(folder) != job:
+        raise ValueError(
+            f"{folder} exists already and was made from other files or settings; {advice}"
+        )
+
+
+def open_partial(folder: Path, record: dict[str, Any]) -> None:
+    """Go on with an unfinished folder of the same job; throw away that of another."""
+    if folder.exists() and job_in(folder) != record["job"]:
+        shutil.rmtree(folder)
+    write_json(folder / CONVERSION_FILE, record)

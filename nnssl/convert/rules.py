@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from scipy import ndimage
 
-from nnssl.convert.inventory import Candidate, Files, Inventory, Problem
+from nnssl.convert.sources import Candidate, Files, Inventory, Problem
 
 FrameRule = Callable[[list[Candidate], Inventory], tuple[list[Candidate], list[Problem]]]
 

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from nnssl.common.files import read_json
-from nnssl.convert.readers.volume import last_line
-from nnssl.convert.volumes import be_quiet
+from nnssl.convert.volumes import be_quiet, last_line
 from nnssl.data.thumbnails import cached, kept, of_file
 from nnssl.data.unlabelled.job import Plan
 from nnssl.nnunet.cases import CASES_FILE

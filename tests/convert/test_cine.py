@@ -17,7 +17,7 @@ import SimpleITK as sitk  # noqa: N813
 from nnssl.cli import convert as command
 from nnssl.convert.cine import FOLDER, check_cines, write_cines
 from nnssl.convert.engine import ConversionTarget, convert
-from nnssl.convert.inventory import ConversionError
+from nnssl.convert.sources import ConversionError
 from nnssl.convert.spec import DatasetSpec, check_spec, find_specs, read_spec
 from nnssl.nnunet.cases import CaseRecord
 

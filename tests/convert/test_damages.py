@@ -13,8 +13,8 @@ import SimpleITK as sitk  # noqa: N813
 from layouts import LAYOUTS
 
 from nnssl.convert.engine import check
-from nnssl.convert.inventory import ConversionError
 from nnssl.convert.planning import PlannedCase, plan
+from nnssl.convert.sources import ConversionError
 from nnssl.convert.spec import DatasetSpec, find_specs, read_spec
 
 LABELLED = [name for name in LAYOUTS if read_spec(find_specs()[name]).label]

@@ -15,7 +15,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from nnssl.convert import engine, tasks
 from nnssl.convert.engine import ConversionTarget, convert
-from nnssl.convert.inventory import ConversionError
+from nnssl.convert.sources import ConversionError
 from nnssl.convert.spec import DatasetSpec
 from nnssl.convert.tasks import VolumeRecipe, VolumeTask
 from nnssl.nnunet.cases import read_cases

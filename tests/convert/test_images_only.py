@@ -15,8 +15,7 @@ from layouts import LAYOUTS
 from native import dicom, intensities, photograph, values_in, write
 
 from nnssl.convert.engine import ConversionTarget, check, convert
-from nnssl.convert.foreground import foreground
-from nnssl.convert.lookup import UnknownValuesError, look_up
+from nnssl.convert.labels import UnknownValuesError, foreground, look_up
 from nnssl.convert.private import expression, private_spec
 from nnssl.convert.spec import find_specs, read_spec
 

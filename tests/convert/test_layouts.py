@@ -10,9 +10,9 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from layouts import LAYOUTS
 
-from nnssl.convert.checks import CheckedCase
 from nnssl.convert.engine import ConversionTarget, convert
 from nnssl.convert.spec import DatasetSpec, find_specs, read_spec
+from nnssl.convert.tasks import CheckedCase
 from nnssl.convert.volumes import geometry_differences
 
 

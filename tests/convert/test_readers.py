@@ -12,8 +12,7 @@ from native import dicom, intensities, mgz, photograph, pictures, values_in, wri
 
 from nnssl.convert.readers.dicom import in_file_order, read_series
 from nnssl.convert.readers.read import read_volume
-from nnssl.convert.readers.volume import Reading, Volume
-from nnssl.convert.volumes import geometry_differences
+from nnssl.convert.volumes import Reading, Volume, geometry_differences
 
 TILT = np.tan(np.radians(20))
 

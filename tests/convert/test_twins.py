@@ -11,8 +11,8 @@ import SimpleITK as sitk  # noqa: N813
 
 from nnssl.cli import convert as command
 from nnssl.convert.engine import check
+from nnssl.convert.records import identical_images
 from nnssl.convert.spec import DatasetSpec
-from nnssl.convert.twins import identical_images
 from nnssl.convert.volumes import hash_of_voxels
 
 

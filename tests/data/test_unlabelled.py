@@ -16,7 +16,7 @@ import pytest
 import SimpleITK
 
 from nnssl.cli.preprocess_unlabelled import main
-from nnssl.convert.inventory import ConversionError
+from nnssl.convert.sources import ConversionError
 from nnssl.data.case_store import dense_target_folder
 from nnssl.data.pretraining_data import DataFolders
 from nnssl.data.unlabelled import job as unlabelled_job

@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
-from nnssl.convert.readers.volume import image_of
+from nnssl.convert.volumes import image_of
 
 SKEW = 1e-2  # largest entry of M^T M - 1 that counts as a rounding error of the header
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from the world of NIfTI (RAS) to that of ITK

@@ -10,7 +10,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from PIL import Image
 
-from nnssl.convert.readers.volume import image_of
+from nnssl.convert.volumes import image_of
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FLAT = (1.0, 1.0, 999.0)  # spacing of a 2D image, as in nnU-Net's reader of natural images

@@ -14,10 +14,9 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from nnssl.convert.readers import pictures
-from nnssl.convert.readers.dicom import read_series
+from nnssl.convert.readers.dicom import read_pictures_of, read_series, read_slices
 from nnssl.convert.readers.nifti import read_mgz, read_nifti
-from nnssl.convert.readers.slices import read_pictures_of, read_slices
-from nnssl.convert.readers.volume import Reading, Volume, hash_of, last_line
+from nnssl.convert.volumes import Reading, Volume, hash_of, last_line
 
 Part = tuple[sitk.Image, tuple[str, ...]]
 BROKEN = (OSError, zlib.error, RuntimeError, HeaderDataError, WrapStructError, ImageFileError)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.common.files import sha256_of
-from nnssl.convert.inventory import ConversionError, Problem
+from nnssl.convert.sources import ConversionError, Problem
 from nnssl.data.pool.members import SIDES, Patient, PoolMember
 from nnssl.nnunet.splits import Split
 

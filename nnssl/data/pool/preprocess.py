@@ -17,7 +17,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnssl.common.files import read_json, write_json
-from nnssl.convert.foreground import foreground
+from nnssl.convert.labels import foreground
 from nnssl.convert.volumes import be_quiet, orientation_of
 from nnssl.data.pool.assemble import LABELS
 from nnssl.data.pool.settings import CaseSettings, stored_orientation

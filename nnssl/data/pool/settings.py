@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nnssl.convert.foreground import rule_for
+from nnssl.convert.labels import rule_for
 from nnssl.data.pool.assemble import DatasetPool, PoolCase
 
 SpacingPolicy = Literal["target", "own", "isotropic"]

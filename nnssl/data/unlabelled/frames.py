@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 from nnssl.convert.readers.read import BROKEN, read_volume
-from nnssl.convert.readers.volume import last_line
+from nnssl.convert.volumes import last_line
 
 NIFTI = (".nii.gz", ".nii")
 ITK = (".mha", ".mhd", ".nrrd", ".nhdr", ".gipl", ".hdr")

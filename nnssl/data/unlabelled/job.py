@@ -16,10 +16,9 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 from nnssl.common.files import TEMPORARY
-from nnssl.convert.inventory import Problem
 from nnssl.convert.readers.pictures import ENDINGS as PICTURES
-from nnssl.convert.readers.volume import last_line
-from nnssl.convert.volumes import be_quiet
+from nnssl.convert.sources import Problem
+from nnssl.convert.volumes import be_quiet, last_line
 from nnssl.data.thumbnails import of_file
 from nnssl.data.unlabelled.frames import NIFTI, frame_count, volumes
 from nnssl.data.unlabelled.records import (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nnssl.common.files import TEMPORARY, write_json
 from nnssl.common.parallel import for_each
-from nnssl.convert.inventory import ConversionError
+from nnssl.convert.sources import ConversionError
 from nnssl.data.unlabelled.job import CheckedImage, check_source, frame_names, stamps, write_images
 from nnssl.data.unlabelled.records import (
     MANIFEST,

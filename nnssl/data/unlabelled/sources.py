@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from nnssl.convert.inventory import Files, Inventory, Problem
 from nnssl.convert.readers.pictures import ENDINGS as PICTURES
+from nnssl.convert.sources import Files, Inventory, Problem
 
 VOLUMES = (
     *(".nii.gz", ".nii", ".mgz", ".mgh", ".mha", ".mhd", ".nrrd", ".nhdr", ".gipl", ".hdr"),

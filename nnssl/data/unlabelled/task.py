@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.common.files import read_json
-from nnssl.convert.inventory import Problem
+from nnssl.convert.sources import Problem
 from nnssl.data.unlabelled.job import CheckedImage, Plan
 from nnssl.data.unlabelled.records import UNLABELLED, PoolImage, read_manifest
 from nnssl.data.unlabelled.sources import FileChoice, ImageSource
