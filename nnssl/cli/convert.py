@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from nnssl.cli.command import command
-from nnssl.convert.cine import Cine, check_cines, patient_pattern, write_cines
-from nnssl.convert.engine import ConversionTarget, check, convert
-from nnssl.convert.private import private_spec
-from nnssl.convert.records import identical_images
+from nnssl.convert.cine import Cine, check_cines, make_patient_pattern, write_cines
+from nnssl.convert.engine import ConversionTarget, check_source, convert
+from nnssl.convert.private import make_private_spec
+from nnssl.convert.records import find_identical_images
 from nnssl.convert.spec import DatasetSpec, check_spec, find_specs, read_spec
-from nnssl.convert.tasks import CheckedCase, tasks_of
+from nnssl.convert.tasks import CheckedCase, list_tasks
 from nnssl.convert.volumes import FOURTH_AXES, HEADERS
 
 FOLDER = "folder"
@@ -98,7 +98,7 @@ def _convert(options: argparse.Namespace) -> None:
     sources = (spec, options.source, options.workers, options.leave_out)
     cines = check_cines(*sources) if options.cine else []
     if options.dry_run:
-        _show(check(*sources), cines)
+        _show(check_source(*sources), cines)
         return
     checked = convert(spec, options.source, target, options.n4, options.workers, options.leave_out)
     _warn(checked)
@@ -111,7 +111,7 @@ def _convert(options: argparse.Namespace) -> None:
     if cines:
         folder = write_cines(spec, target.raw, options.source, cines, options.workers)
         print(f"{folder}: {_counted(cines)}")
-        who = f"--patient '{patient_pattern(spec)}'"
+        who = f"--patient '{make_patient_pattern(spec)}'"
         print(f"then: nnssl_preprocess_unlabelled -d {options.dataset_id} -c 2d -i {folder} {who}")
 
 
@@ -121,7 +121,7 @@ def _counted(cines: Sequence[Cine]) -> str:
 
 
 def _warn(checked: Sequence[CheckedCase]) -> None:
-    for twins in identical_images(checked):
+    for twins in find_identical_images(checked):
         print(f"warning: {twins.sentence}", file=sys.stderr)
 
 
@@ -138,7 +138,7 @@ def _prepared(options: argparse.Namespace) -> DatasetSpec:
     """The spec of a name, as options and source folder complete it."""
     spec = _private(options) if options.name == FOLDER else _spec(options.name)
     if options.name != FOLDER and options.source.is_dir():
-        spec = spec.completed(options.source)
+        spec = spec.derive_from(options.source)
     if options.resample:
         spec = replace(spec, slices="resample")
     if options.test:
@@ -153,7 +153,7 @@ def _private(options: argparse.Namespace) -> DatasetSpec:
             "folder needs --name and --images, for example: nnssl_convert folder /data/usz -d 50 "
             "--name USZ --images T1={case}/vol.nii.gz --label {case}/seg.nii.gz --labels tumour=any"
         )
-    return private_spec(
+    return make_private_spec(
         options.dataset_name,
         options.images,
         options.label,
@@ -189,7 +189,7 @@ def _show(checked: Sequence[CheckedCase], cines: Sequence[Cine]) -> None:
     for each in checked:
         size = "x".join(map(str, each.size))
         spacing = "x".join(f"{value:.2f}" for value in each.spacing)
-        names = ", ".join(task.target for task in tasks_of(each.case))
+        names = ", ".join(task.target for task in list_tasks(each.case))
         print(f"{each.case.patient}  {size}  {spacing} mm  {each.orientation}  {names}")
     for cine in cines:
         size = "x".join(map(str, cine.size))

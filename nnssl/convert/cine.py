@@ -16,8 +16,8 @@ from typing import Any
 from nnssl.common.files import sha256_of, temporary, write_json
 from nnssl.common.parallel import for_each
 from nnssl.common.versions import versions
-from nnssl.convert.planning import plan
-from nnssl.convert.readers.read import entry_of, read_frames
+from nnssl.convert.planning import plan_cases
+from nnssl.convert.readers.read import read_frames, take_frame
 from nnssl.convert.records import PACKAGES, check_same, open_partial
 from nnssl.convert.sources import (
     FRAME,
@@ -25,11 +25,11 @@ from nnssl.convert.sources import (
     ConversionError,
     Inventory,
     Problem,
-    counted,
+    count_problems,
     find_candidates,
 )
 from nnssl.convert.spec import DatasetSpec
-from nnssl.convert.volumes import FILE_ENDING, Reading, be_quiet, orientation_of, write_image
+from nnssl.convert.volumes import FILE_ENDING, Reading, be_quiet, find_orientation, write_image
 from nnssl.nnunet.cases import CASES_FILE
 
 FOLDER = Path("nnssl_unlabelled") / "cine"
@@ -74,7 +74,7 @@ def check_cines(
             f"the dataset spec of {spec.name} has no 'unlabelled:' entry, so there are no frames "
             "to be taken from it; leave out --cine"
         )
-    cases, _ = plan(spec, source, leave_out)
+    cases, _ = plan_cases(spec, source, leave_out)
     inventory = Inventory.of(source)
     candidates, problems = find_candidates(inventory, [spec.unlabelled], None, spec.test)
     wanted = [each for each in candidates if each.format(spec.patient) not in leave_out]
@@ -84,7 +84,9 @@ def check_cines(
     problems += [Problem(each.file, each.problem) for each in cines if each.problem]
     problems += _collisions(cines)
     if problems:
-        heading = f"{counted(problems)} with the time frames in {source}; nothing was written:"
+        heading = (
+            f"{count_problems(problems)} with the time frames in {source}; nothing was written:"
+        )
         raise ConversionError(heading, problems)
     if not cines:
         what = f"there are no files of time frames ({spec.unlabelled}) in {source}"
@@ -123,12 +125,12 @@ def write_cines(
     return folder
 
 
-def file_of(identifier: str) -> str:
+def name_file(identifier: str) -> str:
     """Name of the file of a frame."""
     return f"{identifier}_0000{FILE_ENDING}"
 
 
-def patient_pattern(spec: DatasetSpec) -> str:
+def make_patient_pattern(spec: DatasetSpec) -> str:
     """Regular expression whose group is the patient in the name of a frame's file.
 
     Where the identifier does not hold the patient, the whole identifier is the group.
@@ -136,7 +138,7 @@ def patient_pattern(spec: DatasetSpec) -> str:
     holds = spec.patient in spec.case
     before, _, after = spec.case.partition(spec.patient) if holds else ("", "", "")
     ends = [re.sub(r"\\{\w+\\}", "[^/]+", re.escape(text)) for text in (before, after)]
-    return "([^/]+)".join(ends) if holds else f"([^/]+){re.escape(file_of(''))}"
+    return "([^/]+)".join(ends) if holds else f"([^/]+){re.escape(name_file(''))}"
 
 
 def _check(candidate: Candidate, spec: DatasetSpec, source: Path, taken: Collection[str]) -> Cine:
@@ -149,8 +151,8 @@ def _check(candidate: Candidate, spec: DatasetSpec, source: Path, taken: Collect
     count = volume.image.GetSize()[3]
     names = [_identifier(spec, candidate, number) for number in range(1, count + 1)]
     frames = {name: index for index, name in enumerate(names) if name not in taken}
-    first = entry_of(volume.image, 0)
-    axes = orientation_of(first)
+    first = take_frame(volume.image, 0)
+    axes = find_orientation(first)
     return Cine(patient, file, frames, first.GetSize(), axes, volume.sha256)
 
 
@@ -173,19 +175,19 @@ def _collisions(cines: Sequence[Cine]) -> list[Problem]:
 def _write(cine: Cine, source: Path, folder: Path) -> None:
     """All frames of a file that are missing, each whole or not at all."""
     be_quiet()
-    targets = {folder / file_of(name): index for name, index in cine.frames.items()}
+    targets = {folder / name_file(name): index for name, index in cine.frames.items()}
     missing = {path: index for path, index in targets.items() if not path.exists()}
     if not missing:
         return
     image = read_frames([source / cine.file]).image
     for path, index in missing.items():
-        write_image(entry_of(image, index), temporary(path))
+        write_image(take_frame(image, index), temporary(path))
         os.replace(temporary(path), path)
 
 
 def _record(spec: DatasetSpec, source: Path, cines: Sequence[Cine]) -> dict[str, Any]:
     files = {
-        file_of(name): {"source": each.file, "frame": index, "sha256": each.sha256}
+        name_file(name): {"source": each.file, "frame": index, "sha256": each.sha256}
         for each in cines
         for name, index in each.frames.items()
     }

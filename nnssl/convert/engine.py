@@ -9,19 +9,26 @@ from functools import partial
 from pathlib import Path
 
 from nnssl.common.parallel import for_each
-from nnssl.convert.planning import plan
+from nnssl.convert.planning import plan_cases
 from nnssl.convert.records import (
     check_preprocessed,
     check_same,
-    conversion_json,
-    job_of,
+    hash_job,
+    make_conversion_record,
     open_partial,
     put_beside_preprocessed,
     write_records,
 )
-from nnssl.convert.sources import ConversionError, counted
+from nnssl.convert.sources import ConversionError, count_problems
 from nnssl.convert.spec import DatasetSpec
-from nnssl.convert.tasks import CheckedCase, VolumeRecipe, VolumeTask, check_case, perform, tasks_of
+from nnssl.convert.tasks import (
+    CheckedCase,
+    VolumeRecipe,
+    VolumeTask,
+    check_case,
+    list_tasks,
+    write_volume,
+)
 from nnssl.convert.volumes import be_quiet
 
 ADVICE = "delete it (and its preprocessed folder) or choose another dataset id (-d)"
@@ -52,7 +59,7 @@ class ConversionTarget:
         return cls(folder, preprocessed / folder.name, raw / f".{folder.name}.partial")
 
 
-def check(
+def check_source(
     spec: DatasetSpec, source: Path, workers: int, leave_out: Collection[str] = ()
 ) -> list[CheckedCase]:
     """Plan a conversion and open every file.
@@ -60,12 +67,12 @@ def check(
     Raises:
         ConversionError: Something is wrong; every bad case is named.
     """
-    cases, problems = plan(spec, source, leave_out)
+    cases, problems = plan_cases(spec, source, leave_out)
     work = partial(check_case, recipe=VolumeRecipe.of(spec, source), labels=spec.labels)
     checked = for_each(work, cases, workers, "check")
     problems = problems + [problem for each in checked for problem in each.problems]
     if problems:
-        heading = f"{counted(problems)} in {source}; nothing was written:"
+        heading = f"{count_problems(problems)} in {source}; nothing was written:"
         raise ConversionError(heading, problems)
     return checked
 
@@ -95,13 +102,13 @@ def convert(
         ConversionError: Something is wrong with the sources.
         ValueError: The target holds something else.
     """
-    checked = check(spec, source, workers, leave_out)
-    job = job_of(spec, checked, n4)
+    checked = check_source(spec, source, workers, leave_out)
+    job = hash_job(spec, checked, n4)
     if target.raw.exists():
         check_same(target.raw, job, ADVICE)
     else:
         check_preprocessed(target.preprocessed, spec, checked)
-        record = conversion_json(spec, source, checked, n4, job, leave_out)
+        record = make_conversion_record(spec, source, checked, n4, job, leave_out)
         open_partial(target.partial, record)
         _write_volumes(VolumeRecipe.of(spec, source, n4), target.partial, checked, workers)
         write_records(target.partial, spec, checked)
@@ -116,7 +123,7 @@ def _write_volumes(
     missing = [
         task
         for each in checked
-        for task in tasks_of(each.case)
+        for task in list_tasks(each.case)
         if not (folder / task.target).exists()
     ]
     for parent in {(folder / task.target).parent for task in missing}:
@@ -126,4 +133,4 @@ def _write_volumes(
 
 def _perform(task: VolumeTask, recipe: VolumeRecipe, folder: Path) -> None:
     be_quiet()
-    perform(task, recipe, folder)
+    write_volume(task, recipe, folder)

@@ -22,7 +22,7 @@ class UnknownValuesError(ValueError):
         super().__init__(f"unknown values {values[:10]}")
 
 
-def targets(remap: Remap, values: np.ndarray) -> np.ndarray:
+def map_values(remap: Remap, values: np.ndarray) -> np.ndarray:
     """New value of each source value.
 
     Args:
@@ -46,7 +46,7 @@ def look_up(remap: Remap, array: np.ndarray) -> np.ndarray:
         UnknownValuesError: Values that no key covers.
     """
     values = np.unique(array)
-    new: np.ndarray = targets(remap, values)[np.searchsorted(values, array)]
+    new: np.ndarray = map_values(remap, values)[np.searchsorted(values, array)]
     return new
 
 
@@ -103,12 +103,12 @@ FOREGROUND_RULES: dict[str, Callable[[np.ndarray], float]] = {
 }
 
 
-def rule_for(channel: str) -> str:
+def choose_foreground_rule(channel: str) -> str:
     """Rule for a channel, by the name from which nnU-Net derives the normalisation."""
     return "hounsfield" if channel.upper() == "CT" else "otsu"
 
 
-def foreground(image: sitk.Image, rule: str) -> sitk.Image:
+def make_foreground_mask(image: sitk.Image, rule: str) -> sitk.Image:
     """Largest component above the threshold, holes filled (in 3D and in every axial slice).
 
     Args:

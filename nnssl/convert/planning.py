@@ -16,7 +16,7 @@ from nnssl.convert.sources import (
     Inventory,
     Problem,
     find_candidates,
-    matching,
+    match_end,
 )
 from nnssl.convert.spec import DatasetSpec
 
@@ -36,7 +36,7 @@ class PlannedCase:
     mask: bool = False
 
 
-def plan(
+def plan_cases(
     spec: DatasetSpec, source: Path, leave_out: Collection[str] = ()
 ) -> tuple[list[PlannedCase], list[Problem]]:
     """Find all cases of a dataset.
@@ -116,7 +116,7 @@ def _empty_folders(spec: DatasetSpec, inventory: Inventory) -> list[Problem]:
         Problem(folder, "folder holds no image")
         for folder in inventory.folders
         if spec.folder and re.fullmatch(spec.folder, PurePosixPath(folder).name)
-        if not any(matching(p, path) for path in inventory.below(folder) for p in patterns)
+        if not any(match_end(p, path) for path in inventory.below(folder) for p in patterns)
     ]
 
 

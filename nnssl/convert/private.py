@@ -13,7 +13,7 @@ ANY = "any"
 LAYOUT = "  any folders; a template such as {patient}/{case}.nii.gz says where the images lie"
 
 
-def private_spec(
+def make_private_spec(
     name: str,
     images: Sequence[str],
     label: str | None = None,
@@ -48,14 +48,14 @@ def private_spec(
         name=name,
         description="a private collection",
         modality="/".join(channels),
-        channels={channel: expression(template) for channel, template in channels.items()},
+        channels={channel: make_expression(template) for channel, template in channels.items()},
         case=case,
         patient="{patient}" if "patient" in groups else case,
         citation="none (private)",
         licence="private",
         where="your own disk",
         layout=LAYOUT,
-        label=expression(label) if label else None,
+        label=make_expression(label) if label else None,
         labels=values,
         remap=dict(remap) if remap else None,
         **{key: value for key, value in entries.items() if value is not None},
@@ -64,7 +64,7 @@ def private_spec(
     return spec
 
 
-def expression(template: str) -> str:
+def make_expression(template: str) -> str:
     """The regular expression of a template such as ``{patient}/**/{case}_*.nii.gz``."""
     seen: set[str] = set()
     parts = []

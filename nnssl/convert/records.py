@@ -12,7 +12,7 @@ from typing import Any
 from nnssl.common.files import read_json, sha256_of, write_json
 from nnssl.common.versions import versions
 from nnssl.convert.spec import DatasetSpec
-from nnssl.convert.tasks import MASK, CheckedCase, VolumeTask, tasks_of
+from nnssl.convert.tasks import MASK, CheckedCase, VolumeTask, list_tasks
 from nnssl.convert.volumes import FILE_ENDING
 from nnssl.nnunet.cases import CASES_FILE
 from nnssl.nnunet.splits import SPLITS_FILE, patient_splits, restore_split
@@ -36,7 +36,7 @@ class Twins:
         )
 
 
-def identical_images(checked: Sequence[CheckedCase]) -> list[Twins]:
+def find_identical_images(checked: Sequence[CheckedCase]) -> list[Twins]:
     """All groups of cases that share an image, but not the patient."""
     cases: dict[tuple[int, str], list[CheckedCase]] = defaultdict(list)
     for each in checked:
@@ -67,7 +67,7 @@ def write_records(folder: Path, spec: DatasetSpec, checked: Sequence[CheckedCase
     write_json(folder / CASES_FILE.name, _cases_json(spec, checked))
 
 
-def job_of(spec: DatasetSpec, checked: Sequence[CheckedCase], n4: bool) -> str:
+def hash_job(spec: DatasetSpec, checked: Sequence[CheckedCase], n4: bool) -> str:
     """Hash of spec, settings and sources; equal jobs give equal volumes and folds."""
     settings = {key: value for key, value in asdict(spec).items() if key not in CHANGE_NO_CASE}
     settings["remap"] = {str(key): value for key, value in (spec.remap or {}).items()}
@@ -118,7 +118,7 @@ def _cases_json(spec: DatasetSpec, checked: Sequence[CheckedCase]) -> dict[str, 
             "modality": spec.modality,
             "orientation": each.orientation,
             "source": each.case.images[0][0],
-            "sha256": each.hashes[tasks_of(each.case)[0].target],
+            "sha256": each.hashes[list_tasks(each.case)[0].target],
             "part": each.case.part,
         }
         for each in checked
@@ -126,7 +126,7 @@ def _cases_json(spec: DatasetSpec, checked: Sequence[CheckedCase]) -> dict[str, 
     return {"cases": cases, "version": 1}
 
 
-def conversion_json(
+def make_conversion_record(
     spec: DatasetSpec,
     source: Path,
     checked: Sequence[CheckedCase],
@@ -141,7 +141,7 @@ def conversion_json(
         source: Folder of the native download.
         checked: All cases.
         n4: Whether the bias field was corrected.
-        job: See :func:`job_of`.
+        job: See :func:`hash_job`.
         leave_out: Cases and patients that were not wanted.
     """
     return {
@@ -151,11 +151,11 @@ def conversion_json(
         "licence": spec.licence,
         "decisions": {"n4": n4, "left_out": sorted(leave_out), "spec": asdict(spec)},
         "versions": versions(*PACKAGES),
-        "warnings": [twins.sentence for twins in identical_images(checked)],
+        "warnings": [twins.sentence for twins in find_identical_images(checked)],
         "files": {
             task.target: _file_record(spec, each, task)
             for each in checked
-            for task in tasks_of(each.case)
+            for task in list_tasks(each.case)
         },
     }
 
@@ -169,7 +169,7 @@ def _file_record(spec: DatasetSpec, checked: CheckedCase, task: VolumeTask) -> d
     return record | ({"notes": notes} if notes else {})
 
 
-def job_in(folder: Path) -> str | None:
+def read_job(folder: Path) -> str | None:
     """The job that a folder was filled by, if it says so."""
     record = folder / CONVERSION_FILE
     return str(read_json(record).get("job")) if record.exists() else None
@@ -181,7 +181,7 @@ def check_same(folder: Path, job: str, advice: str) -> None:
     Raises:
         ValueError: It was filled by another job; ``advice`` says what to do.
     """
-    if job_in(folder) != job:
+    if read_job(folder) != job:
         raise ValueError(
             f"{folder} exists already and was made from other files or settings; {advice}"
         )
@@ -189,6 +189,6 @@ def check_same(folder: Path, job: str, advice: str) -> None:
 
 def open_partial(folder: Path, record: dict[str, Any]) -> None:
     """Go on with an unfinished folder of the same job; throw away that of another."""
-    if folder.exists() and job_in(folder) != record["job"]:
+    if folder.exists() and read_job(folder) != record["job"]:
         shutil.rmtree(folder)
     write_json(folder / CONVERSION_FILE, record)

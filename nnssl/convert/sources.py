@@ -24,7 +24,7 @@ class Problem:
         return f"{self.where}: {self.what}"
 
 
-def counted(problems: list[Problem]) -> str:
+def count_problems(problems: list[Problem]) -> str:
     """``1 problem``, ``2 problems``."""
     return "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
 
@@ -148,7 +148,7 @@ def find_candidates(
     return candidates + [Candidate(*key, none, labels[key]) for key in orphans], problems
 
 
-def matching(pattern: str, path: str) -> re.Match[str] | None:
+def match_end(pattern: str, path: str) -> re.Match[str] | None:
     """Match the end of a path, from a path component on.
 
     A pattern ``.../`` matches the folder of files that may be slices: pictures, ``.dcm``, ``.ima``,
@@ -168,7 +168,7 @@ def _by_groups(
     owners: dict[tuple[object, ...], str] = {}
     twice: dict[str, str] = {}
     for path in inventory.files:
-        if match := matching(pattern, path):
+        if match := match_end(pattern, path):
             named = {name: value or "" for name, value in match.groupdict().items()}
             slot = named.pop(SLICE, "")
             key = _part(inventory.root, path, test), tuple(sorted(named.items()))

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from nnssl.common.files import read_json
-from nnssl.convert.labels import FOREGROUND_RULES, LABELS, check_remap, rule_for
+from nnssl.convert.labels import FOREGROUND_RULES, LABELS, check_remap, choose_foreground_rule
 from nnssl.convert.rules import FRAME_RULES
 from nnssl.convert.sources import FRAME, SLICE
 from nnssl.convert.volumes import FOURTH_AXES, HEADERS, SLICES, Reading
@@ -143,12 +143,12 @@ class DatasetSpec:
     @property
     def values(self) -> set[int]:
         """All label values."""
-        return values_of(self.labels)
+        return collect_values(self.labels)
 
     @property
     def foreground_rule(self) -> str:
         """The rule of the mask for images without labels."""
-        return self.foreground or rule_for(next(iter(self.channels)))
+        return self.foreground or choose_foreground_rule(next(iter(self.channels)))
 
     @property
     def guidance(self) -> str:
@@ -160,7 +160,7 @@ class DatasetSpec:
         labels = dict(LABELS)
         return replace(self, label=None, labels=labels, remap=None, regions_class_order=None)
 
-    def completed(self, source: Path) -> DatasetSpec:
+    def derive_from(self, source: Path) -> DatasetSpec:
         """With what the source folder itself says, where the spec derives from it.
 
         Raises:
@@ -177,7 +177,7 @@ class DatasetSpec:
         return spec
 
 
-def values_of(labels: dict[str, Any]) -> set[int]:
+def collect_values(labels: dict[str, Any]) -> set[int]:
     """All values of labels and regions."""
     lists = [value if isinstance(value, list) else [value] for value in labels.values()]
     return {value for each in lists for value in each}
@@ -259,15 +259,17 @@ def _check_labels(spec: DatasetSpec) -> None:
 
 def _check_patterns(spec: DatasetSpec) -> None:
     patterns = {f"channels.{name}": pattern for name, pattern in spec.channels.items()}
-    groups = {entry: named_groups(entry, pattern) - {SLICE} for entry, pattern in patterns.items()}
+    groups = {
+        entry: find_named_groups(entry, pattern) - {SLICE} for entry, pattern in patterns.items()
+    }
     allowed = next(iter(groups.values()))
-    label = named_groups("label", spec.label or "") - {SLICE}
+    label = find_named_groups("label", spec.label or "") - {SLICE}
     if any(each != allowed for each in groups.values()) or label - allowed:
         raise ValueError(
             f"patterns must have the same named groups; found {groups | {'label': label}}"
         )
     for entry in ("test", "folder"):
-        named_groups(entry, getattr(spec, entry) or "")
+        find_named_groups(entry, getattr(spec, entry) or "")
     for entry in ("case", "patient"):
         used = _fields(getattr(spec, entry))
         if not used or used - allowed:
@@ -284,7 +286,7 @@ def _fields(template: str) -> set[str]:
 
 def _check_unlabelled(spec: DatasetSpec, pattern: str) -> None:
     """Frames have one channel, and the pattern and the frame's number make their identifier."""
-    groups = named_groups("unlabelled", pattern)
+    groups = find_named_groups("unlabelled", pattern)
     needed = (_fields(spec.case) | _fields(spec.patient)) - {FRAME}
     if FRAME not in _fields(spec.case) or groups != needed or len(spec.channels) > 1:
         raise ValueError(
@@ -293,7 +295,7 @@ def _check_unlabelled(spec: DatasetSpec, pattern: str) -> None:
         )
 
 
-def named_groups(entry: str, pattern: str) -> set[str]:
+def find_named_groups(entry: str, pattern: str) -> set[str]:
     """Named groups of a pattern; a ``ValueError`` names the entry when it does not compile."""
     try:
         return set(re.compile(pattern).groupindex)

@@ -13,20 +13,26 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 from nnssl.common.files import temporary
-from nnssl.convert.labels import Remap, UnknownValuesError, foreground, look_up, targets
+from nnssl.convert.labels import (
+    Remap,
+    UnknownValuesError,
+    look_up,
+    make_foreground_mask,
+    map_values,
+)
 from nnssl.convert.planning import PlannedCase
 from nnssl.convert.readers.read import read_volume
 from nnssl.convert.sources import Files, Problem
-from nnssl.convert.spec import DatasetSpec, values_of
+from nnssl.convert.spec import DatasetSpec, collect_values
 from nnssl.convert.volumes import (
     FILE_ENDING,
     Reading,
     Volume,
     be_quiet,
+    compare_geometry,
     correct_bias_field,
-    geometry_differences,
+    find_orientation,
     hash_of_voxels,
-    orientation_of,
     write_image,
 )
 
@@ -76,9 +82,9 @@ class VolumeRecipe:
         files, like = self._paths(task.files), self._paths(task.like)
         volume = read_volume(files, self.reading, task.channel, like)
         if task.role == MASK:
-            return Volume(foreground(volume.image, self.foreground), volume.sha256)
+            return Volume(make_foreground_mask(volume.image, self.foreground), volume.sha256)
         if task.role == LABEL and self.reading.headers == "repair":
-            return with_geometry_of(volume, read_volume(like, self.reading))
+            return copy_geometry(volume, read_volume(like, self.reading))
         return volume
 
     def _paths(self, files: Files) -> list[Path]:
@@ -92,7 +98,7 @@ class VolumeRecipe:
         return exact and whole and not changed
 
 
-def tasks_of(case: PlannedCase) -> list[VolumeTask]:
+def list_tasks(case: PlannedCase) -> list[VolumeTask]:
     """All files of a case: images, then the label or the mask."""
     first = case.images[0]
     images = [
@@ -107,9 +113,9 @@ def tasks_of(case: PlannedCase) -> list[VolumeTask]:
     return [*images, VolumeTask(LABEL, target, case.label, 0, first)] if case.label else images
 
 
-def with_geometry_of(label: Volume, image: Volume) -> Volume:
+def copy_geometry(label: Volume, image: Volume) -> Volume:
     """A label whose header disagrees takes the geometry of its image, if sizes agree."""
-    wrong = geometry_differences(image.image, label.image)
+    wrong = compare_geometry(image.image, label.image)
     if not wrong or label.image.GetSize() != image.image.GetSize():
         return label
     copy = sitk.Image(label.image)
@@ -118,7 +124,7 @@ def with_geometry_of(label: Volume, image: Volume) -> Volume:
     return Volume(copy, label.sha256, (*label.notes, note))
 
 
-def perform(task: VolumeTask, recipe: VolumeRecipe, folder: Path) -> None:
+def write_volume(task: VolumeTask, recipe: VolumeRecipe, folder: Path) -> None:
     """Write one file, whole or not at all."""
     target = folder / task.target
     partial = temporary(target)
@@ -174,7 +180,7 @@ def check_case(case: PlannedCase, recipe: VolumeRecipe, labels: Mapping[str, Any
     values: tuple[float, ...] = ()
     voxels: list[str] = []
     first: sitk.Image | None = None
-    for task in tasks_of(case):
+    for task in list_tasks(case):
         if task.role != IMAGE and first is None:
             continue  # labels and masks lean on the first image, which is broken
         volume = _read(case, recipe, task, problems)
@@ -186,12 +192,12 @@ def check_case(case: PlannedCase, recipe: VolumeRecipe, labels: Mapping[str, Any
             first = volume.image
         if task.role == IMAGE:
             voxels.append(hash_of_voxels(volume.image))
-        problems += [Problem(case.identifier, d) for d in geometry_differences(first, volume.image)]
+        problems += [Problem(case.identifier, d) for d in compare_geometry(first, volume.image)]
         if task.role == LABEL:
             values = _check_values(case, volume.image, recipe, labels, problems)
     if first is None:
         return CheckedCase(case, hashes, problems=tuple(problems))
-    size, spacing, axes = first.GetSize(), first.GetSpacing(), orientation_of(first)
+    size, spacing, axes = first.GetSize(), first.GetSpacing(), find_orientation(first)
     found = tuple(problems)
     return CheckedCase(case, hashes, size, spacing, axes, values, found, notes, tuple(voxels))
 
@@ -221,8 +227,8 @@ def _check_values(
     values = np.unique(sitk.GetArrayViewFromImage(label))
     try:
         if recipe.remap is not None:
-            return tuple(np.unique(targets(recipe.remap, values)).tolist())
-        if unknown := sorted(set(values.tolist()) - values_of(dict(labels))):
+            return tuple(np.unique(map_values(recipe.remap, values)).tolist())
+        if unknown := sorted(set(values.tolist()) - collect_values(dict(labels))):
             raise UnknownValuesError(unknown)
     except UnknownValuesError as error:
         allowed = _allowed(recipe, labels)

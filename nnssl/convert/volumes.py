@@ -43,13 +43,13 @@ class Volume:
     notes: tuple[str, ...] = ()
 
 
-def hash_of(paths: Iterable[Path]) -> str:
+def hash_files(paths: Iterable[Path]) -> str:
     """SHA-256 of one file, or of the hashes of several in their order."""
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def image_of(
+def make_image(
     array: np.ndarray, spacing: Iterable[float], origin: Iterable[float], direction: Iterable[float]
 ) -> sitk.Image:
     """An image from an array (z, y, x) and its geometry (x, y, z; mm; LPS)."""
@@ -75,7 +75,7 @@ def be_quiet() -> None:
     sitk.ProcessObject_SetGlobalDefaultNumberOfThreads(1)
 
 
-def geometry_differences(image: sitk.Image, label: sitk.Image) -> list[str]:
+def compare_geometry(image: sitk.Image, label: sitk.Image) -> list[str]:
     """What differs between two grids: size, spacing, origin, direction (empty: nothing)."""
     differences = []
     for name in GEOMETRY:
@@ -86,7 +86,7 @@ def geometry_differences(image: sitk.Image, label: sitk.Image) -> list[str]:
     return differences
 
 
-def orientation_of(image: sitk.Image) -> str:
+def find_orientation(image: sitk.Image) -> str:
     """Anatomical direction in which each image axis (x, y, z) grows, e.g. ``LPS``."""
     code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
     return str(code)

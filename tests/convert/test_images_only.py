@@ -14,9 +14,9 @@ import SimpleITK as sitk  # noqa: N813
 from layouts import LAYOUTS
 from native import dicom, intensities, photograph, values_in, write
 
-from nnssl.convert.engine import ConversionTarget, check, convert
-from nnssl.convert.labels import UnknownValuesError, foreground, look_up
-from nnssl.convert.private import expression, private_spec
+from nnssl.convert.engine import ConversionTarget, check_source, convert
+from nnssl.convert.labels import UnknownValuesError, look_up, make_foreground_mask
+from nnssl.convert.private import make_expression, make_private_spec
 from nnssl.convert.spec import find_specs, read_spec
 
 
@@ -39,7 +39,7 @@ def test_the_mask_is_the_largest_thing_filled(rule: str, values: tuple[float, ..
     array, truth = body(*values)
     image = sitk.GetImageFromArray(array)
     image.SetSpacing((1, 2, 3))
-    mask = foreground(image, rule)
+    mask = make_foreground_mask(image, rule)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(mask) > 0, truth)
     assert mask.GetSpacing() == (1, 2, 3)
 
@@ -48,17 +48,18 @@ def test_outliers_do_not_move_otsus_threshold():
     array, truth = body(10, 800, 30)
     array[0, 5, 5] = 1e7
     np.testing.assert_array_equal(
-        sitk.GetArrayFromImage(foreground(sitk.GetImageFromArray(array), "otsu")) > 0, truth
+        sitk.GetArrayFromImage(make_foreground_mask(sitk.GetImageFromArray(array), "otsu")) > 0,
+        truth,
     )
 
 
 def test_images_without_foreground_are_refused():
     flat = sitk.GetImageFromArray(np.full((4, 4, 4), 7, np.int16))
     with pytest.raises(ValueError, match="is constant"):
-        foreground(flat, "otsu")
+        make_foreground_mask(flat, "otsu")
     flat[0, 0, 0] = -900
     with pytest.raises(ValueError, match="no value above -500"):
-        foreground(flat - 1000, "hounsfield")
+        make_foreground_mask(flat - 1000, "hounsfield")
 
 
 @pytest.mark.parametrize(
@@ -89,9 +90,9 @@ def test_lookup_is_exact_then_range_then_other():
 def test_templates():
     import re
 
-    found = re.fullmatch(expression("{patient}/**/{case}_*.nii.gz"), "p1/a/b/c2_x.nii.gz")
+    found = re.fullmatch(make_expression("{patient}/**/{case}_*.nii.gz"), "p1/a/b/c2_x.nii.gz")
     assert found.groupdict() == {"patient": "p1", "case": "c2"}
-    assert re.fullmatch(expression("{id}/{id}.nii"), "a/b.nii") is None
+    assert re.fullmatch(make_expression("{id}/{id}.nii"), "a/b.nii") is None
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".mgz", "/"])
@@ -104,7 +105,7 @@ def test_a_private_collection_in_any_format(ending: str, tmp_path: Path):
             dicom(home / "vol", intensities(1))
         else:
             (mgz if ending == ".mgz" else write)(home / f"vol{ending}", intensities(1))
-    spec = private_spec("USZ", [f"CT={{case}}/vol{ending}"])
+    spec = make_private_spec("USZ", [f"CT={{case}}/vol{ending}"])
     target = ConversionTarget.of(tmp_path / "raw", tmp_path / "pre", 50, spec.name)
     checked = convert(spec, tmp_path / "source", target)
     assert [each.case.identifier for each in checked] == ["melanoma_01", "melanoma_02"]
@@ -121,11 +122,11 @@ def test_private_labels(tmp_path: Path):
         write(tmp_path / case / "vol.nii.gz", intensities(1))
         write(tmp_path / case / "seg_mask.nii.gz", values_in((0, 1, 255)))
     images = ["T1={case}/vol.nii.gz"]
-    spec = private_spec("USZ", images, "{case}/seg_mask.nii.gz", ["tumour=any"])
-    assert {each.values for each in check(spec, tmp_path, 1)} == {(0, 1)}
-    strict = private_spec("USZ", images, "{case}/seg_mask.nii.gz", ["tumour"])
+    spec = make_private_spec("USZ", images, "{case}/seg_mask.nii.gz", ["tumour=any"])
+    assert {each.values for each in check_source(spec, tmp_path, 1)} == {(0, 1)}
+    strict = make_private_spec("USZ", images, "{case}/seg_mask.nii.gz", ["tumour"])
     with pytest.raises(ValueError, match=r"values \[255\]; allowed: 0 background, 1 tumour"):
-        check(strict, tmp_path, 1)
+        check_source(strict, tmp_path, 1)
 
 
 @pytest.mark.parametrize(
@@ -139,23 +140,23 @@ def test_private_labels(tmp_path: Path):
 )
 def test_mistakes_in_templates_are_named(images, labels, message: str):
     with pytest.raises(ValueError, match=message):
-        private_spec("X", images, "{case}_seg.nii", labels)
+        make_private_spec("X", images, "{case}_seg.nii", labels)
 
 
 def test_cases_can_be_left_out(tmp_path: Path):
     for case in ("a", "b", "c"):
         write(tmp_path / f"{case}.nii.gz", intensities(1))
     (tmp_path / "c.nii.gz").write_bytes(b"broken")
-    spec = private_spec("X", ["CT={case}.nii.gz"])
-    assert len(check(spec, tmp_path, 1, ["c"])) == 2
+    spec = make_private_spec("X", ["CT={case}.nii.gz"])
+    assert len(check_source(spec, tmp_path, 1, ["c"])) == 2
     with pytest.raises(ValueError, match=r"no case or patient \['d'\] to leave out"):
-        check(spec, tmp_path, 1, ["d"])
+        check_source(spec, tmp_path, 1, ["d"])
 
 
 def test_one_patient_makes_no_folds(tmp_path: Path):
     write(tmp_path / "a.nii.gz", intensities(1))
     with pytest.raises(ValueError, match="a: is the only complete training patient"):
-        check(private_spec("X", ["CT={case}.nii.gz"]), tmp_path, 1)
+        check_source(make_private_spec("X", ["CT={case}.nii.gz"]), tmp_path, 1)
 
 
 STOCK = """
@@ -184,7 +185,7 @@ def test_stock_planning_takes_a_dataset_without_labels(flat: bool, tmp_path: Pat
             photograph(tmp_path / "source" / f"{n}_left.png", n)
         else:
             write(tmp_path / "source" / f"{n}.nii.gz", intensities(n, (12, 20, 20)))
-    spec = private_spec("X", ["CT={case}.nii.gz"])
+    spec = make_private_spec("X", ["CT={case}.nii.gz"])
     if flat:
         spec = read_spec(find_specs()["Retinopathy"])
     target = ConversionTarget.of(tmp_path / "raw", tmp_path / "pre", 50, spec.name)

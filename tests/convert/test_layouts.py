@@ -13,7 +13,7 @@ from layouts import LAYOUTS
 from nnssl.convert.engine import ConversionTarget, convert
 from nnssl.convert.spec import DatasetSpec, find_specs, read_spec
 from nnssl.convert.tasks import CheckedCase
-from nnssl.convert.volumes import geometry_differences
+from nnssl.convert.volumes import compare_geometry
 
 
 def converted(name: str, tmp_path: Path) -> tuple[DatasetSpec, Path, list[CheckedCase]]:
@@ -49,7 +49,7 @@ def test_the_native_layout_becomes_a_dataset(name: str, tmp_path: Path):
         label = sitk.ReadImage(str(raw / "labelsTr" / f"{each.case.identifier}.nii.gz"))
         values |= set(np.unique(sitk.GetArrayFromImage(label)).tolist())
         for other in [*images, label]:
-            assert geometry_differences(images[0], other) == []
+            assert compare_geometry(images[0], other) == []
             assert other.GetDimension() == 3
     assert values == set(range(expected.values)) == spec.values
 
@@ -129,7 +129,7 @@ def test_decathlon_equals_nnunets_own_converter(tmp_path: Path, monkeypatch):
             for channel in range(2):
                 name = f"{path.name[:-7]}_{channel:04d}.nii.gz"
                 images = [sitk.ReadImage(str(f / name)) for f in (raw / part, tmp_path / "theirs")]
-                assert geometry_differences(*images) == []
+                assert compare_geometry(*images) == []
                 np.testing.assert_array_equal(*map(sitk.GetArrayFromImage, images))
 
 

@@ -10,9 +10,9 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from native import dicom, intensities, mgz, photograph, pictures, values_in, write
 
-from nnssl.convert.readers.dicom import in_file_order, read_series
+from nnssl.convert.readers.dicom import find_file_order, read_series
 from nnssl.convert.readers.read import read_volume
-from nnssl.convert.volumes import Reading, Volume, geometry_differences
+from nnssl.convert.volumes import Reading, Volume, compare_geometry
 
 TILT = np.tan(np.radians(20))
 
@@ -26,7 +26,7 @@ def test_formats_give_the_same_volume(ending: str, tmp_path: Path):
     image = volume(write(tmp_path / f"a{ending}", intensities(1))).image
     expected = sitk.ReadImage(str(write(tmp_path / "b.mha", intensities(1))))
     np.testing.assert_array_equal(*map(sitk.GetArrayFromImage, (image, expected)))
-    assert geometry_differences(image, expected) == []
+    assert compare_geometry(image, expected) == []
 
 
 @pytest.mark.parametrize("ending", [".mha", ".mhd", ".nrrd", ".mgz", ".mgh", ".nii", ".nii.gz"])
@@ -178,7 +178,7 @@ def test_labels_are_straightened_with_their_slices(tmp_path: Path):
     )
     image = volume(paths, slices="resample").image
     label = volume(masks, like=paths, slices="resample").image
-    assert geometry_differences(image, label) == []
+    assert compare_geometry(image, label) == []
     assert set(np.unique(sitk.GetArrayFromImage(label))) == {0, 255}
 
 
@@ -186,8 +186,8 @@ def test_pictures_need_a_known_order(tmp_path: Path):
     places = [(0.0, 0.0, float(z)) for z in (0, 6, 3, 9, 12)]
     odd = dicom(tmp_path / "s", intensities(1), places=places, instances={0: 9, 3: 1})
     with pytest.raises(ValueError, match="follow neither their places nor their instance numbers"):
-        in_file_order(read_series(odd))
-    assert in_file_order(read_series(dicom(tmp_path / "t", intensities(1)))) == [4, 3, 2, 1, 0]
+        find_file_order(read_series(odd))
+    assert find_file_order(read_series(dicom(tmp_path / "t", intensities(1)))) == [4, 3, 2, 1, 0]
 
 
 def test_a_picture_of_another_size_is_named(tmp_path: Path):

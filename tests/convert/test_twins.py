@@ -10,8 +10,8 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 from nnssl.cli import convert as command
-from nnssl.convert.engine import check
-from nnssl.convert.records import identical_images
+from nnssl.convert.engine import check_source
+from nnssl.convert.records import find_identical_images
 from nnssl.convert.spec import DatasetSpec
 from nnssl.convert.volumes import hash_of_voxels
 
@@ -26,9 +26,9 @@ def make_twins(root: Path, frame: int = 12, dtype: str = "float32") -> None:
 
 
 def test_twins_are_found_whatever_their_type(miniature, spec: DatasetSpec):
-    assert identical_images(check(spec, miniature.root, 1)) == []
+    assert find_identical_images(check_source(spec, miniature.root, 1)) == []
     make_twins(miniature.root)
-    (twins,) = identical_images(check(spec, miniature.root, 1))
+    (twins,) = find_identical_images(check_source(spec, miniature.root, 1))
     assert twins.cases == ("patient002_frame12", "patient005_frame12")
     assert twins.patients == ("patient002", "patient005")
 
@@ -37,7 +37,7 @@ def test_two_images_of_one_patient_are_no_twins(miniature, spec: DatasetSpec):
     home = miniature.root / "training" / "patient002"
     content = gzip.decompress((home / "patient002_frame01.nii.gz").read_bytes())
     (home / "patient002_frame12.nii.gz").write_bytes(gzip.compress(content))
-    assert identical_images(check(spec, miniature.root, 1)) == []
+    assert find_identical_images(check_source(spec, miniature.root, 1)) == []
 
 
 def test_shape_and_every_value_count():

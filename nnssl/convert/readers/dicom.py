@@ -11,8 +11,8 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from scipy import ndimage
 
-from nnssl.convert.readers.pictures import natural
-from nnssl.convert.volumes import image_of, last_line
+from nnssl.convert.readers.pictures import sort_naturally
+from nnssl.convert.volumes import last_line, make_image
 
 POSITION, ORIENTATION = "0020|0032", "0020|0037"
 INSTANCE, SERIES, SPACING = "0020|0013", "0020|000e", "0028|0030"
@@ -100,13 +100,13 @@ def read_series(paths: Sequence[Path]) -> Series:
     return series
 
 
-def in_file_order(series: Series) -> list[int]:
+def find_file_order(series: Series) -> list[int]:
     """Place in the series of the k-th file, counted by name.
 
     Raises:
         ValueError: Names follow neither the slices' places nor their instance numbers.
     """
-    by_name = sorted(range(len(series.slices)), key=lambda k: natural(series.slices[k].path))
+    by_name = sorted(range(len(series.slices)), key=lambda k: sort_naturally(series.slices[k].path))
     instances = [series.slices[k].instance for k in by_name]
     for order in (by_name, instances):
         if len(set(order)) == len(order) and order in (sorted(order), sorted(order)[::-1]):
@@ -217,7 +217,7 @@ def _places_of(paths: Sequence[Path], series: Series) -> list[int]:
     stems = {path.stem: number for number, path in enumerate(paths)}
     if all(each.path.stem in stems for each in series.slices):
         return [stems[each.path.stem] for each in series.slices]
-    order = in_file_order(series)
+    order = find_file_order(series)
     return [order.index(place) for place in range(len(order))]
 
 
@@ -234,7 +234,7 @@ def assemble(
     direction = np.column_stack([*first.axes, normal]).ravel()
     if not notes:
         spacing = (*first.spacing, series.distance)
-        return image_of(array, spacing, first.position, direction), ()
+        return make_image(array, spacing, first.position, direction), ()
     if how != "resample":
         raise ValueError(
             f"has {' and '.join(notes)}: no straight grid holds these slices; allow resampling "
@@ -244,7 +244,7 @@ def assemble(
     step = series.distance
     origin = first.position + low @ np.array(first.axes)
     note = f"resampled: {' and '.join(notes)}; slice distance {step:.3f} mm"
-    return image_of(straight, (*first.spacing, step), origin, direction), (note,)
+    return make_image(straight, (*first.spacing, step), origin, direction), (note,)
 
 
 def straighten(array: np.ndarray, series: Series, label: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
-from nnssl.convert.volumes import image_of
+from nnssl.convert.volumes import make_image
 
 SKEW = 1e-2  # largest entry of M^T M - 1 that counts as a rounding error of the header
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from the world of NIfTI (RAS) to that of ITK
@@ -33,7 +33,7 @@ def read_nifti(path: Path, headers: str = "exact") -> tuple[sitk.Image, tuple[st
         if headers != "repair" or "orthonormal" not in str(error):
             raise
     image = nibabel.Nifti1Image.from_filename(path)
-    return repaired(np.asanyarray(image.dataobj), image.affine), ("axes made orthogonal",)
+    return make_orthogonal(np.asanyarray(image.dataobj), image.affine), ("axes made orthogonal",)
 
 
 def read_exactly(path: Path) -> sitk.Image:
@@ -53,10 +53,10 @@ def read_exactly(path: Path) -> sitk.Image:
 def read_mgz(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
     """Read a FreeSurfer volume (``.mgz``, ``.mgh``)."""
     image = nibabel.MGHImage.from_filename(path)
-    return repaired(np.asanyarray(image.dataobj), image.affine), ()
+    return make_orthogonal(np.asanyarray(image.dataobj), image.affine), ()
 
 
-def repaired(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
+def make_orthogonal(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
     """An image from an array (x, y, z) and its affine; the axes become the nearest rotation.
 
     Raises:
@@ -72,7 +72,7 @@ def repaired(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
         raise ValueError(f"has axes that are not orthogonal (by {skew:.3f}); allowed: {SKEW}")
     left, _, right = np.linalg.svd(axes)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    return image_of(array.T, spacing, lps[:3, 3], (left @ right).ravel())
+    return make_image(array.T, spacing, lps[:3, 3], (left @ right).ravel())
 
 
 def _check_voxels(content: bytes) -> None:

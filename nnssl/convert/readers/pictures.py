@@ -10,7 +10,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from PIL import Image
 
-from nnssl.convert.volumes import image_of
+from nnssl.convert.volumes import make_image
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FLAT = (1.0, 1.0, 999.0)  # spacing of a 2D image, as in nnU-Net's reader of natural images
@@ -40,7 +40,7 @@ def read_stack(paths: Sequence[Path]) -> sitk.Image:
     sizes = {array.shape for array in arrays}
     if len(sizes) > 1 or arrays[0].ndim != 2:
         raise ValueError(f"has slices of the sizes {sorted(sizes)}; one grey size is needed")
-    return image_of(np.stack(arrays), (1, 1, 1), (0, 0, 0), np.eye(3).ravel())
+    return make_image(np.stack(arrays), (1, 1, 1), (0, 0, 0), np.eye(3).ravel())
 
 
 def _check_whole(path: Path) -> None:
@@ -54,7 +54,7 @@ def _check_whole(path: Path) -> None:
             image.load()
 
 
-def natural(path: Path) -> list[tuple[int, str]]:
+def sort_naturally(path: Path) -> list[tuple[int, str]]:
     """Sort key: numbers in names count as numbers (``slice9`` before ``slice10``)."""
     return [
         (int(part), "") if part.isdigit() else (-1, part)

@@ -16,7 +16,7 @@ from nibabel.wrapstruct import WrapStructError
 from nnssl.convert.readers import pictures
 from nnssl.convert.readers.dicom import read_pictures_of, read_series, read_slices
 from nnssl.convert.readers.nifti import read_mgz, read_nifti
-from nnssl.convert.volumes import Reading, Volume, hash_of, last_line
+from nnssl.convert.volumes import Reading, Volume, hash_files, last_line
 
 Part = tuple[sitk.Image, tuple[str, ...]]
 BROKEN = (OSError, zlib.error, RuntimeError, HeaderDataError, WrapStructError, ImageFileError)
@@ -43,7 +43,7 @@ def read_volume(
     with _in_words():
         image, notes = _read(paths, how, like)
         image = _one_channel(image, how, channel)
-        return Volume(image, hash_of(_with_raw_data(paths)), notes)
+        return Volume(image, hash_files(_with_raw_data(paths)), notes)
 
 
 def read_frames(paths: Sequence[Path], how: Reading | None = None) -> Volume:
@@ -60,7 +60,7 @@ def read_frames(paths: Sequence[Path], how: Reading | None = None) -> Volume:
         image, notes = _read(paths, how or Reading(), ())
         if image.GetDimension() != 4 or image.GetNumberOfComponentsPerPixel() != 1:
             raise ValueError(f"has size {image.GetSize()}; a fourth axis of frames is needed")
-        return Volume(image, hash_of(_with_raw_data(paths)), notes)
+        return Volume(image, hash_files(_with_raw_data(paths)), notes)
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def _read(paths: Sequence[Path], how: Reading, like: Sequence[Path]) -> Part:
 
 def _by_name(paths: Sequence[Path]) -> list[Path]:
     found = [path for path in paths if _ending(path) in pictures.ENDINGS]
-    return sorted(found, key=pictures.natural)
+    return sorted(found, key=pictures.sort_naturally)
 
 
 def _ending(path: Path) -> str:
@@ -128,7 +128,7 @@ def _one_channel(image: sitk.Image, how: Reading, channel: int) -> sitk.Image:
         count = image.GetSize()[3]
         if how.fourth_axis == "channels" and count != how.channels:
             raise ValueError(f"holds {count} channels; the dataset has {how.channels}")
-        return entry_of(image, channel if how.fourth_axis == "channels" else 0)
+        return take_frame(image, channel if how.fourth_axis == "channels" else 0)
     if image.GetDimension() == 3 and components == how.channels > 1:
         return sitk.VectorIndexSelectionCast(image, channel)
     if image.GetDimension() != 3 or components != 1:
@@ -137,7 +137,7 @@ def _one_channel(image: sitk.Image, how: Reading, channel: int) -> sitk.Image:
     return image
 
 
-def entry_of(image: sitk.Image, index: int) -> sitk.Image:
+def take_frame(image: sitk.Image, index: int) -> sitk.Image:
     """One entry of the fourth axis, with the geometry of the other three."""
     size = [*image.GetSize()[:3], 0]
     return sitk.Extract(image, size, [0, 0, 0, index])

@@ -17,8 +17,8 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnssl.common.files import read_json, write_json
-from nnssl.convert.labels import foreground
-from nnssl.convert.volumes import be_quiet, orientation_of
+from nnssl.convert.labels import make_foreground_mask
+from nnssl.convert.volumes import be_quiet, find_orientation
 from nnssl.data.pool.assemble import LABELS
 from nnssl.data.pool.settings import CaseSettings, stored_orientation
 
@@ -118,7 +118,9 @@ class PoolPreprocessor(DefaultPreprocessor):
         data = data[self.index : self.index + 1]
         if not np.isfinite(data).all():
             raise ValueError("has values that are not finite (NaN or infinity)")
-        mask = sitk.GetArrayFromImage(foreground(sitk.GetImageFromArray(data[0]), self.rule))
+        mask = sitk.GetArrayFromImage(
+            make_foreground_mask(sitk.GetImageFromArray(data[0]), self.rule)
+        )
         return self.run_case_npy(
             data,
             mask[None].astype(np.int8),
@@ -206,4 +208,4 @@ def _orientation(image: Path) -> str | None:
         return None
     volume = sitk.Image([1, 1, 1], sitk.sitkUInt8)
     volume.SetDirection(reader.GetDirection())
-    return orientation_of(volume)
+    return find_orientation(volume)

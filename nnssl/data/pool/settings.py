@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nnssl.convert.labels import rule_for
+from nnssl.convert.labels import choose_foreground_rule
 from nnssl.data.pool.assemble import DatasetPool, PoolCase
 
 SpacingPolicy = Literal["target", "own", "isotropic"]
@@ -89,7 +89,7 @@ def settings_of(
         spacing=[float(mm) for mm in spacings[policy]],
         transpose=member.transpose,
         reader=member.reader,
-        foreground=rule_for(name),
+        foreground=choose_foreground_rule(name),
     )
 
 
