@@ -158,7 +158,7 @@ def test_an_empty_or_missing_source_says_where_to_get_the_data(name: str, tmp_pa
     spec = read_spec(find_specs()[name])
     for folder in ("empty", "missing"):
         with pytest.raises(ValueError, match=r"The folder must look like this") as caught:
-            check_source(spec.completed(tmp_path / folder), tmp_path / folder, 1)
+            check_source(spec.derive_from(tmp_path / folder), tmp_path / folder, 1)
         assert spec.where in str(caught.value)
         assert spec.layout in str(caught.value)
 

@@ -67,7 +67,7 @@ def test_images_without_foreground_are_refused():
 )
 def test_labels_can_be_left_unread(name: str, tmp_path: Path):
     LAYOUTS[name].make(tmp_path / "source")
-    spec = read_spec(find_specs()[name]).completed(tmp_path / "source").without_labels()
+    spec = read_spec(find_specs()[name]).derive_from(tmp_path / "source").without_labels()
     target = ConversionTarget.of(tmp_path / "raw", tmp_path / "pre", 50, spec.name)
     convert(spec, tmp_path / "source", target)
     dataset = json.loads((target.raw / "dataset.json").read_text())

@@ -18,7 +18,7 @@ from nnssl.convert.volumes import compare_geometry
 
 def converted(name: str, tmp_path: Path) -> tuple[DatasetSpec, Path, list[CheckedCase]]:
     LAYOUTS[name].make(tmp_path / "source")
-    spec = read_spec(find_specs()[name]).completed(tmp_path / "source")
+    spec = read_spec(find_specs()[name]).derive_from(tmp_path / "source")
     target = ConversionTarget.of(tmp_path / "raw", tmp_path / "preprocessed", 50, spec.name)
     return spec, target.raw, convert(spec, tmp_path / "source", target)
 
