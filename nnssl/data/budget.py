@@ -1,4 +1,4 @@
-"""How the voxels of a step are divided into crop x patches x views."""
+"""How the voxels of a step are divided into patch size x raw patches x views."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LEAST_CELLS = 4  # bottleneck cells per axis that a crop keeps by default
+LEAST_CELLS = 4  # bottleneck cells per axis that a patch keeps by default
 FEWEST_VOLUMES = 3  # volumes per step that a contrast between volumes should see
 
 
@@ -15,15 +15,15 @@ class Budget:
     """Division of one step's voxels, per process.
 
     Attributes:
-        crop: size of a full view in voxels.
-        patch: size of the raw patch that the loader delivers.
+        patch_size: size of a full view in voxels.
+        raw_patch: size of the raw patch that the loader delivers.
         samples: raw patches.
         views: network inputs per raw patch, in units of full views.
         planned: voxels that nnU-Net's plan spends per step.
     """
 
-    crop: tuple[int, ...]
-    patch: tuple[int, ...]
+    patch_size: tuple[int, ...]
+    raw_patch: tuple[int, ...]
     samples: int
     views: float
     planned: int
@@ -31,16 +31,16 @@ class Budget:
     @property
     def voxels(self) -> int:
         """Voxels that the network sees per step."""
-        return round(math.prod(self.crop) * self.samples * self.views)
+        return round(math.prod(self.patch_size) * self.samples * self.views)
 
     def describe(self, channels: int, world_size: int) -> str:
         """The line for the log."""
-        size = "x".join(map(str, self.crop))
-        raw = "x".join(map(str, self.patch))
+        size = "x".join(map(str, self.patch_size))
+        raw = "x".join(map(str, self.raw_patch))
         mebibytes = self.voxels * channels * 4 / 2**20
         text = (
-            f"Budget per step and process: {self.samples} patches of {raw} (crop {size} and margin)"
-            f" x {self.views:g} views = {self.voxels} voxels, {mebibytes:.1f} MiB of input "
+            f"Budget per step and process: {self.samples} raw patches of {raw} (patch {size} and "
+            f"margin) x {self.views:g} views = {self.voxels} voxels, {mebibytes:.1f} MiB of input "
             f"(nnU-Net's plan: {self.planned} voxels)"
         )
         return f"{text}; over {world_size} processes {self.voxels * world_size} voxels"
@@ -51,19 +51,19 @@ class BudgetRequest:
     """What the plans allow and what the objective asks for.
 
     Attributes:
-        plan_patch, plan_batch: nnU-Net's own patch size and batch size.
+        planned_patch, planned_batch: nnU-Net's own patch size and batch size.
         stride: total stride of the encoder per axis.
-        views: full views per patch.
+        views: full views per raw patch.
         share: share of the U-Net's activations that the objective keeps (1: encoder and decoder).
-        least: patches that the objective asks for before crops may grow; None: the plan's batch.
+        least: raw patches that the objective asks for before they may grow; None: planned_batch.
         parts: parts S of which a step must hold whole multiples (1: no structure).
         median: median volume in voxels (3 axes), for leaving S positions along `axis`.
         axis: array axis of the position.
-        crop, samples: fixed by the user, or None.
+        patch_size, samples: fixed by the user, or None.
     """
 
-    plan_patch: tuple[int, ...]
-    plan_batch: int
+    planned_patch: tuple[int, ...]
+    planned_batch: int
     stride: tuple[int, ...]
     views: float
     share: float = 1.0
@@ -71,78 +71,78 @@ class BudgetRequest:
     parts: int = 1
     median: tuple[float, ...] = ()
     axis: int = 0
-    crop: tuple[int, ...] | None = None
+    patch_size: tuple[int, ...] | None = None
     samples: int | None = None
 
 
-def divide(request: BudgetRequest) -> tuple[tuple[int, ...], int]:
-    """Crop and number of patches for a step.
+def divide_voxels(request: BudgetRequest) -> tuple[tuple[int, ...], int]:
+    """Patch size and number of raw patches for a step.
 
     The voxels that the plan spends (over the share of activations that is kept) are divided: the
-    largest crop, in multiples of the stride, that leaves room for `FEWEST_VOLUMES` volumes; what
-    remains buys more patches.
+    largest patch, in multiples of the stride, that leaves room for `FEWEST_VOLUMES` volumes; what
+    remains buys more raw patches.
 
     Raises:
         ValueError: if a size given by the user does not fit the network.
     """
-    allowed = math.prod(request.plan_patch) * request.plan_batch / request.share
-    crop = request.crop or _largest_crop(request, allowed)
-    check_crop(crop, request.stride)
+    allowed = math.prod(request.planned_patch) * request.planned_batch / request.share
+    patch_size = request.patch_size or _find_largest_patch(request, allowed)
+    check_patch_size(patch_size, request.stride)
     if request.samples is not None:
-        return crop, request.samples
-    affordable = int(allowed / (math.prod(crop) * request.views))
-    return crop, max(1, affordable // request.parts) * request.parts
+        return patch_size, request.samples
+    affordable = int(allowed / (math.prod(patch_size) * request.views))
+    return patch_size, max(1, affordable // request.parts) * request.parts
 
 
-def check_crop(crop: Sequence[int], stride: Sequence[int]) -> None:
-    """Raise ValueError unless the crop divides by the strides and keeps 2 bottleneck cells."""
-    if len(crop) != len(stride):
+def check_patch_size(patch_size: Sequence[int], stride: Sequence[int]) -> None:
+    """Raise ValueError unless the patch divides by the strides and keeps 2 bottleneck cells."""
+    if len(patch_size) != len(stride):
         raise ValueError(
-            f"training.crop: found {list(crop)}, allowed are {len(stride)} numbers here"
+            f"training.crop: found {list(patch_size)}, allowed are {len(stride)} numbers here"
         )
-    for size, step in zip(crop, stride, strict=True):
+    for size, step in zip(patch_size, stride, strict=True):
         if size % step or size < 2 * step:
             raise ValueError(
-                f"training.crop: found {list(crop)}, allowed are multiples of the network's total "
-                f"strides {list(stride)}, at least {[2 * s for s in stride]}"
+                f"training.crop: found {list(patch_size)}, allowed are multiples of the network's "
+                f"total strides {list(stride)}, at least {[2 * s for s in stride]}"
             )
 
 
-def _largest_crop(request: BudgetRequest, allowed: float) -> tuple[int, ...]:
+def _find_largest_patch(request: BudgetRequest, allowed: float) -> tuple[int, ...]:
     """Shrink the planned patch step by step, longest relative axis first, until it fits."""
     least = [
-        min(p, LEAST_CELLS * s) for p, s in zip(request.plan_patch, request.stride, strict=True)
+        min(p, LEAST_CELLS * s) for p, s in zip(request.planned_patch, request.stride, strict=True)
     ]
-    crop = [p // s * s for p, s in zip(request.plan_patch, request.stride, strict=True)]
-    crop = _leave_positions(crop, request)
-    enough = request.plan_batch if request.least is None else request.least
+    patch_size = [p // s * s for p, s in zip(request.planned_patch, request.stride, strict=True)]
+    patch_size = _leave_positions(patch_size, request)
+    enough = request.planned_batch if request.least is None else request.least
     if request.parts > 1:
         enough = FEWEST_VOLUMES * request.parts
-    while math.prod(crop) * request.views * enough > allowed:
-        free = [a for a, size in enumerate(crop) if size - request.stride[a] >= least[a]]
+    while math.prod(patch_size) * request.views * enough > allowed:
+        free = [a for a, size in enumerate(patch_size) if size - request.stride[a] >= least[a]]
         if not free:
             break
-        widest = max(free, key=lambda a: crop[a] / request.plan_patch[a])
-        crop[widest] -= request.stride[widest]
-    return tuple(crop)
+        widest = max(free, key=lambda a: patch_size[a] / request.planned_patch[a])
+        patch_size[widest] -= request.stride[widest]
+    return tuple(patch_size)
 
 
-def _leave_positions(crop: list[int], request: BudgetRequest) -> list[int]:
+def _leave_positions(patch_size: list[int], request: BudgetRequest) -> list[int]:
     """Shorten the position axis until S clearly different positions exist in a median volume."""
-    axis = request.axis - (3 - len(crop))
+    axis = request.axis - (3 - len(patch_size))
     if request.parts < 2 or axis < 0 or not request.median:
-        return crop
+        return patch_size
     step = request.stride[axis]
     room = request.median[request.axis] * 2 / 3
-    while crop[axis] > room and crop[axis] - step >= 2 * step:
-        crop[axis] -= step
-    return crop
+    while patch_size[axis] > room and patch_size[axis] - step >= 2 * step:
+        patch_size[axis] -= step
+    return patch_size
 
 
-def raw_patch(crop: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
-    """Patch to read: at least the crop, with a margin that is even on both sides together."""
-    sizes = [max(c, w) for c, w in zip(crop, wanted, strict=True)]
-    return tuple(size + (size - c) % 2 for c, size in zip(crop, sizes, strict=True))
+def find_raw_patch(patch_size: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
+    """Raw patch to read: at least the patch, with a margin that is even on both sides together."""
+    sizes = [max(c, w) for c, w in zip(patch_size, wanted, strict=True)]
+    return tuple(size + (size - c) % 2 for c, size in zip(patch_size, sizes, strict=True))
 
 
 def median_shape(median: Sequence[float], dimension: int) -> tuple[float, ...]:

@@ -14,9 +14,9 @@ from skimage.filters import threshold_otsu
 from nnssl.data.unlabelled.records import UNLABELLED
 from nnssl.nnunet.images import CaseError, image_file, open_image
 
-__all__ = ["Case", "CaseError", "Occupancy", "image_file", "occupancy_cells", "open_image"]
+__all__ = ["Case", "CaseError", "TissueShare", "image_file", "open_image", "tissue_cells"]
 
-CELL = 8  # voxels per occupancy cell and in-plane axis
+CELL = 8  # voxels per tissue cell and in-plane axis
 MOST_KEPT = 64  # cases whose open file or table one process keeps
 NOMINAL_SPAN = 4096  # values looked at per slice to find a threshold
 
@@ -54,7 +54,7 @@ def dense_target_folder(maps: Path, folder: Path | None) -> Path:
     return maps if folder is None else maps / UNLABELLED / folder.name
 
 
-class Occupancy:
+class TissueShare:
     """Share of tissue per cell of a volume, found from the image alone and cached per case.
 
     Tissue is what lies above Otsu's threshold of the first channel. A cell is one slice thick on
@@ -106,7 +106,7 @@ class Occupancy:
                     return np.asarray(archive["cells"])
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             pass
-        cells = occupancy_cells(_read_all(source))
+        cells = tissue_cells(_read_all(source))
         self._save(cached, cells, stamp)
         return cells
 
@@ -128,7 +128,7 @@ def _read_all(file: Path) -> np.ndarray:
         raise CaseError(f"{file.name}: {type(error).__name__}: {error}") from error
 
 
-def occupancy_cells(image: np.ndarray) -> np.ndarray:
+def tissue_cells(image: np.ndarray) -> np.ndarray:
     """Share of voxels above Otsu's threshold in each cell of (1, CELL, CELL) voxels.
 
     Args:

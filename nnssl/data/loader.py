@@ -1,4 +1,4 @@
-"""From places to a batch: reads only what is cropped, pads with zeros, reports what fails."""
+"""From places to a batch: reads only the raw patches, pads with zeros, reports what fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnssl.modules.positions import extent3
 from nnssl.nnunet.images import CaseError, image_file, open_image
 
 
-class PatchReader:
+class RawPatchReader:
     """Cuts a box out of a case; what lies outside the volume is filled.
 
     Args:
@@ -70,10 +70,10 @@ class BatchMaker:
 
     Args:
         sampler: draws the places.
-        reader: cuts the patches.
+        reader: cuts the raw patches.
         cases: all cases of the sampler.
-        patch: size of the raw patch (crop and margin), length d.
-        crop: nominal size of a full view, length d.
+        raw_patch: size of the raw patch (patch and margin), length d.
+        patch_size: nominal size of a full view, length d.
         seed: run seed.
         rank: number of this process.
     """
@@ -81,16 +81,16 @@ class BatchMaker:
     def __init__(
         self,
         sampler: Sampler,
-        reader: PatchReader,
+        reader: RawPatchReader,
         cases: Sequence[Case],
-        patch: Sequence[int],
-        crop: Sequence[int],
+        raw_patch: Sequence[int],
+        patch_size: Sequence[int],
         seed: int,
         rank: int = 0,
     ) -> None:
         self.sampler, self.reader, self.cases = sampler, reader, list(cases)
-        self.patch, self.crop = tuple(patch), tuple(crop)
-        self.flat = len(patch) == 2
+        self.raw_patch, self.patch_size = tuple(raw_patch), tuple(patch_size)
+        self.flat = len(raw_patch) == 2
         self.seed, self.rank = seed, rank
 
     def __call__(self, step: int) -> dict[str, Any]:
@@ -115,10 +115,13 @@ class BatchMaker:
         }
 
     def _box(self, place: PatchPlace) -> np.ndarray:
-        """Box of the raw patch around the nominal crop."""
-        patch, crop = np.array(extent3(self.patch)), np.array(extent3(self.crop))
-        begin = np.array(place.begin) - (patch - crop) // 2
-        return np.stack([begin, begin + patch], 1)
+        """Box of the raw patch around the nominal patch."""
+        raw_patch, patch_size = (
+            np.array(extent3(self.raw_patch)),
+            np.array(extent3(self.patch_size)),
+        )
+        begin = np.array(place.begin) - (raw_patch - patch_size) // 2
+        return np.stack([begin, begin + raw_patch], 1)
 
     def _stack(self, arrays: list[np.ndarray]) -> torch.Tensor:
         stacked = torch.from_numpy(np.stack(arrays))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.data.case_store import Case, Occupancy
-from nnssl.data.loader import BatchMaker, PatchReader
+from nnssl.data.case_store import Case, TissueShare
+from nnssl.data.loader import BatchMaker, RawPatchReader
 from nnssl.data.sampling import Sampler, Sampling
 
 VALIDATION_SEED = 1_000_003  # keeps validation batches apart from training batches
@@ -44,8 +44,8 @@ class DataFolders:
     def of(cls, preprocessed: Path, fold: int | str) -> DataFolders:
         return cls(preprocessed, own_folder(preprocessed), fold)
 
-    def occupancy(self) -> Occupancy:
-        return Occupancy(self.preprocessed, self.own / "occupancy")
+    def tissue_share(self) -> TissueShare:
+        return TissueShare(self.preprocessed, self.own / "occupancy")
 
     def dense_target(self, name: str) -> Path:
         """Folder of one dense target of this fold, whether it is there or not."""
@@ -72,24 +72,24 @@ def batch_maker(
     cases: list[Case],
     folders: DataFolders,
     dense_targets: Sequence[str],
-    crop: Sequence[int],
-    patch: Sequence[int],
+    patch_size: Sequence[int],
+    raw_patch: Sequence[int],
     samples: int,
     sampling: Sampling,
     seed: int,
     rank: int,
 ) -> BatchMaker:
     """Batches of one set of cases."""
-    sampler = Sampler(cases, crop, samples, sampling, folders.occupancy())
-    reader = PatchReader(folders.preprocessed, folders.dense_targets(dense_targets))
-    return BatchMaker(sampler, reader, cases, patch, crop, seed, rank)
+    sampler = Sampler(cases, patch_size, samples, sampling, folders.tissue_share())
+    reader = RawPatchReader(folders.preprocessed, folders.dense_targets(dense_targets))
+    return BatchMaker(sampler, reader, cases, raw_patch, patch_size, seed, rank)
 
 
 def validation_maker(training: BatchMaker, cases: list[Case], count: int) -> Repeated | None:
     """Batches of the validation cases, with fewer volumes where there are fewer; None for none."""
     sampler = training.sampler
     try:
-        own = Sampler(cases, training.crop, sampler.samples, sampler.sampling, sampler.occupancy)
+        own = Sampler(cases, training.patch_size, sampler.samples, sampler.sampling, sampler.tissue)
     except ValueError:
         return None
     if not own.eligible or not count:
@@ -98,6 +98,6 @@ def validation_maker(training: BatchMaker, cases: list[Case], count: int) -> Rep
         own.samples = min(sampler.samples, len(own.eligible) * sampler.sampling.partitions)
     seed = training.seed + VALIDATION_SEED
     maker = BatchMaker(
-        own, training.reader, cases, training.patch, training.crop, seed, training.rank
+        own, training.reader, cases, training.raw_patch, training.patch_size, seed, training.rank
     )
     return Repeated(maker, count)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from nnssl.data.case_store import Case, Occupancy
+from nnssl.data.case_store import Case, TissueShare
 from nnssl.modules.positions import extent3
 
 Mode = Literal["random", "partitioned", "balanced"]
@@ -28,8 +28,8 @@ class Sampling:
         position_axis: `head_feet`, `slice` (array axis 0), or an array axis.
         spread: share of the reachable positions, around the middle of the volume, on the axes
             across `position_axis`, in every mode; 1: everywhere, 0: the middle only. Contrast
-            across volumes needs crops that show comparable anatomy.
-        min_occupancy: smallest share of tissue in a crop, found from the image.
+            across volumes needs patches that show comparable anatomy.
+        min_occupancy: smallest share of tissue in a patch, found from the image.
         max_background: the same bound as largest share of background voxels (`bg_max`), or null;
             the stricter of the two counts. Padding is background.
         tries: places tried before the one with most tissue is taken.
@@ -86,7 +86,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class PatchPlace:
-    """One drawn patch: the case and the first voxel of the nominal crop on three axes."""
+    """One drawn patch: the case and the first voxel of the nominal patch on three axes."""
 
     case: int
     begin: tuple[int, int, int]
@@ -97,25 +97,25 @@ class Sampler:
 
     Args:
         cases: the cases that may be drawn.
-        crop: nominal size of a full view in voxels, length d.
+        patch_size: nominal size of a full view in voxels, length d.
         samples: patches per step; a multiple of `sampling.partitions` if structured.
         sampling: the knobs.
-        occupancy: shares of tissue.
+        tissue: shares of tissue.
 
     Raises:
-        ValueError: where no case is long enough for S parts; the message says which crop would do.
+        ValueError: where no case is long enough for S parts; the message says which patch would do.
     """
 
     def __init__(
         self,
         cases: Sequence[Case],
-        crop: Sequence[int],
+        patch_size: Sequence[int],
         samples: int,
         sampling: Sampling,
-        occupancy: Occupancy,
+        tissue: TissueShare,
     ) -> None:
-        self.cases, self.extent = list(cases), np.array(extent3(crop))
-        self.sampling, self.samples, self.occupancy = sampling, samples, occupancy
+        self.cases, self.extent = list(cases), np.array(extent3(patch_size))
+        self.sampling, self.samples, self.tissue = sampling, samples, tissue
         self.eligible = self._eligible()
 
     def draw(self, key: Sequence[int]) -> list[PatchPlace]:
@@ -150,8 +150,8 @@ class Sampler:
         longest = max(case.shape[case.axis] for case in self.cases)
         axes = sorted({case.axis for case in self.cases})
         return (
-            f"a crop of {self.extent.tolist()} voxels leaves no {self._parts} different positions "
-            f"along array axis {axes} (longest volume: {longest} voxels). A crop of at most "
+            f"a patch of {self.extent.tolist()} voxels leaves no {self._parts} different positions "
+            f"along array axis {axes} (longest volume: {longest} voxels). A patch of at most "
             f"{longest - self._parts + 1} voxels on that axis would do: set training.crop, "
             "or fewer sampling.partitions, or sampling.mode: random."
         )
@@ -195,7 +195,7 @@ class Sampler:
         for _ in range(self.sampling.tries):
             begin = self._begin(case, part, rng)
             box = np.stack([begin, begin + self.extent], 1)
-            share = self.occupancy.share(case.identifier, box, case.folder)
+            share = self.tissue.share(case.identifier, box, case.folder)
             if share > best_share:
                 best, best_share = begin, share
             if share >= self.sampling.least_tissue:
@@ -208,7 +208,7 @@ class Sampler:
         for axis in range(3):
             spare = case.shape[axis] - self.extent[axis]
             if spare <= 0:
-                begin[axis] = spare // 2  # the crop is larger than the volume: centred
+                begin[axis] = spare // 2  # the patch is larger than the volume: centred
             elif axis != case.axis:
                 begin[axis] = self._around_middle(spare, rng)
             elif part >= 0:

@@ -213,7 +213,7 @@ def _checkpoint_bytes(trainer: Any, folder: Path) -> int:
 
 
 def _cache_bytes(trainer: Any) -> int:
-    """Occupancy tables of all cases, at the mean size of those that are there."""
+    """Tissue tables of all cases, at the mean size of those that are there."""
     folders = getattr(trainer, "folders", None)
     if folders is None:
         return 0

@@ -32,12 +32,12 @@ def bytes_per_batch(trainer: Any) -> float:
     some = cases[:: math.ceil(len(cases) / MOST_LOOKED_AT)]
     budget = getattr(trainer, "budget", None)
     if isinstance(budget, Budget):
-        patch, samples, endings = budget.patch, budget.samples, [""]
+        raw_patch, samples, endings = budget.raw_patch, budget.samples, [""]
     else:
-        patch = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[2]
+        raw_patch = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[2]
         samples, endings = trainer.batch_size, ["", "_seg"]
     files = [_files(folder, case, endings) for case in some]
-    return samples * fmean(sum(_touched(file, extent3(patch)) for file in of) for of in files)
+    return samples * fmean(sum(_touched(file, extent3(raw_patch)) for file in of) for of in files)
 
 
 def _files(folder: Path, case: str, endings: Sequence[str]) -> list[Path]:
@@ -47,12 +47,12 @@ def _files(folder: Path, case: str, endings: Sequence[str]) -> list[Path]:
     return [file for file in named if file.is_file()]
 
 
-def _touched(file: Path, patch: Sequence[int]) -> float:
+def _touched(file: Path, raw_patch: Sequence[int]) -> float:
     size = file.stat().st_size
     if file.suffix == ".npz":  # has to be read as a whole
         return size
     array = open_image(file)
     shape = np.array(array.shape[1:])
     blocks = np.array(getattr(array, "blocks", (1,) * array.ndim)[1:])
-    read = np.minimum(shape, np.array([int(p) for p in patch]) + blocks - 1)
+    read = np.minimum(shape, np.array([int(p) for p in raw_patch]) + blocks - 1)
     return float(size * np.prod(read / shape))

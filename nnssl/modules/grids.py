@@ -1,8 +1,8 @@
 """Coordinates of views: the only place of coordinate arithmetic.
 
-A matrix (B, d, d+1) maps homogeneous normalised coordinates of a view to those of the patch it was
-cut from. -1 and 1 are the outer edges of the outer voxels (`align_corners=False`), components are
-in the order of `torch.nn.functional.affine_grid`: last array axis first. All arithmetic is
+A matrix (B, d, d+1) maps homogeneous normalised coordinates of a view to those of the raw patch it
+was cut from. -1 and 1 are the outer edges of the outer voxels (`align_corners=False`), components
+are in the order of `torch.nn.functional.affine_grid`: last array axis first. All arithmetic is
 elementwise, hence float32 under autocast as well.
 """
 
@@ -16,10 +16,10 @@ from torch.nn import functional
 
 
 def coordinates(matrix: Tensor, size: Sequence[int]) -> Tensor:
-    """Where the centres of a view's cells lie in the patch.
+    """Where the centres of a view's cells lie in the raw patch.
 
     Args:
-        matrix: (B, d, d+1), view to patch.
+        matrix: (B, d, d+1), view to raw patch.
         size: cells of the view per array axis (d,).
 
     Returns:
@@ -78,10 +78,10 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
 
 
 def invert(matrix: Tensor) -> Tensor:
-    """The inverse map: patch to view.
+    """The inverse map: raw patch to view.
 
     Args:
-        matrix: (B, d, d+1), view to patch.
+        matrix: (B, d, d+1), view to raw patch.
 
     Returns:
         (B, d, d+1).
@@ -94,14 +94,14 @@ def invert(matrix: Tensor) -> Tensor:
 def align(
     map_a: Tensor, matrix_a: Tensor, matrix_b: Tensor, size: Sequence[int] | None = None
 ) -> Tensor:
-    """Features of view a, read at the cells of view b of the same patch.
+    """Features of view a, read at the cells of view b of the same raw patch.
 
     Outside of a the value at its edge is repeated; `overlap` tells which cells are valid.
 
     Args:
         map_a: (B, F, *S) features of view a.
-        matrix_a: (B, d, d+1), view a to patch.
-        matrix_b: (B, d, d+1), view b to patch.
+        matrix_a: (B, d, d+1), view a to raw patch.
+        matrix_b: (B, d, d+1), view b to raw patch.
         size: cells of b per array axis; those of `map_a` if not given.
 
     Returns:
@@ -115,8 +115,8 @@ def overlap(matrix_a: Tensor, matrix_b: Tensor, size: Sequence[int]) -> Tensor:
     """Which cells of view b have their centre inside view a.
 
     Args:
-        matrix_a: (B, d, d+1), view a to patch.
-        matrix_b: (B, d, d+1), view b to patch.
+        matrix_a: (B, d, d+1), view a to raw patch.
+        matrix_b: (B, d, d+1), view b to raw patch.
         size: cells of b per array axis (d,).
 
     Returns:
@@ -126,10 +126,10 @@ def overlap(matrix_a: Tensor, matrix_b: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def centre(matrix: Tensor) -> Tensor:
-    """Centre of a view in the patch.
+    """Centre of a view in the raw patch.
 
     Args:
-        matrix: (B, d, d+1), view to patch.
+        matrix: (B, d, d+1), view to raw patch.
 
     Returns:
         (B, d) normalised coordinates in the order of the array axes.
@@ -141,7 +141,7 @@ def box_of(matrix: Tensor) -> Tensor:
     """Smallest box along the array axes that holds a view.
 
     Args:
-        matrix: (B, d, d+1), view to patch.
+        matrix: (B, d, d+1), view to raw patch.
 
     Returns:
         (B, d, 2) begin and end in normalised coordinates, in the order of the array axes.
@@ -152,11 +152,11 @@ def box_of(matrix: Tensor) -> Tensor:
 
 
 def volume_centre(matrix: Tensor, box: Tensor) -> Tensor:
-    """Centre of a view in the whole volume; a 2D view lies in its patch's slice.
+    """Centre of a view in the whole volume; a 2D view lies in its raw patch's slice.
 
     Args:
-        matrix: (B, d, d+1), view to patch.
-        box: (B, 3, 2), begin and end (exclusive) of the patch in its volume, voxels.
+        matrix: (B, d, d+1), view to raw patch.
+        box: (B, 3, 2), begin and end (exclusive) of the raw patch in its volume, voxels.
 
     Returns:
         (B, 3) voxels from the outer edge of the first voxel, in the order of the array axes.

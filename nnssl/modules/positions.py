@@ -11,17 +11,17 @@ from torch import Tensor
 from nnssl.modules.grids import coordinates, volume_centre
 
 
-def extent3(crop: Sequence[int]) -> tuple[int, int, int]:
-    """Extent of a crop on the three axes of a volume; a 2D crop is one slice thick."""
-    return (1, *crop) if len(crop) == 2 else tuple(crop)  # type: ignore[return-value]
+def extent3(patch_size: Sequence[int]) -> tuple[int, int, int]:
+    """Extent of a patch on the three axes of a volume; a 2D patch is one slice thick."""
+    return (1, *patch_size) if len(patch_size) == 2 else tuple(patch_size)  # type: ignore[return-value]
 
 
 def first_voxel(box: Tensor, matrix: Tensor, extent: Sequence[int], axis: Tensor) -> Tensor:
     """First voxel (a real number) of a view of nominal `extent` along one axis per sample.
 
     Args:
-        box: (B, 3, 2) begin and end of the patch in its volume.
-        matrix: (B, d, d+1) view coordinates to patch coordinates.
+        box: (B, 3, 2) begin and end of the raw patch in its volume.
+        matrix: (B, d, d+1) view coordinates to raw patch coordinates.
         extent: nominal extent of the view on the three volume axes.
         axis: (B,) array axis of the volume.
 
@@ -34,20 +34,22 @@ def first_voxel(box: Tensor, matrix: Tensor, extent: Sequence[int], axis: Tensor
 
 
 def starts(shape: Tensor, extent: Tensor) -> Tensor:
-    """Number of places where a crop of `extent` fits on an axis of length `shape` (at least 1)."""
+    """Number of places where a patch of `extent` fits on an axis of length `shape` (at least 1)."""
     return (shape - extent + 1).clamp_min(1)
 
 
-def partition(batch: Mapping[str, Any], matrix: Tensor, crop: Sequence[int], parts: int) -> Tensor:
+def partition(
+    batch: Mapping[str, Any], matrix: Tensor, patch_size: Sequence[int], parts: int
+) -> Tensor:
     """Part (0 to parts-1, counted towards the head) of each view's centre.
 
-    The range of reachable first voxels, `L - e + 1` of them for volume length L and crop extent e,
+    The range of reachable first voxels, `L - e + 1` of them for volume length L and patch extent e,
     is divided into `parts` equal quantiles.
 
     Args:
         batch: a loader's batch (`box`, `shape`, `axis`, `sign`).
         matrix: (B, d, d+1) of the view.
-        crop: nominal size of a view, length d.
+        patch_size: nominal size of a view, length d.
         parts: number of parts S.
 
     Returns:
@@ -55,7 +57,7 @@ def partition(batch: Mapping[str, Any], matrix: Tensor, crop: Sequence[int], par
     """
     device = matrix.device
     axis, sign = batch["axis"].to(device), batch["sign"].to(device)
-    extent = extent3(crop)
+    extent = extent3(patch_size)
     first = first_voxel(batch["box"].to(device), matrix, extent, axis)
     length = batch["shape"].to(device).gather(1, axis[:, None])[:, 0]
     places = starts(length, length.new_tensor(list(extent))[axis])
@@ -76,10 +78,10 @@ def voxel_positions(batch: Mapping[str, Any], matrix: Tensor, size: Sequence[int
         padding; a 2D view has its slice's position on axis 0.
     """
     box, shape = batch["box"].to(matrix), batch["shape"].to(matrix)  # (B, 3, 2), (B, 3)
-    in_patch = coordinates(matrix, size).flip(-1).movedim(-1, 1)  # (B, d, *size), array axes
-    if len(size) == 2:  # the middle of the patch's only slice
-        in_patch = torch.cat([torch.zeros_like(in_patch[:, :1]), in_patch], dim=1)
+    in_raw_patch = coordinates(matrix, size).flip(-1).movedim(-1, 1)  # (B, d, *size), array axes
+    if len(size) == 2:  # the middle of the raw patch's only slice
+        in_raw_patch = torch.cat([torch.zeros_like(in_raw_patch[:, :1]), in_raw_patch], dim=1)
     axes = (len(matrix), 3, *[1] * len(size))
     begin, end = (edge.reshape(axes) for edge in box.unbind(-1))
-    voxel = begin + (in_patch + 1) / 2 * (end - begin)
+    voxel = begin + (in_raw_patch + 1) / 2 * (end - begin)
     return 2 * voxel / shape.reshape(axes) - 1

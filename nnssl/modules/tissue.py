@@ -1,4 +1,4 @@
-"""Where a patch shows tissue: inside its volume, and above Otsu's threshold of the patch itself."""
+"""Where a raw patch shows tissue: inside its volume, and above its own Otsu threshold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 from nnssl.modules.grids import sample
 
 BINS = 128
-MOST_VOXELS = 65_536  # voxels per patch that a threshold is found from
+MOST_VOXELS = 65_536  # voxels per raw patch that a threshold is found from
 
 
 def inside_volume(batch: Mapping[str, Any]) -> Tensor:
@@ -36,9 +36,9 @@ def inside_volume(batch: Mapping[str, Any]) -> Tensor:
 
 
 def tissue(image: Tensor, counted: Tensor) -> Tensor:
-    """Voxels whose first channel lies above its Otsu threshold; all of a constant patch.
+    """Voxels whose first channel lies above its Otsu threshold; all of a constant raw patch.
 
-    The loader's rule for a whole case (`case_store.occupancy_cells`), here from the patch alone.
+    The loader's rule for a whole case (`case_store.tissue_cells`), here from the raw patch alone.
 
     Args:
         image: (B, C, *P).
@@ -96,7 +96,7 @@ def token_weights(
 
     Args:
         batch: a loader's batch.
-        matrix: (B, d, d+1), view to patch.
+        matrix: (B, d, d+1), view to raw patch.
         view_size: voxels of the view per array axis (d,).
         cells: cells per array axis (d,).
         background: weight of a voxel in the volume that is no tissue, 0 to 1.

@@ -20,7 +20,7 @@ class Context:
 
     Attributes:
         input_channels: channels C of the planned network's input.
-        crop: size of a full-size view in voxels, array order, length d.
+        patch_size: size of a full-size view in voxels, array order, length d.
         spacing: voxel size in millimetres, array order, length d.
         samples: raw patches B per step and rank.
         partitions: parts S into which a volume's axis is divided.
@@ -29,7 +29,7 @@ class Context:
     """
 
     input_channels: int
-    crop: tuple[int, ...]
+    patch_size: tuple[int, ...]
     spacing: tuple[float, ...]
     samples: int
     partitions: int = 4

@@ -28,8 +28,8 @@ class ContrastiveObjective(Objective):
 
     averaged over all positive pairs (a, p). Which views are positive and which negative:
 
-    - `instances` (G^R): positive are the views of one patch, negative those of all others.
-    - `partitions` (G^D-): positive are the views of one patch, negative those of other parts.
+    - `instances` (G^R): positive are the views of one raw patch, negative those of all others.
+    - `partitions` (G^D-): positive are the views of one raw patch, negative those of other parts.
     - `partitions_across` (G^D): positive are also views of the same part of other volumes.
 
     Reference: Chaitanya et al., *Contrastive learning of global and local features for medical
@@ -73,7 +73,7 @@ class ContrastiveObjective(Objective):
         self.pairs, self.temperature, self.stage = pairs, temperature, stage
         self.dataset_similar, self.within_dataset = dataset_similar, within_dataset
         width = features[-1 if stage is None else stage]
-        self.pool = SpatialPooling(width, pooling, dimension=len(context.crop), grid=grid)
+        self.pool = SpatialPooling(width, pooling, dimension=len(context.patch_size), grid=grid)
         self.projector = MLP(
             self.pool.out_features,
             hidden_features,
@@ -113,7 +113,7 @@ class ContrastiveObjective(Objective):
         device, samples = views[0].image.device, len(views[0].image)
         instance = torch.arange(samples, device=device) + distributed.rank() * samples
         context = self.context
-        parts = [partition(batch, v.matrix, context.crop, context.partitions) for v in views]
+        parts = [partition(batch, v.matrix, context.patch_size, context.partitions) for v in views]
         dataset = batch["dataset"].to(device)
         members = torch.stack(
             [instance.repeat(len(views)), torch.cat(parts), dataset.repeat(len(views))], 1

@@ -68,7 +68,7 @@ class MAEObjective(ReconstructionObjective):
             raise ValueError(f"mask_ratio: found {mask_ratio}, allowed are numbers between 0 and 1")
         self.mask_ratio, self.normalise_target = mask_ratio, normalise_target
         self.block = tuple(unet.total_stride(network) if block is None else block)
-        cells_of(context.crop, self.block)
+        cells_of(context.patch_size, self.block)
 
     def corrupt(self, batch: Batch) -> Corrupted:
         image = batch["views"]["global_0"].image

@@ -113,7 +113,7 @@ class PCRLv2Objective(ReconstructionObjective):
         chosen = {"noise": noise, "blur": blur, "gamma": gamma}
         self.intensities = [Intensity(k, *v) for k, v in chosen.items() if v is not None]
         features = unet.output_channels(network)[-2::-1]  # from the bottleneck upwards
-        dimension = len(context.crop)
+        dimension = len(context.patch_size)
         self.heads = nn.ModuleList(
             LevelHead(f, context.input_channels, dimension, pooling) for f in features
         )

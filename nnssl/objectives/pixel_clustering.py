@@ -68,7 +68,7 @@ class PixelClusteringObjective(Objective):
         self.dense_targets = (maps,)  # type: ignore[misc]  # of this run
         self.maps, self.count, self.loss, self.skips = maps, clusters, loss, skips
         self.balanced = balanced
-        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(context.crop)]
+        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(context.patch_size)]
         self.head = convolution(unet.output_channels(network)[0], clusters, 1)
         self.change = cluster_metrics.ChangeRate()
         self._collapse: Tensor | None = None

@@ -61,7 +61,7 @@ class ReconstructionObjective(Objective):
             raise ValueError(f"position: found {position}, allowed are finite numbers from 0")
         self.skips, self.position = skips, position
         finest = unet.output_channels(network)[0]
-        self.locate = PositionHead(finest, len(context.crop)) if position else None
+        self.locate = PositionHead(finest, len(context.patch_size)) if position else None
         self._collapse: Tensor | None = None
 
     @classmethod

@@ -66,7 +66,7 @@ class SparkObjective(MAEObjective):
         )
         self._refuse_small_blocks()
         self.encoder = MaskedEncoder(network)
-        axes = [1] * len(context.crop)
+        axes = [1] * len(context.patch_size)
         self.tokens = nn.ParameterList(
             nn.Parameter(nn.init.trunc_normal_(torch.empty(1, features, *axes), std=0.02))
             for features in unet.output_channels(network)

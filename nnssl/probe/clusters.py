@@ -123,12 +123,12 @@ def objective_nmi(objective: Any, volumes: Volumes, cases: ClusterCases) -> dict
 def cluster_volume(objective: Any, image: Tensor) -> Tensor:
     """Clusters of a volume (C, Z, Y, X), (Z, Y, X) int64 on the CPU.
 
-    The objective sees windows as large as its crop, as in training.
+    The objective sees windows as large as its patch, as in training.
     """
-    crop = tuple(objective.context.crop)
-    flat = len(crop) == 2
-    size = (SLICES, *crop) if flat else crop
-    least = (1, *crop) if flat else crop
+    patch_size = tuple(objective.context.patch_size)
+    flat = len(patch_size) == 2
+    size = (SLICES, *patch_size) if flat else patch_size
+    least = (1, *patch_size) if flat else patch_size
     missing = [max(0, s - n) for n, s in zip(image.shape[1:], least, strict=True)]
     padded = functional.pad(image, [n for m in reversed(missing) for n in (0, m)])
     found = torch.empty(padded.shape[1:], dtype=torch.int64)

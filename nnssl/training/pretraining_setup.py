@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.config import Config, Groups, Schema, bind, read_config
-from nnssl.data.budget import Budget, BudgetRequest, divide, median_shape, raw_patch
+from nnssl.data.budget import Budget, BudgetRequest, divide_voxels, find_raw_patch, median_shape
 from nnssl.data.case_store import Case
 from nnssl.data.case_table import case_table
 from nnssl.data.loader import BatchMaker
@@ -177,8 +177,8 @@ class PretrainingSetup(nnUNetTrainer):
         self.budget = self._divide(network, kind)
         context = Context(
             self.num_input_channels,
-            self.budget.crop,
-            tuple(self.configuration_manager.spacing)[-len(self.budget.crop) :],
+            self.budget.patch_size,
+            tuple(self.configuration_manager.spacing)[-len(self.budget.patch_size) :],
             self.budget.samples,
             partitions=self.sampling.partitions,
             datasets=len({case.dataset for case in self.drawn_cases}),
@@ -191,7 +191,7 @@ class PretrainingSetup(nnUNetTrainer):
         return objective
 
     def _divide(self, network: nn.Module, kind: type[Objective]) -> Budget:
-        """Crop, patch and number of patches per step (the only place that sets them)."""
+        """Patch, raw patch and number of raw patches per step (the only place that sets them)."""
         manager, sampling = self.configuration_manager, self.sampling
         planned = tuple(int(n) for n in manager.patch_size)
         views = sum(v.count * v.size_fraction ** len(planned) for v in self.views.values())
@@ -211,12 +211,12 @@ class PretrainingSetup(nnUNetTrainer):
             tuple(self.settings.crop) if self.settings.crop is not None else None,
             None if sampling.volumes is None else sampling.volumes * parts,
         )
-        crop, samples = divide(request)
-        spacing = tuple(manager.spacing)[-len(crop) :]
-        wanted = [view.patch_size(crop, spacing) for view in self.views.values()]
+        patch_size, samples = divide_voxels(request)
+        spacing = tuple(manager.spacing)[-len(patch_size) :]
+        wanted = [view.raw_patch_size(patch_size, spacing) for view in self.views.values()]
         largest = [max(sizes) for sizes in zip(*wanted, strict=True)]
         voxels = math.prod(planned) * manager.batch_size
-        return Budget(crop, raw_patch(crop, largest), samples, views, voxels)
+        return Budget(patch_size, find_raw_patch(patch_size, largest), samples, views, voxels)
 
     def probe_fold(self) -> ProbeFold:
         """What the probe looks at: this run's fold."""
@@ -277,8 +277,8 @@ class PretrainingSetup(nnUNetTrainer):
             self.drawn_cases,
             self.folders,
             self.objective.dense_targets,
-            self.budget.crop,
-            self.budget.patch,
+            self.budget.patch_size,
+            self.budget.raw_patch,
             self.budget.samples,
             self.sampling,
             self.settings.seed,
@@ -302,8 +302,8 @@ class PretrainingSetup(nnUNetTrainer):
             name: dense_target.to(self.device, non_blocking=True)
             for name, dense_target in batch["dense_targets"].items()
         }
-        crop, spacing = self.budget.crop, self.objective.context.spacing
+        patch_size, spacing = self.budget.patch_size, self.objective.context.spacing
         ready["views"] = {}
         for name, view in self.views.items():
-            ready["views"].update(view(ready, name, crop, spacing))
+            ready["views"].update(view(ready, name, patch_size, spacing))
         return ready

@@ -26,9 +26,10 @@ def fine_axes(spacing: Sequence[float]) -> list[int]:
 class Geometry:
     """Zoom, stretch, rotation, shift and flip, drawn per sample and composed into one affine.
 
-    Voxel offsets from the centre of the view become voxel offsets from the centre of the patch:
-    `x_patch = diag(1/spacing) R diag(spacing) diag(scale * stretch * flip) x_view + shift * crop`;
-    a view of scale 1 sees as many voxels as it has. The rotation R acts in millimetres.
+    Voxel offsets from the centre of the view become voxel offsets from the centre of the raw patch:
+    `x_raw = diag(1/spacing) R diag(spacing) diag(scale * stretch * flip) x_view + shift * size`
+    with the size of the patch; a view of scale 1 sees as many voxels as it has. The rotation R acts
+    in millimetres.
 
     Args:
         rotation: largest angle in degrees, 0 to 180. In 3D about an axis of any direction.
@@ -36,7 +37,7 @@ class Geometry:
             on all axes.
         stretch: at least 1; each axis is further scaled by a log-uniform factor in
             [1 / stretch, stretch].
-        shift: largest offset of the view's centre along each axis, as fraction of the crop.
+        shift: largest offset of the view's centre along each axis, as fraction of the patch.
         flip: probability of mirroring each axis, or a list of the array axes that are mirrored with
             probability 0.5.
         rotate_coarse: whether 3D images are rotated out of the fine plane although one spacing is
@@ -65,33 +66,33 @@ class Geometry:
     def draw(
         self,
         random: np.random.Generator,
-        crop: Sequence[int],
+        patch_size: Sequence[int],
         spacing: Sequence[float],
     ) -> np.ndarray:
         """Draws one affine.
 
         Args:
             random: generator of the sample.
-            crop: voxels per array axis (d,), to which the shift is relative.
+            patch_size: voxels per array axis (d,), to which the shift is relative.
             spacing: millimetres per voxel and array axis (d,).
 
         Returns:
-            (d, d+1) float64: voxel offsets from the view's to the patch's centre, array axis order.
+            (d, d+1) float64: voxel offsets from the view's to the raw patch's centre, array order.
         """
-        dimension = len(crop)
+        dimension = len(patch_size)
         zoom = np.exp(random.uniform(*np.log(self.scale)))
         stretch = np.exp(random.uniform(-1, 1, dimension) * np.log(self.stretch))
         flip = np.where(random.random(dimension) < self._flip_chance(dimension), -1, 1)
-        shift = random.uniform(-1, 1, dimension) * self.shift * np.array(crop)
+        shift = random.uniform(-1, 1, dimension) * self.shift * np.array(patch_size)
         angle = random.uniform(-1, 1) * self.rotation
         turn = _rotation(random, self._rotating_axes(spacing), dimension, angle)
         ratio = np.array(spacing) / np.array(spacing)[:, None]  # row a, column b: s_b / s_a
         return np.column_stack([turn * ratio * (zoom * stretch * flip), shift])
 
     def reach(
-        self, size: Sequence[int], crop: Sequence[int], spacing: Sequence[float]
+        self, size: Sequence[int], patch_size: Sequence[int], spacing: Sequence[float]
     ) -> np.ndarray:
-        """Farthest distance of any view's corner from the patch's centre, in voxels per axis.
+        """Farthest distance of any view's corner from the raw patch's centre, in voxels per axis.
 
         A rotation by an angle of at most r turns a corner at distance |h| from the centre towards
         an axis by r at most: the farthest it gets along the axis is |h| cos(max(0, angle - r)).
@@ -103,15 +104,15 @@ class Geometry:
         if length > 0:
             angle = np.arccos(np.clip(extent[axes] / length, 0, 1))
             farthest[axes] = length * np.cos(np.maximum(0, angle - self.rotation))
-        return np.asarray(farthest / np.array(spacing) + self.shift * np.array(crop))
+        return np.asarray(farthest / np.array(spacing) + self.shift * np.array(patch_size))
 
-    def check(self, crop: Sequence[int], spacing: Sequence[float], dimension: int) -> None:
-        """Refuses a crop, spacing or axis to flip that an image of this dimension cannot have.
+    def check(self, patch_size: Sequence[int], spacing: Sequence[float], dimension: int) -> None:
+        """Refuses a patch, spacing or axis to flip that an image of this dimension cannot have.
 
         Raises:
             ValueError: naming the parameter.
         """
-        per_axis("crop", crop, dimension)
+        per_axis("patch_size", patch_size, dimension)
         per_axis("spacing", spacing, dimension)
         if not isinstance(self.flip, float) and max(self.flip, default=0) >= dimension:
             raise ValueError(
@@ -130,53 +131,53 @@ class Geometry:
 
 
 class Placement:
-    """Drawn affines of a batch, ready to cut images and dense_targets out of patches.
+    """Drawn affines of a batch, ready to cut images and dense_targets out of raw patches.
 
     Args:
         affines: (B, d, d+1) float64 of `Geometry.draw`.
         size: the view's voxels per array axis (d,).
-        patch: the patch's voxels per array axis (d,).
+        raw_patch: the raw patch's voxels per array axis (d,).
     """
 
-    def __init__(self, affines: np.ndarray, size: Sequence[int], patch: Sequence[int]) -> None:
+    def __init__(self, affines: np.ndarray, size: Sequence[int], raw_patch: Sequence[int]) -> None:
         self.size = tuple(size)
-        self.before = [(p - s) // 2 for p, s in zip(patch, size, strict=True)]
-        lattice = self.before + (np.array(size) - np.array(patch)) / 2  # 0 or -0.5 voxels
+        self.before = [(p - s) // 2 for p, s in zip(raw_patch, size, strict=True)]
+        lattice = self.before + (np.array(size) - np.array(raw_patch)) / 2  # 0 or -0.5 voxels
         self.still = np.all(affines == np.eye(*affines.shape[1:]), axis=(1, 2))  # (B,)
         voxels = affines + np.pad(lattice[:, None], ((0, 0), (len(size), 0)))
         columns = np.append(np.array(size) / 2, 1)
-        normalised = voxels * columns * 2 / np.array(patch)[:, None]
+        normalised = voxels * columns * 2 / np.array(raw_patch)[:, None]
         reverse = np.append(np.arange(len(size))[::-1], len(size))
         self._matrix = torch.from_numpy(normalised[:, ::-1][:, :, reverse].copy())
 
     def matrix(self, device: torch.device) -> Tensor:
-        """(B, d, d+1) float32, the view's normalised coordinates to the patch's."""
+        """(B, d, d+1) float32, the view's normalised coordinates to the raw patch's."""
         return self._matrix.float().to(device, non_blocking=True)
 
-    def image(self, patch: Tensor) -> Tensor:
-        """Cuts the view out of patches (B, C, *P): linear, zeros outside; (B, C, *S)."""
-        return self._cut(patch, self.matrix(patch.device), "bilinear")
+    def image(self, raw_patch: Tensor) -> Tensor:
+        """Cuts the view out of raw patches (B, C, *P): linear, zeros outside; (B, C, *S)."""
+        return self._cut(raw_patch, self.matrix(raw_patch.device), "bilinear")
 
-    def dense_target(self, patch: Tensor) -> Tensor:
+    def dense_target(self, raw_patch: Tensor) -> Tensor:
         """Cuts the view out of integer maps (B, *P): nearest, -1 outside; (B, *S) int64."""
-        shifted = (patch + 1).unsqueeze(1).double()  # float64 holds every integer below 2**53
-        cut = self._cut(shifted, self._matrix.to(patch.device), "nearest")
+        shifted = (raw_patch + 1).unsqueeze(1).double()  # float64 holds every integer below 2**53
+        cut = self._cut(shifted, self._matrix.to(raw_patch.device), "nearest")
         return cut.squeeze(1).round().long() - 1
 
-    def _cut(self, patch: Tensor, matrix: Tensor, mode: str) -> Tensor:
+    def _cut(self, raw_patch: Tensor, matrix: Tensor, mode: str) -> Tensor:
         if self.still.all():
-            return self._centre_crop(patch)
-        cut = sample(patch, matrix, self.size, mode)
-        if self.still.any():  # the crop itself, without the rounding of an interpolation
-            rows = torch.from_numpy(self.still.nonzero()[0]).to(patch.device)
-            cut = cut.index_copy(0, rows, self._centre_crop(patch[rows]))
+            return self._cut_centre(raw_patch)
+        cut = sample(raw_patch, matrix, self.size, mode)
+        if self.still.any():  # the patch itself, without the rounding of an interpolation
+            rows = torch.from_numpy(self.still.nonzero()[0]).to(raw_patch.device)
+            cut = cut.index_copy(0, rows, self._cut_centre(raw_patch[rows]))
         return cut
 
-    def _centre_crop(self, patch: Tensor) -> Tensor:
+    def _cut_centre(self, raw_patch: Tensor) -> Tensor:
         pads: list[int] = []
-        for before, length, full in zip(self.before, self.size, patch.shape[2:], strict=True):
+        for before, length, full in zip(self.before, self.size, raw_patch.shape[2:], strict=True):
             pads = [-before, before + length - full, *pads]  # negative: cut away
-        return functional.pad(patch, pads)
+        return functional.pad(raw_patch, pads)
 
 
 def place(
@@ -184,26 +185,28 @@ def place(
     keys: Tensor,
     salt: str,
     size: Sequence[int],
-    patch: Sequence[int],
-    crop: Sequence[int],
+    raw_patch: Sequence[int],
+    patch_size: Sequence[int],
     spacing: Sequence[float],
 ) -> Placement:
     """Draws the geometry of one view for every sample of a batch.
 
     Args:
-        geometry: what to draw from; None for the centre of the patch as it is.
+        geometry: what to draw from; None for the centre of the raw patch as it is.
         keys: int64 (B, 4).
         salt: name of the view.
         size: the view's voxels per array axis (d,).
-        patch: the patch's voxels per array axis (d,).
-        crop: voxels per array axis (d,), to which shifts are relative.
+        raw_patch: the raw patch's voxels per array axis (d,).
+        patch_size: voxels per array axis (d,), to which shifts are relative.
         spacing: millimetres per voxel and array axis (d,).
     """
     if geometry is None:
         affines = [np.eye(len(size), len(size) + 1) for _ in keys]
     else:
-        affines = [geometry.draw(generator(key, salt, "geometry"), crop, spacing) for key in keys]
-    return Placement(np.stack(affines), size, patch)
+        affines = [
+            geometry.draw(generator(key, salt, "geometry"), patch_size, spacing) for key in keys
+        ]
+    return Placement(np.stack(affines), size, raw_patch)
 
 
 def _rotation(

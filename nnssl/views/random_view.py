@@ -1,4 +1,4 @@
-"""Random views of a patch: geometry, then intensity."""
+"""Random views of a raw patch: geometry, then intensity."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from nnssl.views.view import View
 
 
 class RandomView:
-    """A group of independently drawn views of every patch of a batch.
+    """A group of independently drawn views of every raw patch of a batch.
 
     Intensity operations are given as [probability, lowest, highest strength], or null for none;
     strengths are uniform, per channel, relative to the image's own statistics, in nnU-Net's order:
     noise, blur, brightness, contrast, low resolution, gamma.
 
     Args:
-        count: views per patch, at least 1.
-        size_fraction: size of a view relative to the crop, above 0; small ones are local views.
+        count: views per raw patch, at least 1.
+        size_fraction: size of a view relative to the patch, above 0; small ones are local views.
         rotation: largest angle in degrees, 0 to 180. In 3D about an axis of any direction; where
             one spacing is more than three times the finest, within the fine plane.
         scale: smallest and largest field of view, relative to the view's own size.
         stretch: at least 1; every axis is scaled by a further factor in [1 / stretch, stretch].
-        shift: largest offset of the centre along each axis, as fraction of the crop.
+        shift: largest offset of the centre along each axis, as fraction of the patch.
         flip: probability of mirroring each axis, or a list of the array axes that are mirrored with
             probability 0.5.
         rotate_coarse: rotate out of the fine plane in spite of a coarse axis.
@@ -41,7 +41,7 @@ class RandomView:
         low_resolution: simulated resolution, as fraction of the real one.
         gamma: exponent on the image's robust range.
         gamma_inverted: the same for the negative image.
-        original_first: the first view is the centred crop, without any augmentation.
+        original_first: the first view is the centred patch, without any augmentation.
 
     Raises:
         ValueError: a parameter is outside its range.
@@ -84,54 +84,61 @@ class RandomView:
         ]
         self.original_first = flag("original_first", original_first)
 
-    def size(self, crop: Sequence[int]) -> tuple[int, ...]:
-        """Voxels of a view per array axis: `crop * size_fraction`, rounded, at least 1."""
-        return tuple(max(1, round(length * self.size_fraction)) for length in crop)
+    def size(self, patch_size: Sequence[int]) -> tuple[int, ...]:
+        """Voxels of a view per array axis: `patch_size * size_fraction`, rounded, at least 1."""
+        return tuple(max(1, round(length * self.size_fraction)) for length in patch_size)
 
-    def patch_size(self, crop: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...]:
+    def raw_patch_size(
+        self, patch_size: Sequence[int], spacing: Sequence[float]
+    ) -> tuple[int, ...]:
         """Smallest raw patch that no view reaches out of, whatever is drawn.
 
         Args:
-            crop: voxels per array axis (d,).
+            patch_size: voxels per array axis (d,).
             spacing: millimetres per voxel and array axis (d,).
 
         Returns:
             Voxels per array axis (d,).
 
         Raises:
-            ValueError: crop, spacing and the axes to flip do not fit each other.
+            ValueError: patch, spacing and the axes to flip do not fit each other.
         """
-        self.geometry.check(crop, spacing, len(crop))
-        size = self.size(crop)
-        needed = 2 * self.geometry.reach(size, crop, spacing)
+        self.geometry.check(patch_size, spacing, len(patch_size))
+        size = self.size(patch_size)
+        needed = 2 * self.geometry.reach(size, patch_size, spacing)
         if self.original_first:
             needed = np.maximum(needed, size)
         return tuple(_same_parity(n, s) for n, s in zip(needed.tolist(), size, strict=True))
 
     @torch.no_grad()
     def __call__(
-        self, batch: Mapping[str, Any], name: str, crop: Sequence[int], spacing: Sequence[float]
+        self,
+        batch: Mapping[str, Any],
+        name: str,
+        patch_size: Sequence[int],
+        spacing: Sequence[float],
     ) -> dict[str, View]:
-        """Makes the views on the batch's own device; a patch smaller than `patch_size` is allowed.
+        """Makes the views on the batch's device; raw patches below `raw_patch_size` are allowed.
 
         Args:
             batch: with `image` (B, C, *P), `key` (B, 4), optional `dense_targets`; not changed.
             name: name of the group; view number i is `name_i`.
-            crop: voxels per array axis (d,).
+            patch_size: voxels per array axis (d,).
             spacing: millimetres per voxel and array axis (d,).
 
         Returns:
-            Views of size `size(crop)`, by name.
+            Views of size `size(patch_size)`, by name.
 
         Raises:
-            ValueError: crop, spacing and the axes to flip do not fit the image.
+            ValueError: patch, spacing and the axes to flip do not fit the image.
         """
-        self.geometry.check(crop, spacing, batch["image"].ndim - 2)
+        self.geometry.check(patch_size, spacing, batch["image"].ndim - 2)
         originals = {f"{name}_0"} if self.original_first else set()
         names = [f"{name}_{index}" for index in range(self.count)]
         with torch.autocast(batch["image"].device.type, enabled=False):
             return {
-                view: self._view(batch, view, view in originals, crop, spacing) for view in names
+                view: self._view(batch, view, view in originals, patch_size, spacing)
+                for view in names
             }
 
     def _view(
@@ -139,23 +146,23 @@ class RandomView:
         batch: Mapping[str, Any],
         name: str,
         original: bool,
-        crop: Sequence[int],
+        patch_size: Sequence[int],
         spacing: Sequence[float],
     ) -> View:
-        patch, keys = batch["image"].float(), batch["key"]
+        raw_patch, keys = batch["image"].float(), batch["key"]
         placement = place(
             None if original else self.geometry,
             keys,
             name,
-            self.size(crop),
-            patch.shape[2:],
-            crop,
+            self.size(patch_size),
+            raw_patch.shape[2:],
+            patch_size,
             spacing,
         )
-        image = placement.image(patch)
+        image = placement.image(raw_patch)
         if not original:
             image = self._change(image, keys, name, spacing)
-        return View(image, placement.matrix(patch.device), _dense_targets(batch, placement))
+        return View(image, placement.matrix(raw_patch.device), _dense_targets(batch, placement))
 
     def _change(self, image: Tensor, keys: Tensor, name: str, spacing: Sequence[float]) -> Tensor:
         for intensity in self.intensities:
@@ -179,6 +186,6 @@ def _intensity(name: str, triple: Sequence[float] | None) -> Intensity:
 
 
 def _same_parity(needed: float, size: int) -> int:
-    """Smallest patch that is large enough and has the view's centre in its own centre."""
-    patch = math.ceil(needed - 1e-6)
-    return patch + (patch - size) % 2
+    """Smallest raw patch that is large enough and has the view's centre in its own centre."""
+    raw_patch = math.ceil(needed - 1e-6)
+    return raw_patch + (raw_patch - size) % 2

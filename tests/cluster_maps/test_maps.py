@@ -22,7 +22,7 @@ from nnssl.cluster_maps.task import (
     make_dense_targets,
 )
 from nnssl.common.locks import held
-from nnssl.data.loader import PatchReader
+from nnssl.data.loader import RawPatchReader
 from nnssl.training.factory import trainer_class
 
 RECIPE = ClusterRecipe(clusters=4, samples=4000, scales=(1.0,), position=0.5)
@@ -64,7 +64,7 @@ def test_maps_are_made_once_resumed_and_rebuilt(tiny_dataset: Any) -> None:
 def test_maps_are_dense_targets_of_the_images(tiny_dataset: Any) -> None:
     folder = make(tiny_dataset)
     images = tiny_dataset.preprocessed / "nnUNetPlans_2d"
-    reader = PatchReader(images, {"clusters": folder})
+    reader = RawPatchReader(images, {"clusters": folder})
     shape = blosc2.open(str(images / "p0_f0.b2nd")).shape[1:]
     box = np.array([[-1, shape[0]], [-2, shape[1]], [0, shape[2]]])
     found = reader.dense_target("clusters", "p0_f0", box)

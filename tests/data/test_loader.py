@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.data.case_store import CELL, MOST_KEPT, CaseError, Occupancy, image_file, occupancy_cells
+from nnssl.data.case_store import CELL, MOST_KEPT, CaseError, TissueShare, image_file, tissue_cells
 from nnssl.data.case_table import anatomical_axis, case_table, describe_axes, direction_of
-from nnssl.data.loader import BatchMaker, PatchReader
+from nnssl.data.loader import BatchMaker, RawPatchReader
 from nnssl.data.pretraining_data import DataFolders, batch_maker, validation_maker
 from nnssl.data.sampling import Sampling
 from nnssl.data.stepped_loader import SteppedLoader
@@ -28,9 +28,11 @@ def maker(dataset: Any, configuration: str = "2d", **knobs: Any) -> BatchMaker:
     folder = dataset.preprocessed / f"nnUNetPlans_{configuration}"
     folders = DataFolders.of(folder, 0)
     cases = case_table(folder, folders.own, identifiers(folder), [0, 1, 2], "head_feet")
-    crop, patch = ((16, 16), (20, 20)) if configuration == "2d" else ((4, 16, 16), (6, 20, 20))
+    patch_size, raw_patch = (
+        ((16, 16), (20, 20)) if configuration == "2d" else ((4, 16, 16), (6, 20, 20))
+    )
     sampling = Sampling(**{"mode": "partitioned", "partitions": 2, **knobs})
-    return batch_maker(cases, folders, (), crop, patch, 4, sampling, seed=3, rank=0)
+    return batch_maker(cases, folders, (), patch_size, raw_patch, 4, sampling, seed=3, rank=0)
 
 
 def identifiers(folder: Path) -> list[str]:
@@ -108,7 +110,7 @@ def test_dense_targets_are_cut_by_the_same_box_and_padded_with_minus_one(tiny_da
         image = np.asarray(blosc2.open(str(folder / f"{name}.b2nd"))[:])
         blosc2.asarray((image * 100).astype(np.int32), urlpath=str(clusters / f"{name}.b2nd"))
     plain = maker(tiny_dataset)
-    reader = PatchReader(folder, DataFolders.of(folder, 0).dense_targets(["clusters"]))
+    reader = RawPatchReader(folder, DataFolders.of(folder, 0).dense_targets(["clusters"]))
     make = BatchMaker(plain.sampler, reader, plain.cases, (48, 48), (16, 16), 3)
     batch = make(0)
     dense_target, image = batch["dense_targets"]["clusters"], batch["image"][:, 0]
@@ -143,52 +145,50 @@ def test_nothing_of_ours_is_written_into_the_preprocessed_folder(tiny_dataset: A
     assert (folder.parent / "nnssl" / folder.name / "occupancy").is_dir()
 
 
-def test_occupancy_is_found_anew_when_the_image_changed(tiny_dataset: Any, tmp_path: Path) -> None:
+def test_tissue_is_found_anew_when_the_image_changed(tiny_dataset: Any, tmp_path: Path) -> None:
     folder = tiny_dataset.preprocessed / "nnUNetPlans_2d"
     name = identifiers(folder)[0]
     box = np.array([[0, 8], [0, 40], [0, 40]])
-    first = Occupancy(folder, tmp_path / "cache").share(name, box)
+    first = TissueShare(folder, tmp_path / "cache").share(name, box)
     file = image_file(folder, name)
     shape = blosc2.open(str(file)).shape
     file.unlink()
     blosc2.asarray(np.zeros(shape, np.float32), urlpath=str(file))
     assert 0 < first < 1
-    assert Occupancy(folder, tmp_path / "cache").share(name, box) == 1.0
+    assert TissueShare(folder, tmp_path / "cache").share(name, box) == 1.0
 
 
-def test_occupancy_of_a_large_volume_is_exact(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tissue_of_a_large_volume_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """163,840 cells: a running sum in float16 would be infinite, and their difference no number."""
     cells = np.ones((40, 64, 64), np.float16)
-    monkeypatch.setattr(Occupancy, "_load", lambda *_: cells)
-    occupancy = Occupancy(tmp_path, tmp_path)
-    assert occupancy.share("large", np.array([[30, 40], [256, 512], [256, 512]])) == 1.0
+    monkeypatch.setattr(TissueShare, "_load", lambda *_: cells)
+    tissue = TissueShare(tmp_path, tmp_path)
+    assert tissue.share("large", np.array([[30, 40], [256, 512], [256, 512]])) == 1.0
 
 
 def test_few_tables_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten thousand cases would fill the memory of every worker."""
-    monkeypatch.setattr(Occupancy, "_load", lambda *_: np.ones((2, 2, 2), np.float16))
-    occupancy = Occupancy(tmp_path, tmp_path)
+    monkeypatch.setattr(TissueShare, "_load", lambda *_: np.ones((2, 2, 2), np.float16))
+    tissue = TissueShare(tmp_path, tmp_path)
     box = np.array([[0, 1], [0, 8], [0, 8]])
-    assert {occupancy.share(f"case{i}", box) for i in range(200)} == {1.0}
-    assert len(occupancy._tables) <= MOST_KEPT
+    assert {tissue.share(f"case{i}", box) for i in range(200)} == {1.0}
+    assert len(tissue._tables) <= MOST_KEPT
 
 
 def test_a_damaged_cache_is_made_anew(tiny_dataset: Any, tmp_path: Path) -> None:
     folder = tiny_dataset.preprocessed / "nnUNetPlans_2d"
     name = identifiers(folder)[0]
     box = np.array([[0, 8], [0, 40], [0, 40]])
-    share = Occupancy(folder, tmp_path).share(name, box)
+    share = TissueShare(folder, tmp_path).share(name, box)
     cached = tmp_path / f"{name}.npz"
     cached.write_bytes(cached.read_bytes()[:-30])
-    assert Occupancy(folder, tmp_path).share(name, box) == share
+    assert TissueShare(folder, tmp_path).share(name, box) == share
 
 
-def test_occupancy_cells_count_bright_voxels() -> None:
+def test_tissue_cells_count_bright_voxels() -> None:
     image = np.zeros((2, 16, 12), np.float32)
     image[1, :8, :8] = 5
-    cells = occupancy_cells(image)
+    cells = tissue_cells(image)
     assert cells.shape == (2, 2, 2)
     assert cells[1, 0, 0] == 1
     assert cells.sum() == 1
@@ -197,11 +197,11 @@ def test_occupancy_cells_count_bright_voxels() -> None:
 
 def test_share_of_a_box_outside_the_volume_is_air(tiny_dataset: Any, tmp_path: Path) -> None:
     folder = tiny_dataset.preprocessed / "nnUNetPlans_2d"
-    occupancy = Occupancy(folder, tmp_path)
+    tissue = TissueShare(folder, tmp_path)
     name = identifiers(folder)[0]
-    assert occupancy.share(name, np.array([[0, 8], [-40, 0], [0, 40]])) == 0
-    inside = occupancy.share(name, np.array([[0, 8], [0, 40], [0, 40]]))
-    half = occupancy.share(name, np.array([[0, 8], [-40, 40], [0, 40]]))
+    assert tissue.share(name, np.array([[0, 8], [-40, 0], [0, 40]])) == 0
+    inside = tissue.share(name, np.array([[0, 8], [0, 40], [0, 40]]))
+    half = tissue.share(name, np.array([[0, 8], [-40, 40], [0, 40]]))
     assert half == pytest.approx(inside / 2, abs=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Places of a step: right parts, distinct patients, tissue found, impossible crops refused."""
+"""Places of a step: right parts, distinct patients, tissue found, impossible patches refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnssl.modules.positions import partition
 
 
 class Everywhere:
-    """Occupancy of a volume that is all tissue."""
+    """Tissue shares of a volume that is all tissue."""
 
     def share(self, identifier: str, box: np.ndarray, folder: Path | None = None) -> float:
         return 1.0
@@ -39,21 +39,23 @@ def cases(depths: list[int], sign: int = 1, axis: int = 0) -> list[Case]:
     ]
 
 
-def parts_of(sampler: Sampler, crop: tuple[int, ...], parts: int, step: int = 0) -> list[int]:
+def parts_of(sampler: Sampler, patch_size: tuple[int, ...], parts: int, step: int = 0) -> list[int]:
     """Parts that the objective will see, for the centred view of each drawn patch."""
     places = sampler.draw((0, step, 0))
     drawn = [sampler.cases[p.case] for p in places]
     begin = torch.tensor([p.begin for p in places], dtype=torch.float32)
-    extent = torch.tensor([1, *crop] if len(crop) == 2 else crop, dtype=torch.float32)
+    extent = torch.tensor(
+        [1, *patch_size] if len(patch_size) == 2 else patch_size, dtype=torch.float32
+    )
     batch = {
         "box": torch.stack([begin, begin + extent], 2),
         "shape": torch.tensor([c.shape for c in drawn], dtype=torch.float32),
         "axis": torch.tensor([c.axis for c in drawn]),
         "sign": torch.tensor([c.sign for c in drawn]),
     }
-    d = len(crop)
+    d = len(patch_size)
     identity = torch.eye(d, d + 1).expand(len(places), d, d + 1)
-    return partition(batch, identity, crop, parts).tolist()
+    return partition(batch, identity, patch_size, parts).tolist()
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -118,7 +120,7 @@ def test_same_key_same_places_and_another_rank_others() -> None:
     assert sampler.draw((1, 2, 0)) != sampler.draw((1, 3, 0))
 
 
-def test_crops_are_steered_towards_tissue() -> None:
+def test_patches_are_steered_towards_tissue() -> None:
     table, sampling = cases([9] * 6), Sampling("partitioned", min_occupancy=0.9, tries=30)
     steered = Sampler(table, (16, 16), 8, sampling, RightHalf())
     free = Sampler(table, (16, 16), 8, sampling, Everywhere())
@@ -146,7 +148,7 @@ def test_background_is_bounded_as_tissue_is_and_the_stricter_bound_counts() -> N
 
 
 @pytest.mark.parametrize("mode", ["partitioned", "random"])
-def test_spread_keeps_crops_near_the_middle_across_the_position_axis(mode: Mode) -> None:
+def test_centres_stay_near_the_middle_across_the_position_axis(mode: Mode) -> None:
     sampler = Sampler(cases([9]), (16, 16), 4, Sampling(mode, spread=0.5), Everywhere())
     places = [p.begin for step in range(200) for p in sampler.draw((0, step, 0))]
     assert {rows for _, rows, _ in places} == set(range(6, 19))
@@ -154,12 +156,12 @@ def test_spread_keeps_crops_near_the_middle_across_the_position_axis(mode: Mode)
     assert {slices for slices, _, _ in places} == set(range(9))
 
 
-def test_a_crop_larger_than_the_volume_is_centred() -> None:
+def test_a_patch_larger_than_the_volume_is_centred() -> None:
     sampler = Sampler(cases([9]), (48, 56), 4, Sampling("partitioned"), Everywhere())
     assert {p.begin[1:] for p in sampler.draw((0, 0, 0))} == {(-4, -8)}
 
 
-def test_no_room_for_parts_stops_and_says_which_crop_would_do() -> None:
+def test_no_room_for_parts_stops_and_says_which_patch_would_do() -> None:
     with pytest.raises(ValueError, match="at most 29 voxels"):
         Sampler(cases([32]), (32, 32, 32), 4, Sampling("partitioned", partitions=4), Everywhere())
 

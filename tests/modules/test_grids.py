@@ -79,9 +79,9 @@ def test_alignment_of_a_patch_map_viewed_twice(dimension: int) -> None:
         compose(unit, matrices(dimension)),
         compose(unit, matrices(dimension, 6, 1)),
     )
-    patch = coordinates(torch.eye(dimension, dimension + 1)[None], [40] * dimension)
-    patch = patch.movedim(-1, 1).expand(6, -1, *[-1] * dimension)
-    view_a, view_b = sample(patch, matrix_a, size), sample(patch, matrix_b, size)
+    raw_patch = coordinates(torch.eye(dimension, dimension + 1)[None], [40] * dimension)
+    raw_patch = raw_patch.movedim(-1, 1).expand(6, -1, *[-1] * dimension)
+    view_a, view_b = sample(raw_patch, matrix_a, size), sample(raw_patch, matrix_b, size)
     valid = overlap(matrix_a, matrix_b, size)
     error = (align(view_a, matrix_a, matrix_b) - view_b).abs().amax(1)
     assert error[valid].max() < 2 / 40

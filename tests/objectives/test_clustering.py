@@ -20,7 +20,7 @@ from nnssl.objectives import Context
 from nnssl.objectives.clustering import ClusteringObjective, _maps, _rows
 from nnssl.views import RandomView
 
-CROP = (32, 32)
+PATCH_SIZE = (32, 32)
 PLAIN = dict.fromkeys(
     ["noise", "blur", "brightness", "contrast", "low_resolution", "gamma", "gamma_inverted"]
 )
@@ -29,14 +29,17 @@ PLAIN = dict.fromkeys(
 def objective(make_unet: Callable[..., nn.Module], **knobs: Any) -> ClusteringObjective:
     torch.manual_seed(0)
     defaults = {"prototypes": 6, "hidden_features": 16, "embedding_features": 8}
-    context = Context(1, CROP, (1.0, 1.0), 4)
+    context = Context(1, PATCH_SIZE, (1.0, 1.0), 4)
     made = ClusteringObjective(make_unet(2), context, **{**defaults, **knobs})
     unet.freeze_untrained(made.network, made.trained)
     return made
 
 
 def batch(
-    image: Tensor | None = None, step: int = 0, crop: tuple[int, int] = CROP, **knobs: Any
+    image: Tensor | None = None,
+    step: int = 0,
+    patch_size: tuple[int, int] = PATCH_SIZE,
+    **knobs: Any,
 ) -> dict[str, Any]:
     made = make_batch(2, 1, step)
     if image is not None:
@@ -46,7 +49,7 @@ def batch(
         made["shape"] = size.expand(len(image), 3)
         made["key"] = torch.tensor([[5, step, 0, j] for j in range(len(image))])
     made["dense_targets"] = {}
-    views = RandomView(**{"count": 2, **PLAIN, **knobs})(made, "global", crop, (1.0, 1.0))
+    views = RandomView(**{"count": 2, **PLAIN, **knobs})(made, "global", patch_size, (1.0, 1.0))
     return {**made, "views": views}
 
 
@@ -139,7 +142,7 @@ def test_background_weight_decides_what_codes_air_may_take(
     still = {"rotation": 0.0, "scale": (1.0, 1.0), "stretch": 1.0, "shift": 0.0, "flip": 0.0}
     for weight in (0.0, 0.1, 1.0):
         made = objective(make_unet, background_weight=weight)
-        full = batch(image, crop=(40, 40), **still)
+        full = batch(image, patch_size=(40, 40), **still)
         weights = made._weights(full, [10, 10])
         air = weights[..., :8]
         found[weight] = float(air.sum() / weights.sum())
@@ -197,7 +200,7 @@ def test_bad_knobs_are_named(make_unet: Callable[..., nn.Module], knob: str, val
 
 def test_pictures_show_image_and_clusters_in_colour(make_unet: Callable[..., nn.Module]) -> None:
     panel = objective(make_unet).illustrate(batch())["clusters"]
-    assert panel.shape == (4, 4, *CROP, 3)
+    assert panel.shape == (4, 4, *PATCH_SIZE, 3)
     assert float(panel.min()) >= 0
     assert float(panel.max()) <= 1
     assert len(panel[1].flatten(0, 2).unique(dim=0)) > 1

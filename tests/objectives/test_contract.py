@@ -50,11 +50,11 @@ def make_batch(dimension: int, channels: int, step: int = 0) -> dict[str, Any]:
 
 
 def with_views(batch: dict[str, Any], kind: type[Objective]) -> dict[str, Any]:
-    crop = (16, 16) if batch["image"].ndim == 4 else (8, 16, 16)
-    spacing = (1.0,) * len(crop)
+    patch_size = (16, 16) if batch["image"].ndim == 4 else (8, 16, 16)
+    spacing = (1.0,) * len(patch_size)
     views: dict[str, Any] = {}
     for name, knobs in kind.default_views.items():
-        views.update(VIEWS["random"](**knobs)(batch, name, crop, spacing))
+        views.update(VIEWS["random"](**knobs)(batch, name, patch_size, spacing))
     return {**batch, "views": views}
 
 
@@ -67,8 +67,8 @@ class Subject:
         classes = self.kind.output_channels(channels) or 3
         network = make_unet(dimension, residual, channels=channels, classes=classes)
         self.plain_keys = set(network.state_dict())
-        crop = (16, 16) if dimension == 2 else (8, 16, 16)
-        context = Context(channels, crop, (1.0,) * dimension, SAMPLES, partitions=PARTS)
+        patch_size = (16, 16) if dimension == 2 else (8, 16, 16)
+        context = Context(channels, patch_size, (1.0,) * dimension, SAMPLES, partitions=PARTS)
         torch.manual_seed(3)
         self.objective = self.kind(network, context)
         unet.freeze_untrained(self.objective.network, self.objective.trained)

@@ -18,13 +18,13 @@ from nnssl.objectives import Context
 from nnssl.objectives.contrastive import ContrastiveObjective
 from nnssl.views import RandomView
 
-CROP = (16, 16)
+PATCH_SIZE = (16, 16)
 STILL = {"rotation": 0.0, "scale": (1.0, 1.0), "stretch": 1.0, "shift": 0.0}
 
 
 def objective(make_unet: Callable[..., nn.Module], **knobs: Any) -> ContrastiveObjective:
     torch.manual_seed(0)
-    context = Context(1, CROP, (1.0, 1.0), 4, partitions=2)
+    context = Context(1, PATCH_SIZE, (1.0, 1.0), 4, partitions=2)
     made = ContrastiveObjective(make_unet(2), context, hidden_features=16, **knobs)
     unet.freeze_untrained(made.network, made.trained)
     return made
@@ -34,7 +34,7 @@ def batch(dataset: tuple[int, ...] = (0, 0, 0, 0), **knobs: Any) -> dict[str, An
     """Two volumes (samples 0, 1 and 2, 3), two parts each (0, 1, 0, 1)."""
     made = make_batch(2, 1)
     made["dataset"] = torch.tensor(dataset)
-    views = RandomView(count=2, **{**STILL, **knobs})(made, "global", CROP, (1.0, 1.0))
+    views = RandomView(count=2, **{**STILL, **knobs})(made, "global", PATCH_SIZE, (1.0, 1.0))
     return {**made, "views": views}
 
 

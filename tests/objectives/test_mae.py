@@ -14,14 +14,14 @@ from nnssl.modules import unet
 from nnssl.objectives import Context
 from nnssl.objectives.mae import MAEObjective
 
-CROPS = {2: (16, 16), 3: (8, 16, 16)}
+PATCH_SIZES = {2: (16, 16), 3: (8, 16, 16)}
 
 
 def objective(
     make_unet: Callable[..., nn.Module], dimension: int = 2, channels: int = 1, **knobs: Any
 ) -> MAEObjective:
     torch.manual_seed(0)
-    context = Context(channels, CROPS[dimension], (1.0,) * dimension, 4)
+    context = Context(channels, PATCH_SIZES[dimension], (1.0,) * dimension, 4)
     network = make_unet(dimension, channels=channels, classes=channels)
     made = MAEObjective(network, context, **knobs)
     unet.freeze_untrained(made.network, made.trained)

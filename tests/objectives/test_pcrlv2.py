@@ -19,7 +19,7 @@ from nnssl.objectives import Context
 from nnssl.objectives.pcrlv2 import PCRLv2Objective
 from nnssl.views import RandomView
 
-CROPS = {2: (16, 16), 3: (8, 16, 16)}
+PATCH_SIZES = {2: (16, 16), 3: (8, 16, 16)}
 STEPS = 40
 PLAIN = {"swap": 0.0, "noise": None, "blur": None, "gamma": None}
 
@@ -28,7 +28,7 @@ def objective(
     make_unet: Callable[..., nn.Module], dimension: int = 2, **knobs: Any
 ) -> PCRLv2Objective:
     torch.manual_seed(0)
-    context = Context(1, CROPS[dimension], (1.0,) * dimension, 4)
+    context = Context(1, PATCH_SIZES[dimension], (1.0,) * dimension, 4)
     made = PCRLv2Objective(make_unet(dimension, classes=1), context, **knobs)
     unet.freeze_untrained(made.network, made.trained)
     return made
@@ -46,8 +46,8 @@ def without(batch: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
 @pytest.mark.parametrize("dimension", [2, 3])
 def test_there_are_two_global_and_six_local_views(dimension: int) -> None:
     shapes = {name: tuple(v.image.shape[2:]) for name, v in batch(dimension)["views"].items()}
-    small = tuple(length // 2 for length in CROPS[dimension])
-    wanted = {f"global_{i}": CROPS[dimension] for i in range(2)}
+    small = tuple(length // 2 for length in PATCH_SIZES[dimension])
+    wanted = {f"global_{i}": PATCH_SIZES[dimension] for i in range(2)}
     assert shapes == wanted | {f"local_{i}": small for i in range(6)}
 
 
@@ -154,7 +154,7 @@ def test_mismatched_views_are_compared_as_the_global_ones(
 def test_the_siamese_part_learns(make_unet: Callable[..., nn.Module]) -> None:
     """Views of one body agree, views of different bodies do not: at collapse both would."""
     torch.manual_seed(0)
-    context = Context(1, CROPS[2], (1.0, 1.0), 8)
+    context = Context(1, PATCH_SIZES[2], (1.0, 1.0), 8)
     made = PCRLv2Objective(make_unet(2, classes=1, features=(8, 16, 16)), context)
     unet.freeze_untrained(made.network, made.trained)
     optimizer = torch.optim.Adam([p for p in made.parameters() if p.requires_grad], 5e-3)
@@ -223,18 +223,18 @@ def test_halves_that_read_skips_are_trained_only_with_skips(
 @pytest.mark.parametrize("dimension", [2, 3])
 def test_global_views_overlap_as_in_the_paper(dimension: int) -> None:
     """Share of what either view sees that both see; the paper draws again below 0.3."""
-    crop = (16,) * dimension
+    patch_size = (16,) * dimension
     made = {
         "image": torch.zeros(100, 1, *[24] * dimension),
         "key": torch.tensor([[1, step, 0, 0] for step in range(100)]),
     }
     view = RandomView(**PCRLv2Objective.default_views["global"])
-    a, b = (v.matrix for v in view(made, "global", crop, (1.0,) * dimension).values())
+    a, b = (v.matrix for v in view(made, "global", patch_size, (1.0,) * dimension).values())
 
     def volume(matrix: Tensor) -> Tensor:
         return torch.linalg.det(matrix[:, :, :-1]).abs()
 
-    shared = overlap(a, b, crop).flatten(1).float().mean(1) * volume(b)
+    shared = overlap(a, b, patch_size).flatten(1).float().mean(1) * volume(b)
     union = volume(a) + volume(b) - shared
     assert (shared / union).min() > 0.3
 

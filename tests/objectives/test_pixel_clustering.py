@@ -16,14 +16,14 @@ from nnssl.objectives import Context
 from nnssl.objectives.pixel_clustering import PixelClusteringObjective
 from nnssl.views import RandomView
 
-CROP = (16, 16)
+PATCH_SIZE = (16, 16)
 CLUSTERS = 4
 STILL = {"rotation": 0.0, "scale": (1.0, 1.0), "stretch": 1.0, "shift": 0.0, "flip": 0.0}
 
 
 def objective(make_unet: Callable[..., nn.Module], **knobs: Any) -> PixelClusteringObjective:
     torch.manual_seed(0)
-    context = Context(1, CROP, (1.0, 1.0), 4)
+    context = Context(1, PATCH_SIZE, (1.0, 1.0), 4)
     made = PixelClusteringObjective(make_unet(2), context, **{"clusters": CLUSTERS, **knobs})
     unet.freeze_untrained(made.network, made.trained)
     return made
@@ -37,7 +37,7 @@ def batch(count: int = 2, **knobs: Any) -> dict[str, Any]:
     quadrant[12:] += 2
     quadrant[:, 18:] = -1
     made["dense_targets"] = {"clusters": quadrant.repeat(4, 1, 1)}
-    views = RandomView(count=count, **knobs)(made, "global", CROP, (1.0, 1.0))
+    views = RandomView(count=count, **knobs)(made, "global", PATCH_SIZE, (1.0, 1.0))
     return {**made, "views": views}
 
 
@@ -78,7 +78,7 @@ def test_swapped_is_plain_cross_entropy_where_the_views_are_one(
 def test_unknown_voxels_get_no_gradient(make_unet: Callable[..., nn.Module]) -> None:
     made, whole = objective(make_unet, loss="cross_entropy"), batch(1, **STILL)
     view = whole["views"]["global_0"]
-    logits = torch.randn(4, CLUSTERS, *CROP, requires_grad=True)
+    logits = torch.randn(4, CLUSTERS, *PATCH_SIZE, requires_grad=True)
     object.__setattr__(made, "_logits", lambda images: logits)
     made(whole)["loss"].backward()
     assert logits.grad is not None
@@ -91,7 +91,7 @@ def test_collapse_value_is_the_entropy_of_the_targets(make_unet: Callable[..., n
     made, whole = objective(make_unet, loss="cross_entropy"), batch(1, **STILL)
     target = whole["views"]["global_0"].dense_targets["clusters"]
     shares = torch.bincount(target[target >= 0], minlength=CLUSTERS) / (target >= 0).sum()
-    constant = shares.log().reshape(1, -1, 1, 1).expand(4, CLUSTERS, *CROP)
+    constant = shares.log().reshape(1, -1, 1, 1).expand(4, CLUSTERS, *PATCH_SIZE)
     object.__setattr__(made, "_logits", lambda images: constant)
     loss = float(made(whole)["loss"])
     assert made.collapse_loss() == pytest.approx(loss, rel=1e-4)
@@ -133,5 +133,5 @@ def test_whole_network_is_trained_and_named_maps_are_read(
 
 def test_pictures_show_image_target_and_prediction(make_unet: Callable[..., nn.Module]) -> None:
     panel: Tensor = objective(make_unet).illustrate(batch())["clusters"]
-    assert panel.shape == (6, 4, *CROP, 3)
+    assert panel.shape == (6, 4, *PATCH_SIZE, 3)
     assert 0 <= float(panel.min()) <= float(panel.max()) <= 1

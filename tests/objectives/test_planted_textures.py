@@ -15,7 +15,7 @@ from nnssl.objectives.clustering import ClusteringObjective
 from tests.conftest import build_unet
 
 TEXTURES = 4
-PLANTED_CROP = (48, 48)
+PLANTED_PATCH_SIZE = (48, 48)
 
 
 def planted(seed: int, samples: int = 6, size: int = 56) -> tuple[Tensor, Tensor]:
@@ -36,7 +36,7 @@ def planted(seed: int, samples: int = 6, size: int = 56) -> tuple[Tensor, Tensor
 def textured() -> ClusteringObjective:
     """Twice as many prototypes as textures: cells that see two textures may have their own."""
     torch.manual_seed(0)
-    context = Context(1, PLANTED_CROP, (1.0, 1.0), 6)
+    context = Context(1, PLANTED_PATCH_SIZE, (1.0, 1.0), 6)
     knobs = {"hidden_features": 32, "embedding_features": 8, "background_weight": 1.0, "stage": 1}
     network = build_unet(2, features=(8, 16, 16))
     made = ClusteringObjective(network, context, prototypes=2 * TEXTURES, **knobs)
@@ -49,7 +49,7 @@ def train(made: ClusteringObjective, steps: int = 60, rate: float = 5e-3) -> Non
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     still = {"rotation": 0.0, "scale": (1.0, 1.0), "stretch": 1.0, "shift": 0.1}
     for step in range(steps):
-        loss = made(batch(planted(step)[0], step, PLANTED_CROP, **still))["loss"]
+        loss = made(batch(planted(step)[0], step, PLANTED_PATCH_SIZE, **still))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

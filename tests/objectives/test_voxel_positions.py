@@ -23,32 +23,32 @@ from nnssl.objectives.reconstruction import ReconstructionObjective
 from nnssl.objectives.spark import SparkObjective
 from nnssl.views.random_view import RandomView
 
-CROPS = {2: (16, 16), 3: (8, 16, 16)}
+PATCH_SIZES = {2: (16, 16), 3: (8, 16, 16)}
 FAMILY = [MAEObjective, SparkObjective, ModelsGenesisObjective]
 
 
 @pytest.mark.parametrize("dimension", [2, 3])
 def test_positions_are_what_a_view_of_a_picture_of_positions_shows(dimension: int) -> None:
     """A linear ramp survives rotation, zoom and linear interpolation exactly."""
-    crop, spacing = CROPS[dimension], (1.0, 1.5, 1.0)[-dimension:]
+    patch_size, spacing = PATCH_SIZES[dimension], (1.0, 1.5, 1.0)[-dimension:]
     view = RandomView(count=1, rotation=30, scale=(0.7, 1.1), shift=0.2)
-    patch = (1,) * (3 - dimension) + tuple(view.patch_size(crop, spacing))
+    raw_patch = (1,) * (3 - dimension) + tuple(view.raw_patch_size(patch_size, spacing))
     shape, begin = np.array([50, 90, 70]), np.array([[3, 7, 11], [0, 20, 5]])
     ramps = []
     for first in begin:
-        axes = [f + np.arange(n) for f, n in zip(first, patch, strict=True)]
+        axes = [f + np.arange(n) for f, n in zip(first, raw_patch, strict=True)]
         voxel = np.stack(np.meshgrid(*axes, indexing="ij"))
         ramps.append((voxel + 0.5) / shape[:, None, None, None] * 2 - 1)
     image = torch.from_numpy(np.stack(ramps).astype(np.float32))
     batch = {
         "image": image[:, :, 0] if dimension == 2 else image,
         "key": torch.tensor([[1, 2, 3, j] for j in range(2)]),
-        "box": torch.from_numpy(np.stack([begin, begin + patch], -1).astype(np.float32)),
+        "box": torch.from_numpy(np.stack([begin, begin + raw_patch], -1).astype(np.float32)),
         "shape": torch.from_numpy(np.stack([shape, shape]).astype(np.float32)),
     }
     view.intensities = []
-    seen = view(batch, "global", crop, spacing)["global_0"]
-    found = voxel_positions(batch, seen.matrix, crop)
+    seen = view(batch, "global", patch_size, spacing)["global_0"]
+    found = voxel_positions(batch, seen.matrix, patch_size)
     torch.testing.assert_close(found, seen.image, atol=2e-6, rtol=0)
 
 
@@ -56,7 +56,7 @@ def made(
     kind: type[ReconstructionObjective], make_unet: Callable[..., nn.Module], **knobs: Any
 ) -> ReconstructionObjective:
     torch.manual_seed(0)
-    context = Context(1, CROPS[2], (1.0, 1.0), 4)
+    context = Context(1, PATCH_SIZES[2], (1.0, 1.0), 4)
     objective = kind(make_unet(2, classes=1), context, **knobs)
     unet.freeze_untrained(objective.network, objective.trained)
     return objective
@@ -81,7 +81,7 @@ def test_the_weight_adds_the_error_of_voxels_inside_the_volume(
         objective.locate.project.bias.copy_(logits.flatten())
     terms = values(objective, batch)
 
-    place = voxel_positions(batch, batch["views"]["global_0"].matrix, CROPS[2]).numpy()
+    place = voxel_positions(batch, batch["views"]["global_0"].matrix, PATCH_SIZES[2]).numpy()
     place = place[:, :, ::2, ::2]
     inside = (np.abs(place) <= 1).all(1)
     assert 0.1 < inside.mean() < 1

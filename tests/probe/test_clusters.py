@@ -38,7 +38,7 @@ class Known:
     """In the place of an objective: bright voxels are cluster 1, the brightest 2."""
 
     class context:
-        crop = (16, 16)
+        patch_size = (16, 16)
 
     def __init__(self, find: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self.clusters = find
@@ -55,8 +55,8 @@ def probe(tiny_dataset: Any) -> Probe:
     return Probe(trainer.probe_fold(), ProbeSettings(probe_draws=1), CPU, clusters=3)
 
 
-@pytest.mark.parametrize("crop", [(16, 16), (6, 16, 16), (64, 64)])
-def test_windows_give_every_voxel_its_own_cluster(crop: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("patch_size", [(16, 16), (6, 16, 16), (64, 64)])
+def test_windows_give_every_voxel_its_own_cluster(patch_size: tuple[int, ...]) -> None:
     image = torch.randn(1, 21, 40, 36)
     seen = []
 
@@ -65,9 +65,9 @@ def test_windows_give_every_voxel_its_own_cluster(crop: tuple[int, ...]) -> None
         return bright(images)
 
     objective = Known(find)
-    objective.context = type("Context", (), {"crop": crop})
+    objective.context = type("Context", (), {"patch_size": patch_size})
     assert torch.equal(cluster_volume(objective, image), bright(image[None])[0])
-    assert set(seen) == {crop}
+    assert set(seen) == {patch_size}
 
 
 def test_labels_are_told_by_brightness_and_not_by_noise(probe: Probe) -> None:

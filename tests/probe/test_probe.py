@@ -46,8 +46,8 @@ def run(tiny_dataset: Any, trainer_yaml: Callable[[str, str], str]) -> Callable[
     count = iter(range(100))
 
     def train(probe: str, configuration: str = "2d", **changes: Any) -> Any:
-        crop = "[16, 16]" if configuration == "2d" else "[4, 16, 16]"
-        name = trainer_yaml(f"nnSSLProbed{next(count)}", TRAINER % (crop, probe))
+        patch_size = "[16, 16]" if configuration == "2d" else "[4, 16, 16]"
+        name = trainer_yaml(f"nnSSLProbed{next(count)}", TRAINER % (patch_size, probe))
         trainer_class.cache_clear()
         tiny_dataset.dataset_json.update(changes)
         trainer = tiny_dataset.trainer(trainer_class(name), configuration)

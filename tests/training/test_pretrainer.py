@@ -287,7 +287,7 @@ def test_dishonest_splits_are_refused(
         tiny_dataset.trainer(short(), fold=fold).initialize()
 
 
-def test_patch_as_large_as_the_volume_says_which_crop_would_do(
+def test_patch_as_large_as_the_volume_says_which_patch_would_do(
     tiny_dataset: Any, short: Callable[..., type]
 ) -> None:
     kind = short(crop="[8, 16, 16]")

@@ -11,21 +11,21 @@ from torch import Tensor
 
 Make = Callable[[Mapping[str, Any]], dict[str, Tensor]]
 
-PATCHES = {2: (18, 21), 3: (9, 14, 13)}
+RAW_PATCHES = {2: (18, 21), 3: (9, 14, 13)}
 SPACINGS = {2: (1.5, 1.0), 3: (2.0, 1.0, 1.5)}
 
 
 def make_batch(dimension: int, channels: int = 1, samples: int = 5, seed: int = 7) -> dict:
     """Patches with means and spreads of their own, keys and one dense target."""
     random = torch.Generator().manual_seed(seed)
-    patch = PATCHES[dimension]
+    raw_patch = RAW_PATCHES[dimension]
     shape = (samples, channels, *[1] * dimension)
-    image = torch.randn(samples, channels, *patch, generator=random)
+    image = torch.randn(samples, channels, *raw_patch, generator=random)
     image = image * torch.rand(shape, generator=random) + torch.randn(shape, generator=random)
     return {
         "image": image,
         "key": torch.tensor([[seed, 11, 0, row] for row in range(samples)]),
-        "dense_targets": {"clusters": torch.randint(0, 9, (samples, *patch), generator=random)},
+        "dense_targets": {"clusters": torch.randint(0, 9, (samples, *raw_patch), generator=random)},
     }
 
 

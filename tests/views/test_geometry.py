@@ -22,12 +22,12 @@ OFF: dict[str, Any] = {
 
 
 def draws(
-    crop: tuple[int, ...], spacing: tuple[float, ...], count: int = 300, **knobs: Any
+    patch_size: tuple[int, ...], spacing: tuple[float, ...], count: int = 300, **knobs: Any
 ) -> np.ndarray:
     """(count, d, d+1) affines."""
     geometry = Geometry(**{**OFF, **knobs})
     random = np.random.default_rng(0)
-    return np.stack([geometry.draw(random, crop, spacing) for _ in range(count)])
+    return np.stack([geometry.draw(random, patch_size, spacing) for _ in range(count)])
 
 
 def test_with_all_ranges_off_nothing_moves() -> None:
@@ -78,7 +78,7 @@ def test_scale_is_one_number_and_stretch_one_per_axis() -> None:
     assert 1.48 < factors.max() <= 1.5
 
 
-def test_shift_is_a_fraction_of_the_crop() -> None:
+def test_shift_is_a_fraction_of_the_patch() -> None:
     shift = draws((10, 40), (2, 1), shift=0.25)[:, :, -1]
     assert (np.abs(shift) <= [2.5, 10]).all()
     assert (np.abs(shift).max(0) > [2.4, 9.6]).all()
@@ -127,23 +127,23 @@ def test_a_quarter_turn_is_cut_exactly() -> None:
     torch.testing.assert_close(cut, torch.rot90(image, -1, (2, 3)))
 
 
-@pytest.mark.parametrize(("size", "patch"), [((6, 7), (9, 9)), ((5, 4, 6), (6, 9, 6))])
-def test_moved_by_voxels_and_mirrored(size: tuple[int, ...], patch: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("size", "raw_patch"), [((6, 7), (9, 9)), ((5, 4, 6), (6, 9, 6))])
+def test_moved_by_voxels_and_mirrored(size: tuple[int, ...], raw_patch: tuple[int, ...]) -> None:
     """A shift by one voxel and a flip of the last axis, for all parities, against slicing."""
     dimension = len(size)
     affine = np.eye(dimension, dimension + 1)
     affine[-1, -2] = -1
     affine[0, -1] = 1
-    image = torch.rand(1, 1, *patch)
-    before = [(p - s) // 2 for p, s in zip(patch, size, strict=True)]
+    image = torch.rand(1, 1, *raw_patch)
+    before = [(p - s) // 2 for p, s in zip(raw_patch, size, strict=True)]
     before[0] += 1
-    box = [slice(b, min(b + s, p)) for b, s, p in zip(before, size, patch, strict=True)]
+    box = [slice(b, min(b + s, p)) for b, s, p in zip(before, size, raw_patch, strict=True)]
     wanted = image[(..., *box)].flip(-1)
-    cut = Placement(affine[None], size, patch).image(image)
+    cut = Placement(affine[None], size, raw_patch).image(image)
     torch.testing.assert_close(cut[:, :, : wanted.shape[2]], wanted, atol=1e-5, rtol=0)
 
 
-def test_the_crop_itself_is_exact_also_beside_moving_samples() -> None:
+def test_an_unmoved_view_is_exact_also_beside_moving_samples() -> None:
     image = torch.randn(2, 1, 201, 199) * 100
     maps = torch.randint(0, 2**40, (2, 201, 199))
     affines = np.stack([np.eye(2, 3), np.eye(2, 3) * math.cos(0.3)])

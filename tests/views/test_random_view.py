@@ -34,10 +34,10 @@ PLAIN: dict[str, Any] = {
 }
 
 
-def random_batch(patch: tuple[int, ...], samples: int = 2) -> dict[str, Any]:
+def random_batch(raw_patch: tuple[int, ...], samples: int = 2) -> dict[str, Any]:
     """Patches of one channel without dense_targets."""
     return {
-        "image": torch.randn(samples, 1, *patch, generator=torch.Generator().manual_seed(0)),
+        "image": torch.randn(samples, 1, *raw_patch, generator=torch.Generator().manual_seed(0)),
         "key": torch.tensor([[3, 0, 0, row] for row in range(samples)]),
     }
 
@@ -59,15 +59,15 @@ def test_law(
     law: Callable[..., None],
 ) -> None:
     group = RandomView(size_fraction=size_fraction)
-    crop = (6, 10, 8)[: len(spacing)]
-    law(lambda b: flat(group(b, "global", crop, spacing)), batch)
+    patch_size = (6, 10, 8)[: len(spacing)]
+    law(lambda b: flat(group(b, "global", patch_size, spacing)), batch)
 
 
 def test_names_sizes_and_types(batch: dict[str, Any], spacing: tuple[float, ...]) -> None:
-    crop = (7, 10, 8)[: len(spacing)]
-    views = RandomView(count=3, size_fraction=0.5)(batch, "local", crop, spacing)
+    patch_size = (7, 10, 8)[: len(spacing)]
+    views = RandomView(count=3, size_fraction=0.5)(batch, "local", patch_size, spacing)
     assert list(views) == ["local_0", "local_1", "local_2"]
-    size = tuple(round(length * 0.5) for length in crop)
+    size = tuple(round(length * 0.5) for length in patch_size)
     for view in views.values():
         assert view.image.shape == (*batch["image"].shape[:2], *size)
         assert view.matrix.shape == (5, len(spacing), len(spacing) + 1)
@@ -76,17 +76,19 @@ def test_names_sizes_and_types(batch: dict[str, Any], spacing: tuple[float, ...]
     assert not torch.equal(views["local_0"].matrix, views["local_1"].matrix)
 
 
-@pytest.mark.parametrize(("crop", "patch"), [((8, 8), (12, 13)), ((4, 6, 5), (9, 6, 8))])
-def test_with_all_ranges_off_a_view_is_the_centre_crop(
-    crop: tuple[int, ...], patch: tuple[int, ...]
+@pytest.mark.parametrize(("patch_size", "raw_patch"), [((8, 8), (12, 13)), ((4, 6, 5), (9, 6, 8))])
+def test_with_all_ranges_off_a_view_is_the_centre_of_the_raw_patch(
+    patch_size: tuple[int, ...], raw_patch: tuple[int, ...]
 ) -> None:
-    batch, spacing = random_batch(patch), (2.0, 1.0, 1.0)[: len(crop)]
-    view = RandomView(count=1, **PLAIN)(batch, "global", crop, spacing)["global_0"]
-    box = tuple(slice((p - c) // 2, (p - c) // 2 + c) for p, c in zip(patch, crop, strict=True))
+    batch, spacing = random_batch(raw_patch), (2.0, 1.0, 1.0)[: len(patch_size)]
+    view = RandomView(count=1, **PLAIN)(batch, "global", patch_size, spacing)["global_0"]
+    box = tuple(
+        slice((p - c) // 2, (p - c) // 2 + c) for p, c in zip(raw_patch, patch_size, strict=True)
+    )
     wanted = batch["image"][(..., *box)]
     assert torch.equal(view.image, wanted)
     assert view.image.untyped_storage().data_ptr() != batch["image"].untyped_storage().data_ptr()
-    read = sample(batch["image"], view.matrix, crop)
+    read = sample(batch["image"], view.matrix, patch_size)
     torch.testing.assert_close(read, wanted, atol=1e-5, rtol=0)
 
 
@@ -119,11 +121,11 @@ def test_dense_targets_move_with_the_geometry_and_see_no_intensity() -> None:
 
 @pytest.mark.parametrize("size_fraction", [1.0, 0.6])
 @pytest.mark.parametrize(
-    ("crop", "spacing"),
+    ("patch_size", "spacing"),
     [((40, 32), (1.0, 1.5)), ((20, 24, 18), (1.0, 1.0, 2.0)), ((8, 30, 30), (6.0, 1.0, 1.0))],
 )
 def test_patch_size_is_just_large_enough(
-    crop: tuple[int, ...], spacing: tuple[float, ...], size_fraction: float
+    patch_size: tuple[int, ...], spacing: tuple[float, ...], size_fraction: float
 ) -> None:
     """No corner of 3000 views leaves the patch; a patch smaller by 3 voxels is left on each axis.
 
@@ -133,37 +135,42 @@ def test_patch_size_is_just_large_enough(
         **{**PLAIN, "rotation": 25, "scale": (1.2, 1.2), "flip": 0.5},
         size_fraction=size_fraction,
     )
-    patch = group.patch_size(crop, spacing)
-    box = box_of(_views(group, patch, crop, spacing).matrix)
+    raw_patch = group.raw_patch_size(patch_size, spacing)
+    box = box_of(_views(group, raw_patch, patch_size, spacing).matrix)
     assert box.abs().max() <= 1 + 1e-5
-    smaller = tuple(length - 3 for length in patch)
-    box = box_of(_views(group, smaller, crop, spacing).matrix)
+    smaller = tuple(length - 3 for length in raw_patch)
+    box = box_of(_views(group, smaller, patch_size, spacing).matrix)
     assert (box.abs().amax((0, 2)) > 1).all()
 
 
 def test_no_view_leaves_the_patch_with_the_default_ranges() -> None:
     for fraction in (1.0, 0.5):
         group = RandomView(size_fraction=fraction)
-        patch = group.patch_size((32, 32), (1, 1))
-        box = box_of(_views(group, patch, (32, 32), (1, 1)).matrix)
+        raw_patch = group.raw_patch_size((32, 32), (1, 1))
+        box = box_of(_views(group, raw_patch, (32, 32), (1, 1)).matrix)
         assert 0.8 < box.abs().max() <= 1 + 1e-5
 
 
 def _views(
-    group: RandomView, patch: tuple[int, ...], crop: tuple[int, ...], spacing: tuple[float, ...]
+    group: RandomView,
+    raw_patch: tuple[int, ...],
+    patch_size: tuple[int, ...],
+    spacing: tuple[float, ...],
 ) -> View:
     """Matrices of 3000 views, without cutting any image."""
     keys = torch.tensor([[3, 0, 0, row] for row in range(3000)])
-    placement = place(group.geometry, keys, "a", group.size(crop), patch, crop, spacing)
+    placement = place(
+        group.geometry, keys, "a", group.size(patch_size), raw_patch, patch_size, spacing
+    )
     return View(torch.empty(0), placement.matrix(torch.device("cpu")))
 
 
 def test_patch_size_without_ranges_is_the_view() -> None:
-    assert RandomView(**PLAIN).patch_size((40, 32), (1, 3)) == (40, 32)
-    assert RandomView(**PLAIN, size_fraction=0.5).patch_size((40, 32), (1, 3)) == (20, 16)
+    assert RandomView(**PLAIN).raw_patch_size((40, 32), (1, 3)) == (40, 32)
+    assert RandomView(**PLAIN, size_fraction=0.5).raw_patch_size((40, 32), (1, 3)) == (20, 16)
     shrunk = {**PLAIN, "scale": (0.5, 0.5)}
-    assert RandomView(**shrunk).patch_size((40, 32), (1, 3)) == (20, 16)
-    assert RandomView(**shrunk, original_first=True).patch_size((40, 32), (1, 3)) == (40, 32)
+    assert RandomView(**shrunk).raw_patch_size((40, 32), (1, 3)) == (20, 16)
+    assert RandomView(**shrunk, original_first=True).raw_patch_size((40, 32), (1, 3)) == (40, 32)
 
 
 def test_autocast_changes_nothing() -> None:
@@ -213,21 +220,21 @@ def test_bad_parameters_are_refused(knobs: dict[str, Any], message: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("crop", "spacing", "message"),
+    ("patch_size", "spacing", "message"),
     [
-        ((8, 8, 8), (1, 1), "crop is .*allowed are 2 numbers above 0"),
+        ((8, 8, 8), (1, 1), "patch_size is .*allowed are 2 numbers above 0"),
         ((8, 8), (1, 1, 1), "spacing is .*allowed are 2"),
-        ((8, 0), (1, 1), "crop is"),
+        ((8, 0), (1, 1), "patch_size is"),
         ((8, 8), (1, -1), "spacing is"),
     ],
 )
 def test_what_does_not_fit_the_image_is_refused(
-    crop: tuple[int, ...], spacing: tuple[float, ...], message: str
+    patch_size: tuple[int, ...], spacing: tuple[float, ...], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        RandomView()(random_batch((12, 12)), "global", crop, spacing)
+        RandomView()(random_batch((12, 12)), "global", patch_size, spacing)
     with pytest.raises(ValueError, match=r"flip is .*axes 0 to 1"):
-        RandomView(flip=[2]).patch_size((8, 8), (1, 1))
+        RandomView(flip=[2]).raw_patch_size((8, 8), (1, 1))
 
 
 def test_the_registry_takes_plain_values_for_every_knob() -> None:
@@ -237,18 +244,20 @@ def test_the_registry_takes_plain_values_for_every_knob() -> None:
         knob.name: list(knob.default) if isinstance(knob.default, tuple) else knob.default
         for knob in knobs
     }
-    assert RandomView(**plain).patch_size((8, 8), (1, 1)) == RandomView().patch_size((8, 8), (1, 1))
+    assert RandomView(**plain).raw_patch_size((8, 8), (1, 1)) == RandomView().raw_patch_size(
+        (8, 8), (1, 1)
+    )
 
 
 @pytest.mark.gpu
 def test_a_gpu_gives_what_the_cpu_gives(batch: dict[str, Any], spacing: tuple[float, ...]) -> None:
     """All but the noise, whose fields are drawn where they are needed."""
-    group, crop = RandomView(noise=None), (6, 10, 8)[: len(spacing)]
+    group, patch_size = RandomView(noise=None), (6, 10, 8)[: len(spacing)]
     dense_targets = {name: item.cuda() for name, item in batch["dense_targets"].items()}
     on_gpu = {**batch, "image": batch["image"].cuda(), "dense_targets": dense_targets}
-    found = flat(group(on_gpu, "global", crop, spacing))
-    for name, item in flat(group(batch, "global", crop, spacing)).items():
+    found = flat(group(on_gpu, "global", patch_size, spacing))
+    for name, item in flat(group(batch, "global", patch_size, spacing)).items():
         assert found[name].device.type == "cuda"
         torch.testing.assert_close(found[name].cpu(), item, atol=1e-4, rtol=1e-4)
-    noisy = RandomView(noise=(1, 0.1, 0.1))(on_gpu, "global", crop, spacing)["global_0"]
+    noisy = RandomView(noise=(1, 0.1, 0.1))(on_gpu, "global", patch_size, spacing)["global_0"]
     assert noisy.image.isfinite().all()
