@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -45,7 +46,8 @@ def main(source: Path, root: Path, seed: int, kills: int) -> None:
     struck = halfway = 0
     for _ in range(kills):
         if attempt(source, root / "killed", random.uniform(0.2, 1.0) * whole):
-            break
+            shutil.rmtree(root / "killed")  # it got through: once more from the start
+            continue
         struck += 1
         halfway += any((root / "killed" / "raw").rglob("*.partial"))
     assert attempt(source, root / "killed", None)

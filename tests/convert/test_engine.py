@@ -351,7 +351,7 @@ def test_the_wording_of_a_spec_changes_no_job(tree, two_patients, spec, target: 
 
 def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     written: list[str] = []
-    original = engine.perform
+    original = engine.write_volume
 
     def perform(task: VolumeTask, recipe: VolumeRecipe, folder: Path) -> None:
         goal = folder / task.target
@@ -361,7 +361,7 @@ def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         written.append(goal.name)
         original(task, recipe, folder)
 
-    monkeypatch.setattr(engine, "perform", perform)
+    monkeypatch.setattr(engine, "write_volume", perform)
     return written
 
 
