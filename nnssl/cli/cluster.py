@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnssl.cli.command import command
+from nnssl.cluster_maps.fold_maps import DEFAULT_NAME, cluster_dataset
 from nnssl.cluster_maps.recipe import ClusterRecipe
-from nnssl.cluster_maps.task import DEFAULT_NAME, cluster_dataset
 
 
 @command("nnssl_cluster", resumes=True, errors=(RuntimeError,))

@@ -17,7 +17,8 @@ from skimage.filters import threshold_otsu
 
 from nnssl.cluster_maps import recipe as recipes
 from nnssl.cluster_maps.handcrafted import HandcraftedFeatures
-from nnssl.cluster_maps.recipe import MANIFEST, ClusterRecipe, Image
+from nnssl.cluster_maps.makers import Image
+from nnssl.cluster_maps.recipe import MANIFEST, ClusterRecipe
 from nnssl.common.files import temporary, write_json
 from nnssl.common.parallel import for_each
 from nnssl.data.case_store import image_file, open_image
@@ -164,7 +165,7 @@ def _assign(job: MapJob, image: Image) -> None:
         part = np.full(inside.shape, -1, np.int16)
         part[inside] = nearest
         clusters[window] = part
-    _save(clusters, image.map(job.folder))
+    save_map(clusters, image.map(job.folder))
 
 
 def _scaled(
@@ -183,7 +184,7 @@ def _read(job: MapJob, image: Image) -> tuple[np.ndarray, np.ndarray]:
     return voxels, np.ones(voxels.shape[1:], bool) if keep else body(voxels[0])
 
 
-def _save(clusters: np.ndarray, file: Path) -> None:
+def save_map(clusters: np.ndarray, file: Path) -> None:
     """(Z, Y, X) int16 as compressed (1, Z, Y, X), slice by slice; whole or not at all."""
     import blosc2
 

@@ -9,36 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnssl.common.files import read_json, sha256_of
-from nnssl.data.case_store import dense_target_folder, image_file
+from nnssl.data.case_store import image_file
 from nnssl.data.unlabelled.records import voxels_hash
 
 Source = Literal["handcrafted", "self", "dino"]
 MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True)
-class Image:
-    """An image that has a map, or gets one.
-
-    Attributes:
-        identifier: its name.
-        folder: of an image without label (see `Case`); None: a case of the dataset.
-    """
-
-    identifier: str
-    folder: Path | None = None
-
-    def map(self, maps: Path) -> Path:
-        """File of its map among those of a fold."""
-        return dense_target_folder(maps, self.folder) / f"{self.identifier}.b2nd"
-
-    def is_mapped(self, maps: Path) -> bool:
-        """Whether there is a map; that of an image without label must be the younger one."""
-        made = self.map(maps)
-        if self.folder is None or not made.is_file():
-            return made.is_file()
-        source = image_file(self.folder, self.identifier)
-        return made.stat().st_mtime_ns >= source.stat().st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -126,51 +101,6 @@ def stored(folder: Path) -> dict[str, Any]:
 def same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Whether two manifests describe the same maps."""
     return all(a.get(key) == b.get(key) for key in ("recipe", "plans", "cases", "weights"))
-
-
-def check_run(
-    folder: Path,
-    command: str,
-    fold: int | str,
-    plans: str,
-    cases: str,
-    images: Sequence[Image],
-    clusters: int | None,
-) -> None:
-    """Refuse maps that do not fit a pre-training run.
-
-    Args:
-        folder: of the maps of the fold.
-        command: makes maps that do fit.
-        fold, plans, cases: of the run (`voxels_hash`, `cases_hash` of its training cases).
-        images: all that the run reads, validation cases and images without labels included.
-        clusters: K of the objective; None: not known.
-
-    Raises:
-        ValueError: no maps, unfinished ones, or others; the message says how to make them.
-    """
-    found = stored(folder)
-    problem = None
-    if not found:
-        made = sorted(file.parent.name for file in folder.parent.glob(f"fold_*/{MANIFEST}"))
-        problem = f"none were made for fold {fold} (made: {', '.join(made) or 'none'})"
-    elif found["recipe"]["fold"] != fold:
-        problem = f"made for fold {found['recipe']['fold']}, this run is of fold {fold}"
-    elif found["plans"] != plans:
-        problem = "made from other plans (spacing, normalisation or resampling differ)"
-    elif found["cases"] != cases:
-        problem = "fitted on other training cases, or these were preprocessed again"
-    elif clusters is not None and found["recipe"]["clusters"] != clusters:
-        problem = (
-            f"made with {found['recipe']['clusters']} clusters, objective.clusters is {clusters}"
-        )
-    else:
-        missing = [image.identifier for image in images if not image.is_mapped(folder)]
-        problem = (
-            f"{len(missing)} images have no map, for instance {missing[0]}" if missing else None
-        )
-    if problem:
-        raise ValueError(f"cluster maps in {folder}: {problem}. Make them with: {command}")
 
 
 def _sha256_of_file(file: Path) -> str:

@@ -1,6 +1,6 @@
 """Pretext tasks: one file per method, one line in `OBJECTIVES`, one YAML, one test."""
 
-from nnssl.objectives.base import Batch, Context, Objective
+from nnssl.objectives.base import Batch, Context, DenseTargets, Objective
 from nnssl.objectives.clustering import ClusteringObjective
 from nnssl.objectives.contrastive import ContrastiveObjective
 from nnssl.objectives.mae import MAEObjective
@@ -19,4 +19,4 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "pcrlv2": PCRLv2Objective,
 }
 
-__all__ = ["OBJECTIVES", "Batch", "Context", "Objective"]
+__all__ = ["OBJECTIVES", "Batch", "Context", "DenseTargets", "Objective"]

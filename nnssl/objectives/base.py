@@ -22,43 +22,62 @@ class Context:
         input_channels: channels C of the planned network's input.
         patch_size: size of a full-size view in voxels, array order, length d.
         spacing: voxel size in millimetres, array order, length d.
-        samples: raw patches B per step and rank.
         partitions: parts S into which a volume's axis is divided.
-        datasets: number of datasets of origin among the training cases.
-        cases: number of training cases.
     """
 
     input_channels: int
     patch_size: tuple[int, ...]
     spacing: tuple[float, ...]
-    samples: int
     partitions: int = 4
-    datasets: int = 1
-    cases: int = 1
+
+
+@dataclass(frozen=True)
+class DenseTargets:
+    """Integer maps that an objective wants beside every image, cut and moved as the image is.
+
+    Attributes:
+        name: of the maps' folder, and the key of `View.dense_targets`.
+        kind: who makes them, a name in `nnssl.cluster_maps.DENSE_TARGETS`.
+        classes: number K of values, from 0 on; -1 is unknown.
+    """
+
+    name: str
+    kind: str
+    classes: int
 
 
 class Objective(nn.Module):
     """A pretext task: holds the planned U-Net and its own heads, and turns a batch into a loss.
 
     A subclass declares its knobs as keyword-only arguments of its constructor, names in class
-    attributes what it needs, and implements `forward`. The whole objective is the pre-trainer's
-    `network`, so the optimiser, AMP and DDP see every learnable part.
+    attributes what it needs and shows, and implements `forward`. The whole objective is the
+    pre-trainer's `network`, so the optimiser, AMP and DDP see every learnable part.
 
     Class attributes:
         sampling: smallest sampling that makes sense, `"random"` or `"partitioned"`.
         least_samples: raw patches per step that it needs before views may grow; None: as planned.
-        dense_targets: names of the integer maps that travel with the image.
         default_views: view groups used where the YAML names none (group name -> knobs).
         decodes: whether the decoder runs; the budget counts its activations then.
         best: criterion of `checkpoint_best`; None where the lowest loss is no sign of quality.
+        validated: terms that are also logged for the validation, as `val_<term>`.
+        panels: title -> terms that share a panel of `progress.png` (`loss`: beside the losses);
+            every other term gets a panel of its own.
+
+    Attributes:
+        dense_targets: integer maps that travel with the image; the constructor may set them.
+        cluster_count: number K of clusters that `clusters` tells apart; None: it has none.
     """
 
     sampling: ClassVar[Literal["random", "partitioned"]] = "random"
     least_samples: ClassVar[int | None] = None
-    dense_targets: ClassVar[tuple[str, ...]] = ()
     default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {"global": {"count": 1}}
     decodes: ClassVar[bool] = False
     best: ClassVar[Literal["val_loss"] | None] = "val_loss"
+    validated: ClassVar[tuple[str, ...]] = ()
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    dense_targets: tuple[DenseTargets, ...] = ()
+    cluster_count: int | None = None
 
     def __init__(self, network: nn.Module, context: Context) -> None:
         super().__init__()
@@ -77,7 +96,11 @@ class Objective(nn.Module):
         return Trained(encoder_stages=None, decoder_levels=0)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Map a batch with `views` to `loss` (scalar) and detached scalar terms for the log."""
+        """Map a batch with `views` to `loss` (scalar) and detached scalar terms for the log.
+
+        One of the terms is `collapse_loss`, where that is defined: the loss of a network that maps
+        everything to one point.
+        """
         raise TypeError(f"{type(self).__name__} has no forward pass")
 
     def after_step(self, batch: Batch, progress: float) -> None:
@@ -88,9 +111,10 @@ class Objective(nn.Module):
             progress: share of the training that is done, 0 to 1.
         """
 
-    def collapse_loss(self) -> float | None:
-        """Loss of a network that maps everything to one point, or None if not defined."""
-        return None
+    def clusters(self, image: Tensor) -> Tensor:
+        """Cluster of every voxel of images (B, C, *S), (B, *S) int64: the probe compares them with
+        labels."""
+        raise TypeError(f"{type(self).__name__} has no clusters")
 
     def illustrate(self, batch: Batch) -> dict[str, Tensor]:
         """Pictures for the output folder: name -> (rows, columns, H, W) of grey values."""

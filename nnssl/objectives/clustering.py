@@ -53,6 +53,7 @@ class ClusteringObjective(Objective):
     """
 
     best = None
+    validated = ("accuracy",)
     default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {"global": {"count": 2}}
 
     def __init__(
@@ -89,6 +90,7 @@ class ClusteringObjective(Objective):
             normalisation=normalisation,
         )
         self.prototypes = Prototypes(embedding_features, prototypes)
+        self.cluster_count = prototypes
         self.target: Any = None
         if momentum is not None:
             online = (self.network, self.projector, self.prototypes)
@@ -135,15 +137,6 @@ class ClusteringObjective(Objective):
             self.bank.enqueue(self._newest)
         self.change.after_step(next(iter(batch["views"].values())).image, self.clusters)
 
-    @property
-    def cluster_count(self) -> int:
-        """Number of clusters K that `clusters` tells apart."""
-        return len(self.prototypes.weight)
-
-    def collapse_loss(self) -> float | None:
-        """Loss when all embeddings agree: codes and predictions are uniform, ln K."""
-        return math.log(self.cluster_count)
-
     def clusters(self, image: Tensor) -> Tensor:
         """Nearest prototype of every voxel's token, (B, *S) int64."""
         with cluster_metrics.evaluating(self):
@@ -156,7 +149,7 @@ class ClusteringObjective(Objective):
         rows = []
         for view in batch["views"].values():
             image = view.image[:8]
-            painted = cluster_metrics.paint(self.clusters(image), self.cluster_count)
+            painted = cluster_metrics.paint(self.clusters(image), len(self.prototypes.weight))
             rows += [cluster_metrics.shade(image), painted]
         return {"clusters": torch.stack(rows)}
 

@@ -45,6 +45,11 @@ class ContrastiveObjective(Objective):
 
     sampling = "partitioned"
     least_samples = 12
+    validated = ("accuracy",)
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "alignment and uniformity": ("alignment", "uniformity"),
+        "pairs per anchor": ("positives", "negatives"),
+    }
     default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {"global": {"count": 2}}
 
     def __init__(
@@ -81,7 +86,6 @@ class ContrastiveObjective(Objective):
             layers=projector_layers,
             normalisation=normalisation,
         )
-        self._collapse: Tensor | None = None
 
     @property
     def trained(self) -> unet.Trained:
@@ -99,10 +103,6 @@ class ContrastiveObjective(Objective):
             embeddings, positive, negative, self.temperature, rows=self._rows(len(embedding))
         )
         return {"loss": loss, **self._metrics(embeddings.detach(), positive, negative)}
-
-    def collapse_loss(self) -> float | None:
-        """Loss when all embeddings agree: the mean of ln(1 + negatives) over positive pairs."""
-        return None if self._collapse is None else float(self._collapse)
 
     def _rows(self, local: int) -> tuple[int, int]:
         return distributed.rank() * local, (distributed.rank() + 1) * local
@@ -141,7 +141,6 @@ class ContrastiveObjective(Objective):
         per_anchor = positive.gt(0).sum(1).float()
         negatives = negative.sum(1).float()
         collapse = (per_anchor * torch.log1p(negatives)).sum() / per_anchor.sum().clamp_min(1)
-        self._collapse = collapse
         return {
             "accuracy": metrics.contrastive_accuracy(z, positive, negative),
             "alignment": metrics.alignment(z, positive > 0),

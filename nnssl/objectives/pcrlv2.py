@@ -75,6 +75,14 @@ class PCRLv2Objective(ReconstructionObjective):
 
     best = None
     least_samples = 4
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **ReconstructionObjective.panels,
+        "siamese loss (mismatched: views of other samples)": (
+            "global_loss",
+            "local_loss",
+            "mismatched_loss",
+        ),
+    }
     default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "global": {
             "count": 2,
@@ -223,11 +231,10 @@ class PCRLv2Objective(ReconstructionObjective):
         """The siamese part learns when `global_loss` lies below `mismatched_loss`, which compares
         views of different samples; at collapse both are -1."""
         terms = self.trivial(task)
-        self._collapse = terms["collapse_loss"] * (1 + fading) - comparisons
         deepest = whole.embedding[0].detach().flatten(0, 1)
         return {
             **terms,
-            "collapse_loss": self._collapse,
+            "collapse_loss": terms["collapse_loss"] * (1 + fading) - comparisons,
             "mismatched_loss": self._compare(whole, chosen, shift=1),
             "embedding_std": metrics.embedding_std(deepest),
             "effective_rank": metrics.effective_rank(deepest),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nnssl.losses.map_cross_entropy import cluster_shares, map_cross_entropy
 from nnssl.modules import cluster_metrics, metrics, unet
 from nnssl.modules.grids import compose, invert, sample
-from nnssl.objectives.base import Batch, Context, Objective
+from nnssl.objectives.base import Batch, Context, DenseTargets, Objective
 from nnssl.views.view import View
 
 
@@ -47,8 +47,8 @@ class PixelClusteringObjective(Objective):
     Shapes: views (B, C, *S) with dense target (B, *S); logits (B, K, *S).
     """
 
-    dense_targets = ("clusters",)
     decodes = True
+    validated = ("accuracy",)
     default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {"global": {"count": 1}}
 
     def __init__(
@@ -65,13 +65,13 @@ class PixelClusteringObjective(Objective):
         super().__init__(network, context)
         if clusters < 2:
             raise ValueError(f"clusters: found {clusters}, allowed are whole numbers from 2")
-        self.dense_targets = (maps,)  # type: ignore[misc]  # of this run
+        self.dense_targets = (DenseTargets(maps, "clusters", clusters),)
         self.maps, self.count, self.loss, self.skips = maps, clusters, loss, skips
+        self.cluster_count = clusters
         self.balanced = balanced
         convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(context.patch_size)]
         self.head = convolution(unet.output_channels(network)[0], clusters, 1)
         self.change = cluster_metrics.ChangeRate()
-        self._collapse: Tensor | None = None
 
     @property
     def trained(self) -> unet.Trained:
@@ -91,15 +91,6 @@ class PixelClusteringObjective(Objective):
 
     def after_step(self, batch: Batch, progress: float) -> None:
         self.change.after_step(next(iter(batch["views"].values())).image, self.clusters)
-
-    @property
-    def cluster_count(self) -> int:
-        """Number of clusters K that `clusters` tells apart."""
-        return self.count
-
-    def collapse_loss(self) -> float | None:
-        """Loss of the best constant prediction: the entropy of the last batch's targets."""
-        return None if self._collapse is None else float(self._collapse)
 
     def clusters(self, image: Tensor) -> Tensor:
         """Most likely cluster of every voxel, (B, *S) int64."""
@@ -147,10 +138,9 @@ class PixelClusteringObjective(Objective):
         targets = metrics.every_second(targets)
         known = targets >= 0
         shares = cluster_metrics.use(torch.where(known, predicted, -1).flatten(), self.count)
+        collapse = cluster_metrics.entropy(wanted) * math.log(self.count)
         if self.balanced:
-            self._collapse = (wanted > 0).sum().clamp_min(1).log()
-        else:
-            self._collapse = cluster_metrics.entropy(wanted) * math.log(self.count)
+            collapse = (wanted > 0).sum().clamp_min(1).log()
         right = (predicted == targets).float().sum() / known.float().sum().clamp_min(1)
         return {
             "accuracy": right,
@@ -158,5 +148,5 @@ class PixelClusteringObjective(Objective):
             "target_entropy": cluster_metrics.entropy(wanted),
             "known_share": known_share,
             "cluster_change": right.new_tensor(self.change.value),
-            "collapse_loss": self._collapse,
+            "collapse_loss": collapse,  # of the best constant prediction
         }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +54,8 @@ class ReconstructionObjective(Objective):
     """
 
     decodes = True
+    validated = ("mean_image_loss", "identity_loss")
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {"loss": ("mean_image_loss", "identity_loss")}
 
     def __init__(
         self, network: nn.Module, context: Context, *, skips: bool = True, position: float = 0.0
@@ -62,7 +66,6 @@ class ReconstructionObjective(Objective):
         self.skips, self.position = skips, position
         finest = unet.output_channels(network)[0]
         self.locate = PositionHead(finest, len(context.patch_size)) if position else None
-        self._collapse: Tensor | None = None
 
     @classmethod
     def output_channels(cls, input_channels: int) -> int:
@@ -100,25 +103,18 @@ class ReconstructionObjective(Objective):
         assert self.locate is not None
         matrix = batch["views"]["global_0"].matrix
         told = self.locate(features, voxel_positions(batch, matrix, features.shape[2:]))
-        self._collapse = terms["collapse_loss"] + self.position * told.constant
         return {
             **terms,
             "loss": terms["loss"] + self.position * told.loss,
             "reconstruction_loss": terms["loss"].detach(),
             "position_loss": told.loss.detach(),
             "position_error": told.error,
-            "collapse_loss": self._collapse,
+            "collapse_loss": terms["collapse_loss"] + self.position * told.constant,
         }
 
     def trivial(self, task: Corrupted) -> dict[str, Tensor]:
         """Losses of trivial answers to a task, for the log."""
-        terms = trivial_losses(task.target, task.image, task.weight)
-        self._collapse = terms["collapse_loss"]
-        return terms
-
-    def collapse_loss(self) -> float | None:
-        """Loss when every image is answered by the same best number per channel."""
-        return None if self._collapse is None else float(self._collapse)
+        return trivial_losses(task.target, task.image, task.weight)
 
     @torch.no_grad()
     def illustrate(self, batch: Batch) -> dict[str, Tensor]:

@@ -49,8 +49,7 @@ class TrainingProbe:
         """
         self.settings, self.objective, self.seed = settings, objective, seed
         self.device, self.folder, self.log = device, folder, log
-        self.clusters = getattr(objective, "cluster_count", None)
-        self.probe = Probe(fold, settings, device, clusters=self.clusters)
+        self.probe = Probe(fold, settings, device, clusters=objective.cluster_count)
         self._cases: tuple[ProbeCases, str | None] | None = None
         self._others: dict[str, EncoderResult] = {}
 

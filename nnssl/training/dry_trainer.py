@@ -20,7 +20,6 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
-from nnssl.cluster_maps.task import check_dense_targets
 from nnssl.common.files import read_json
 from nnssl.config import TRAINER_PREFIX
 from nnssl.training.factory import trainer_class
@@ -178,7 +177,7 @@ def build(name: str, job: DryRun) -> nnUNetTrainer:
         trainer.disable_checkpointing = True
         trainer.initialize()
         if isinstance(trainer, PretrainingSetup):
-            check_dense_targets(trainer)
+            trainer.check_dense_targets()
     return trainer
 
 

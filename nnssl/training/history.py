@@ -7,49 +7,32 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def _nmi(key: str) -> tuple[str, ...]:
-    """The run's own clusters, and k-means on the encoders."""
-    return (f"{key}_clusters", key, f"{key}_random", f"{key}_reference")
+def _encoders(key: str) -> tuple[str, ...]:
+    """A term of the run's encoder, of a random one and of the reference."""
+    return key, f"{key}_random", f"{key}_reference"
 
 
-SIAMESE = ("global_loss", "local_loss", "mismatched_loss")
-PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (
-        "loss",
-        ("train_loss", "val_loss", "collapse_loss", "mean_image_loss", "identity_loss"),
+# Panels of every run: title -> terms. A validated term `val_x` is drawn beside x; what stands in no
+# panel gets one of its own.
+LOSS = {"loss": ("train_loss", "val_loss", "collapse_loss")}
+PANELS = {
+    "probe: Dice of frozen features": _encoders("probe_dice"),
+    "probe: error of the axial position": (
+        *_encoders("probe_position_error"),
+        "probe_position_chance",
     ),
-    ("accuracy", ("accuracy", "val_accuracy")),
-    ("siamese loss (mismatched: views of other samples)", SIAMESE),
-    ("alignment and uniformity", ("alignment", "uniformity")),
-    ("embedding: standard deviation", ("embedding_std",)),
-    ("embedding: effective rank", ("effective_rank",)),
-    ("pairs per anchor", ("positives", "negatives")),
-    ("probe: Dice of frozen features", ("probe_dice", "probe_dice_random", "probe_dice_reference")),
-    (
-        "probe: error of the axial position",
-        (
-            "probe_position_error",
-            "probe_position_error_random",
-            "probe_position_error_reference",
-            "probe_position_chance",
-        ),
+    "probe: effective rank of slices": _encoders("probe_effective_rank"),
+    "probe: NMI of clusters and labels": ("probe_nmi_clusters", *_encoders("probe_nmi")),
+    "probe: the same, classes balanced": (
+        "probe_nmi_balanced_clusters",
+        *_encoders("probe_nmi_balanced"),
     ),
-    (
-        "probe: effective rank of slices",
-        (
-            "probe_effective_rank",
-            "probe_effective_rank_random",
-            "probe_effective_rank_reference",
-        ),
-    ),
-    ("probe: NMI of clusters and labels", _nmi("probe_nmi")),
-    ("probe: the same, classes balanced", _nmi("probe_nmi_balanced")),
-    ("learning rate", ("learning_rate",)),
-    ("images per second", ("images_per_second",)),
-    ("seconds per epoch", ("epoch_seconds", "seconds_waited", "probe_seconds")),
-    ("seconds per step", ("seconds_per_step",)),
-    ("steps skipped so far (loss not finite)", ("skipped_steps",)),
-)
+    "learning rate": ("learning_rate",),
+    "images per second": ("images_per_second",),
+    "seconds per epoch": ("epoch_seconds", "seconds_waited", "probe_seconds"),
+    "seconds per step": ("seconds_per_step",),
+    "steps skipped so far (loss not finite)": ("skipped_steps",),
+}
 
 
 class History:
@@ -75,18 +58,17 @@ class History:
         column = self.values.get(key, [])
         return column[-1] if column else None
 
-    def plot(self, file: Path) -> None:
-        """Draw every known panel, and the weight change per stage; other terms get their own."""
+    def plot(self, file: Path, panels_of_objective: Mapping[str, tuple[str, ...]]) -> None:
+        """Draw the panels of the objective and those of every run."""
         import matplotlib
 
         matplotlib.use("agg")
         from matplotlib import pyplot as plt
 
-        panels = [(title, [k for k in keys if k in self.values]) for title, keys in self._panels()]
-        panels = [(title, keys) for title, keys in panels if keys]
+        panels = self.panels(panels_of_objective)
         rows = (len(panels) + 2) // 3
         figure, axes = plt.subplots(rows, 3, figsize=(15, 3.2 * rows), squeeze=False)
-        for axis, (title, keys) in zip(axes.flat, panels, strict=False):
+        for axis, (title, keys) in zip(axes.flat, panels.items(), strict=False):
             for key in keys:
                 axis.plot(*self._line(key), label=key, marker="." if self._sparse(key) else None)
             axis.set(title=title, xlabel="epoch")
@@ -111,8 +93,16 @@ class History:
     def _sparse(key: str) -> bool:
         return key.startswith("probe_")
 
-    def _panels(self) -> list[tuple[str, tuple[str, ...]]]:
-        known = {key for _, keys in PANELS for key in keys}
+    def panels(self, of_objective: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
+        """Title -> the terms that there are; every term is in one panel."""
         change = tuple(sorted(k for k in self.values if k.startswith("weight_change")))
-        other = [(k, (k,)) for k in sorted(self.values) if k not in known and k not in change]
-        return [*PANELS, ("relative change of the encoder's weights", change), *other]
+        common = {**PANELS, "relative change of the encoder's weights": change}
+        first = {**LOSS, **of_objective, "loss": (*LOSS["loss"], *of_objective.get("loss", ()))}
+        grouped = {key for keys in {**first, **common}.values() for key in keys}
+        beside = {f"val_{key}" for key in self.values}
+        alone = {key: (key,) for key in sorted({*self.values} - grouped - beside)}
+        return {
+            title: found
+            for title, keys in {**first, **alone, **common}.items()
+            if (found := [k for key in keys for k in (key, f"val_{key}") if k in self.values])
+        }

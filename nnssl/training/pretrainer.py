@@ -8,7 +8,6 @@ from typing import Any
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import distributed as dist
 
-from nnssl.cluster_maps.task import check_dense_targets, make_dense_targets
 from nnssl.common.files import read_json, write_json
 from nnssl.config import completed
 from nnssl.data.case_table import describe_axes
@@ -52,8 +51,8 @@ class nnSSLPretrainer(Interruptible, PretrainingLoop):
             self.print_to_log_file,
         )
         self.probe.check()
-        make_dense_targets(self)
-        check_dense_targets(self)
+        self.make_dense_targets()
+        self.check_dense_targets()
         self.stop.install()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         if self.local_rank == 0:

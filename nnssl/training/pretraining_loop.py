@@ -19,7 +19,6 @@ from nnssl.training.pictures import save_pictures
 from nnssl.training.pretraining_setup import PretrainingSetup
 
 SECONDS_BETWEEN_PLOTS = 30.0
-ALSO_VALIDATED = ("accuracy", "mean_image_loss", "identity_loss")
 
 
 class PretrainingLoop(PretrainingSetup):
@@ -146,7 +145,7 @@ class PretrainingLoop(PretrainingSetup):
     def on_validation_epoch_end(self, val_outputs: list[Mapping[str, float]]) -> None:
         means = self._means(val_outputs)
         self._epoch_log["val_loss"] = means.get("loss")
-        for term in ALSO_VALIDATED:
+        for term in self.objective.validated:
             if term in means:
                 self._epoch_log[f"val_{term}"] = means[term]
 
@@ -216,6 +215,6 @@ class PretrainingLoop(PretrainingSetup):
         folder, last = Path(self.output_folder), self.current_epoch == self.num_epochs
         if last or time() - self._last_plot > SECONDS_BETWEEN_PLOTS:
             self._last_plot = time()
-            self.history.plot(folder / "progress.png")
+            self.history.plot(folder / "progress.png", self.objective.panels)
         if last or self.current_epoch % self.settings.picture_every == 0:
             save_pictures(self, folder / "pictures", f"epoch_{self.current_epoch:04d}")

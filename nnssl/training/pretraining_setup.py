@@ -15,6 +15,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nnssl.cluster_maps import DENSE_TARGETS, Image, TargetRun
 from nnssl.config import Config, Groups, Schema, bind, read_config
 from nnssl.data.budget import Budget, BudgetRequest, divide_voxels, find_raw_patch, median_shape
 from nnssl.data.case_store import Case
@@ -179,10 +180,7 @@ class PretrainingSetup(nnUNetTrainer):
             self.num_input_channels,
             self.budget.patch_size,
             tuple(self.configuration_manager.spacing)[-len(self.budget.patch_size) :],
-            self.budget.samples,
-            partitions=self.sampling.partitions,
-            datasets=len({case.dataset for case in self.drawn_cases}),
-            cases=len(self.drawn_cases),
+            self.sampling.partitions,
         )
         objective = kind(network, context, **knobs)
         unet.freeze_untrained(network, objective.trained)
@@ -217,6 +215,26 @@ class PretrainingSetup(nnUNetTrainer):
         largest = [max(sizes) for sizes in zip(*wanted, strict=True)]
         voxels = math.prod(planned) * manager.batch_size
         return Budget(patch_size, find_raw_patch(patch_size, largest), samples, views, voxels)
+
+    def make_dense_targets(self) -> None:
+        """Have the maps made that the objective wants and this run lacks."""
+        for wanted in self.objective.dense_targets:
+            maker = DENSE_TARGETS[wanted.kind]
+            maker.make(wanted, self._target_run(), self.print_to_log_file)
+
+    def check_dense_targets(self) -> None:
+        """Refuse maps that are missing or were made for another run (ValueError)."""
+        for wanted in self.objective.dense_targets:
+            DENSE_TARGETS[wanted.kind].check(wanted, self._target_run())
+
+    def _target_run(self) -> TargetRun:
+        return TargetRun(
+            self.folders,
+            self.plans_manager.plans,
+            self.configuration_name,
+            tuple(case.identifier for case in self.train_cases),
+            tuple(Image(c.identifier, c.folder) for c in (*self.drawn_cases, *self.val_cases)),
+        )
 
     def probe_fold(self) -> ProbeFold:
         """What the probe looks at: this run's fold."""
@@ -276,7 +294,7 @@ class PretrainingSetup(nnUNetTrainer):
         return batch_maker(
             self.drawn_cases,
             self.folders,
-            self.objective.dense_targets,
+            [wanted.name for wanted in self.objective.dense_targets],
             self.budget.patch_size,
             self.budget.raw_patch,
             self.budget.samples,

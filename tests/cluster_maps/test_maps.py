@@ -14,13 +14,8 @@ import pytest
 import torch
 
 from nnssl.cluster_maps import maps
+from nnssl.cluster_maps.fold_maps import cluster_dataset, fold_cases
 from nnssl.cluster_maps.recipe import ClusterRecipe, stored
-from nnssl.cluster_maps.task import (
-    check_dense_targets,
-    cluster_dataset,
-    fold_cases,
-    make_dense_targets,
-)
 from nnssl.common.locks import held
 from nnssl.data.loader import RawPatchReader
 from nnssl.training.factory import trainer_class
@@ -121,25 +116,26 @@ def test_a_run_refuses_maps_that_do_not_fit_and_takes_those_that_do(
     trainer.initialize()
     command = "nnssl_cluster -d 999 -c 2d -p nnUNetPlans -f 0 --name clusters -k 4"
     with pytest.raises(ValueError, match=f"none were made for fold 0 .made: none.*{command}"):
-        check_dense_targets(trainer)
+        trainer.check_dense_targets()
     folder = make(tiny_dataset)
-    check_dense_targets(trainer)
+    trainer.check_dense_targets()
     other = tiny_dataset.trainer(kind, fold=1)
     other.initialize()
     another = command.replace("-f 0", "-f 1")
     with pytest.raises(ValueError, match=f"for fold 1 .made: fold_0.*{another}"):
-        check_dense_targets(other)
-    trainer.objective.count = 7
+        other.check_dense_targets()
+    fitting = trainer.objective.dense_targets
+    trainer.objective.dense_targets = (replace(fitting[0], classes=7),)
     with pytest.raises(ValueError, match=r"made with 4 clusters, objective.clusters is 7"):
-        check_dense_targets(trainer)
-    trainer.objective.count = 4
+        trainer.check_dense_targets()
+    trainer.objective.dense_targets = fitting
     trainer.run_training()
     assert trainer.history.last("train_loss") is not None
     assert 0 < trainer.history.last("cluster_entropy") <= 1
     assert (Path(trainer.output_folder) / "pictures" / "epoch_0001_clusters.png").is_file()
     (folder / "p0_f0.b2nd").unlink()
     with pytest.raises(ValueError, match="1 images have no map, for instance p0_f0"):
-        check_dense_targets(trainer)
+        trainer.check_dense_targets()
 
 
 def test_a_run_makes_the_maps_that_it_lacks_and_leaves_others_alone(
@@ -158,13 +154,13 @@ def test_a_run_makes_the_maps_that_it_lacks_and_leaves_others_alone(
         **asdict(ClusterRecipe(clusters=4)),
         "scales": list(ClusterRecipe.scales),
     }
-    make_dense_targets(trainer)
+    trainer.make_dense_targets()
     assert times(folder) == made
 
     other = make(tiny_dataset)  # RECIPE, not the default
     (other / "p1_f0.b2nd").unlink()
     before = times(other)
-    make_dense_targets(trainer)
+    trainer.make_dense_targets()
     after = times(other)
     assert set(after) - set(before) == {"p1_f0.b2nd"}
     assert {name: after[name] for name in before} == before
@@ -172,9 +168,9 @@ def test_a_run_makes_the_maps_that_it_lacks_and_leaves_others_alone(
 
     dino = tiny_dataset.trainer(trainer_class("nnSSLDino"))
     dino.initialize()
-    make_dense_targets(dino)
+    dino.make_dense_targets()
     with pytest.raises(ValueError, match=r"none were made for fold 0.*--name dino"):
-        check_dense_targets(dino)
+        dino.check_dense_targets()
 
 
 def test_maps_that_another_process_makes_are_waited_for(tiny_dataset: Any) -> None:
@@ -204,7 +200,7 @@ def test_every_fold_reads_its_own_maps(tiny_dataset: Any, trainer_yaml: Any) -> 
     for fold in (0, 1):
         trainer = tiny_dataset.trainer(trainer_class("nnSSLFoldPixels"), fold=fold)
         trainer.initialize()
-        check_dense_targets(trainer)
+        trainer.check_dense_targets()
         assert trainer.batch_maker.reader.dense_targets == {"clusters": folders[fold]}
     blosc2.asarray(np.full((1, 8, 40, 40), 2, np.int16), urlpath=str(folders[1] / "x.b2nd"))
     (folders[1] / "x.b2nd").replace(folders[1] / "p2_f0.b2nd")

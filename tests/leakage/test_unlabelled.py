@@ -14,8 +14,8 @@ import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
+from nnssl.cluster_maps.fold_maps import cluster_dataset
 from nnssl.cluster_maps.recipe import ClusterRecipe
-from nnssl.cluster_maps.task import check_dense_targets, cluster_dataset
 from nnssl.common.files import read_json, write_json
 from nnssl.data.thumbnails import CELLS
 from nnssl.data.unlabelled.preprocess import remove
@@ -76,7 +76,7 @@ def test_images_of_training_patients_enter_batches(
     assert set(next(loader)["identifier"]) == {"p0_f0", "p0_f1"}
     loader.close()
     assert (pool / "occupancy" / "p1_4d_frame01.npz").is_file()
-    assert trainer.objective.context.cases == 10
+    assert len(trainer.drawn_cases) == 10
 
 
 def check_voxels(image: torch.Tensor, box: torch.Tensor, whole: np.ndarray) -> None:
@@ -176,10 +176,10 @@ def test_runs_with_companion_arrays_draw_them_with_theirs(
     trainer.initialize()
     frames = {"p1_4d_frame01", "p1_4d_frame02"}
     with pytest.raises(ValueError, match=r"2 images have no map, for instance p1_4d_frame01.*-f 0"):
-        check_dense_targets(trainer)
+        trainer.check_dense_targets()
     assert make_maps(tiny_dataset) == folder
     assert {file.stem for file in (folder / "unlabelled" / "cine").glob("*.b2nd")} == frames
-    check_dense_targets(trainer)
+    trainer.check_dense_targets()
     seen = set()
     for batch in batches(trainer):
         maps = batch["dense_targets"]["clusters"]
@@ -192,9 +192,9 @@ def test_runs_with_companion_arrays_draw_them_with_theirs(
     image, made = pool / "p1_4d_frame01.b2nd", folder / "unlabelled" / "cine"
     os.utime(image, ns=(0, (made / image.name).stat().st_mtime_ns + 1))
     with pytest.raises(ValueError, match="1 images have no map, for instance p1_4d_frame01"):
-        check_dense_targets(trainer)
+        trainer.check_dense_targets()
     make_maps(tiny_dataset)
-    check_dense_targets(trainer)
+    trainer.check_dense_targets()
 
 
 def make_maps(dataset: Any) -> Path:

@@ -68,7 +68,7 @@ class Subject:
         network = make_unet(dimension, residual, channels=channels, classes=classes)
         self.plain_keys = set(network.state_dict())
         patch_size = (16, 16) if dimension == 2 else (8, 16, 16)
-        context = Context(channels, patch_size, (1.0,) * dimension, SAMPLES, partitions=PARTS)
+        context = Context(channels, patch_size, (1.0,) * dimension, partitions=PARTS)
         torch.manual_seed(3)
         self.objective = self.kind(network, context)
         unet.freeze_untrained(self.objective.network, self.objective.trained)
@@ -171,6 +171,6 @@ def test_after_step_moves_targets_and_never_the_online_network(subject: Subject)
 
 
 def test_forbidden_network_is_named() -> None:
-    context = Context(1, (16, 16), (1.0, 1.0), SAMPLES)
+    context = Context(1, (16, 16), (1.0, 1.0))
     with pytest.raises(ValueError, match="PlainConvUNet"):
         OBJECTIVES["contrastive"](nn.Conv2d(1, 1, 3), context)

@@ -17,7 +17,7 @@ from nnssl.objectives.models_genesis import ModelsGenesisObjective
 
 def objective(make_unet: Callable[..., nn.Module], **knobs: Any) -> ModelsGenesisObjective:
     torch.manual_seed(0)
-    context = Context(1, (16, 16), (1.0, 1.0), 4)
+    context = Context(1, (16, 16), (1.0, 1.0))
     made = ModelsGenesisObjective(make_unet(2, classes=1), context, **knobs)
     unet.freeze_untrained(made.network, made.trained)
     return made

@@ -12,7 +12,7 @@ from test_contract import make_batch
 from torch import Tensor, nn
 
 from nnssl.modules import unet
-from nnssl.objectives import Context
+from nnssl.objectives import Context, DenseTargets
 from nnssl.objectives.pixel_clustering import PixelClusteringObjective
 from nnssl.views import RandomView
 
@@ -23,7 +23,7 @@ STILL = {"rotation": 0.0, "scale": (1.0, 1.0), "stretch": 1.0, "shift": 0.0, "fl
 
 def objective(make_unet: Callable[..., nn.Module], **knobs: Any) -> PixelClusteringObjective:
     torch.manual_seed(0)
-    context = Context(1, PATCH_SIZE, (1.0, 1.0), 4)
+    context = Context(1, PATCH_SIZE, (1.0, 1.0))
     made = PixelClusteringObjective(make_unet(2), context, **{"clusters": CLUSTERS, **knobs})
     unet.freeze_untrained(made.network, made.trained)
     return made
@@ -93,11 +93,10 @@ def test_collapse_value_is_the_entropy_of_the_targets(make_unet: Callable[..., n
     shares = torch.bincount(target[target >= 0], minlength=CLUSTERS) / (target >= 0).sum()
     constant = shares.log().reshape(1, -1, 1, 1).expand(4, CLUSTERS, *PATCH_SIZE)
     object.__setattr__(made, "_logits", lambda images: constant)
-    loss = float(made(whole)["loss"])
-    assert made.collapse_loss() == pytest.approx(loss, rel=1e-4)
+    terms = made(whole)
+    assert float(terms["collapse_loss"]) == pytest.approx(float(terms["loss"]), rel=1e-4)
     balanced = objective(make_unet, loss="cross_entropy", balanced=True)
-    balanced(whole)
-    assert balanced.collapse_loss() == pytest.approx(math.log(4))
+    assert float(balanced(whole)["collapse_loss"]) == pytest.approx(math.log(4))
 
 
 def test_learns_intensity_clusters(make_unet: Callable[..., nn.Module]) -> None:
@@ -121,8 +120,8 @@ def test_whole_network_is_trained_and_named_maps_are_read(
     make_unet: Callable[..., nn.Module],
 ) -> None:
     made = objective(make_unet, maps="dino", skips=False)
-    assert made.dense_targets == ("dino",)
-    assert PixelClusteringObjective.dense_targets == ("clusters",)
+    assert made.dense_targets == (DenseTargets("dino", "clusters", CLUSTERS),)
+    assert made.cluster_count == CLUSTERS
     assert not made.trained.skips
     keys: list[str] = unet.trained_keys(made.network, made.trained)
     assert any(key.startswith("decoder.stages.1.") for key in keys)

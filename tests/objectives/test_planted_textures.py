@@ -36,7 +36,7 @@ def planted(seed: int, samples: int = 6, size: int = 56) -> tuple[Tensor, Tensor
 def textured() -> ClusteringObjective:
     """Twice as many prototypes as textures: cells that see two textures may have their own."""
     torch.manual_seed(0)
-    context = Context(1, PLANTED_PATCH_SIZE, (1.0, 1.0), 6)
+    context = Context(1, PLANTED_PATCH_SIZE, (1.0, 1.0))
     knobs = {"hidden_features": 32, "embedding_features": 8, "background_weight": 1.0, "stage": 1}
     network = build_unet(2, features=(8, 16, 16))
     made = ClusteringObjective(network, context, prototypes=2 * TEXTURES, **knobs)

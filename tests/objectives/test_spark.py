@@ -19,7 +19,7 @@ PATCH_SIZES = {2: (16, 16), 3: (8, 16, 16)}
 
 def objective(make_unet: Callable[..., nn.Module], dimension: int = 2, **knobs: Any) -> Any:
     torch.manual_seed(0)
-    context = Context(1, PATCH_SIZES[dimension], (1.0,) * dimension, 4)
+    context = Context(1, PATCH_SIZES[dimension], (1.0,) * dimension)
     made = SparkObjective(make_unet(dimension, classes=1), context, **knobs)
     unet.freeze_untrained(made.network, made.trained)
     return made

@@ -56,7 +56,7 @@ def made(
     kind: type[ReconstructionObjective], make_unet: Callable[..., nn.Module], **knobs: Any
 ) -> ReconstructionObjective:
     torch.manual_seed(0)
-    context = Context(1, PATCH_SIZES[2], (1.0, 1.0), 4)
+    context = Context(1, PATCH_SIZES[2], (1.0, 1.0))
     objective = kind(make_unet(2, classes=1), context, **knobs)
     unet.freeze_untrained(objective.network, objective.trained)
     return objective
@@ -108,7 +108,6 @@ def test_the_weight_adds_the_error_of_voxels_inside_the_volume(
     terms = values(objective, batch)
     expected = without["collapse_loss"] + 0.5 * terms["position_loss"]
     assert terms["collapse_loss"] == pytest.approx(expected, rel=1e-4)
-    assert objective.collapse_loss() == pytest.approx(terms["collapse_loss"])
 
 
 @pytest.mark.parametrize("kind", FAMILY)

@@ -30,7 +30,7 @@ def _trainer(plans: dict[str, Any], dataset_json: dict[str, Any]) -> Any:
     preflight.check_export = lambda *_: None  # nnU-Net's own loader wants CUDA here
     trainer = trainer_class(NAME)(deepcopy(plans), "2d", 0, dataset_json)
     trainer.device, trainer.grad_scaler = torch.device("cpu"), None
-    trainer.history.plot = lambda file: None
+    trainer.history.plot = lambda *_: None
     return trainer
 
 

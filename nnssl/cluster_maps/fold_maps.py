@@ -1,0 +1,197 @@
+"""The cluster maps of one fold: made by a command or for a run, and checked before a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+from nnssl.cluster_maps import recipe as recipes
+from nnssl.cluster_maps.makers import Image, TargetRun
+from nnssl.cluster_maps.maps import MapJob, make_maps
+from nnssl.cluster_maps.recipe import MANIFEST, ClusterRecipe
+from nnssl.common.files import read_json, write_json
+from nnssl.common.locks import held
+from nnssl.data.pretraining_data import DataFolders
+from nnssl.data.unlabelled.preprocess import complete
+from nnssl.data.unlabelled.records import pools, voxels_hash
+from nnssl.nnunet import folds
+from nnssl.nnunet.splits import SPLITS_FILE
+from nnssl.objectives import DenseTargets
+
+DEFAULT_NAME = "clusters"  # of the dense targets
+LOCKS = "locks"  # beside the folders of the folds
+SEGMENTATION = "_seg"  # ends the names of nnU-Net's files of labels
+
+
+def cluster_dataset(
+    root: Path,
+    dataset_id: int,
+    configuration: str,
+    plans_name: str,
+    recipe: ClusterRecipe,
+    name: str,
+    workers: int,
+) -> tuple[Path, list[float]]:
+    """Make the cluster maps of a configuration.
+
+    Maps that another process is making are waited for.
+
+    Args:
+        root: `nnUNet_preprocessed`.
+        dataset_id, configuration, plans_name: as in nnU-Net's commands.
+        recipe: the knobs.
+        name: of the dense targets.
+        workers: processes.
+
+    Returns:
+        The folder of the maps and the share of each cluster.
+
+    Raises:
+        ValueError: dataset, plans, configuration or preprocessed images are not there.
+    """
+    dataset = _dataset(root, dataset_id)
+    file = dataset / f"{plans_name}.json"
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist; plan first: nnUNetv2_plan_experiment")
+    plans = read_json(file)
+    if configuration not in plans["configurations"]:
+        known = ", ".join(plans["configurations"])
+        raise ValueError(f"-c: found {configuration}, {file.name} has {known}")
+    identifier = _configuration(plans, configuration)["data_identifier"]
+    folders = DataFolders.of(dataset / identifier, recipe.fold)
+    if not folders.preprocessed.is_dir():
+        raise ValueError(f"{folders.preprocessed} does not exist; run first: nnUNetv2_preprocess")
+    return _make(folders, plans, configuration, recipe, name, workers)
+
+
+def _make(
+    folders: DataFolders,
+    plans: Mapping[str, Any],
+    configuration: str,
+    recipe: ClusterRecipe,
+    name: str,
+    workers: int,
+) -> tuple[Path, list[float]]:
+    training, cases = fold_cases(folders.preprocessed, recipe.fold)
+    planned = _configuration(plans, configuration)
+    patch = tuple(int(n) for n in planned["patch_size"])
+    spacing = tuple(float(s) for s in planned["spacing"])[-len(patch) :]
+    job = MapJob(folders.preprocessed, folders.dense_target(name), recipe, spacing, patch)
+    images = [*map(Image, cases), *_without_labels(folders.own)]
+    with held(job.folder.parent / LOCKS / job.folder.name):
+        return job.folder, make_maps(job, plans, planned, training, images, workers)
+
+
+def fold_cases(preprocessed: Path, fold: int | str) -> tuple[list[str], list[str]]:
+    """Training cases of a fold, and training and validation cases together."""
+    files = (file for file in preprocessed.iterdir() if file.suffix in (".b2nd", ".npy", ".npz"))
+    cases = sorted({file.stem for file in files if not file.stem.endswith(SEGMENTATION)})
+    if fold == "all":
+        return cases, cases
+    folds.check(preprocessed, fold)
+    file = preprocessed.parent / SPLITS_FILE
+    if not file.is_file():
+        from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+        write_json(file, generate_crossval_split(cases, seed=12345, n_splits=5))  # as nnU-Net does
+    split = read_json(file)[int(fold)]
+    return sorted(split["train"]), sorted([*split["train"], *split["val"]])
+
+
+def make_missing(wanted: DenseTargets, run: TargetRun, log: Callable[[str], None]) -> None:
+    """Make the cluster maps that a run lacks; what it has is left to `check_maps`.
+
+    Maps of the default name are made by the default recipe. Maps whose making was interrupted, or
+    that lack images without labels, are completed by their own recipe, whatever their name.
+    """
+    recipe = _recipe(wanted, run)
+    if recipe is None:
+        return
+    log(
+        f"Cluster maps {wanted.name!r} of fold {run.folders.fold} are made ({recipe.source} "
+        f"features, {recipe.clusters} clusters); nnssl_cluster makes others"
+    )
+    workers = max(1, get_allowed_n_proc_DA())
+    _make(run.folders, run.plans, run.configuration, recipe, wanted.name, workers)
+
+
+def _recipe(wanted: DenseTargets, run: TargetRun) -> ClusterRecipe | None:
+    """By what missing maps are to be made; None where none are missing or others are there."""
+    folder = run.folders.dense_target(wanted.name)
+    found = recipes.stored(folder)
+    if not found:
+        known = wanted.name == DEFAULT_NAME
+        return ClusterRecipe(clusters=wanted.classes, fold=run.folders.fold) if known else None
+    if any(found[key] != value for key, value in _hashes(run).items()):
+        return None
+    if all(image.is_mapped(folder) for image in run.images):
+        return None
+    return ClusterRecipe(**{**found["recipe"], "scales": tuple(found["recipe"]["scales"])})
+
+
+def check_maps(wanted: DenseTargets, run: TargetRun) -> None:
+    """Refuse a pre-training run whose cluster maps are missing or were made for another one.
+
+    Raises:
+        ValueError: with the command that makes them.
+    """
+    folder = run.folders.dense_target(wanted.name)
+    problem = _problem(folder, wanted, run)
+    if problem:
+        number = int(run.plans["dataset_name"][len("Dataset") :].split("_")[0])
+        raise ValueError(
+            f"cluster maps in {folder}: {problem}. Make them with: nnssl_cluster -d {number} "
+            f"-c {run.configuration} -p {run.plans['plans_name']} -f {run.folders.fold} "
+            f"--name {wanted.name} -k {wanted.classes}"
+        )
+
+
+def _problem(folder: Path, wanted: DenseTargets, run: TargetRun) -> str | None:
+    found, fold, hashes = recipes.stored(folder), run.folders.fold, _hashes(run)
+    if not found:
+        made = sorted(file.parent.name for file in folder.parent.glob(f"fold_*/{MANIFEST}"))
+        return f"none were made for fold {fold} (made: {', '.join(made) or 'none'})"
+    recipe = found["recipe"]
+    if recipe["fold"] != fold:
+        return f"made for fold {recipe['fold']}, this run is of fold {fold}"
+    if found["plans"] != hashes["plans"]:
+        return "made from other plans (spacing, normalisation or resampling differ)"
+    if found["cases"] != hashes["cases"]:
+        return "fitted on other training cases, or these were preprocessed again"
+    if recipe["clusters"] != wanted.classes:
+        return f"made with {recipe['clusters']} clusters, objective.clusters is {wanted.classes}"
+    missing = [image.identifier for image in run.images if not image.is_mapped(folder)]
+    return f"{len(missing)} images have no map, for instance {missing[0]}" if missing else None
+
+
+def _hashes(run: TargetRun) -> dict[str, str]:
+    """What the run's maps must have been made from."""
+    return {
+        "plans": voxels_hash(run.plans, _configuration(run.plans, run.configuration)),
+        "cases": recipes.cases_hash(run.folders.preprocessed, run.training),
+    }
+
+
+def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The planned configuration, with what it inherits."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    found: dict[str, Any] = PlansManager(dict(plans)).get_configuration(name).configuration
+    return found
+
+
+def _without_labels(own: Path) -> list[Image]:
+    """Every image of `nnssl_preprocess_unlabelled`; the run chooses which of them it may see."""
+    found = pools(own).values()
+    return [Image(image.identifier, folder) for folder in found for image in complete(folder)]
+
+
+def _dataset(root: Path, number: int) -> Path:
+    found = sorted(root.glob(f"Dataset{number:03d}_*"))
+    if len(found) != 1:
+        names = [folder.name for folder in found] or "none"
+        raise ValueError(f"{root} must have one folder of dataset {number}; found {names}")
+    return found[0]

@@ -1,0 +1,71 @@
+"""What makers of dense targets are told about a run, and what they do for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnssl.data.case_store import dense_target_folder, image_file
+from nnssl.data.pretraining_data import DataFolders
+from nnssl.objectives import DenseTargets
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image that has a map, or gets one.
+
+    Attributes:
+        identifier: its name.
+        folder: of an image without label (see `Case`); None: a case of the dataset.
+    """
+
+    identifier: str
+    folder: Path | None = None
+
+    def map(self, maps: Path) -> Path:
+        """File of its map among those of a fold."""
+        return dense_target_folder(maps, self.folder) / f"{self.identifier}.b2nd"
+
+    def is_mapped(self, maps: Path) -> bool:
+        """Whether there is a map; that of an image without label must be the younger one."""
+        made = self.map(maps)
+        if self.folder is None or not made.is_file():
+            return made.is_file()
+        source = image_file(self.folder, self.identifier)
+        return made.stat().st_mtime_ns >= source.stat().st_mtime_ns
+
+
+@dataclass(frozen=True)
+class TargetRun:
+    """A pre-training run, as far as its dense targets depend on it.
+
+    Attributes:
+        folders: where images are read, and maps written (`folders.dense_target(name)`).
+        plans: nnU-Net's.
+        configuration: name of the configuration.
+        training: identifiers of the training cases: nothing else may be learned from.
+        images: all that the run reads, validation cases and images without labels included.
+    """
+
+    folders: DataFolders
+    plans: Mapping[str, Any]
+    configuration: str
+    training: tuple[str, ...]
+    images: tuple[Image, ...]
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Who makes dense targets of one kind.
+
+    Attributes:
+        make: makes what a run lacks, before its first step, and logs it; every rank calls this at
+            once, so one works and the others wait.
+        check: refuses, by a ValueError that tells the way out, maps that are missing or were made
+            for something else.
+    """
+
+    make: Callable[[DenseTargets, TargetRun, Callable[[str], None]], None]
+    check: Callable[[DenseTargets, TargetRun], None]
