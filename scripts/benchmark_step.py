@@ -19,12 +19,19 @@ import sys
 from pathlib import Path
 
 import torch
+from benchmark.rows import (
+    HEADER,
+    Row,
+    as_json,
+    compare,
+    format_cells,
+    list_over_budget,
+    list_settings,
+)
 
 from nnssl.cli.table import table
 from nnssl.common.files import write_json
-from nnssl.estimate.summary import HEADER, Row, as_json, cells, over_budget
-from nnssl.estimate.trainers import compare, settings
-from nnssl.training.dry_trainer import DryRun
+from nnssl.estimate.dry_run import DryRun
 
 SWITCH = {"on": True, "off": False}
 
@@ -38,11 +45,11 @@ def main() -> int:
     amp, compiled = ([SWITCH[word] for word in words] for words in (options.amp, options.compile))
     rows: list[Row] = []
     problems: list[str] = []
-    for setting in settings(device, options.workers, amp, compiled):
+    for setting in list_settings(device, options.workers, amp, compiled):
         found, _ = compare(options.trainers, job, setting, options.rounds, options.steps)
         rows += found
-        problems += over_budget(found, options.budget) if options.budget is not None else []
-    print(table(HEADER, [cells(row) for row in rows], width=200))
+        problems += list_over_budget(found, options.budget) if options.budget is not None else []
+    print(table(HEADER, [format_cells(row) for row in rows], width=200))
     if options.json:
         write_json(options.json, as_json(rows, job))
     print("\n".join(problems), file=sys.stderr, end="\n" if problems else "")

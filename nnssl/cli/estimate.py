@@ -46,8 +46,8 @@ def _measure(options: argparse.Namespace) -> dict[str, object]:
     import torch
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+    from nnssl.estimate.dry_run import DryRun
     from nnssl.estimate.estimate import estimate
-    from nnssl.training.dry_trainer import DryRun
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device is usable here; the CPU is asked for with -device cpu")

@@ -1,1 +1,1 @@
-"""What a run will cost: dry steps, memory, hours, read rate."""
+"""What a run will cost: hours, memory, disk and read rate, measured by a few dry steps."""

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import shutil
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from io import StringIO
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from time import perf_counter
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
-from nnssl.estimate.read_volume import bytes_per_batch
-from nnssl.estimate.steps import Subject, subject, synchronise
-from nnssl.estimate.summary import machine, waiting
-from nnssl.training.dry_trainer import RESULTS, DryRun, dry_folders
+from nnssl.common.versions import versions
+from nnssl.data.budget import Budget
+from nnssl.estimate.dry_run import RESULTS, DryRun, dry_folders
+from nnssl.estimate.steps import TimedTrainer, mean_wait, open_timed, synchronise
+from nnssl.modules.positions import extent3
+from nnssl.nnunet.images import image_file, open_image
 from nnssl.training.preflight import COPIES
 
 DRY_STEPS = 10
 DRY_VALIDATION_STEPS = 3
 DATA_BINDS = 0.1  # share of the time spent waiting above which the data bind
 TIGHT_MEMORY = 0.9
+MOST_LOOKED_AT = 16  # cases, for the read rate
 GIBIBYTE = 2**30
 
 
@@ -144,67 +150,59 @@ def estimate(trainer: str, job: DryRun, workers: int, steps: int = DRY_STEPS) ->
     """
     if steps < 1 or workers < 0:
         raise ValueError(f"steps: found {steps}, allowed from 1; workers: {workers}, from 0")
-    free = _free()
+    free = _find_free_bytes()
     with (
         redirect_stdout(StringIO()),  # of what nnU-Net prints
         dry_folders(job) as folder,
-        subject(trainer, job, workers, steps, processor_clock=False) as dry,
+        open_timed(trainer, job, workers, steps) as dry,
     ):
-        dry.block(steps)
+        dry.run_block(steps)
         return _figures(trainer, job, dry, folder, free)
 
 
-def _figures(name: str, job: DryRun, dry: Subject, folder: Path, free: int | None) -> Estimate:
-    trainer = dry.trainer
-    epochs, waited = trainer.num_epochs, waiting(dry.taken)
-    per_epoch = _steps_per_epoch(trainer)
-    seconds = median(step.wall for step in dry.taken) + waited
+def _figures(name: str, job: DryRun, dry: TimedTrainer, folder: Path, free: int | None) -> Estimate:
+    trainer, waited = dry.trainer, mean_wait(dry.steps)
+    seconds = median(step.wall for step in dry.steps) + waited
+    settings = getattr(trainer, "settings", trainer)
+    on_cuda = job.device.type == "cuda"
     return Estimate(
         trainer=name,
         job=job.to_dict(),
         workers=dry.workers,
-        steps=epochs * per_epoch,
-        val_steps=epochs * trainer.num_val_iterations_per_epoch,
+        steps=trainer.num_epochs * int(settings.num_iterations_per_epoch),
+        val_steps=trainer.num_epochs * trainer.num_val_iterations_per_epoch,
         seconds_per_step=seconds,
         seconds_waited=waited,
-        seconds_per_val_step=_validation(dry),
-        batch_seconds=median(dry.batch),
-        memory_bytes=dry.peak,
-        memory_limit=_memory_limit(job.device),
-        checkpoint_bytes=COPIES * _checkpoint_bytes(trainer, folder),
-        cache_bytes=_cache_bytes(trainer),
+        seconds_per_val_step=_time_validation(dry),
+        batch_seconds=median(dry.batch_seconds),
+        memory_bytes=dry.peak_bytes,
+        memory_limit=torch.cuda.get_device_properties(job.device).total_memory if on_cuda else None,
+        checkpoint_bytes=COPIES * _write_checkpoint(trainer, folder),
+        cache_bytes=_expect_caches(trainer),
         free_bytes=free,
-        read_rate=bytes_per_batch(trainer) / seconds,
-        machine=machine(job.device),
+        read_rate=expect_bytes_per_batch(trainer) / seconds,
+        machine=describe_machine(job.device),
     )
 
 
-def _steps_per_epoch(trainer: Any) -> int:
-    settings = getattr(trainer, "settings", trainer)
-    return int(settings.num_iterations_per_epoch)
-
-
-def _validation(dry: Subject) -> float:
+def _time_validation(dry: TimedTrainer) -> float:
     """Median wall seconds of a validation step; the first is not counted."""
-    trainer = dry.trainer
+    trainer, seconds = dry.trainer, []
     if dry.val_loader is None or not trainer.num_val_iterations_per_epoch:
         return 0.0
     trainer.network.eval()
     with torch.no_grad():
-        seconds = [_validation_step(dry) for _ in range(DRY_VALIDATION_STEPS + 1)]
+        for _ in range(DRY_VALIDATION_STEPS + 1):
+            begin = perf_counter()
+            trainer.validation_step(next(dry.val_loader))
+            synchronise(trainer.device)
+            seconds.append(perf_counter() - begin)
     trainer.network.train()
     return median(seconds[1:])
 
 
-def _validation_step(dry: Subject) -> float:
-    begin = perf_counter()
-    dry.trainer.validation_step(next(dry.val_loader))
-    synchronise(dry.trainer.device)
-    return perf_counter() - begin
-
-
-def _checkpoint_bytes(trainer: Any, folder: Path) -> int:
-    """Size of a checkpoint as the trainer writes it."""
+def _write_checkpoint(trainer: Any, folder: Path) -> int:
+    """Bytes of a checkpoint as the trainer writes it."""
     file = folder / "checkpoint.pth"
     trainer.disable_checkpointing = False
     trainer.save_checkpoint(str(file))
@@ -212,27 +210,72 @@ def _checkpoint_bytes(trainer: Any, folder: Path) -> int:
     return file.stat().st_size
 
 
-def _cache_bytes(trainer: Any) -> int:
-    """Tissue tables of all cases, at the mean size of those that are there."""
+def _expect_caches(trainer: Any) -> int:
+    """Bytes of the tissue tables of all cases, at the mean size of those that are there."""
     folders = getattr(trainer, "folders", None)
     if folders is None:
         return 0
     sizes = [file.stat().st_size for file in (folders.own / "occupancy").glob("*.npz")]
     cases = len(trainer.drawn_cases) + len(trainer.val_cases)
-    return round(cases * _mean(sizes)) + (folders.own / "geometry.json").stat().st_size
+    tables = round(cases * sum(sizes) / max(1, len(sizes)))
+    return tables + (folders.own / "geometry.json").stat().st_size
 
 
-def _mean(sizes: Sequence[int]) -> float:
-    return sum(sizes) / max(1, len(sizes))
-
-
-def _memory_limit(device: torch.device) -> int | None:
-    if device.type != "cuda":
-        return None
-    return int(torch.cuda.get_device_properties(device).total_memory)
-
-
-def _free() -> int | None:
-    """Free bytes where the run would write; None where the variable names no folder."""
+def _find_free_bytes() -> int | None:
+    """On the disk where the run would write; None where the variable names no folder."""
     folder = os.environ.get(RESULTS)
     return shutil.disk_usage(folder).free if folder and Path(folder).is_dir() else None
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Where and when something was measured, for JSON."""
+    cuda = device.type == "cuda"
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name(device) if cuda else str(device),
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "torch_threads": torch.get_num_threads(),
+        "versions": versions("nnunetv2", "torch"),
+    }
+
+
+def expect_bytes_per_batch(trainer: Any) -> float:
+    """Expected compressed bytes that one training batch makes the loader read.
+
+    A box of p voxels per axis at a random place touches p + b - 1 voxels of an axis of L voxels
+    that is stored in blocks of b (never more than L), and the file's bytes are spread evenly:
+
+    .. math:: N \\sum_{files} size \\prod_a \\min(L_a, p_a + b_a - 1) / L_a
+
+    A supervised batch reads the labels' file beside the image's.
+    """
+    folder = Path(trainer.preprocessed_dataset_folder)
+    cases = sorted(trainer.do_split()[0])
+    budget = getattr(trainer, "budget", None)
+    if isinstance(budget, Budget):
+        raw_patch, samples, endings = budget.raw_patch, budget.samples, [""]
+    else:
+        raw_patch = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[2]
+        samples, endings = trainer.batch_size, ["", "_seg"]
+    per_case = []
+    for case in cases[:: math.ceil(len(cases) / MOST_LOOKED_AT)]:
+        image = image_file(folder, case)
+        files = [image.with_name(f"{case}{ending}{image.suffix}") for ending in endings]
+        # labels lie in the image's own `.npz` before nnU-Net 2.6
+        per_case.append(sum(_touch(file, extent3(raw_patch)) for file in files if file.is_file()))
+    return samples * fmean(per_case)
+
+
+def _touch(file: Path, raw_patch: Sequence[int]) -> float:
+    """Expected bytes of a file that a box of this size needs."""
+    size = file.stat().st_size
+    if file.suffix == ".npz":  # has to be read as a whole
+        return size
+    array = open_image(file)
+    shape = np.array(array.shape[1:])
+    blocks = np.array(getattr(array, "blocks", (1,) * array.ndim)[1:])
+    read = np.minimum(shape, np.array([int(p) for p in raw_patch]) + blocks - 1)
+    return float(size * np.prod(read / shape))

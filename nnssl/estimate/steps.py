@@ -1,22 +1,27 @@
-"""Timed training steps of one trainer, or of several in turn."""
+"""Timed training steps of a trainer, and the memory that they take."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import ctypes
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
 from time import perf_counter, thread_time
 from typing import Any
 
 import torch
 
-from nnssl.estimate.memory import MemoryMeter
-from nnssl.estimate.phases import PhaseClock, instrumented
-from nnssl.training.dry_trainer import DryRun, build, loaders
+from nnssl.estimate.dry_run import DryRun, build_trainer, open_loaders
 
 WARM_UP = 3  # untimed steps on batches made in this process
 MOST_DRAINED = 16  # batches that at most are taken before a block, so that workers have no lead
 BLOCKED, BLOCKS = 0.002, 2  # seconds of waiting, and how often, that show an empty queue
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+TakePhases = Callable[[], Mapping[str, float]]  # seconds per phase since the last call
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Step:
         waited: wall seconds until the batch was there.
         wall: wall seconds of `train_step`, the device synchronised.
         processor: processor seconds of the training thread in `train_step`.
-        phases: seconds by phase, on the clock of the subject.
+        phases: seconds by phase; empty where nothing tells them apart.
     """
 
     began: float
@@ -39,35 +44,34 @@ class Step:
 
 
 @dataclass
-class Subject:
-    """A trainer that is measured.
+class TimedTrainer:
+    """A trainer whose steps are timed.
 
     Attributes:
         trainer: initialised, warmed up.
         loader: its training loader with real workers.
         val_loader: its validation loader, or None.
         workers: of the loader.
-        clock: hooked into the trainer.
-        batch: processor seconds that one batch costs a worker, per batch made in this process.
-        peak: bytes, see `MemoryMeter`; None where unknown.
+        batch_seconds: processor seconds that a batch costs a worker, of each made in this process.
+        peak_bytes: see `MemoryMeter`; None where unknown.
+        take_phases: tells the phases of a step.
+        steps: those that were timed.
     """
 
     trainer: Any
     loader: Any
     val_loader: Any
     workers: int
-    clock: PhaseClock
-    batch: Sequence[float]
-    peak: int | None
-    taken: list[Step] = field(default_factory=list)
+    batch_seconds: Sequence[float]
+    peak_bytes: int | None
+    take_phases: TakePhases
+    steps: list[Step] = field(default_factory=list)
 
-    def block(self, steps: int) -> list[Step]:
+    def run_block(self, steps: int) -> None:
         """Drops the lead of the workers, does one step untimed, then `steps` timed ones."""
         self._drain()
         self._step()
-        taken = [self._step() for _ in range(steps)]
-        self.taken += taken
-        return taken
+        self.steps += [self._step() for _ in range(steps)]
 
     def _drain(self) -> None:
         blocked = 0
@@ -84,27 +88,27 @@ class Subject:
         begin, processor = perf_counter(), thread_time()
         self.trainer.train_step(batch)
         synchronise(self.trainer.device)
-        end = perf_counter()
-        return Step(began, begin - began, end - begin, thread_time() - processor, self.clock.take())
+        wall, processor = perf_counter() - begin, thread_time() - processor
+        return Step(began, begin - began, wall, processor, self.take_phases())
 
 
-def alternate(subjects: Iterable[Subject], rounds: int, steps: int) -> None:
-    """Blocks of steps in turn, so that a change of the machine's load meets all of them."""
-    subjects = list(subjects)
-    for _ in range(rounds):
-        for one in subjects:
-            one.block(steps)
+def mean_wait(steps: Sequence[Step]) -> float:
+    """Mean wall seconds per step; the mean, because several workers deliver in bursts."""
+    return fmean(step.waited for step in steps)
+
+
+def _without_phases(_: Any) -> AbstractContextManager[TakePhases]:
+    return nullcontext(dict)
 
 
 @contextmanager
-def subject(
+def open_timed(
     name: str,
     job: DryRun,
     workers: int,
     timed_steps: int,
-    amp: bool = True,
-    processor_clock: bool = True,
-) -> Iterator[Subject]:
+    instrument: Callable[[Any], AbstractContextManager[TakePhases]] = _without_phases,
+) -> Iterator[TimedTrainer]:
     """Builds a trainer, warms it up and opens its loaders; call it inside `dry_folders`.
 
     Args:
@@ -112,22 +116,20 @@ def subject(
         job: what it trains on.
         workers: background processes of the loader.
         timed_steps: steps that will be timed, for making the caches that these need beforehand.
-        amp: False switches mixed precision off.
-        processor_clock: phases in processor seconds of the training thread, else wall seconds.
+        instrument: hooks that tell the phases of a step, and are gone afterwards.
     """
     meter = MemoryMeter(job.device)
-    trainer = build(name, job)
-    clock = PhaseClock(job.device, thread_time if processor_clock else perf_counter)
-    with instrumented(trainer, clock, amp):
-        fill_caches(trainer, timed_steps + WARM_UP + 2 * MOST_DRAINED)
-        batch = _warm_up(trainer)
-        clock.take()
+    trainer = build_trainer(name, job)
+    with instrument(trainer) as take_phases:
+        _fill_caches(trainer, timed_steps + WARM_UP + 2 * MOST_DRAINED)
+        seconds = _warm_up(trainer)
+        take_phases()
         peak = meter.peak()
-        with loaders(trainer, workers) as (train, val):
-            yield Subject(trainer, train, val, workers, clock, batch, peak)
+        with open_loaders(trainer, workers) as (train, val):
+            yield TimedTrainer(trainer, train, val, workers, seconds, peak, take_phases)
 
 
-def fill_caches(trainer: Any, steps: int) -> None:
+def _fill_caches(trainer: Any, steps: int) -> None:
     """Lets a pre-trainer draw the places of its next steps: a case is looked at once per run."""
     if not hasattr(trainer, "batch_maker"):
         return
@@ -139,15 +141,15 @@ def fill_caches(trainer: Any, steps: int) -> None:
 def _warm_up(trainer: Any) -> list[float]:
     """A few steps on batches made here, in one thread as a worker; their processor seconds."""
     trainer.network.train()
-    with loaders(trainer, 0) as (train, _):
-        made = [_made(train) for _ in range(WARM_UP)]
+    with open_loaders(trainer, 0) as (train, _):
+        made = [_make_batch(train) for _ in range(WARM_UP)]
     for batch, _ in made:
         trainer.train_step(batch)
     synchronise(trainer.device)
     return [seconds for _, seconds in made]
 
 
-def _made(loader: Any) -> tuple[Any, float]:
+def _make_batch(loader: Any) -> tuple[Any, float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     begin = thread_time()
@@ -161,3 +163,43 @@ def synchronise(device: torch.device) -> None:
     """Waits for what CUDA has still to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class MemoryMeter:
+    """Growth of memory since it was made, at its largest.
+
+    On CUDA it counts what torch allocates; elsewhere the resident memory of this process, which
+    only Linux tells.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        gc.collect()
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+            self._base: int | None = torch.cuda.memory_allocated(device)
+        else:
+            self._base = _reset_peak_of_process()
+
+    def peak(self) -> int | None:
+        """Bytes; None where it cannot be told."""
+        if self._base is None:
+            return None
+        now = torch.cuda.max_memory_allocated() if self._cuda else _read_status("VmHWM")
+        return max(0, now - self._base)
+
+
+def _reset_peak_of_process() -> int | None:
+    """Resident bytes now, after the allocator has returned what is free and the peak is reset."""
+    try:
+        with suppress(AttributeError, OSError):  # the C library may be another than glibc
+            ctypes.CDLL(None).malloc_trim(0)
+        RESET.write_text("5")
+        return _read_status("VmRSS")
+    except OSError:
+        return None
+
+
+def _read_status(name: str) -> int:
+    lines = STATUS.read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))

@@ -15,12 +15,27 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.estimate.memory import RESET, MemoryMeter
-from nnssl.estimate.phases import PHASES, PhaseClock, instrumented
-from nnssl.estimate.steps import Step
-from nnssl.estimate.summary import over_budget, shares, voxels_per_step
-from nnssl.estimate.trainers import Setting, compare, settings
-from nnssl.training.dry_trainer import DryRun, build, dry_folders, find_class, loaders
+from nnssl.estimate.dry_run import (
+    DryRun,
+    build_trainer,
+    dry_folders,
+    find_trainer_class,
+    open_loaders,
+)
+from nnssl.estimate.steps import RESET, MemoryMeter, Step
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark_step.py"
+sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script
+
+from benchmark.phases import PHASES, time_phases  # noqa: E402
+from benchmark.rows import (  # noqa: E402
+    Setting,
+    compare,
+    count_voxels,
+    find_shares,
+    list_over_budget,
+    list_settings,
+)
 
 CPU = torch.device("cpu")
 JOB = DryRun("999", "2d")
@@ -32,7 +47,6 @@ sampling: {partitions: 2, volumes: 2}
 objective: {hidden_features: 16, embedding_features: 8}
 """
 NAME = "nnSSLShortBenchmarkTrainer"
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark_step.py"
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +68,7 @@ def test_stock_and_trainers_alternate_and_leave_nothing(tiny_dataset):
     assert dict(os.environ) == variables
     assert [row.trainer for row in rows] == ["nnUNetTrainer", *names]
     began = sorted((s.began, row.trainer) for row, one in zip(rows, subjects, strict=True)
-                   for s in one.taken)  # fmt: skip
+                   for s in one.steps)  # fmt: skip
     blocks = [(name, len(list(group))) for name, group in groupby(name for _, name in began)]
     assert blocks == [(row.trainer, 2) for _ in range(2) for row in rows]
     for row in rows:
@@ -65,15 +79,15 @@ def test_stock_and_trainers_alternate_and_leave_nothing(tiny_dataset):
         assert row.relative == pytest.approx(row.per_million / rows[0].per_million)
     assert rows[0].voxels == 32 * 32 * 4
     assert rows[1].voxels == 16 * 16 * 4 * 2  # 2 volumes x 2 parts x 2 views
-    assert [line.split()[0] for line in over_budget(rows, 1e-4)] == names
-    assert over_budget(rows, 1e4) == []
+    assert [line.split()[0] for line in list_over_budget(rows, 1e-4)] == names
+    assert list_over_budget(rows, 1e4) == []
 
 
 def test_workers_really_deliver(tiny_dataset):
     """Background workers; each batch of theirs is waited for or was made ahead."""
     rows, subjects = compare([NAME], JOB, Setting(1, False, False), rounds=1, steps=2)
     assert {row.workers for row in rows} == {1}
-    assert all(len(one.taken) == 2 and one.workers == 1 for one in subjects)
+    assert all(len(one.steps) == 2 and one.workers == 1 for one in subjects)
     assert torch.multiprocessing.active_children() == []
 
 
@@ -98,7 +112,7 @@ def test_shares_are_of_the_whole_time():
     """One second of waiting beside three of a step, a third of whose processor time is forward."""
     phases = {**dict.fromkeys(PHASES, 0.0), "forward": 0.5, "backward": 1.0}
     steps = [Step(0.0, 1.0, 3.0, 1.5, phases)] * 3
-    found = shares(steps, on_cpu=True)
+    found = find_shares(steps, on_cpu=True)
     assert found["data"] == pytest.approx(0.25)
     assert found["forward"] == pytest.approx(0.75 / 3)
     assert found["backward"] == pytest.approx(0.75 * 2 / 3)
@@ -110,19 +124,19 @@ def test_hooks_leave_no_trace_and_change_no_weight(tiny_dataset):
     backward, ends = torch.Tensor.backward, []
     for timed in (True, False):
         with dry_folders(JOB):
-            trainer = build(NAME, JOB)
+            trainer = build_trainer(NAME, JOB)
             batch = trainer.batch_maker(0)
-            clock = PhaseClock(CPU)
             if timed:
-                with instrumented(trainer, clock):
+                with time_phases(trainer) as take:
                     trainer.train_step(batch)
-                taken = clock.take()
-                assert min(taken.values()) > 0
+                    assert min(take().values()) > 0
             else:
                 trainer.train_step(batch)
             ends.append(torch.cat([p.detach().flatten() for p in trainer.network.parameters()]))
             assert "prepare" not in vars(trainer)
-            assert set(clock.take().values()) == {0.0}
+            if timed:
+                trainer.train_step(batch)
+                assert set(take().values()) == {0.0}
     assert torch.Tensor.backward is backward
     assert torch.equal(*ends)
 
@@ -130,11 +144,11 @@ def test_hooks_leave_no_trace_and_change_no_weight(tiny_dataset):
 def test_mixed_precision_is_switched_off_inside_the_step(tiny_dataset):
     """Under the trainer's autocast the network computes in float32; outside nothing changes."""
     with dry_folders(JOB):
-        trainer = build("nnUNetTrainer", JOB)
+        trainer = build_trainer("nnUNetTrainer", JOB)
         data = torch.zeros(1, 1, 32, 32)
         kinds = []
         for amp in (True, False):
-            with instrumented(trainer, PhaseClock(CPU), amp), torch.autocast("cpu", torch.bfloat16):
+            with time_phases(trainer, amp), torch.autocast("cpu", torch.bfloat16):
                 kinds.append(trainer.network(data)[0].dtype)
         assert kinds == [torch.bfloat16, torch.float32]
         assert not torch.is_autocast_enabled("cpu")
@@ -142,7 +156,7 @@ def test_mixed_precision_is_switched_off_inside_the_step(tiny_dataset):
 
 def test_caches_are_made_in_the_copy_only(tiny_dataset):
     own = tiny_dataset.preprocessed / "nnssl" / "nnUNetPlans_2d"
-    with dry_folders(JOB) as folder, loaders(build(NAME, JOB), 0) as (train, _):
+    with dry_folders(JOB) as folder, open_loaders(build_trainer(NAME, JOB), 0) as (train, _):
         next(train)
         made = list(folder.rglob("nnssl/nnUNetPlans_2d/occupancy/*.npz"))
     assert made
@@ -152,8 +166,8 @@ def test_caches_are_made_in_the_copy_only(tiny_dataset):
 
 def test_every_combination_on_cuda_and_workers_alone_on_the_cpu():
     both = [True, False]
-    assert len(settings(torch.device("cuda"), [1, 2], both, both)) == 8
-    assert settings(CPU, [1, 2], both, both) == [Setting(n, False, False) for n in (1, 2)]
+    assert len(list_settings(torch.device("cuda"), [1, 2], both, both)) == 8
+    assert list_settings(CPU, [1, 2], both, both) == [Setting(n, False, False) for n in (1, 2)]
 
 
 def be_terminated(folders):
@@ -181,9 +195,9 @@ def test_peak_memory_counts_what_was_freed_again():
 def test_voxels_of_a_fine_tuner_are_the_plans(tiny_dataset):
     """Its `budget` is one of labels."""
     with dry_folders(JOB):
-        assert voxels_per_step(build("nnSSLScratchTrainer", JOB)) == 32 * 32 * 4
+        assert count_voxels(build_trainer("nnSSLScratchTrainer", JOB)) == 32 * 32 * 4
 
 
 def test_unknown_trainer_is_named(tiny_dataset):
     with pytest.raises(ValueError, match="nnUNetTrainerNobodyWrote"):
-        find_class("nnUNetTrainerNobodyWrote")
+        find_trainer_class("nnUNetTrainerNobodyWrote")

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.estimate.estimate import estimate
-from nnssl.estimate.read_volume import _touched, bytes_per_batch
+from nnssl.estimate.dry_run import DryRun, dry_folders
+from nnssl.estimate.estimate import Estimate, _touch, estimate, expect_bytes_per_batch
 from nnssl.nnunet.checkpoint import read_checkpoint
-from nnssl.training.dry_trainer import DryRun, dry_folders
 from nnssl.training.factory import trainer_class
 from nnssl.training.history import History
 from nnssl.training.preflight import COPIES
@@ -91,21 +90,19 @@ def test_read_bytes_follow_the_blocks(tiny_dataset, tmp_path):
     noise = np.random.default_rng(0).random((1, 4, 16, 16), np.float32)
     blosc2.asarray(noise, urlpath=str(file), chunks=(1, 4, 16, 16), blocks=(1, 1, 4, 4))
     size = file.stat().st_size
-    assert _touched(file, (2, 5, 5)) == pytest.approx(size * 2 / 4 * (8 / 16) ** 2)
-    assert _touched(file, (9, 99, 99)) == size
+    assert _touch(file, (2, 5, 5)) == pytest.approx(size * 2 / 4 * (8 / 16) ** 2)
+    assert _touch(file, (9, 99, 99)) == size
     with dry_folders(JOB):
         trainer = tiny_dataset.trainer(trainer_class("nnSSLShortEstimateTrainer"))
         trainer.initialize()
         folder = tiny_dataset.preprocessed / "nnUNetPlans_2d"
         images = [f.stat().st_size for f in folder.glob("*.b2nd") if "_seg" not in f.name]
-        assert 0 < bytes_per_batch(trainer) <= trainer.budget.samples * max(images)
+        assert 0 < expect_bytes_per_batch(trainer) <= trainer.budget.samples * max(images)
 
 
 @pytest.fixture(scope="module")
 def example(request):
     """An estimate whose figures a test replaces."""
-    from nnssl.estimate.estimate import Estimate
-
     machine = {"cores": 8, "load_average": 1.0}
     job = {"dataset": "999"}
     times = (100, 10, 0.2, 0.0, 0.1, 0.05)

@@ -16,7 +16,6 @@ from typing import Any
 
 import nnunetv2
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
@@ -25,9 +24,8 @@ from nnssl.config import TRAINER_PREFIX
 from nnssl.training.factory import trainer_class
 from nnssl.training.pretraining_setup import PretrainingSetup
 
-STOCK = "nnUNetTrainer"
 PREPROCESSED, RESULTS = "nnUNet_preprocessed", "nnUNet_results"
-WORKERS, COMPILE, WANDB = "nnUNet_n_proc_DA", "nnUNet_compile", "nnUNet_wandb_enabled"
+WORKERS, WANDB = "nnUNet_n_proc_DA", "nnUNet_wandb_enabled"
 OWN = "nnssl"  # the folder of a preprocessed dataset that holds our caches
 
 
@@ -88,7 +86,7 @@ def dry_folders(job: DryRun) -> Iterator[Path]:
         _link(source, folder / "preprocessed" / source.name)
         (folder / "results").mkdir()
         places = {PREPROCESSED: folder / "preprocessed", RESULTS: folder / "results"}
-        with nnunet_folders(places), environment({WANDB: "0"}):
+        with _point_nnunet_to(places), set_environment({WANDB: "0"}):
             yield folder
 
 
@@ -116,7 +114,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def environment(values: dict[str, str]) -> Iterator[None]:
+def set_environment(values: dict[str, str]) -> Iterator[None]:
     """Sets environment variables for a while."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
@@ -130,7 +128,7 @@ def environment(values: dict[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def nnunet_folders(places: dict[str, Path]) -> Iterator[None]:
+def _point_nnunet_to(places: dict[str, Path]) -> Iterator[None]:
     """Points nnU-Net's variables elsewhere; before 2.8 its modules have read them at import."""
     texts = {name: str(path) for name, path in places.items()}
     changed = [
@@ -139,7 +137,7 @@ def nnunet_folders(places: dict[str, Path]) -> Iterator[None]:
         for name in texts
         if isinstance(vars(module).get(name, 0), str | None)
     ]
-    with environment(texts):
+    with set_environment(texts):
         for module, name, _ in changed:
             setattr(module, name, texts[name])
         try:
@@ -149,7 +147,7 @@ def nnunet_folders(places: dict[str, Path]) -> Iterator[None]:
                 setattr(module, name, value)
 
 
-def build(name: str, job: DryRun) -> nnUNetTrainer:
+def build_trainer(name: str, job: DryRun) -> Any:
     """An initialised trainer that writes no checkpoint by itself; call it inside `dry_folders`.
 
     Raises:
@@ -158,7 +156,7 @@ def build(name: str, job: DryRun) -> nnUNetTrainer:
     source = job.source()
     plans = {**read_json(source / f"{job.plans}.json"), "continue_training": False}
     fold = "all" if job.fold == "all" else int(job.fold)
-    kind = find_class(name)
+    kind = find_trainer_class(name)
     with redirect_stdout(StringIO()):
         trainer = kind(
             plans=plans,
@@ -181,14 +179,12 @@ def build(name: str, job: DryRun) -> nnUNetTrainer:
     return trainer
 
 
-def find_class(name: str) -> Any:
+def find_trainer_class(name: str) -> Any:
     """The trainer class of a name, whether or not nnSSL is registered with nnU-Net.
 
     Raises:
         ValueError: there is none.
     """
-    if name == STOCK:
-        return nnUNetTrainer
     if name.startswith(TRAINER_PREFIX):
         return trainer_class(name)
     folder = Path(nnunetv2.__path__[0]) / "training" / "nnUNetTrainer"
@@ -199,9 +195,9 @@ def find_class(name: str) -> Any:
 
 
 @contextmanager
-def loaders(trainer: Any, workers: int) -> Iterator[tuple[Any, Any]]:
+def open_loaders(trainer: Any, workers: int) -> Iterator[tuple[Any, Any]]:
     """The trainer's own training and validation loader (None without validation cases)."""
-    with environment({WORKERS: str(workers)}), redirect_stdout(StringIO()):
+    with set_environment({WORKERS: str(workers)}), redirect_stdout(StringIO()):
         train, val = trainer.get_dataloaders()
     try:
         yield train, val

@@ -1,24 +1,25 @@
-"""From timed steps to the figures of a trainer, and from these to a table."""
+"""Trainers beside stock nnU-Net in alternating blocks of steps, and the rows of their table."""
 
 from __future__ import annotations
 
 import math
-import os
-import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
-from statistics import fmean, median
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
+from statistics import median
 from typing import Any
 
 import torch
 
-from nnssl.common.versions import versions
+from benchmark.phases import PHASES, time_phases
 from nnssl.data.budget import Budget
-from nnssl.estimate.phases import PHASES
-from nnssl.estimate.steps import Step
-from nnssl.training.dry_trainer import DryRun
+from nnssl.estimate.dry_run import DryRun, dry_folders, set_environment
+from nnssl.estimate.estimate import describe_machine
+from nnssl.estimate.steps import Step, TimedTrainer, mean_wait, open_timed
 
+STOCK, COMPILE = "nnUNetTrainer", "nnUNet_compile"
 HEADER = (
     "trainer", "workers", "AMP", "compile", "voxels", "step s", "wall s", "batch s", "data %",
     *(f"{phase} %" for phase in PHASES), "peak MiB", "Mvoxel/s", "s/Mvoxel", "x stock",
@@ -63,35 +64,87 @@ class Row:
     relative: float = 1.0
 
 
-def summarise(
-    trainer: Any, steps: Sequence[Step], batch: Sequence[float], peak: int | None, **setting: Any
-) -> Row:
+@dataclass(frozen=True)
+class Setting:
+    """One way of running a trainer.
+
+    Attributes:
+        workers: background processes of each loader.
+        amp: mixed precision (CUDA only).
+        compiled: `torch.compile` (CUDA only).
+    """
+
+    workers: int
+    amp: bool
+    compiled: bool
+
+
+def list_settings(
+    device: torch.device, workers: Sequence[int], amp: Sequence[bool], compiled: Sequence[bool]
+) -> list[Setting]:
+    """All combinations; on the CPU nnU-Net uses neither mixed precision nor compilation."""
+    if device.type != "cuda":
+        amp = compiled = [False]
+    return [Setting(*values) for values in product(workers, amp, compiled)]
+
+
+def compare(
+    names: Sequence[str], job: DryRun, setting: Setting, rounds: int, steps: int
+) -> tuple[list[Row], list[TimedTrainer]]:
+    """Stock nnU-Net first, then each trainer, in alternating blocks of steps.
+
+    Blocks in turn let a change of the machine's load meet all of them.
+
+    Args:
+        names: trainers; stock is added.
+        job: what they train on.
+        setting: how.
+        rounds: blocks per trainer.
+        steps: timed steps of a block.
+
+    Returns:
+        A row and the timed steps of each trainer, stock first.
+    """
+    names = [STOCK, *(name for name in dict.fromkeys(names) if name != STOCK)]
+    with ExitStack() as stack:
+        stack.enter_context(dry_folders(job))
+        stack.enter_context(set_environment({COMPILE: str(int(setting.compiled))}))
+        instrument = partial(time_phases, amp=setting.amp)
+        timed = [
+            stack.enter_context(open_timed(name, job, setting.workers, rounds * steps, instrument))
+            for name in names
+        ]
+        for _ in range(rounds):
+            for one in timed:
+                one.run_block(steps)
+        rows = [summarise(one, setting) for one in timed]
+        stock = rows[0].per_million
+        return [replace(row, relative=row.per_million / stock) for row in rows], timed
+
+
+def summarise(timed: TimedTrainer, setting: Setting) -> Row:
     """The figures of one trainer's timed steps."""
+    trainer, steps = timed.trainer, timed.steps
     wall, processor = (median(getattr(s, name) for s in steps) for name in ("wall", "processor"))
     on_cpu = trainer.device.type == "cpu"
-    step, waited, voxels = processor if on_cpu else wall, waiting(steps), voxels_per_step(trainer)
+    step, waited, voxels = processor if on_cpu else wall, mean_wait(steps), count_voxels(trainer)
     return Row(
         trainer=type(trainer).__name__,
-        **setting,
+        **asdict(setting),
         voxels=voxels,
         step=step,
         wall=wall,
         processor=processor,
         waited=waited,
-        batch=median(batch),
-        shares=shares(steps, on_cpu),
-        peak_bytes=peak,
+        batch=median(timed.batch_seconds),
+        shares=find_shares(steps, on_cpu),
+        peak_bytes=timed.peak_bytes,
         voxels_per_second=voxels / (wall + waited),
         per_million=step / voxels * 1e6,
     )
 
 
-def waiting(steps: Sequence[Step]) -> float:
-    """Mean wall seconds per step; the mean, because several workers deliver in bursts."""
-    return fmean(step.waited for step in steps)
-
-
-def shares(steps: Sequence[Step], on_cpu: bool) -> dict[str, float]:
+def find_shares(steps: Sequence[Step], on_cpu: bool) -> dict[str, float]:
     """Shares of the whole time, see `Row.shares`."""
     waited, wall = sum(s.waited for s in steps), sum(s.wall for s in steps)
     data = waited / (waited + wall)
@@ -101,7 +154,7 @@ def shares(steps: Sequence[Step], on_cpu: bool) -> dict[str, float]:
     }
 
 
-def voxels_per_step(trainer: Any) -> int:
+def count_voxels(trainer: Any) -> int:
     """Voxels that the network sees per step; in pre-training those of all views."""
     budget = getattr(trainer, "budget", None)
     if isinstance(budget, Budget):
@@ -109,7 +162,7 @@ def voxels_per_step(trainer: Any) -> int:
     return math.prod(trainer.configuration_manager.patch_size) * int(trainer.batch_size)
 
 
-def cells(row: Row) -> list[str]:
+def format_cells(row: Row) -> list[str]:
     """The row of the table under `HEADER`."""
     percents = [f"{100 * row.shares[name]:.0f}" for name in ("data", *PHASES)]
     peak = "-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}"
@@ -128,7 +181,7 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def over_budget(rows: Sequence[Row], budget: float) -> list[str]:
+def list_over_budget(rows: Sequence[Row], budget: float) -> list[str]:
     """A sentence for each trainer whose step per voxel costs more than `budget` times stock's."""
     return [
         f"{row.trainer} ({row.workers} workers): {row.per_million:.3g} s per million voxels is "
@@ -138,26 +191,10 @@ def over_budget(rows: Sequence[Row], budget: float) -> list[str]:
     ]
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """Where and when something was measured, for JSON."""
-    cuda = device.type == "cuda"
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name(device) if cuda else str(device),
-        "system": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load_average": load,
-        "torch_threads": torch.get_num_threads(),
-        "versions": versions("nnunetv2", "torch"),
-    }
-
-
 def as_json(rows: Sequence[Row], job: DryRun) -> dict[str, Any]:
     """Everything that was measured."""
     return {
-        "machine": machine(job.device),
+        "machine": describe_machine(job.device),
         "job": job.to_dict(),
         "rows": [asdict(row) for row in rows],
     }

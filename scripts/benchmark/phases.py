@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from time import perf_counter
+from time import thread_time
 from typing import Any
 
 import torch
@@ -17,15 +17,11 @@ class PhaseClock:
     """Seconds spent in each phase of one step.
 
     On CUDA an interval lies between two events of the stream, so that nothing waits for the device;
-    elsewhere it is read from `clock`.
-
-    Args:
-        device: where the step runs.
-        clock: seconds, for devices other than CUDA.
+    elsewhere it is told in processor seconds of the thread.
     """
 
-    def __init__(self, device: torch.device, clock: Callable[[], float] = perf_counter) -> None:
-        self._cuda, self._clock = device.type == "cuda", clock
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
         self._open: dict[str, Any] = {}
         self._intervals: list[tuple[str, Any, Any]] = []
 
@@ -37,7 +33,7 @@ class PhaseClock:
 
     def _now(self) -> Any:
         if not self._cuda:
-            return self._clock()
+            return thread_time()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -52,8 +48,8 @@ class PhaseClock:
 
 
 @contextmanager
-def instrumented(trainer: Any, clock: PhaseClock, amp: bool = True) -> Iterator[None]:
-    """Hooks the clock to a trainer: nothing of it is left afterwards.
+def time_phases(trainer: Any, amp: bool = True) -> Iterator[Callable[[], dict[str, float]]]:
+    """Hooks a clock to a trainer: nothing of it is left afterwards.
 
     Views are `trainer.prepare` (pre-training only), forward is the network and, where the trainer
     has one, its loss; backward is `Tensor.backward`; the optimiser is its step, without the
@@ -61,9 +57,13 @@ def instrumented(trainer: Any, clock: PhaseClock, amp: bool = True) -> Iterator[
 
     Args:
         trainer: an initialised trainer.
-        clock: to be hooked in.
         amp: False switches mixed precision off inside the network and the loss.
+
+    Yields:
+        What tells the seconds per phase since its last call; on the CPU processor seconds of the
+        training thread.
     """
+    clock = PhaseClock(trainer.device)
     modules = [m for m in (trainer.network, trainer.loss) if isinstance(m, nn.Module)]
     with ExitStack() as stack:
         for module in modules:
@@ -76,7 +76,7 @@ def instrumented(trainer: Any, clock: PhaseClock, amp: bool = True) -> Iterator[
         if hasattr(trainer, "prepare"):
             stack.enter_context(_timed(trainer, "prepare", clock, "views"))
         stack.enter_context(_timed(torch.Tensor, "backward", clock, "backward"))
-        yield
+        yield clock.take
 
 
 def _hooks(module: nn.Module, clock: PhaseClock, full_precision: str | None) -> Iterator[Any]:
