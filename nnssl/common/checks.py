@@ -1,11 +1,236 @@
-"""Checks of the parameters of views; every message names the parameter, the value and the range."""
+"""The one place where values are checked: a knob's annotation says what is allowed.
+
+Bounds are written in the words of annotated-types, `temperature: Annotated[float, Gt(0)]`, and
+checked by pydantic, in a YAML file (`nnssl.config`) as in a call from code (`checked`).
+"""
 
 from __future__ import annotations
 
+import collections.abc
+import dataclasses
+import inspect
+import json
 import math
-from collections.abc import Sequence
+import sys
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from difflib import get_close_matches
+from functools import cache, wraps
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import annotated_types
+from annotated_types import Ge, Gt, Interval
+
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+
+REQUIRED = inspect.Parameter.empty
+SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
+UNIONS = (Union, types.UnionType)
+SEQUENCES = (list, tuple, collections.abc.Sequence)
+MAPPINGS = (dict, collections.abc.Mapping)
+BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+T = TypeVar("T")
 
 
+class MismatchError(ValueError):
+    """A value does not fit an annotation; the message says what is allowed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule(annotated_types.Predicate):
+    """A condition in an annotation, with the words that tell it to the user.
+
+    `Annotated[tuple[float, float], Rule(lambda pair: pair[0] <= pair[1], "the smaller first")]`
+    """
+
+    words: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Knob:
+    """One keyword parameter: its annotation and its default (`REQUIRED` if it has none)."""
+
+    annotation: Any
+    default: Any
+
+
+def fit(value: Any, annotation: Any) -> Any:
+    """Returns `value` as plain data (numbers, texts, lists, dicts) of the annotated type.
+
+    An integer is taken for a number, a truth value for neither; numbers are finite.
+
+    Raises:
+        MismatchError: the value does not fit; the message names what is allowed.
+    """
+    if annotation in (Any, REQUIRED, object):
+        return plain(value)
+    try:  # in JSON a list may stand for a tuple, as in YAML, and everything else is strict
+        fitting = _adapter(annotation).validate_json(json.dumps(plain(value)))
+        if isinstance(fitting, bool) is isinstance(value, bool):  # Literal[True] takes 1
+            return plain(fitting)
+    except (ValueError, TypeError):
+        pass
+    raise MismatchError(f"must be {describe(annotation)}")
+
+
+@cache
+def _adapter(annotation: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter  # 0.1 s, which `--help` does not need
+
+    return TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False))
+
+
+def checked(cls: type[T]) -> type[T]:
+    """Checks what a constructor is given, by file or by code, against its annotations.
+
+    All fields of a dataclass are checked, of another class the keyword-only arguments. What no
+    annotation can say (a rule between two fields) is left to `__post_init__`.
+
+    Raises:
+        ValueError: by the constructor; names every argument that does not fit.
+    """
+    build = cls.__init__
+
+    @cache
+    def allowed() -> dict[str, Any]:
+        parameters = inspect.signature(cls).parameters.values()
+        return {
+            p.name: _annotation(cls, p)
+            for p in parameters
+            if dataclasses.is_dataclass(cls) or p.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+
+    @wraps(build)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        positional = allowed() if args and dataclasses.is_dataclass(cls) else ()
+        problems = _mismatches({**dict(zip(positional, args, strict=False)), **kwargs}, allowed())
+        if found := "; ".join(problems):
+            raise ValueError(f"{cls.__name__}: {found}")
+        build(self, *args, **kwargs)
+
+    cls.__init__ = init  # type: ignore[method-assign]
+    return cls
+
+
+def _mismatches(values: Mapping[str, Any], allowed: Mapping[str, Any]) -> Iterator[str]:
+    for name in [name for name in allowed if name in values]:
+        try:
+            fit(values[name], allowed[name])
+        except MismatchError as error:
+            yield f"{name} = {values[name]!r} {error}"
+
+
+def describe(annotation: Any, limits: str = "") -> str:
+    """Says in words which values an annotation allows."""
+    origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
+    if origin is Annotated:
+        return describe(arguments[0], _limits(arguments[1:]) + limits)
+    if origin in UNIONS:
+        return " or ".join(dict.fromkeys(describe(item) for item in arguments))
+    if origin is Literal:
+        return "one of " + ", ".join(repr(item) for item in arguments)
+    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
+        return "a list [" + ", ".join(describe(item) for item in arguments) + "]" + limits
+    if origin in SEQUENCES:
+        return f"a list{limits}" + (f", each {describe(arguments[0])}" if arguments else "")
+    if origin in MAPPINGS:
+        return f"a mapping{limits}" + (f", each {describe(arguments[1])}" if arguments else "")
+    if annotation in (None, type(None)):
+        return "null"
+    return SCALARS.get(annotation, "any value") + limits
+
+
+def _limits(metadata: Iterable[Any]) -> str:
+    """Words for bounds: " of at least 1", " above 0 and at most 1", " (not empty)"."""
+    bounds, others = [], ""
+    for item in _unpacked(metadata):
+        for key, words in BOUNDS.items():
+            if (bound := getattr(item, key, None)) is not None:
+                bounds.append(
+                    f"{words} {bound:g}" if isinstance(bound, float) else f"{words} {bound}"
+                )
+        if isinstance(item, annotated_types.MultipleOf):
+            others += f" (a multiple of {item.multiple_of})"
+        if isinstance(item, annotated_types.MinLen):
+            others += " (not empty)" if item.min_length == 1 else f" (at least {item.min_length})"
+        if isinstance(item, annotated_types.MaxLen):
+            others += f" (at most {item.max_length})"
+        if isinstance(item, Rule):
+            others += f" ({item.words})"
+    between = " of" if bounds and bounds[0].startswith("at") else ""
+    return (f"{between} " + " and ".join(bounds) if bounds else "") + others
+
+
+def _unpacked(metadata: Iterable[Any]) -> Iterator[Any]:
+    for item in metadata:
+        yield from item if isinstance(item, annotated_types.GroupedMetadata) else (item,)
+
+
+def plain(value: Any) -> Any:
+    """Returns a copy in which tuples are lists, so that JSON and YAML give it back unchanged."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def near(name: str, options: Collection[str]) -> str:
+    """Returns a hint such as " (did you mean 'rotation'?)", or nothing."""
+    matches = get_close_matches(name, list(options), n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(repr(m) for m in matches)}?)" if matches else ""
+
+
+def knobs(function: Callable[..., Any], given: Collection[str] = ()) -> dict[str, Knob]:
+    """Returns the keyword parameters of `function` that a file may set.
+
+    Args:
+        function: function or class; a class is asked for its constructor's parameters.
+        given: names that code supplies, which are therefore no knobs.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    allowed = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        p.name: Knob(_annotation(function, p), _default(function, p))
+        for p in parameters
+        if p.kind in allowed and p.name not in given
+    }
+
+
+def _annotation(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    """Resolves one annotation alone: those of other parameters may be for type checkers only."""
+    if not isinstance(parameter.annotation, str):
+        return parameter.annotation
+    holder = types.SimpleNamespace(__annotations__={"it": parameter.annotation})
+    return typing.get_type_hints(holder, globalns=_globals(function), include_extras=True)["it"]
+
+
+def _globals(function: Callable[..., Any]) -> dict[str, Any]:
+    if dataclasses.is_dataclass(function):
+        return vars(sys.modules[function.__module__])
+    bases = inspect.getmro(function) if isinstance(function, type) else ()
+    constructors = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
+    body = inspect.unwrap(constructors[0] if constructors else function)
+    return getattr(body, "__globals__", vars(sys.modules[function.__module__]))
+
+
+def _default(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    if dataclasses.is_dataclass(function):
+        factory = function.__dataclass_fields__[parameter.name].default_factory
+        if factory is not dataclasses.MISSING:
+            return plain(factory())
+    if parameter.default is REQUIRED:
+        return REQUIRED
+    return plain(deepcopy(parameter.default))
+
+
+# ---------------------------------------------------------------- of views
 def number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
     """The value as a float, if it is a number in [low, high].
 

@@ -1,5 +1,6 @@
 """A YAML file is a trainer: finds, merges, checks and freezes configurations."""
 
+from nnssl.config.aliases import renamed
 from nnssl.config.config import Config, bind, completed
 from nnssl.config.files import CONFIG_FOLDERS, TRAINER_PREFIX, RawConfig, find_configs, read_config
 from nnssl.config.overrides import OVERRIDES
@@ -17,4 +18,5 @@ __all__ = [
     "completed",
     "find_configs",
     "read_config",
+    "renamed",
 ]

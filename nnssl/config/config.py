@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nnssl.config.binding import REQUIRED, Knob, MismatchError, describe, fit, near, plain
+from nnssl.common.checks import REQUIRED, Knob, MismatchError, describe, fit, near, plain
+from nnssl.config.aliases import renamed
 from nnssl.config.files import RawConfig
 from nnssl.config.overrides import OVERRIDES, override
-from nnssl.config.schema import KnobTarget, Schema, targets
+from nnssl.config.schema import SELECTOR, KnobTarget, Schema, targets
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,10 @@ class Config:
     def sections(self) -> dict[str, Any]:
         return deepcopy(dict(self._sections))
 
-    def chosen(self, section: str, group: str | None = None) -> tuple[str, dict[str, Any]]:
-        """Returns what a section (a group of views) chose, and its other knobs."""
+    def chosen(self, section: str) -> tuple[str, dict[str, Any]]:
+        """Returns the name that a section chose, and its other knobs."""
         values: dict[str, Any] = self.sections[section]
-        if group is None:
-            return values.pop("name"), values
-        values = values[group]
-        return values.pop("kind"), values
+        return values.pop(SELECTOR), values
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data that JSON, YAML and a checkpoint give back unchanged."""
@@ -60,9 +58,10 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """Rebuilds what `to_dict` returned, without any file."""
+        """Rebuilds what `to_dict` returned, without any file; knobs get their names of today."""
         parts = deepcopy(dict(values))
-        return cls(_sections=parts.pop("sections"), sources=tuple(parts.pop("sources")), **parts)
+        sections = renamed(parts.pop("sections"))
+        return cls(_sections=sections, sources=tuple(parts.pop("sources")), **parts)
 
 
 def completed(stored: Config, schema: Schema, given: Collection[str] = ()) -> Config:
@@ -133,13 +132,13 @@ def _bind_target(
     target: KnobTarget, given: Collection[str], origin: Callable[[str], str], problems: list[str]
 ) -> dict[str, Any]:
     allowed = target.allowed(given)
-    for name in [n for n in target.values if n not in allowed and n != target.selector]:
+    bound = {SELECTOR: target.values[SELECTOR]} if target.choices else {}
+    for name in [name for name in target.values if name not in {**allowed, **bound}]:
         path = f"{target.path}.{name}"
         problems.append(
             f"{path} = {target.values[name]!r} in {origin(path)}: unknown knob"
             f"{near(str(name), allowed)}; allowed: {', '.join(allowed) or 'none'}"
         )
-    bound = {target.selector: target.values[target.selector]} if target.selector else {}
     for name, knob in allowed.items():
         path = f"{target.path}.{name}"
         try:

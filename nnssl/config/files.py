@@ -12,13 +12,13 @@ from typing import Any
 
 import yaml
 
-from nnssl.config.binding import near
+from nnssl.common.checks import near
+from nnssl.config.aliases import renamed
 
 CONFIG_FOLDERS = "nnssl_configs"
 TRAINER_PREFIX = "nnSSL"
 KINDS = ("pretrain", "finetune")
 ABOUT = ("family", "summary", "paper", "dimensions", "trains", "bibtex")
-SELECTORS = ("name", "kind")
 INSTALLED = Path(__file__).resolve().parents[2] / "nnssl_configs"
 TRAINER_FILE = re.compile(r"""^(kind:\s*['"]?(pretrain|finetune)\b|extends:\s*['"]?nnSSL)""", re.M)
 
@@ -167,7 +167,7 @@ def _chain(name: str, files: Mapping[str, Path]) -> Iterator[tuple[Path, dict[st
         if current not in files:
             raise ValueError(_unknown(current, chain, files))
         content = _read(files[current])
-        yield files[current], content
+        yield files[current], renamed(content, str(files[current]))
         chain.append(current)
         current = content.get("extends")
 
@@ -207,8 +207,8 @@ def _merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any
 
 
 def _rechosen(parent: Mapping[str, Any], child: Mapping[str, Any]) -> bool:
-    """Whether the child chooses another objective or view, whose knobs are other ones."""
-    return any(key in parent and child.get(key, parent[key]) != parent[key] for key in SELECTORS)
+    """Whether the child chooses another objective, whose knobs are other ones."""
+    return "name" in parent and child.get("name", parent["name"]) != parent["name"]
 
 
 def _check_header(

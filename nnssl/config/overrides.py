@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from nnssl.config.binding import near
+from nnssl.common.checks import near
+from nnssl.config.aliases import former_paths, warn
 from nnssl.config.files import parse_yaml
-from nnssl.config.schema import KnobTarget, Schema, targets
+from nnssl.config.schema import SELECTOR, Schema, targets
 
 OVERRIDES = "nnssl_overrides"
 
@@ -22,27 +23,40 @@ def override(
 ) -> dict[str, Any]:
     """Applies the overrides to `sections` in place; what chooses a callable comes first."""
     pairs = dict(_parse_overrides(text, problems))
-    selectors = {
-        f"{target.path}.{target.selector}": target
-        for target in targets(sections, schema, str, [])
-        if target.selector
-    }
-    applied = {path: pairs.pop(path) for path in list(pairs) if path in selectors}
-    for path, value in applied.items():
-        _replace(sections, selectors[path], value)
+    chosen = [target for target in targets(sections, schema, str, []) if target.choices]
+    applied = {}
+    for target in chosen:
+        path = f"{target.path}.{SELECTOR}"
+        if path in pairs:
+            applied[path] = choice = pairs.pop(path)
+            same = target.values[SELECTOR] == choice  # another one has other knobs
+            _set(sections, target.path, {**(target.values if same else {}), SELECTOR: choice})
     paths = [
         f"{target.path}.{name}"
         for target in targets(sections, schema, str, [])
         for name in target.allowed(given)
     ]
     for key, value in pairs.items():
-        matches = [p for p in paths if p == key] or [p for p in paths if p.endswith(f".{key}")]
+        matches = _matches(key, paths) or _former_matches(key, paths)
         if len(matches) == 1:
             applied[matches[0]] = value
             _set(sections, matches[0], value)
         else:
             problems.append(_no_match(key, matches, paths))
     return applied
+
+
+def _matches(key: str, paths: Collection[str]) -> list[str]:
+    return [p for p in paths if p == key] or [p for p in paths if p.endswith(f".{key}")]
+
+
+def _former_matches(key: str, paths: Collection[str]) -> list[str]:
+    """What a former spelling means now: the paths of today whose former one the key is."""
+    former = {was: path for path in paths for was in former_paths(path)}
+    matches = [former[was] for was in _matches(key, former)]
+    if len(matches) == 1:
+        warn(f"{OVERRIDES}: {key} is now called {matches[0]}")
+    return matches
 
 
 def _no_match(key: str, matches: list[str], paths: list[str]) -> str:
@@ -66,13 +80,6 @@ def _parse_overrides(text: str, problems: list[str]) -> Iterator[tuple[str, Any]
             yield key, parse_yaml(value, f"{OVERRIDES}: {word!r}")
         else:
             problems.append(f"{OVERRIDES}: {word!r} must be knob=value")
-
-
-def _replace(sections: dict[str, Any], target: KnobTarget, choice: Any) -> None:
-    """Chooses another callable; the knobs of the former choice go with it."""
-    assert target.selector is not None
-    values = target.values if target.values[target.selector] == choice else {}
-    _set(sections, target.path, {**values, target.selector: choice})
 
 
 def _set(sections: dict[str, Any], path: str, value: Any) -> None:

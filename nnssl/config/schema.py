@@ -6,17 +6,17 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nnssl.config.binding import Knob, knobs, near
+from nnssl.common.checks import Knob, knobs, near
 
+SELECTOR = "name"
 ABSENT = "<absent>"
 
 
 @dataclass(frozen=True)
 class Groups:
-    """A section of named groups, each bound to the callable that its own `kind` chooses."""
+    """A section of named groups (of views, for instance), each bound to the same callable."""
 
-    choices: Mapping[str, Callable[..., Any]]
-    default: str = "random"
+    function: Callable[..., Any]
 
 
 Section = Callable[..., Any] | Mapping[str, Callable[..., Any]] | Groups
@@ -25,16 +25,20 @@ Schema = Mapping[str, Section]
 
 @dataclass(frozen=True)
 class KnobTarget:
-    """Values that one callable takes: a section, or a group of a section."""
+    """Values that one callable takes: a section, or a group of a section.
+
+    Attributes:
+        choices: the callables among which the section's own `name` chose this one.
+    """
 
     path: str
     function: Callable[..., Any]
     values: Mapping[str, Any]
-    selector: str | None = None
+    choices: Collection[str] = ()
 
     def allowed(self, given: Collection[str]) -> dict[str, Knob]:
         """Returns the knobs that a file may set here."""
-        return knobs(self.function, (*given, self.selector or ""))
+        return knobs(self.function, (*given, SELECTOR) if self.choices else given)
 
 
 def targets(
@@ -50,44 +54,20 @@ def targets(
             problems.append(f"{name} = {values!r} in {origin(name)}: must be a mapping")
         elif isinstance(section, Groups):
             for group, knobs_of_group in values.items():
-                if knobs_of_group is not None:
-                    yield from _group(name, group, knobs_of_group, section, origin, problems)
-        elif isinstance(section, Mapping):
-            yield from _choose(name, "name", values, section, origin, problems)
-        else:
+                path = f"{name}.{group}"
+                if isinstance(knobs_of_group, Mapping) and "." not in str(group):
+                    yield KnobTarget(path, section.function, knobs_of_group)
+                elif knobs_of_group is not None:
+                    problems.append(
+                        f"{path} = {knobs_of_group!r} in {origin(path)}: must be a mapping of knobs"
+                    )
+        elif not isinstance(section, Mapping):
             yield KnobTarget(name, section, values)
-
-
-def _group(
-    name: str,
-    group: str,
-    values: Any,
-    section: Groups,
-    origin: Callable[[str], str],
-    problems: list[str],
-) -> Iterator[KnobTarget]:
-    path = f"{name}.{group}"
-    if not isinstance(values, Mapping) or "." in str(group):
-        problems.append(f"{path} = {values!r} in {origin(path)}: must be a mapping of knobs")
-        return
-    values = {"kind": section.default, **values}
-    yield from _choose(path, "kind", values, section.choices, origin, problems)
-
-
-def _choose(
-    path: str,
-    selector: str,
-    values: Mapping[str, Any],
-    choices: Mapping[str, Callable[..., Any]],
-    origin: Callable[[str], str],
-    problems: list[str],
-) -> Iterator[KnobTarget]:
-    choice = values.get(selector, ABSENT)
-    if isinstance(choice, str) and choice in choices:
-        yield KnobTarget(path, choices[choice], values, selector)
-        return
-    full = f"{path}.{selector}"
-    problems.append(
-        f"{full} = {choice!r} in {origin(full)}: unknown{near(str(choice), choices)}; "
-        f"allowed: {', '.join(choices)}"
-    )
+        elif isinstance(choice := values.get(SELECTOR, ABSENT), str) and choice in section:
+            yield KnobTarget(name, section[choice], values, tuple(section))
+        else:
+            path = f"{name}.{SELECTOR}"
+            problems.append(
+                f"{path} = {choice!r} in {origin(path)}: unknown{near(str(choice), section)}; "
+                f"allowed: {', '.join(section)}"
+            )

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from nnssl.common.checks import checked
 from nnssl.modules import unet
 from nnssl.modules.unet import Trained
 
@@ -49,9 +50,10 @@ class DenseTargets:
 class Objective(nn.Module):
     """A pretext task: holds the planned U-Net and its own heads, and turns a batch into a loss.
 
-    A subclass declares its knobs as keyword-only arguments of its constructor, names in class
-    attributes what it needs and shows, and implements `forward`. The whole objective is the
-    pre-trainer's `network`, so the optimiser, AMP and DDP see every learnable part.
+    A subclass declares its knobs as keyword-only arguments of its constructor (whose annotations
+    are checked at every call), names in class attributes what it needs and shows, and implements
+    `forward`. The whole objective is the pre-trainer's `network`, so the optimiser, AMP and DDP
+    see every learnable part.
 
     Class attributes:
         sampling: smallest sampling that makes sense, `"random"` or `"partitioned"`.
@@ -78,6 +80,11 @@ class Objective(nn.Module):
 
     dense_targets: tuple[DenseTargets, ...] = ()
     cluster_count: int | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            checked(cls)
 
     def __init__(self, network: nn.Module, context: Context) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.common import distributed
+from nnssl.common.checks import Count, Positive, Whole
 from nnssl.losses import pairs as pair_masks
 from nnssl.losses.contrastive import contrastive_loss
 from nnssl.modules import metrics, unet
@@ -58,22 +59,20 @@ class ContrastiveObjective(Objective):
         context: Context,
         *,
         pairs: Pairs = "partitions_across",
-        temperature: float = 0.1,
+        temperature: Positive = 0.1,
         pooling: Literal["average", "moments", "grid", "max"] = "grid",
-        grid: int = 3,
-        hidden_features: int = 1024,
-        embedding_features: int = 128,
-        projector_layers: int = 2,
+        grid: Count = 3,
+        hidden_features: Count = 1024,
+        embedding_features: Count = 128,
+        projector_layers: Count = 2,
         normalisation: Literal["none", "batch", "layer"] = "batch",
-        stage: int | None = None,
+        stage: Whole | None = None,
         dataset_similar: bool = True,
         within_dataset: bool = False,
     ) -> None:
         super().__init__(network, context)
-        if temperature <= 0:
-            raise ValueError(f"temperature: found {temperature}, allowed are numbers above 0")
         features = unet.output_channels(network)
-        if stage is not None and not 0 <= stage < len(features):
+        if stage is not None and stage >= len(features):
             raise ValueError(f"stage: found {stage}, allowed are 0 to {len(features) - 1} or null")
         self.pairs, self.temperature, self.stage = pairs, temperature, stage
         self.dataset_similar, self.within_dataset = dataset_similar, within_dataset

@@ -38,12 +38,12 @@ from nnssl.training import pretraining_checkpoint
 from nnssl.training.cores import limit_threads
 from nnssl.training.settings import PretrainingSettings
 from nnssl.training.weight_change import WeightChange
-from nnssl.views import VIEWS
+from nnssl.views import RandomView
 
 SCHEMA: Schema = {
     "training": PretrainingSettings,
     "sampling": Sampling,
-    "views": Groups(VIEWS),
+    "views": Groups(RandomView),
     "objective": OBJECTIVES,
     "probe": ProbeSettings,
 }
@@ -109,8 +109,8 @@ class PretrainingSetup(nnUNetTrainer):
         self.probe_settings = ProbeSettings(**sections["probe"])
         objective = OBJECTIVES[config.chosen("objective")[0]]
         self.sampling = Sampling(**sections["sampling"]).with_default(objective.sampling)
-        groups = sections["views"] or {k: dict(v) for k, v in objective.default_views.items()}
-        self.views = {name: VIEWS[v.pop("kind", "random")](**v) for name, v in groups.items()}
+        groups = sections["views"] or objective.default_views
+        self.views = {name: RandomView(**knobs) for name, knobs in groups.items()}
         settings = self.settings
         self.num_epochs, self.save_every = settings.num_epochs, settings.save_every
         self.num_iterations_per_epoch = settings.num_iterations_per_epoch

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from nnssl.config import renamed
 from nnssl.nnunet.checkpoint import plain, read_checkpoint
 
 CONFIG_FILE = "resolved_config.yaml"
@@ -90,7 +91,7 @@ def _allowed(name: str, may_change: Collection[str]) -> bool:
 def _differing(
     stored: Mapping[str, Any], today: Mapping[str, Any], ignored: set[str]
 ) -> list[tuple[str, Any, Any]]:
-    old, new = (_flat(plain(config.get("sections", config))) for config in (stored, today))
+    old, new = (_flat(plain(renamed(c.get("sections", c)))) for c in (stored, today))
     names = [name for name in {**old, **new} if not _allowed(name, ignored)]
     pairs = ((name, old.get(name, _NOT_SET), new.get(name, _NOT_SET)) for name in names)
     return [(name, a, b) for name, a, b in pairs if a != b]

@@ -5,6 +5,4 @@ from __future__ import annotations
 from nnssl.views.random_view import RandomView
 from nnssl.views.view import View
 
-VIEWS: dict[str, type] = {"random": RandomView}
-
-__all__ = ["VIEWS", "RandomView", "View"]
+__all__ = ["RandomView", "View"]

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
+import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import pytest
 import yaml
+from annotated_types import Interval, MinLen, MultipleOf
 
+from nnssl.common.checks import (
+    Count,
+    Fraction,
+    MismatchError,
+    Positive,
+    Rule,
+    checked,
+    describe,
+    fit,
+    knobs,
+)
 from nnssl.config import Config, Groups, bind, completed, find_configs, read_config
-from nnssl.config.binding import MismatchError, describe, fit, knobs
+from nnssl.config.aliases import ALIASES, warn
 
 if TYPE_CHECKING:
     from nowhere import Network
 
+RISING = Rule(lambda pair: pair[0] <= pair[1], "rising")
 INSTALLED = Path(__file__).parents[2] / "nnssl_configs"
 
 
@@ -52,13 +67,9 @@ class RandomView:
     ) -> None: ...
 
 
-class FixedView:
-    def __init__(self, *, position: int = 0) -> None: ...
-
-
 SCHEMA = {
     "training": Training,
-    "views": Groups({"random": RandomView, "fixed": FixedView}),
+    "views": Groups(RandomView),
     "objective": {"contrastive": Contrastive, "restoration": Restoration},
 }
 BASE = """
@@ -115,8 +126,8 @@ def test_defaults_are_filled_in(folder):
             "parts": {},
         },
         "views": {
-            "global": {"kind": "random", "count": 3, "rotation": 15.0, "scale": [0.8, 1.25]},
-            "local": {"kind": "random", "count": 2, "rotation": 90.0, "scale": [0.8, 1.25]},
+            "global": {"count": 3, "rotation": 15.0, "scale": [0.8, 1.25]},
+            "local": {"count": 2, "rotation": 90.0, "scale": [0.8, 1.25]},
         },
         "objective": {"name": "contrastive", "temperature": 0.1, "pairs": "across", "pool": None},
     }
@@ -127,7 +138,6 @@ def test_defaults_are_filled_in(folder):
         "contrastive",
         {"temperature": 0.1, "pairs": "across", "pool": None},
     )
-    assert config.chosen("views", "local")[0] == "random"
 
 
 def test_every_problem_is_named_at_once_with_file_section_knob_value_and_allowed(write):
@@ -137,7 +147,7 @@ def test_every_problem_is_named_at_once_with_file_section_knob_value_and_allowed
 extends: nnSSLBase
 training: {num_epochs: ten, num_epoch: 3, overwrite: 1}
 view: {}
-views: {global: {scale: [1.0]}, other: {kind: rondom}}
+views: {global: {scale: [1.0]}, other: {kind: fixed}}
 objective: {pairs: among, network: mine}
 """,
     )
@@ -152,8 +162,7 @@ objective: {pairs: among, network: mine}
         f"view: unknown section in {path} (did you mean 'views'?); "
         "allowed: training, views, objective",
         f"views.global.scale = [1.0] in {path}: must be a list [a number, a number]",
-        f"views.other.kind = 'rondom' in {path}: unknown (did you mean 'random'?); "
-        "allowed: random, fixed",
+        f"views.other.kind = 'fixed' in {path}: unknown knob; allowed: count, rotation, scale",
         f"objective.pairs = 'among' in {path}: must be one of 'across', 'within'",
         f"objective.network = 'mine' in {path}: unknown knob; allowed: temperature, pairs, pool",
     ):
@@ -249,6 +258,143 @@ def test_inherited_constructors_and_annotations_for_type_checkers_only():
 
     assert list(knobs(Child, given=("network",))) == ["mask_ratio"]
     assert knobs(Child, given=("network",))["mask_ratio"].annotation is float
+
+
+BOUNDS = [
+    (0, Positive, "a number above 0"),
+    (float("nan"), Positive, "a number above 0"),
+    (float("inf"), float, "a number"),
+    (0, Count, "an integer of at least 1"),
+    (0.5, Count, "an integer of at least 1"),
+    (-1, Count | None, "an integer of at least 1 or null"),
+    (1.1, Fraction, "a number of at least 0 and at most 1"),
+    (1.0, Annotated[float, Interval(gt=0, lt=1)], "a number above 0 and below 1"),
+    (3, Annotated[int, MultipleOf(2)], "an integer (a multiple of 2)"),
+    ([], Annotated[list[Positive], MinLen(1)], "a list (not empty), each a number above 0"),
+    ([0.0], list[Positive], "a list, each a number above 0"),
+    ("", Annotated[str, MinLen(1)], "a text (not empty)"),
+    ([2, 1], Annotated[tuple[float, float], RISING], "a list [a number, a number] (rising)"),
+]
+
+
+@pytest.mark.parametrize(("value", "annotation", "allowed"), BOUNDS)
+def test_bounds_are_a_part_of_the_annotation(value, annotation, allowed):
+    with pytest.raises(MismatchError, match=f"^must be {re.escape(allowed)}$"):
+        fit(value, annotation)
+
+
+def test_values_on_and_within_bounds_fit():
+    assert fit(1, Fraction) == 1.0
+    assert fit(1, Count) == 1
+    assert fit(None, Count | None) is None
+    assert fit([1, 2], Annotated[tuple[float, float], RISING]) == [1.0, 2.0]
+
+
+# ---------------------------------------------------------------- calls from code
+
+
+@checked
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    patients: Count | None = None
+    cases: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.patients is not None and self.cases:
+            raise ValueError("one of patients and cases")
+
+
+@checked
+class Drawn:
+    def __init__(self, network: Network, /, count: Any = 1, *, shift: Fraction = 0.1) -> None:
+        self.network, self.shift = network, shift
+
+
+def test_a_call_from_code_is_checked_like_a_file():
+    assert Labels(2).patients == Labels(patients=2).patients == 2
+    assert Labels(cases=("a",)).cases == ("a",)  # nothing is converted
+    for call in (lambda: Labels(0, [3]), lambda: Labels(patients=0, cases=[3])):
+        assert error_of(call) == (
+            "Labels: patients = 0 must be an integer of at least 1 or null; "
+            "cases = [3] must be a list, each a text"
+        )
+    assert "one of patients and cases" in error_of(lambda: Labels(2, ["a"]))
+    assert "shift = 2 must be" in error_of(lambda: Drawn(object(), shift=2))
+    assert Drawn("network", shift=1).network == "network"
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        Labels(patient=2)
+
+
+def test_a_checked_class_keeps_its_signature_copies_and_pickles():
+    assert list(knobs(Drawn, given=("network", "count"))) == ["shift"]
+    assert pickle.loads(pickle.dumps(Labels(2))) == copy.deepcopy(Labels(2)) == Labels(2)
+    assert "patients" in error_of(lambda: dataclasses.replace(Labels(2), patients=-1))
+
+
+# ---------------------------------------------------------------- former spellings
+
+
+@pytest.fixture
+def aliases(monkeypatch):
+    renamings = {
+        "training.epochs": "training.num_epochs",
+        "views.*.angle": "views.*.rotation",
+        "training.size": "training.crop",
+    }
+    for former, now in renamings.items():
+        monkeypatch.setitem(ALIASES, former, now)
+    warn.cache_clear()
+
+
+def test_a_former_spelling_still_works_and_is_told_once(aliases, write, capsys):
+    path = write(
+        "nnSSLBase.yaml",
+        BASE.replace("num_epochs: 7", "epochs: 7").replace("rotation: 90", "angle: 90"),
+    )
+    config = bound()
+    assert bound() == config
+    assert config.sections["training"]["num_epochs"] == 7
+    assert config.sections["views"]["local"]["rotation"] == 90.0
+    assert capsys.readouterr().err.splitlines() == [
+        f"Warning: {path}: training.epochs is now called training.num_epochs",
+        f"Warning: {path}: views.local.angle is now called views.local.rotation",
+    ]
+
+
+def test_a_child_overrides_its_parent_in_either_spelling(aliases, write):
+    write("nnSSLOld.yaml", "extends: nnSSLBase\ntraining: {epochs: 3}\n")
+    write("nnSSLNew.yaml", "extends: nnSSLOld\ntraining: {num_epochs: 5}\n")
+    assert bound("nnSSLOld").sections["training"]["num_epochs"] == 3
+    assert bound("nnSSLNew").sections["training"]["num_epochs"] == 5
+    path = write("nnSSLWrong.yaml", "extends: nnSSLOld\ntraining: {epochs: ten}\n")
+    assert f"training.num_epochs = 'ten' in {path}: must" in error_of(lambda: bound("nnSSLWrong"))
+
+
+def test_both_spellings_in_one_file_are_an_error(aliases, write):
+    write("nnSSLBoth.yaml", "extends: nnSSLBase\ntraining: {epochs: 3, num_epochs: 5}\n")
+    assert "both are given, keep the latter" in error_of(lambda: bound("nnSSLBoth"))
+
+
+@pytest.mark.parametrize("text", ["epochs=3", "training.epochs=3"])
+def test_overrides_take_former_spellings(aliases, folder, text, capsys):
+    config = bound(overrides=f"{text} 'size=[8, 8]' local.angle=4")
+    assert config.overrides == {
+        "training.num_epochs": 3,
+        "training.crop": [8, 8],
+        "views.local.rotation": 4,
+    }
+    assert "is now called training.num_epochs" in capsys.readouterr().err
+    assert "'angle' is ambiguous" in error_of(lambda: bound(overrides="angle=4"))
+
+
+def test_a_stored_configuration_gets_the_spelling_of_today_silently(aliases, folder, capsys):
+    values = bound().to_dict()
+    training = values["sections"]["training"]
+    training["epochs"] = training.pop("num_epochs")
+    values["sections"]["views"]["local"]["kind"] = "random"  # a knob that is gone
+    stored = Config.from_dict(values)
+    assert completed(stored, SCHEMA, ("network",)).sections == bound().sections
+    assert capsys.readouterr().err == ""
 
 
 # ---------------------------------------------------------------- frozen, plain, comparable
@@ -431,10 +577,9 @@ def test_overrides_by_unique_name_by_tail_and_by_full_path(folder, monkeypatch):
 
 
 def test_overrides_can_choose_and_set_what_was_chosen(folder):
-    text = "mask_ratio=0.3 objective.name=restoration views.local.kind=fixed position=4"
+    text = "mask_ratio=0.3 objective.name=restoration"
     config = bound(overrides=text)
     assert config.sections["objective"] == {"name": "restoration", "mask_ratio": 0.3}
-    assert config.sections["views"]["local"] == {"kind": "fixed", "position": 4}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from toys import TOYS
 
 from nnssl.modules import unet
 from nnssl.objectives import OBJECTIVES, Context, Objective
-from nnssl.views import VIEWS
+from nnssl.views import RandomView
 
 ALL = {**OBJECTIVES, **TOYS}
 SAMPLES, PARTS = 4, 2
@@ -54,7 +54,7 @@ def with_views(batch: dict[str, Any], kind: type[Objective]) -> dict[str, Any]:
     spacing = (1.0,) * len(patch_size)
     views: dict[str, Any] = {}
     for name, knobs in kind.default_views.items():
-        views.update(VIEWS["random"](**knobs)(batch, name, patch_size, spacing))
+        views.update(RandomView(**knobs)(batch, name, patch_size, spacing))
     return {**batch, "views": views}
 
 

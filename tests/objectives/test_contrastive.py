@@ -82,7 +82,7 @@ def test_an_earlier_stage_trains_only_up_to_it(make_unet: Callable[..., nn.Modul
 
 
 def test_temperature_must_be_positive(make_unet: Callable[..., nn.Module]) -> None:
-    with pytest.raises(ValueError, match="temperature: found 0"):
+    with pytest.raises(ValueError, match="temperature = 0 must be a number above 0"):
         objective(make_unet, temperature=0)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from nnssl.common.checks import plain
 from nnssl.config import bind, read_config
-from nnssl.config.binding import plain
 from nnssl.objectives import OBJECTIVES
 from nnssl.training.pretraining_setup import GIVEN, SCHEMA
 

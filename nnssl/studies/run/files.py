@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from nnssl.common.checks import near, plain
 from nnssl.common.files import temporary
-from nnssl.config.binding import near, plain
 from nnssl.config.files import CONFIG_FOLDERS, INSTALLED, RawConfig, parse_yaml
 
 FOLDER = "studies"

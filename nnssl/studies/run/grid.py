@@ -8,7 +8,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
-from nnssl.config.binding import plain
+from nnssl.common.checks import plain
 from nnssl.config.overrides import OVERRIDES
 from nnssl.studies.run.knobs import overrides_text, schedule_of
 from nnssl.studies.run.places import FINAL, dataset_name

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from nnssl.common.checks import plain
 from nnssl.config import CONFIG_FOLDERS, bind, read_config
-from nnssl.config.binding import plain
 from nnssl.config.files import parse_yaml
 from nnssl.training.finetuning_settings import FinetuningSettings
 from nnssl.training.settings import PretrainingSettings

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from nnssl.common.checks import near
 from nnssl.config import Config, Groups, RawConfig, Schema, bind, find_configs
-from nnssl.config.binding import near
 from nnssl.studies.run.files import read_yaml, study_file
 
 Unit = Literal["patients", "volumes", "slices", "percentage"]
@@ -114,9 +114,9 @@ class Study:
 
 SCHEMA: Schema = {
     "study": Study,
-    "pretraining": Groups({"arm": PretrainingArm}, "arm"),
-    "schedules": Groups({"schedule": FinetuningArm}, "schedule"),
-    "scratch_schedules": Groups({"schedule": ScratchArm}, "schedule"),
+    "pretraining": Groups(PretrainingArm),
+    "schedules": Groups(FinetuningArm),
+    "scratch_schedules": Groups(ScratchArm),
 }
 
 
@@ -177,7 +177,7 @@ def waiting(study: Study) -> dict[str, str]:
 def _build(config: Config) -> Study:
     sections = config.sections
     arms: dict[str, Any] = {
-        name: {arm: _arm(kind, knobs) for arm, knobs in sections[name].items()}
+        name: {arm: kind(**knobs) for arm, knobs in sections[name].items()}
         for name, kind in (
             ("pretraining", PretrainingArm),
             ("schedules", FinetuningArm),
@@ -189,10 +189,6 @@ def _build(config: Config) -> Study:
         k: tuple(v) if isinstance(v, list) else v for k, v in sections["study"].items()
     }
     return Study(**about, **knobs, **arms)
-
-
-def _arm(kind: type, knobs: Mapping[str, Any]) -> Any:
-    return kind(**{key: value for key, value in knobs.items() if key != "kind"})
 
 
 def _problems(study: Study) -> Iterator[str]:
