@@ -25,7 +25,7 @@ from nnssl.nnunet.plan_source import PlanSource, planned_network, source_of
 from nnssl.nnunet.planned_network import check_supported
 from nnssl.nnunet.plans import plans_file, write_new_plans
 from nnssl.nnunet.weight_search import ENVIRONMENT, WeightSource
-from nnssl.training.transfer import input_differences, plan_transfer
+from nnssl.training.finetuning_weights import compare_inputs, plan_transfer
 
 
 @command("nnssl_plan_like")
@@ -61,7 +61,7 @@ def _write(options: argparse.Namespace) -> None:
     target, dataset = read_json(path), read_json(path.with_name("dataset.json"))
     plans, remarks = like_plans(target, dataset, source, configuration, name, options.keep)
     loaded = _loaded(plans, configuration, dataset, checkpoint)
-    remarks += input_differences(checkpoint, PlansManager(plans), configuration)
+    remarks += compare_inputs(checkpoint, PlansManager(plans), configuration)
     written = write_new_plans(path.parent, plans)
     for remark in remarks:
         print(f"note: {remark}", file=sys.stderr)

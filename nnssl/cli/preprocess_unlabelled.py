@@ -15,17 +15,16 @@ from pathlib import Path
 
 from nnssl.cli.command import command
 from nnssl.common.files import read_json
-from nnssl.data.unlabelled.job import Plan
+from nnssl.data.pretraining_data import own_folder
+from nnssl.data.unlabelled.job import PreprocessingPlan
 from nnssl.data.unlabelled.preprocess import (
-    PreprocessingOutcome,
-    complete,
+    UnlabelledTask,
     preprocess_unlabelled,
-    remove,
+    remove_collection,
 )
-from nnssl.data.unlabelled.records import pools, read_manifest
+from nnssl.data.unlabelled.records import find_collections, read_images, read_manifest
 from nnssl.data.unlabelled.sources import FileChoice
-from nnssl.data.unlabelled.task import UnlabelledTask, own_folder
-from nnssl.leakage.test_set import read_test_set, thumbnails_of_test_set
+from nnssl.leakage.test_set import load_test_thumbnails, read_test_set
 from nnssl.nnunet.plans import plans_file
 
 
@@ -65,23 +64,25 @@ def _run(options: argparse.Namespace) -> None:
     if options.configuration not in plans["configurations"]:
         known = ", ".join(plans["configurations"])
         raise ValueError(f"-c: found {options.configuration}, {file.name} has {known}")
-    plan = Plan(plans, options.configuration, read_json(file.with_name("dataset.json")))
-    own = own_folder(file.parent, plan)
+    plan = PreprocessingPlan(
+        plans, options.configuration, read_json(file.with_name("dataset.json"))
+    )
+    own = own_folder(file.parent / plan.data_identifier)
     if options.remove:
-        print(f"{remove(own, options.remove)} is deleted")
+        print(f"{remove_collection(own, options.remove)} is deleted")
     elif options.list:
         _list(own, plan)
     else:
         _preprocess(options, file.parent, plan)
 
 
-def _list(own: Path, plan: Plan) -> None:
-    found = pools(own)
+def _list(own: Path, plan: PreprocessingPlan) -> None:
+    found = find_collections(own)
     if not found:
         print(f"no images without labels in {own}")
-    for name, pool in found.items():
-        images, manifest = complete(pool), read_manifest(pool)
-        size = sum(file.stat().st_size for file in pool.rglob("*") if file.is_file())
+    for name, folder in found.items():
+        images, manifest = read_images(folder), read_manifest(folder)
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         old = "" if manifest["voxels"] == plan.voxels else "; OTHER PLANS: remove and make anew"
         patients = len({image.patient for image in images})
         print(
@@ -90,21 +91,15 @@ def _list(own: Path, plan: Plan) -> None:
         )
 
 
-def _preprocess(options: argparse.Namespace, dataset: Path, plan: Plan) -> None:
+def _preprocess(options: argparse.Namespace, dataset: Path, plan: PreprocessingPlan) -> None:
     if options.source is None:
         raise ValueError("needs -i FOLDER (or --list, or --remove NAME)")
     name = options.name or options.source.resolve().name
     choice = FileChoice(plan.endings, options.files, options.patient)
     task = UnlabelledTask(dataset, options.source, name, plan, choice, _part(options.part))
-    _report(task, preprocess_unlabelled(task, options.workers))
-    if options.patient is None and task.part[0] == 1:  # while the raw test images are at hand
-        ending = str(plan.dataset_json.get("file_ending", ".nii.gz"))
-        thumbnails_of_test_set(read_test_set(dataset, ending), task.own, plan)
-
-
-def _report(task: UnlabelledTask, outcome: PreprocessingOutcome) -> None:
+    outcome = preprocess_unlabelled(task, options.workers)
     print(
-        f"{task.pool}: {outcome.written} images written, {outcome.kept} were there, "
+        f"{task.folder}: {outcome.written} images written, {outcome.kept} were there, "
         f"of {outcome.patients} patients"
     )
     if outcome.gone:
@@ -112,6 +107,8 @@ def _report(task: UnlabelledTask, outcome: PreprocessingOutcome) -> None:
             f"{outcome.gone} images stay although their files are not in {task.source} any more "
             f"(to be rid of them: --remove {task.name}, and the same command again)"
         )
+    if options.patient is None and task.part[0] == 1:  # while the raw test images are at hand
+        load_test_thumbnails(read_test_set(dataset, plan.file_ending), task.own, plan)
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -15,8 +15,7 @@ from nnssl.cluster_maps.recipe import MANIFEST, ClusterRecipe
 from nnssl.common.files import read_json, write_json
 from nnssl.common.locks import held
 from nnssl.data.pretraining_data import DataFolders
-from nnssl.data.unlabelled.preprocess import complete
-from nnssl.data.unlabelled.records import pools, voxels_hash
+from nnssl.data.unlabelled.records import find_collections, hash_preprocessing, read_images
 from nnssl.nnunet import folds
 from nnssl.nnunet.splits import SPLITS_FILE
 from nnssl.objectives import DenseTargets
@@ -170,7 +169,7 @@ def _problem(folder: Path, wanted: DenseTargets, run: TargetRun) -> str | None:
 def _hashes(run: TargetRun) -> dict[str, str]:
     """What the run's maps must have been made from."""
     return {
-        "plans": voxels_hash(run.plans, _configuration(run.plans, run.configuration)),
+        "plans": hash_preprocessing(run.plans, _configuration(run.plans, run.configuration)),
         "cases": recipes.cases_hash(run.folders.preprocessed, run.training),
     }
 
@@ -185,8 +184,8 @@ def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _without_labels(own: Path) -> list[Image]:
     """Every image of `nnssl_preprocess_unlabelled`; the run chooses which of them it may see."""
-    found = pools(own).values()
-    return [Image(image.identifier, folder) for folder in found for image in complete(folder)]
+    found = find_collections(own).values()
+    return [Image(image.identifier, folder) for folder in found for image in read_images(folder)]
 
 
 def _dataset(root: Path, number: int) -> Path:

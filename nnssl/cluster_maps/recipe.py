@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from nnssl.common.files import read_json, sha256_of
 from nnssl.data.case_store import image_file
-from nnssl.data.unlabelled.records import voxels_hash
+from nnssl.data.unlabelled.records import hash_preprocessing
 
 Source = Literal["handcrafted", "self", "dino"]
 MANIFEST = "manifest.json"
@@ -79,7 +79,7 @@ def manifest(
     weights = None if recipe.checkpoint is None else _sha256_of_file(Path(recipe.checkpoint))
     return {
         "recipe": knobs,
-        "plans": voxels_hash(plans, configuration),
+        "plans": hash_preprocessing(plans, configuration),
         "cases": cases_hash(preprocessed, training),
         "weights": weights,
     }

@@ -1,11 +1,10 @@
-"""Near-duplicate images, found from small thumbnails: same image or patient under another name."""
+"""Thumbnails of images, by which copies under another name are found; made once and cached."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -14,76 +13,55 @@ import numpy as np
 from scipy import ndimage, stats
 from tqdm import tqdm
 
-from nnssl.nnunet.images import CaseError, image_file, open_image
+from nnssl.nnunet.images import CaseError, open_image
 
 CELLS = (8, 24, 24)  # of a thumbnail, array order
 SMOOTH = (0.75, 1.5, 1.5)  # what is smoother than this many cells, such as a bias field, is removed
-THRESHOLD = 0.8  # measured: docs/statistics.md
 SAVE_EVERY = 500  # new thumbnails
-CHUNK = 256  # images compared at once
-FLIPS = tuple(tuple(a for a in range(3) if bits >> a & 1) for bits in range(8))
 
 
-@dataclass(frozen=True)
-class Duplicate:
-    """Two images that are nearly the same: positions in both lists, and their correlation."""
-
-    query: int
-    candidate: int
-    correlation: float
-
-
-def thumbnails(folder: Path, cache: Path, identifiers: Sequence[str]) -> np.ndarray:
-    """Thumbnails of preprocessed cases, made once and kept while the images stay the same.
-
-    Args:
-        folder: nnU-Net's preprocessed folder of the configuration (`data_identifier`).
-        cache: file to keep them in (`.npz`); where it cannot be written, nothing is kept.
-        identifiers: cases.
-
-    Returns:
-        float16 (N, cells) as `thumbnail` gives them.
-
-    Raises:
-        CaseError: an image is missing or cannot be read.
-    """
-    return kept({each: image_file(folder, each) for each in identifiers}, cache, of_file)
-
-
-def kept(files: Mapping[str, Path], cache: Path, make: Callable[[Path], np.ndarray]) -> np.ndarray:
-    """Thumbnails of images, made once and kept while their files stay the same.
+def load_thumbnails(
+    files: Mapping[str, Path], cache: Path, read: Callable[[Path], np.ndarray] | None = None
+) -> np.ndarray:
+    """Thumbnails of images, made once and cached while their files stay the same.
 
     Args:
         files: name -> file.
-        cache: as in `thumbnails`.
-        make: file -> thumbnail.
+        cache: file to keep them in (`.npz`); where it cannot be written, nothing is kept.
+        read: makes the thumbnail of a file; None: `read_thumbnail`.
+
+    Returns:
+        float16 (N, cells) as `make_thumbnail` gives them.
+
+    Raises:
+        CaseError: an image cannot be read.
     """
     known = _read_cache(cache)
     stamps = {each: _stamp(file) for each, file in files.items()}
     missing = [each for each in files if known.get(each, (None,))[0] != stamps[each]]
     for count, each in enumerate(tqdm(missing, desc="thumbnails", disable=not missing), 1):
-        known[each] = (stamps[each], make(files[each]))
+        known[each] = (stamps[each], (read or read_thumbnail)(files[each]))
         if count % SAVE_EVERY == 0:
             _write_cache(cache, known)
     if missing:
         _write_cache(cache, known)
-    return stacked([known[each][1] for each in files])
+    return stack_thumbnails([known[each][1] for each in files])
 
 
-def cached(cache: Path, names: Sequence[str]) -> np.ndarray | None:
-    """Thumbnails that were kept, whether or not their files are at hand; None if one is missing."""
+def load_cached(cache: Path, names: Sequence[str]) -> np.ndarray | None:
+    """Thumbnails that were made before, files at hand or not; None where one was not."""
     known = _read_cache(cache)
     if any(name not in known for name in names):
         return None
-    return stacked([known[name][1] for name in names])
+    return stack_thumbnails([known[name][1] for name in names])
 
 
-def stacked(made: Sequence[np.ndarray]) -> np.ndarray:
+def stack_thumbnails(made: Sequence[np.ndarray]) -> np.ndarray:
     """float16 (N, cells), of no thumbnail as well."""
     return np.stack(made) if made else np.zeros((0, int(np.prod(CELLS))), np.float16)
 
 
-def thumbnail(image: Any) -> np.ndarray:
+def make_thumbnail(image: Any) -> np.ndarray:
     """What is left of an image when intensity scale, bias field and resolution are taken away.
 
     Each channel is averaged over 8 x 24 x 24 cells, its smooth part subtracted, the rest ranked;
@@ -100,39 +78,14 @@ def thumbnail(image: Any) -> np.ndarray:
     return _ranks(np.mean(ranked, 0)).reshape(-1).astype(np.float16)
 
 
-def near_duplicates(
-    queries: np.ndarray, candidates: np.ndarray, threshold: float = THRESHOLD, flips: bool = False
-) -> list[Duplicate]:
-    """All pairs whose correlation reaches the threshold.
-
-    Args:
-        queries: (N, cells).
-        candidates: (M, cells).
-        threshold: least correlation.
-        flips: compare with the queries mirrored along every axis as well, for images that came by
-            another reader or format.
-    """
-    best: dict[tuple[int, int], float] = {}
-    turned = candidates.astype(np.float32).T
-    for axes in FLIPS if flips else FLIPS[:1]:
-        mirrored = np.flip(queries.reshape(-1, *CELLS), tuple(a + 1 for a in axes))
-        for start in range(0, len(queries), CHUNK):
-            part = mirrored[start : start + CHUNK].reshape(-1, turned.shape[0]).astype(np.float32)
-            correlation = part @ turned
-            for q, c in np.argwhere(correlation >= threshold):
-                pair, value = (start + int(q), int(c)), float(correlation[q, c])
-                best[pair] = max(value, best.get(pair, value))
-    return [Duplicate(*pair, value) for pair, value in sorted(best.items())]
-
-
-def of_file(file: Path) -> np.ndarray:
+def read_thumbnail(file: Path) -> np.ndarray:
     """Thumbnail of a preprocessed image.
 
     Raises:
         CaseError: it cannot be read.
     """
     try:
-        return thumbnail(open_image(file))
+        return make_thumbnail(open_image(file))
     except CaseError:
         raise
     except Exception as error:

@@ -7,15 +7,13 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
-from nnssl.common.files import read_json
 from nnssl.convert.volumes import be_quiet, last_line
-from nnssl.data.thumbnails import cached, kept, of_file
-from nnssl.data.unlabelled.job import Plan
-from nnssl.nnunet.cases import CASES_FILE
+from nnssl.data.thumbnails import load_cached, load_thumbnails, read_thumbnail
+from nnssl.data.unlabelled.job import PreprocessingPlan
+from nnssl.nnunet.cases import read_all_cases
 from nnssl.nnunet.images import CaseError
 
 TEST, RAW = "imagesTs", "nnUNet_raw"
@@ -43,20 +41,15 @@ def read_test_set(dataset: Path, ending: str) -> TestSet:
         dataset: `nnUNet_preprocessed/DatasetXXX_NAME`.
         ending: of the raw files.
     """
-    record = dataset / CASES_FILE
-    known: Any = read_json(record).get("cases", {}) if record.is_file() else {}
-    patients = {case: e["patient"] for case, e in known.items() if e.get("part") == "Ts"}
+    test, known = read_all_cases(dataset, "Ts"), read_all_cases(dataset)
     root = os.environ.get(RAW)
-    folder = Path(root) / dataset.name / TEST if root else Path()
-    files = {}
-    for file in sorted(folder.glob(f"*_0000{ending}")) if root else ():
-        identifier = file.name[: -len(f"_0000{ending}")]
-        patients.setdefault(identifier, known.get(identifier, {}).get("patient", identifier))
-        files[identifier] = file
+    found = (Path(root) / dataset.name / TEST).glob(f"*_0000{ending}") if root else ()
+    files = {file.name[: -len(f"_0000{ending}")]: file for file in sorted(found)}
+    patients = {case: known[case].patient if case in known else case for case in (*test, *files)}
     return TestSet(patients, files)
 
 
-def thumbnails_of_test_set(test: TestSet, own: Path, plan: Plan) -> np.ndarray | None:
+def load_test_thumbnails(test: TestSet, own: Path, plan: PreprocessingPlan) -> np.ndarray | None:
     """Thumbnails (N, cells) of all test images, made once from the raw images.
 
     They are preprocessed like all others before, so that cropping and order of axes agree.
@@ -71,17 +64,17 @@ def thumbnails_of_test_set(test: TestSet, own: Path, plan: Plan) -> np.ndarray |
     """
     cache = own / f"thumbnails_{TEST}_{plan.voxels[:12]}.npz"
     if set(test.files) < set(test.patients):
-        return cached(cache, sorted(test.patients))
-    return kept(test.files, cache, lambda file: _thumbnail(file, plan))
+        return load_cached(cache, sorted(test.patients))
+    return load_thumbnails(test.files, cache, lambda file: _make_thumbnail(file, plan))
 
 
-def _thumbnail(file: Path, plan: Plan) -> np.ndarray:
+def _make_thumbnail(file: Path, plan: PreprocessingPlan) -> np.ndarray:
     be_quiet()
     stem, ending = re.split(r"_0000(?=\.)", file.name, maxsplit=1)
     channels = sorted(file.parent.glob(f"{stem}_[0-9][0-9][0-9][0-9]{ending}"))
     try:
         with TemporaryDirectory() as scratch:
             made, _ = plan.preprocess(channels, Path(scratch))
-            return of_file(made)
+            return read_thumbnail(made)
     except (OSError, RuntimeError, ValueError) as error:
         raise CaseError(f"test image {file}: cannot be read ({last_line(error)})") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from nnssl.common.files import read_json
-from nnssl.data.thumbnails import near_duplicates, stacked, thumbnails
-from nnssl.data.unlabelled.job import Plan
-from nnssl.data.unlabelled.preprocess import complete
-from nnssl.data.unlabelled.records import PoolImage, pools, read_manifest
-from nnssl.leakage.test_set import TestSet, read_test_set, thumbnails_of_test_set
-from nnssl.nnunet.cases import CASES_FILE, read_cases
+from nnssl.data.case_store import Case
+from nnssl.data.case_table import PositionAxis, anatomical_axis
+from nnssl.data.thumbnails import stack_thumbnails
+from nnssl.data.unlabelled.job import PreprocessingPlan
+from nnssl.data.unlabelled.records import (
+    UnlabelledImage,
+    find_collections,
+    read_images,
+    read_manifest,
+)
+from nnssl.leakage.copies import case_thumbnails, find_copies
+from nnssl.leakage.seen import SEEN_IMAGE_KEYS, read_seen_images
+from nnssl.leakage.test_set import TestSet, load_test_thumbnails, read_test_set
+from nnssl.nnunet.cases import read_all_cases, read_cases
 
 COMMAND = "nnssl_preprocess_unlabelled"
 HASH = 16  # letters of the hash of an image that a checkpoint keeps
@@ -33,24 +40,26 @@ class ChosenImage:
     """One image without label that may be trained on.
 
     Attributes:
-        pool: name of its pool.
-        folder: of the pool.
+        folder: of its collection, which has the folder's name.
         image: its record.
-        dataset: dataset of origin: that of its patient in the dataset, else the pool's name.
+        dataset: dataset of origin: that of its patient in the dataset, else the collection's name.
     """
 
-    pool: str
     folder: Path
-    image: PoolImage
+    image: UnlabelledImage
     dataset: str
+
+    @property
+    def collection(self) -> str:
+        return self.folder.name
 
 
 @dataclass(frozen=True)
-class Unlabelled:
+class ChosenImages:
     """What a run trains on beside its training cases.
 
     Attributes:
-        members: the images, sorted by pool and identifier.
+        members: the images, sorted by collection and identifier.
         left_out: why -> number of images.
     """
 
@@ -60,52 +69,94 @@ class Unlabelled:
     def describe(self) -> str:
         """One line for the log."""
         patients = len({(each.dataset, each.image.patient) for each in self.members})
-        names = ", ".join(sorted({each.pool for each in self.members})) or "none"
+        names = ", ".join(sorted({each.collection for each in self.members})) or "none"
         text = f"{len(self.members)} images without labels of {patients} patients ({names})"
         reasons = [f"{count} ({why})" for why, count in self.left_out.items()]
         return f"{text}; left out: {', '.join(reasons) or 'none'}"
 
     def record(self) -> dict[str, Any]:
-        """Plain data for a checkpoint, from which `recorded` finds the same images."""
+        """Plain data for a checkpoint, by which `find_recorded` finds the same images."""
         images: dict[str, dict[str, list[str]]] = {}
         for each in self.members:
-            keys = ("identifiers", "patients", "datasets", "contents")
-            lists = images.setdefault(each.pool, {key: [] for key in keys})
+            lists = images.setdefault(each.collection, {key: [] for key in SEEN_IMAGE_KEYS})
             image = each.image
             values = (image.identifier, image.patient, each.dataset, image.content[:HASH])
-            for key, value in zip(keys, values, strict=True):
+            for key, value in zip(SEEN_IMAGE_KEYS, values, strict=True):
                 lists[key].append(value)
         return {"images": images, "left_out": dict(self.left_out)}
 
+    def make_cases(
+        self,
+        training: Sequence[Case],
+        dataset: Path,
+        transpose: Sequence[int],
+        position_axis: PositionAxis,
+    ) -> list[Case]:
+        """The images as cases of the sampler, numbered like the training cases that they join.
+
+        Patients and datasets of origin that training cases have keep their numbers, so that images
+        of one patient count as one patient; others get numbers of their own.
+
+        Args:
+            training: the training cases.
+            dataset: `nnUNet_preprocessed/DatasetXXX_NAME`.
+            transpose: `transpose_forward` of the plans.
+            position_axis: knob of the sampling.
+        """
+        records = read_cases(dataset, [case.identifier for case in training])
+        patients = {records[case.identifier].key: case.patient for case in training}
+        datasets = {records[case.identifier].dataset: case.dataset for case in training}
+        made = []
+        for member in self.members:
+            image, key = member.image, (member.dataset, member.image.patient)
+            patient = patients.setdefault(key, max(patients.values(), default=-1) + 1)
+            next_origin = max(datasets.values(), default=-1) + 1
+            origin = datasets.setdefault(member.dataset, next_origin)
+            axis, sign = anatomical_axis(image.direction, transpose, position_axis)
+            case = Case(image.identifier, patient, origin, image.shape, axis, sign, member.folder)
+            made.append(case)
+        return made
+
 
 @dataclass(frozen=True)
-class Held:
-    """What a fold holds back.
+class PretrainingFold:
+    """A fold of a dataset: what is trained on, and what is held back.
 
     Attributes:
-        dataset: `nnUNet_preprocessed/DatasetXXX_NAME`.
-        preprocessed: nnU-Net's folder of the configuration in it.
+        preprocessed: nnU-Net's folder of the configuration.
         own: nnssl's folder of the configuration.
         plan: plans and configuration.
         training: identifiers of the training cases.
         validation: identifiers of the validation cases; none for fold `all`.
     """
 
-    dataset: Path
     preprocessed: Path
     own: Path
-    plan: Plan
+    plan: PreprocessingPlan
     training: tuple[str, ...]
     validation: tuple[str, ...]
+
+    @property
+    def dataset(self) -> Path:
+        """`nnUNet_preprocessed/DatasetXXX_NAME`."""
+        return self.preprocessed.parent
 
     @cached_property
     def test(self) -> TestSet:
         """The images of imagesTs."""
-        ending = str(self.plan.dataset_json.get("file_ending", ".nii.gz"))
-        return read_test_set(self.dataset, ending)
+        return read_test_set(self.dataset, self.plan.file_ending)
+
+    @cached_property
+    def origins(self) -> dict[str, str]:
+        """Patient -> dataset of origin, of every patient that the dataset knows, imagesTs too."""
+        cases = (*self.training, *self.validation)
+        records = read_all_cases(self.dataset) or read_cases(self.dataset, cases)
+        name = self.dataset.name.split("_", 1)[-1]
+        known = {record.patient: record.dataset for record in records.values()}
+        return {**dict.fromkeys(self.test.patients.values(), name), **known}
 
 
-def choose(held: Held, wanted: bool | Sequence[str]) -> Unlabelled:
+def choose_images(fold: PretrainingFold, wanted: bool | Sequence[str]) -> ChosenImages:
     """Images that may be trained on.
 
     Left out are images of patients of validation cases or test images. Where the patient is not one
@@ -113,108 +164,94 @@ def choose(held: Held, wanted: bool | Sequence[str]) -> Unlabelled:
     left out.
 
     Args:
-        held: what the fold holds back.
-        wanted: all pools, none, or those of these names.
+        fold: what is trained on and held back.
+        wanted: all collections, none, or those of these names.
 
     Raises:
-        ValueError: There is no pool of such a name, or its plans are others.
+        ValueError: There is no collection of such a name, or its plans are others.
     """
-    found = _wanted(held, wanted)
-    images = [(name, folder, i) for name, folder in found.items() for i in complete(folder)]
-    if not images:
-        return Unlabelled()
-    origins = _origins(held)
-    members = [
-        ChosenImage(name, folder, image, origins.get(image.patient, name))
-        for name, folder, image in images
+    images = [
+        ChosenImage(folder, image, fold.origins.get(image.patient, folder.name))
+        for folder in _find_wanted(fold, wanted)
+        for image in read_images(folder)
     ]
-    why = _reasons(members, held, origins)
-    kept = tuple(each for each, reason in zip(members, why, strict=True) if reason is None)
-    return Unlabelled(kept, dict(sorted(Counter(filter(None, why)).items())))
+    reasons = _find_reasons(images, fold) if images else []
+    chosen = tuple(each for each, why in zip(images, reasons, strict=True) if why is None)
+    return ChosenImages(chosen, dict(sorted(Counter(filter(None, reasons)).items())))
 
 
-def recorded(own: Path, record: Mapping[str, Any]) -> Unlabelled:
+def find_recorded(own: Path, record: Mapping[str, Any]) -> ChosenImages:
     """The images of a checkpoint's record, whatever else lies there today.
 
     Raises:
         ValueError: One of them is gone or has changed.
     """
-    found, members, lost = pools(own), [], []
-    for name, lists in record["images"].items():
-        folder = found.get(name)
-        there = {i.identifier: i for i in complete(folder)} if folder else {}
-        for identifier, patient, dataset, content in zip(*lists.values(), strict=True):
-            image = there.get(identifier)
-            if folder is None or image is None or image.content[:HASH] != content:
-                lost.append(f"{name}/{identifier}")
-                continue
-            members.append(ChosenImage(name, folder, replace(image, patient=patient), dataset))
+    folders, members, lost = find_collections(own), [], []
+    known = {
+        (name, image.identifier): image
+        for name in record["images"]
+        if name in folders
+        for image in read_images(folders[name])
+    }
+    for each in read_seen_images(record):
+        image = known.get((each.collection, each.identifier))
+        if image is None or image.content[:HASH] != each.content:
+            lost.append(f"{each.collection}/{each.identifier}")
+        else:
+            image = replace(image, patient=each.patient)
+            members.append(ChosenImage(folders[each.collection], image, each.dataset))
     if lost:
         raise ValueError(
             f"the run was trained on images without labels of which {len(lost)} are gone or have "
             f"changed in {own}: {', '.join(lost[:MOST_NAMED])}. Put them back ({COMMAND} with the "
             "same files), or start a new run."
         )
-    return Unlabelled(tuple(members), dict(record["left_out"]))
+    return ChosenImages(tuple(members), dict(record["left_out"]))
 
 
-def _wanted(held: Held, wanted: bool | Sequence[str]) -> dict[str, Path]:
+def _find_wanted(fold: PretrainingFold, wanted: bool | Sequence[str]) -> list[Path]:
     if wanted is False:
-        return {}
-    found = pools(held.own)
-    if wanted is not True:
-        if unknown := sorted(set(wanted) - set(found)):
+        return []
+    found = find_collections(fold.own)
+    names = list(found) if wanted is True else sorted(set(wanted))
+    if unknown := sorted(set(names) - set(found)):
+        raise ValueError(
+            f"sampling.unlabelled: there are no images {unknown}; {fold.own} has "
+            f"{', '.join(found) or 'none'} ({COMMAND} makes them)"
+        )
+    for name in names:
+        if read_manifest(found[name]).get("voxels") != fold.plan.voxels:
             raise ValueError(
-                f"sampling.unlabelled: there are no images {unknown}; {held.own} has "
-                f"{', '.join(found) or 'none'} ({COMMAND} makes them)"
+                f"{found[name]} was preprocessed by other plans than today's; make it anew "
+                f"({COMMAND} --remove {name}, then the same command as before), or train without "
+                "it (sampling.unlabelled: false)"
             )
-        found = {name: found[name] for name in sorted(set(wanted))}
-    for name, folder in found.items():
-        if read_manifest(folder).get("voxels") != held.plan.voxels:
-            raise ValueError(
-                f"{folder} was preprocessed by other plans than today's; make it anew ({COMMAND} "
-                f"--remove {name}, then the same command as before), or train without it "
-                "(sampling.unlabelled: false)"
-            )
-    return found
+    return [found[name] for name in names]
 
 
-def _origins(held: Held) -> dict[str, str]:
-    """Dataset of origin of every patient that the dataset knows, those of imagesTs included."""
-    file = held.dataset / CASES_FILE
-    known: Iterable[str] = (
-        read_json(file).get("cases", {}) if file.is_file() else (*held.training, *held.validation)
-    )
-    records = read_cases(held.dataset, known).values()
-    test = held.test.patients.values()
-    own_name = held.dataset.name.split("_", 1)[-1]
-    return {**dict.fromkeys(test, own_name), **{r.patient: r.dataset for r in records}}
-
-
-def _reasons(
-    members: Sequence[ChosenImage], held: Held, origins: Mapping[str, str]
-) -> list[str | None]:
+def _find_reasons(images: Sequence[ChosenImage], fold: PretrainingFold) -> list[str | None]:
     """Why each image is left out; None: it is not."""
-    validation = {r.patient for r in read_cases(held.dataset, held.validation).values()}
-    test = set(held.test.patients.values())
+    validation = {record.patient for record in read_cases(fold.dataset, fold.validation).values()}
+    test = fold.test.patients.values()
     by_patient = {**dict.fromkeys(test, OF_TEST), **dict.fromkeys(validation, OF_VALIDATION)}
-    unknown = [each for each in members if each.image.patient not in origins]
-    caught = _caught(unknown, held) if unknown else {}
+    strangers = [each for each in images if each.image.patient not in fold.origins]
+    by_content = _compare_strangers(strangers, fold) if strangers else {}
     return [
-        by_patient.get(each.image.patient, caught.get((each.pool, each.image.patient)))
-        for each in members
+        by_patient.get(each.image.patient, by_content.get((each.collection, each.image.patient)))
+        for each in images
     ]
 
 
-def _caught(unknown: Sequence[ChosenImage], held: Held) -> dict[tuple[str, str], str]:
-    """(pool, patient) -> why, for unknown patients with an image that copies a held-out one."""
-    queries = stacked([each.image.picture() for each in unknown])
-    cache = held.own / "thumbnails.npz"
-    own = thumbnails(held.preprocessed, cache, sorted(held.validation))
-    test = thumbnails_of_test_set(held.test, held.own, held.plan)
-    why = {} if test is not None else {(m.pool, m.image.patient): NOT_COMPARED for m in unknown}
-    candidates = own if test is None else np.concatenate([own, test])
-    for match in near_duplicates(queries, candidates, flips=True):
-        member = unknown[match.query]
-        why[member.pool, member.image.patient] = COPIES
-    return why
+def _compare_strangers(
+    strangers: Sequence[ChosenImage], fold: PretrainingFold
+) -> dict[tuple[str, str], str]:
+    """(collection, patient) -> why, for unknown patients with a copy of a held-out image."""
+    queries = stack_thumbnails([each.image.decode_thumbnail() for each in strangers])
+    candidates = case_thumbnails(fold.preprocessed, sorted(fold.validation))
+    test = load_test_thumbnails(fold.test, fold.own, fold.plan)
+    keys = [(each.collection, each.image.patient) for each in strangers]
+    why = dict.fromkeys(keys, NOT_COMPARED) if test is None else {}
+    if test is not None:
+        candidates = np.concatenate([candidates, test])
+    copies = find_copies(queries, candidates, flips=True)
+    return why | {keys[copy.query]: COPIES for copy in copies}

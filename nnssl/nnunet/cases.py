@@ -10,6 +10,7 @@ from typing import Any
 from nnssl.common.files import put_back, read_json
 
 CASES_FILE = Path("nnssl") / "cases.json"
+Patient = tuple[str, str]  # dataset of origin, patient: equal keys of two datasets are two patients
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class CaseRecord:
     dataset: str
     modality: str = "unknown"
     orientation: str | None = None
+
+    @property
+    def key(self) -> Patient:
+        """Dataset of origin and patient."""
+        return self.dataset, self.patient
 
 
 def read_cases(preprocessed_folder: Path, identifiers: Iterable[str]) -> dict[str, CaseRecord]:
@@ -55,6 +61,25 @@ def read_cases(preprocessed_folder: Path, identifiers: Iterable[str]) -> dict[st
             "or convert the dataset again"
         )
     return {each: _record(path, each, known[each]) for each in wanted}
+
+
+def read_all_cases(preprocessed_folder: Path, part: str | None = None) -> dict[str, CaseRecord]:
+    """Records of all cases of a dataset; none where it has no ``nnssl/cases.json``.
+
+    Args:
+        preprocessed_folder: ``nnUNet_preprocessed/DatasetXXX_NAME``.
+        part: ``Ts``: the cases of imagesTs only; ``Tr``: the others. ``None``: both.
+
+    Raises:
+        ValueError: An entry lacks patient or dataset.
+    """
+    path = preprocessed_folder / CASES_FILE
+    known = read_json(path).get("cases", {}) if path.is_file() else {}
+    return {
+        case: _record(path, case, entry)
+        for case, entry in known.items()
+        if part is None or entry.get("part", "Tr") == part
+    }
 
 
 def restore_cases(raw_folder: Path, preprocessed_folder: Path) -> bool:

@@ -11,7 +11,8 @@ import torch
 from tqdm import tqdm
 
 from nnssl.data.labels import LabelBudget, choose_labelled
-from nnssl.leakage.same_dataset import contamination
+from nnssl.leakage.check import Evaluation
+from nnssl.leakage.policy import judge_source
 from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.probe.dice import DiceTable, Examples
 from nnssl.probe.encoder_probe import EncoderResult, fit_and_score
@@ -21,6 +22,7 @@ from nnssl.probe.run import Probe, place_of, without_nan
 from nnssl.probe.volumes import Volumes, structures_of
 
 LEAST_PATIENTS = 3
+STORED = ("contaminated", "seen_validation_cases")
 RANDOM, REFERENCE = "random", "reference"
 
 
@@ -58,10 +60,13 @@ def probe_checkpoints(
     named |= {REFERENCE: reference} if reference else {}
     first = initial_state(read_checkpoint(next(iter(files))))
     results = {RANDOM: probe.random(cases, *first)}
-    seen = {}
+    fold, seen = probe.fold, {}
+    evaluation = Evaluation(fold.folder.parent, fold.fold, fold.val)
     for name, file in tqdm(named.items(), desc="probe", disable=None):
         content = read_checkpoint(file)
-        seen[name] = {"file": str(file), **_seen(probe.fold, content)}
+        judgement = judge_source(content.get("nnssl") or {}, evaluation)
+        contaminated = {key: judgement.record[key] for key in STORED}
+        seen[name] = {"file": str(file), **contaminated}
         results[name] = probe.encoder(
             lambda: network_with(content["network_weights"], probe.fold, probe.device, name),  # noqa: B023
             cases,
@@ -119,13 +124,3 @@ def choose_checkpoint(
         "chosen": str(best),
     }
     return ChosenCheckpoint(best, tables, without_nan(record))
-
-
-def _seen(fold: ProbeFold, checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Whether the checkpoint's pre-training has seen validation patients."""
-    own = checkpoint.get("nnssl") or {}
-    name = fold.manager.dataset_name
-    seen = own.get("cases", {}).get("train", []) if own.get("dataset") == name else []
-    known = {*fold.train, *fold.val}
-    records = fold.records({*fold.val, *(case for case in seen if case in known)})
-    return contamination(own, name, fold.val, records)

@@ -24,6 +24,7 @@ from nnssl.data.supervised_batches import (
 )
 from nnssl.finetuning.groups import parameter_groups
 from nnssl.finetuning.schedules import PartSchedule
+from nnssl.leakage.check import Evaluation
 from nnssl.modules import unet
 from nnssl.nnunet import folds
 from nnssl.nnunet.cases import read_cases
@@ -182,8 +183,20 @@ class nnSSLFinetuner(Interruptible):
         runs.refuse_overwrite(self.output_folder, self.config.sections, self.settings.overwrite)
         for path, value in self.config.overrides.items():
             self.print_to_log_file(f"Override for this run: {path} = {value!r}")
-        self.weights_record = StartingWeights(self).load(self._loaded_from_outside)
+        self.weights_record = self._starting_weights().load(self._loaded_from_outside)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
+
+    def _starting_weights(self) -> StartingWeights:
+        dataset, (_, validation) = Path(self.preprocessed_dataset_folder_base), self.do_split()
+        return StartingWeights(
+            network=self.planned_network,
+            plans=self.plans_manager,
+            configuration=self.configuration_name,
+            results=Path(self.output_folder_base).parent,
+            evaluation=Evaluation(dataset, self.fold, validation),
+            knobs=self.weight_source,
+            log=self.print_to_log_file,
+        )
 
     def _continue(self, stored: dict[str, Any]) -> None:
         today = bind(read_config(self.config_name), SCHEMA)

@@ -1,31 +1,48 @@
-"""The weights that a fresh fine-tuning run starts from: found, loaded, reported."""
+"""The weights that a fresh fine-tuning run starts from: found, checked, matched, loaded, told."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nnssl.finetuning.weights import OUTPUT_LAYERS, load
-from nnssl.leakage import pool_rule as pool_rule
-from nnssl.leakage.same_dataset import contamination
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnssl.finetuning.weights import OUTPUT_LAYERS, Transfer, load, match, wanted_keys
+from nnssl.leakage.check import Evaluation
+from nnssl.leakage.policy import SourceJudgement, judge_source
 from nnssl.nnunet import weight_search as search
-from nnssl.nnunet.cases import read_cases
 from nnssl.nnunet.checkpoint import read_checkpoint
-from nnssl.training import transfer
+from nnssl.nnunet.weight_search import WeightSource
 
-if TYPE_CHECKING:
-    from nnssl.training.finetuner import nnSSLFinetuner
+COMPARED = ("spacing", "normalization_schemes", "use_mask_for_norm")
 
 
+@dataclass(frozen=True)
 class StartingWeights:
-    """Looks for the weights of a trainer's fresh run and loads them into its network."""
+    """Looks for the weights of a fresh run and loads them into its network.
 
-    def __init__(self, trainer: nnSSLFinetuner) -> None:
-        self.trainer = trainer
-        self.knobs = trainer.weight_source
-        self.log = trainer.print_to_log_file
+    Attributes:
+        network: the planned U-Net.
+        plans: the plans of the run.
+        configuration: nnU-Net's configuration.
+        results: `nnUNet_results/DatasetXXX_NAME`.
+        evaluation: what the run is validated on.
+        knobs: section `weights`.
+        log: takes lines for the log.
+    """
+
+    network: nn.Module
+    plans: PlansManager
+    configuration: str
+    results: Path
+    evaluation: Evaluation
+    knobs: WeightSource
+    log: Callable[[str], None]
 
     def load(self, loaded_from_outside: bool) -> dict[str, Any]:
         """Returns the record for the checkpoint; `loaded` holds the keys that were transferred.
@@ -35,113 +52,133 @@ class StartingWeights:
         """
         named = search.named_file(self.knobs, os.environ.get(search.ENVIRONMENT))
         if loaded_from_outside:
-            return self._from_outside(named)
+            return self._accept_loaded(named)
         if self.knobs.source == search.NONE and named is None:
             self.log("Weights: all random (weights.source: none)")
-            return {"source": None, "how": "random", "loaded": [], **_seen(False)}
+            random = SourceJudgement(contaminated=False)
+            return {"source": None, "how": "random", "loaded": [], **random.record}
         how = "named" if named else "found as the finished pre-training run of this fold"
-        file = named or search.find_finished_run(self._place(), self.knobs.trainer)
-        return self._from_file(file, how)
+        return self._load_file(named or self._find_file(), how)
 
-    def _from_outside(self, named: Path | None) -> dict[str, Any]:
-        network = self.trainer.planned_network
+    def _accept_loaded(self, named: Path | None) -> dict[str, Any]:
         if self.knobs.source == search.NONE:
             raise ValueError(
                 "-pretrained_weights was given to a trainer with weights.source: none, whose "
                 "weights are random by design. Leave it out, or use nnSSLFinetuneTrainer."
             )
-        if named and not transfer.same_weights(network, read_checkpoint(named)):
+        checkpoint = read_checkpoint(named) if named else None
+        if checkpoint and not _has_weights(self.network, checkpoint["network_weights"]):
             raise ValueError(
                 f"-pretrained_weights has loaded other weights than those of {named}, which "
                 f"weights.source or {search.ENVIRONMENT} names. Give one of them only."
             )
-        keys = [key for key, _ in network.named_parameters() if OUTPUT_LAYERS not in f".{key}"]
+        names = [name for name, _ in self.network.named_parameters()]
+        keys = [name for name in names if OUTPUT_LAYERS not in f".{name}"]
         self.log(
             "Weights: nnU-Net has loaded everything but the segmentation layers "
             "(-pretrained_weights); nothing is searched"
         )
-        seen = _seen(None)
-        if named:
-            seen = self._contamination(read_checkpoint(named).get("nnssl", {}))
+        judgement = self._judge(checkpoint) if checkpoint else SourceJudgement()
         source = str(named) if named else None
-        return {"source": source, "how": "-pretrained_weights", "loaded": keys, **seen}
+        record = {"source": source, "how": "-pretrained_weights", "loaded": keys}
+        return {**record, **judgement.record}
 
-    def _from_file(self, file: Path, how: str) -> dict[str, Any]:
-        trainer, checkpoint = self.trainer, read_checkpoint(file)
-        seen = self._contamination(checkpoint.get("nnssl", {}))
-        network = trainer.planned_network
-        found = transfer.plan_transfer(network, checkpoint, self.knobs, trainer.is_cascaded)
-        load(network, found)
-        warnings = transfer.input_differences(
-            checkpoint, trainer.plans_manager, trainer.configuration_name
+    def _find_file(self) -> Path:
+        place = search.RunLocation(
+            results=self.results,
+            plans=self.plans.plans_name,
+            configuration=self._pretraining_configuration,
+            fold=self.evaluation.fold,
         )
+        return search.find_finished_run(place, self.knobs.trainer)
+
+    def _load_file(self, file: Path, how: str) -> dict[str, Any]:
+        checkpoint = read_checkpoint(file)
+        judgement = self._judge(checkpoint)
+        found = plan_transfer(self.network, checkpoint, self.knobs, self._is_cascaded)
+        load(self.network, found)
+        warnings = compare_inputs(checkpoint, self.plans, self.configuration)
         self.log(f"Weights from {file} ({how}):\n{found.table()}")
-        for line in (*warnings, *_contamination_sentences(seen)):
+        for line in (*warnings, *judgement.warnings):
             self.log(f"WARNING: {line}")
         objective = checkpoint.get("nnssl", {}).get("objective")
         origin = {"source": str(file), "how": how, "objective": objective}
-        return {**origin, **found.to_dict(), **seen, "warnings": warnings}
+        return {**origin, **found.to_dict(), **judgement.record, "warnings": warnings}
 
-    def _place(self) -> search.RunLocation:
-        trainer = self.trainer
-        assert trainer.output_folder_base is not None
-        return search.RunLocation(
-            results=Path(trainer.output_folder_base).parent,
-            plans=trainer.plans_manager.plans_name,
-            configuration=self._pretraining_configuration(),
-            fold=trainer.fold,
-        )
+    def _judge(self, checkpoint: Mapping[str, Any]) -> SourceJudgement:
+        judgement = judge_source(checkpoint.get("nnssl", {}), self.evaluation)
+        judgement.refuse(self.knobs.allow_contamination)
+        return judgement
 
+    @property
+    def _is_cascaded(self) -> bool:
+        configuration = self.plans.get_configuration(self.configuration)
+        return configuration.previous_stage_name is not None
+
+    @property
     def _pretraining_configuration(self) -> str:
         """A cascade's second stage takes the weights of the configuration that it inherits from."""
-        trainer = self.trainer
-        plan = trainer.plans_manager.plans["configurations"][trainer.configuration_name]
-        own: str = trainer.configuration_name
-        return plan.get("inherits_from", own) if trainer.is_cascaded else own
-
-    def _contamination(self, own: Mapping[str, Any]) -> dict[str, Any]:
-        trainer = self.trainer
-        if trainer.fold == "all":
-            return _seen(None)
-        _, val = trainer.do_split()
-        folder = Path(trainer.preprocessed_dataset_folder_base)
-        if not self._same_dataset(own):
-            return self._foreign(own, pool_rule.Evaluation(folder, int(trainer.fold), val))
-        records = read_cases(folder, {*val, *own.get("cases", {}).get("train", [])})
-        return contamination(own, trainer.plans_manager.dataset_name, val, records)
-
-    def _foreign(self, own: Mapping[str, Any], evaluation: pool_rule.Evaluation) -> dict[str, Any]:
-        """Weights of a pool, or of another dataset: refused where they saw what is evaluated."""
-        found = pool_rule.inspect(own, evaluation)
-        pool_rule.refuse(found, self.knobs.allow_contamination)
-        return {
-            "contaminated": found.contaminated,
-            "seen_validation_cases": list(found.cases),
-            "contamination": list(found.reasons),
-            "pretraining": {"dataset": own.get("dataset"), "fold": own.get("fold")},
-        }
-
-    def _same_dataset(self, own: Mapping[str, Any]) -> bool:
-        return own.get("dataset") == self.trainer.plans_manager.dataset_name
+        plan = self.plans.plans["configurations"][self.configuration]
+        own = self.configuration
+        return plan.get("inherits_from", own) if self._is_cascaded else own
 
 
-def _seen(contaminated: bool | None) -> dict[str, Any]:
-    return {"contaminated": contaminated, "seen_validation_cases": []}
+def plan_transfer(
+    network: nn.Module, checkpoint: Mapping[str, Any], knobs: WeightSource, cascade: bool
+) -> Transfer:
+    """Matches a checkpoint of nnSSL or stock nnU-Net with the network.
+
+    Of a decoder that was trained without skip connections the halves of the convolutions that read
+    them stay random.
+
+    Args:
+        network: the planned U-Net.
+        checkpoint: as read; without the key `nnssl` all of it counts as trained.
+        knobs: section `weights`.
+        cascade: the second stage of a cascade, whose further input channels start at zero.
+
+    Raises:
+        ValueError: less than `min_share` of the wanted parameters loads.
+    """
+    own = checkpoint.get("nnssl", {})
+    wanted = wanted_keys(network, own.get("trained_keys"), knobs.part, knobs.stages)
+    weights, inputs = checkpoint["network_weights"], own.get("trained_inputs")
+    transfer = match(weights, network.state_dict(), wanted, "zero" if cascade else "mean", inputs)
+    transfer.require(knobs.min_share)
+    return transfer
 
 
-def _contamination_sentences(seen: Mapping[str, Any]) -> list[str]:
-    if seen["contaminated"] is None:
-        return ["it cannot be told whether the source has seen the patients that validate here."]
-    if not seen["contaminated"]:
-        return []
-    if seen.get("contamination"):
-        return [
-            f"CONTAMINATED (allow_contamination): {reason} The validation result is not an honest "
-            "one."
-            for reason in seen["contamination"]
-        ]
-    cases = seen["seen_validation_cases"]
+def compare_inputs(
+    checkpoint: Mapping[str, Any], plans: PlansManager, configuration: str
+) -> list[str]:
+    """Sentences on what the source's images were like, as far as it differs from today's."""
+    source = _source_configuration(checkpoint)
+    if source is None:
+        return ["The source does not say by which plans its images were prepared."]
+    today = plans.get_configuration(configuration)
+    values = [(n, list(getattr(source, n)), list(getattr(today, n))) for n in COMPARED]
     return [
-        f"CONTAMINATED: pre-training has seen the patients of {len(cases)} validation cases of "
-        f"this fold ({', '.join(cases[:5])}); the validation result is not an honest one."
+        f"{name}: the weights were trained with {old}, today's plans say {new}"
+        for name, old, new in values
+        if old != new
     ]
+
+
+def _source_configuration(checkpoint: Mapping[str, Any]) -> ConfigurationManager | None:
+    stock, own = checkpoint.get("init_args", {}), checkpoint.get("nnssl", {})
+    plans = own.get("plans", stock.get("plans"))
+    name = own.get("configuration", stock.get("configuration"))
+    if plans is None or name not in plans.get("configurations", {}):
+        return None
+    return PlansManager(plans).get_configuration(name)
+
+
+def _has_weights(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the network holds exactly these weights, segmentation layers aside."""
+    own = {k: v for k, v in network.state_dict().items() if OUTPUT_LAYERS not in f".{k}"}
+    return all(
+        key in weights
+        and weights[key].shape == value.shape
+        and torch.equal(weights[key], value.cpu())
+        for key, value in own.items()
+    )

@@ -24,9 +24,13 @@ from nnssl.data.loader import BatchMaker
 from nnssl.data.pretraining_data import DataFolders, batch_maker, validation_maker
 from nnssl.data.sampling import Sampling
 from nnssl.data.stepped_loader import SteppedLoader
-from nnssl.data.unlabelled.job import Plan
-from nnssl.leakage.unlabelled import Held, Unlabelled, choose, recorded
-from nnssl.leakage.unlabelled_cases import unlabelled_cases
+from nnssl.data.unlabelled.job import PreprocessingPlan
+from nnssl.leakage.unlabelled import (
+    ChosenImages,
+    PretrainingFold,
+    choose_images,
+    find_recorded,
+)
 from nnssl.modules import unet
 from nnssl.modules.cpu_bfloat16 import float32_where_shallow
 from nnssl.nnunet import folds
@@ -131,31 +135,29 @@ class PretrainingSetup(nnUNetTrainer):
             for identifiers in self.do_split()
         )
 
-    def _choose_unlabelled(self) -> Unlabelled:
+    def _choose_unlabelled(self) -> ChosenImages:
         """Images of `nnssl_preprocess_unlabelled` that join the training cases of this fold."""
         assert self.config is not None
         if self.recorded_unlabelled is not None:
-            chosen = recorded(self.folders.own, self.recorded_unlabelled)
+            chosen = find_recorded(self.folders.own, self.recorded_unlabelled)
         else:
-            chosen = choose(self._held(), self.sampling.unlabelled)
+            chosen = choose_images(self._fold_of_cases(), self.sampling.unlabelled)
         if chosen.members or chosen.left_out:
             self.print_to_log_file(f"Beside the training cases: {chosen.describe()}")
         return chosen
 
-    def _held(self) -> Held:
+    def _fold_of_cases(self) -> PretrainingFold:
         validation = () if self.fold == "all" else tuple(c.identifier for c in self.val_cases)
-        return Held(
-            Path(self.preprocessed_dataset_folder_base),
+        return PretrainingFold(
             self.folders.preprocessed,
             self.folders.own,
-            Plan(self.plans_manager.plans, self.configuration_name, self.dataset_json),
+            PreprocessingPlan(self.plans_manager.plans, self.configuration_name, self.dataset_json),
             tuple(case.identifier for case in self.train_cases),
             validation,
         )
 
     def _unlabelled_cases(self) -> list[Case]:
-        return unlabelled_cases(
-            self.unlabelled,
+        return self.unlabelled.make_cases(
             self.train_cases,
             Path(self.preprocessed_dataset_folder_base),
             self.plans_manager.transpose_forward,

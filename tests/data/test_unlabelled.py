@@ -22,11 +22,19 @@ from nnssl.data.pretraining_data import DataFolders
 from nnssl.data.unlabelled import job as unlabelled_job
 from nnssl.data.unlabelled import preprocess as unlabelled
 from nnssl.data.unlabelled.frames import frame_count, volumes
-from nnssl.data.unlabelled.job import Plan
-from nnssl.data.unlabelled.preprocess import complete, preprocess_unlabelled, remove
-from nnssl.data.unlabelled.records import pools, read_manifest, record_file
+from nnssl.data.unlabelled.job import PreprocessingPlan
+from nnssl.data.unlabelled.preprocess import (
+    UnlabelledTask,
+    preprocess_unlabelled,
+    remove_collection,
+)
+from nnssl.data.unlabelled.records import (
+    find_collections,
+    read_images,
+    read_manifest,
+    record_file,
+)
 from nnssl.data.unlabelled.sources import FileChoice, ImageSource, share
-from nnssl.data.unlabelled.task import UnlabelledTask
 from nnssl.nnunet.images import open_image
 
 
@@ -51,13 +59,13 @@ def folder(tiny_dataset: Any, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def task(tiny_dataset: Any, folder: Path) -> UnlabelledTask:
-    plan = Plan(tiny_dataset.plans, "2d", tiny_dataset.dataset_json)
+    plan = PreprocessingPlan(tiny_dataset.plans, "2d", tiny_dataset.dataset_json)
     choice = FileChoice(plan.endings, patient=r"(p\d)_")
     return UnlabelledTask(tiny_dataset.preprocessed, folder, "more", plan, choice)
 
 
 def names(task: UnlabelledTask) -> list[str]:
-    return [image.identifier for image in complete(task.pool)]
+    return [image.identifier for image in read_images(task.folder)]
 
 
 FRAMES = [f"p2_4d_frame0{k}" for k in (1, 2, 3)]
@@ -72,19 +80,19 @@ def test_images_are_preprocessed_as_nnunet_does_and_lie_in_nnssls_own_folder(
     done = preprocess_unlabelled(task, 1)
     assert (done.written, done.kept, done.gone, done.patients) == (4, 0, 0, 2)
     assert sorted(stock.iterdir()) == before
-    assert task.pool == stock.parent / "nnssl" / stock.name / "unlabelled" / "more"
+    assert task.folder == stock.parent / "nnssl" / stock.name / "unlabelled" / "more"
     copies = dict(zip(["p1_again", *FRAMES], ["p1_f0", "p2_f0", "p2_f1", "p2_f0"], strict=True))
     assert names(task) == list(copies)
-    for image in complete(task.pool):
-        own = open_image(task.pool / f"{image.identifier}.b2nd")[:]
+    for image in read_images(task.folder):
+        own = open_image(task.folder / f"{image.identifier}.b2nd")[:]
         assert np.array_equal(own, open_image(stock / f"{copies[image.identifier]}.b2nd")[:])
         assert image.shape == own.shape[1:]
         assert image.patient == image.identifier[:2]
         assert image.orientation == "LPS"
         assert image.spacing == pytest.approx((5.0, 1.5, 1.5))
-    frames = complete(task.pool)[1:]
+    frames = read_images(task.folder)[1:]
     assert [image.frame for image in frames] == [1, 2, 3]
-    assert np.array_equal(frames[0].picture(), frames[2].picture())
+    assert np.array_equal(frames[0].decode_thumbnail(), frames[2].decode_thumbnail())
 
 
 def test_a_second_run_does_what_is_missing_or_changed_only(
@@ -98,19 +106,19 @@ def test_a_second_run_does_what_is_missing_or_changed_only(
     )
     assert preprocess_unlabelled(task, 1).kept == 4
     assert made == []
-    record_file(task.pool, FRAMES[1]).unlink()
+    record_file(task.folder, FRAMES[1]).unlink()
     os.utime(folder / "a" / "p1_again_0000.nii.gz")  # touched, not changed
     assert preprocess_unlabelled(task, 1).written == 1
     assert made == FRAMES[1:2]
     other = tiny_dataset.raw / "imagesTr" / "p4_f0_0000.nii.gz"
     shutil.copy(other, folder / "a" / "p1_again_0000.nii.gz")
-    old = complete(task.pool)[0]
+    old = read_images(task.folder)[0]
     task = replace(task, choice=replace(task.choice, patient=r"(\w)/p"))
     done = preprocess_unlabelled(task, 1)
     assert (done.written, done.kept) == (1, 3)
     assert made[1:] == ["p1_again"]
-    assert complete(task.pool)[0].thumbnail != old.thumbnail
-    assert [image.patient for image in complete(task.pool)] == ["a", "b", "b", "b"]
+    assert read_images(task.folder)[0].thumbnail != old.thumbnail
+    assert [image.patient for image in read_images(task.folder)] == ["a", "b", "b", "b"]
     cine(folder / "b" / "p2_4d.nii.gz", [other] * 2)
     (folder / "a" / "p1_again_0000.nii.gz").unlink()
     assert preprocess_unlabelled(task, 1).gone == 1
@@ -195,7 +203,7 @@ def test_nothing_is_written_before_all_is_checked(
     message = broken(folder, what)
     with pytest.raises(ConversionError, match=message):
         preprocess_unlabelled(task, 1)
-    assert not task.pool.exists()
+    assert not task.folder.exists()
 
 
 def test_changed_plans_and_another_folder_are_refused(task: UnlabelledTask, tmp_path: Path) -> None:
@@ -219,12 +227,12 @@ def test_the_command_lists_and_removes(
     assert "3 images written, 0 were there, of 1 patients" in capsys.readouterr().out
     main([*base, "--list"])
     assert capsys.readouterr().out.startswith("cine: 3 images of 1 patients")
-    assert read_manifest(pools(task.own)["cine"])["source"] == str(folder)
+    assert read_manifest(find_collections(task.own)["cine"])["source"] == str(folder)
     main([*base, "--remove", "cine"])
-    assert pools(task.own) == {}
+    assert find_collections(task.own) == {}
     assert not list((task.own / "unlabelled").iterdir())
     for wrong, message in (
-        (["--remove", "cine"], "no pool 'cine'"),
+        (["--remove", "cine"], "no collection 'cine'"),
         ([], "needs -i"),
         (["-i", str(folder), "--patient", r"p\d"], "has no group"),
         (["-i", str(folder), "--part", "x"], "K/N"),
@@ -239,13 +247,13 @@ def test_removed_images_leave_no_companion_arrays(task: UnlabelledTask) -> None:
     maps = DataFolders(task.own, task.own, 0).dense_target("clusters")
     removed, other, of_cases = (
         dense_target_folder(maps, folder) / "image.b2nd"
-        for folder in (task.pool, task.pool.with_name("other"), None)
+        for folder in (task.folder, task.folder.with_name("other"), None)
     )
     for file in (removed, other, of_cases):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    remove(task.own, task.name)
-    found = [path.exists() for path in (removed.parent, task.pool, other, of_cases)]
+    remove_collection(task.own, task.name)
+    found = [path.exists() for path in (removed.parent, task.folder, other, of_cases)]
     assert found == [False, False, True, True]
 
 
@@ -271,9 +279,9 @@ def test_other_formats_go_through_the_plans_reader(
     convert(source, source.with_name("p1_meta.mhd"))
     preprocess_unlabelled(replace(task, part=(1, 3)), 1)
     preprocess_unlabelled(replace(task, part=(2, 3)), 1)
-    first, second = (open_image(task.pool / f"{n}.b2nd")[:] for n in ("p1_again", "p1_meta"))
+    first, second = (open_image(task.folder / f"{n}.b2nd")[:] for n in ("p1_again", "p1_meta"))
     assert np.allclose(first, second, atol=1e-5)
-    assert [Path(f.path).suffix for f in complete(task.pool)[1].files] == [".mhd", ".raw"]
+    assert [Path(f.path).suffix for f in read_images(task.folder)[1].files] == [".mhd", ".raw"]
 
 
 @pytest.fixture
@@ -282,8 +290,8 @@ def convert() -> Callable[[Path, Path], None]:
 
 
 def test_leftovers_of_a_dead_process_go_when_they_are_old(task: UnlabelledTask) -> None:
-    task.pool.mkdir(parents=True)
-    old, young = task.pool / ".part_old", task.pool / ".part_young"
+    task.folder.mkdir(parents=True)
+    old, young = task.folder / ".part_old", task.folder / ".part_young"
     for left in (old, young):
         left.mkdir()
     os.utime(old, (0, 0))

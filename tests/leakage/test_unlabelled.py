@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -18,10 +17,11 @@ from nnssl.cluster_maps.fold_maps import cluster_dataset
 from nnssl.cluster_maps.recipe import ClusterRecipe
 from nnssl.common.files import read_json, write_json
 from nnssl.data.thumbnails import CELLS
-from nnssl.data.unlabelled.preprocess import remove
-from nnssl.data.unlabelled.records import encoded
+from nnssl.data.unlabelled.preprocess import remove_collection
+from nnssl.data.unlabelled.records import encode_thumbnail
 from nnssl.leakage import unlabelled as unlabelled
-from nnssl.leakage.contamination import check
+from nnssl.leakage.check import Evaluation, check
+from nnssl.leakage.seen import Seen
 from nnssl.nnunet.images import open_image
 from nnssl.training import pretraining_loop
 from nnssl.training.factory import trainer_class
@@ -105,7 +105,7 @@ def test_all_images_of_an_unknown_patient_go_when_one_is_caught(
     pool = add_cine("stranger", "p0")
     record = pool / "records" / "stranger0_frame02.json"
     content = read_json(record)
-    content["thumbnail"] = encoded(np.zeros(np.prod(CELLS)))  # resembles nothing
+    content["thumbnail"] = encode_thumbnail(np.zeros(np.prod(CELLS)))  # resembles nothing
     write_json(record, content)
     assert pretrainer().unlabelled.left_out == {unlabelled.COPIES: 2}
 
@@ -124,7 +124,7 @@ def test_a_resumed_run_keeps_the_images_that_it_began_with(
     resumed.load_checkpoint(checkpoint)
     assert same(before, batches(resumed))
     assert resumed.compose_checkpoint()["nnssl"]["cases"] == checkpoint["nnssl"]["cases"]
-    remove(pool.parent.parent, "cine")
+    remove_collection(pool.parent.parent, "cine")
     lost = tiny_dataset.trainer(trainer_class("nnSSLShort"))
     with pytest.raises(ValueError, match=r"2 are gone or have changed.*cine/p1_4d_frame01"):
         lost.load_checkpoint(checkpoint)
@@ -150,7 +150,7 @@ def test_the_knob_takes_all_none_or_some(
     add_cine("two", "p2", KNOWN)
     for value, pools in (("true", {"one", "two"}), ("false", set()), ("[two]", {"two"})):
         monkeypatch.setenv("nnssl_overrides", f"sampling.unlabelled={value}")
-        assert {member.pool for member in pretrainer().unlabelled.members} == pools
+        assert {member.collection for member in pretrainer().unlabelled.members} == pools
     monkeypatch.setenv("nnssl_overrides", "sampling.unlabelled=[three]")
     with pytest.raises(ValueError, match=r"no images \['three'\].*one, two"):
         pretrainer()
@@ -225,12 +225,11 @@ def test_the_contamination_check_sees_them(
     pool = add_cine("stranger", "p2")
     own = pretrainer().compose_checkpoint()["nnssl"]
     own["cases"]["train"] = ["p3_f0"]
-    source = json.loads(json.dumps({"nnssl": {**own, "objective_state": {}, "history": {}}}))
 
     def found(validation: list[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
-        result = check(
-            source, tiny_dataset.preprocessed, "nnUNetPlans_2d", 0, validation=validation
-        )
+        dataset = tiny_dataset.preprocessed
+        evaluation = Evaluation(dataset, 0, validation, dataset / "nnUNetPlans_2d")
+        result = check(Seen.of(own, dataset.parent), evaluation, content=True)
         return {f.text.split(" ")[0] + f.by: (f.verdict, f.cases) for f in result.findings}
 
     assert {verdict for verdict, _ in found(["p0_f0", "p4_f0"]).values()} == {"clean"}

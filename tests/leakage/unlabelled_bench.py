@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.data.unlabelled.job import Plan
-from nnssl.data.unlabelled.preprocess import preprocess_unlabelled
+from nnssl.data.unlabelled.job import PreprocessingPlan
+from nnssl.data.unlabelled.preprocess import UnlabelledTask, preprocess_unlabelled
 from nnssl.data.unlabelled.sources import FileChoice
-from nnssl.data.unlabelled.task import UnlabelledTask
 from nnssl.training.factory import trainer_class
 
 SHORT = """
@@ -54,12 +53,12 @@ def add_cine(tiny_dataset: Any, tmp_path: Path) -> Callable[..., Path]:
         array = np.stack([each.get_fdata(dtype=np.float32) for each in (first, *rest)], 3)
         stem = f"{patient}_4d" if pattern else f"{name}{patient[1:]}"
         nibabel.save(nibabel.Nifti1Image(array, first.affine), source / f"{stem}.nii.gz")
-        plan = Plan(tiny_dataset.plans, "2d", tiny_dataset.dataset_json)
+        plan = PreprocessingPlan(tiny_dataset.plans, "2d", tiny_dataset.dataset_json)
         task = UnlabelledTask(
             tiny_dataset.preprocessed, source, name, plan, FileChoice((), None, pattern)
         )
         preprocess_unlabelled(task, 1)
-        return task.pool
+        return task.folder
 
     return add
 

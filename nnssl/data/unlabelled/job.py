@@ -1,4 +1,4 @@
-"""How one image is checked and preprocessed: nnU-Net's own reader and preprocessor of the plans."""
+"""How one image without label is checked and preprocessed: by nnU-Net's own code and plans."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from nnssl.common.files import TEMPORARY
 from nnssl.convert.readers.pictures import ENDINGS as PICTURES
 from nnssl.convert.sources import Problem
 from nnssl.convert.volumes import be_quiet, last_line
-from nnssl.data.thumbnails import of_file
+from nnssl.data.thumbnails import read_thumbnail
 from nnssl.data.unlabelled.frames import NIFTI, frame_count, volumes
 from nnssl.data.unlabelled.records import (
-    PoolImage,
     SourceFile,
-    encoded,
+    UnlabelledImage,
+    encode_thumbnail,
+    hash_preprocessing,
     record_file,
-    voxels_hash,
     write_image_record,
 )
 from nnssl.data.unlabelled.sources import ImageSource
@@ -39,7 +39,7 @@ READS_PICTURES = "NaturalImage2DIO"
 
 
 @dataclass(frozen=True)
-class Plan:
+class PreprocessingPlan:
     """Plans, configuration and channels by which images are preprocessed."""
 
     plans: dict[str, Any] = field(repr=False)
@@ -57,13 +57,19 @@ class Plan:
         return self.manager.get_configuration(self.configuration)
 
     @property
+    def data_identifier(self) -> str:
+        """Name of the folder of preprocessed images."""
+        return str(self.configured.data_identifier)
+
+    @property
     def channels(self) -> int:
         names = self.dataset_json.get("channel_names", self.dataset_json.get("modality", {}))
         return len(names)
 
     @property
     def voxels(self) -> str:
-        return voxels_hash(self.plans, self.configured.configuration)
+        """Hash of what decides the preprocessed voxels."""
+        return hash_preprocessing(self.plans, self.configured.configuration)
 
     @cached_property
     def reader(self) -> Any:
@@ -71,10 +77,14 @@ class Plan:
         return self.manager.image_reader_writer_class()
 
     @property
+    def file_ending(self) -> str:
+        """Of the dataset's raw files."""
+        return str(self.dataset_json.get("file_ending", ".nii.gz"))
+
+    @property
     def endings(self) -> tuple[str, ...]:
         """What the reader and the dataset add to the file endings that nnssl reads."""
-        own = str(self.dataset_json.get("file_ending", ".nii.gz"))
-        return tuple({own.lower(), *self.reader.supported_file_endings})
+        return tuple({self.file_ending.lower(), *self.reader.supported_file_endings})
 
     def reads(self, path: Path) -> bool:
         """Whether the reader takes the file as it is."""
@@ -122,10 +132,10 @@ class CheckedImage:
     @property
     def names(self) -> dict[int, str]:
         """Number of the frame, from 1 -> identifier."""
-        return frame_names(self.source.identifier, self.frames)
+        return name_frames(self.source.identifier, self.frames)
 
 
-def frame_names(identifier: str, frames: int | None) -> dict[int, str]:
+def name_frames(identifier: str, frames: int | None) -> dict[int, str]:
     """Number from 1 -> identifier; frames are named `<identifier>_frame07`."""
     if frames is None or frames == 1:
         return {1: identifier}
@@ -133,7 +143,7 @@ def frame_names(identifier: str, frames: int | None) -> dict[int, str]:
     return {k: f"{identifier}_frame{k:0{digits}d}" for k in range(1, frames + 1)}
 
 
-def stamps(root: Path, source: ImageSource) -> tuple[SourceFile, ...]:
+def stamp_files(root: Path, source: ImageSource) -> tuple[SourceFile, ...]:
     """Path, size and time of the files of a source."""
     beside = [
         str(PurePosixPath(path).with_suffix(ending))
@@ -145,11 +155,11 @@ def stamps(root: Path, source: ImageSource) -> tuple[SourceFile, ...]:
     return tuple(SourceFile(path, each.st_size, each.st_mtime_ns) for path, each in found)
 
 
-def check_source(source: ImageSource, root: Path, plan: Plan) -> CheckedImage:
+def check_source(source: ImageSource, root: Path, plan: PreprocessingPlan) -> CheckedImage:
     """Read every voxel; whatever is wrong comes back as a problem, never as an exception."""
     be_quiet()
     try:
-        files = tuple(replace(f, sha256=_sha256(root / f.path)) for f in stamps(root, source))
+        files = tuple(replace(f, sha256=_sha256(root / f.path)) for f in stamp_files(root, source))
         frames = _frames(source, root)
         _check_voxels(source, root)
         with TemporaryDirectory() as folder:
@@ -161,7 +171,11 @@ def check_source(source: ImageSource, root: Path, plan: Plan) -> CheckedImage:
 
 
 def write_images(
-    checked: CheckedImage, numbers: Collection[int], root: Path, pool: Path, plan: Plan
+    checked: CheckedImage,
+    numbers: Collection[int],
+    root: Path,
+    collection: Path,
+    plan: PreprocessingPlan,
 ) -> None:
     """Preprocess frames of a source; an image counts when its record is written, after itself.
 
@@ -169,26 +183,28 @@ def write_images(
         checked: the source.
         numbers: its frames (1 for a single volume).
         root: folder of the sources.
-        pool: where images and records go.
+        collection: folder for images and records.
         plan: how.
     """
     be_quiet()
-    with TemporaryDirectory(dir=pool, prefix=TEMPORARY) as folder:
+    with TemporaryDirectory(dir=collection, prefix=TEMPORARY) as folder:
         scratch = Path(folder)
         for number, files in _readable(checked.source, root, plan, scratch, numbers):
             with TemporaryDirectory(dir=scratch) as own:
                 made, properties = plan.preprocess(files, Path(own))
                 record = _record(checked, number, made, properties, plan)
-                record_file(pool, record.identifier).unlink(missing_ok=True)  # of another image
-                os.replace(made, pool / f"{record.identifier}{made.suffix}")
-            write_image_record(pool, record)
+                record_file(collection, record.identifier).unlink(
+                    missing_ok=True
+                )  # of another image
+                os.replace(made, collection / f"{record.identifier}{made.suffix}")
+            write_image_record(collection, record)
 
 
 def _record(
-    checked: CheckedImage, number: int, made: Path, properties: Any, plan: Plan
-) -> PoolImage:
+    checked: CheckedImage, number: int, made: Path, properties: Any, plan: PreprocessingPlan
+) -> UnlabelledImage:
     shape = [int(n) for n in open_image(made).shape]
-    return PoolImage(
+    return UnlabelledImage(
         identifier=checked.names[number],
         patient=checked.source.patient,
         place=checked.source.place,
@@ -201,12 +217,16 @@ def _record(
         direction=tuple(direction_in(properties)),
         orientation=orientation_in(properties),
         voxels=plan.voxels,
-        thumbnail=encoded(of_file(made)),
+        thumbnail=encode_thumbnail(read_thumbnail(made)),
     )
 
 
 def _readable(
-    source: ImageSource, root: Path, plan: Plan, scratch: Path, numbers: Collection[int]
+    source: ImageSource,
+    root: Path,
+    plan: PreprocessingPlan,
+    scratch: Path,
+    numbers: Collection[int],
 ) -> Iterator[tuple[int, list[Path]]]:
     """Per volume the files that the plans' reader takes: the source's own, or NIfTI in scratch."""
     channels = [[root / path for path in channel] for channel in source.channels]
@@ -238,7 +258,7 @@ def _check_voxels(source: ImageSource, root: Path) -> None:
                     raise ValueError(f"holds values that are not finite (volume {number})")
 
 
-def _check_reading(files: list[Path], plan: Plan) -> None:
+def _check_reading(files: list[Path], plan: PreprocessingPlan) -> None:
     try:
         data, _ = plan.reader.read_images([str(file) for file in files])
     except Exception as error:  # readers of nnU-Net fail in many ways; all get one sentence

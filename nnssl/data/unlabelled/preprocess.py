@@ -1,4 +1,4 @@
-"""Images without labels, preprocessed beside a dataset: check everything, then write."""
+"""A collection of images without labels beside a dataset: check everything, then write."""
 
 from __future__ import annotations
 
@@ -12,24 +12,80 @@ from pathlib import Path
 
 from nnssl.common.files import TEMPORARY, write_json
 from nnssl.common.parallel import for_each
-from nnssl.convert.sources import ConversionError
-from nnssl.data.unlabelled.job import CheckedImage, check_source, frame_names, stamps, write_images
+from nnssl.convert.sources import ConversionError, Problem
+from nnssl.data.pretraining_data import own_folder
+from nnssl.data.unlabelled.job import (
+    CheckedImage,
+    PreprocessingPlan,
+    check_source,
+    name_frames,
+    stamp_files,
+    write_images,
+)
 from nnssl.data.unlabelled.records import (
     MANIFEST,
     UNLABELLED,
-    PoolImage,
     SourceFile,
-    pools,
+    UnlabelledImage,
+    find_collections,
+    is_there,
     read_manifest,
     read_records,
     record_file,
     write_image_record,
 )
-from nnssl.data.unlabelled.sources import ImageSource, find_sources, share
-from nnssl.data.unlabelled.task import UnlabelledTask, check_manifest, collisions
-from nnssl.nnunet.images import CaseError, image_file
+from nnssl.data.unlabelled.sources import FileChoice, ImageSource, find_sources, share
+from nnssl.nnunet.cases import read_all_cases
+from nnssl.nnunet.images import image_file
 
+NOT_IN_NAMES = set('/\\: \t"')
 STALE = 3600  # seconds after which what an interrupted run left is thrown away
+
+
+@dataclass(frozen=True)
+class UnlabelledTask:
+    """One collection to preprocess.
+
+    Attributes:
+        dataset: `nnUNet_preprocessed/DatasetXXX_NAME`.
+        source: folder of the images.
+        name: of the collection.
+        plan: plans, configuration, channels.
+        choice: which files, and how they name their patient.
+        part: (k, n): the k-th of n shares, from 1.
+    """
+
+    dataset: Path
+    source: Path
+    name: str
+    plan: PreprocessingPlan
+    choice: FileChoice
+    part: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        number, count = self.part
+        if not 1 <= number <= count:
+            raise ValueError(f"--part: found {number}/{count}, allowed are 1/{count} to n/{count}")
+        if not self.name or self.name[0] in "._" or NOT_IN_NAMES & set(self.name):
+            raise ValueError(
+                f"--name: found {self.name!r}, allowed is a plain folder name that starts with a "
+                "letter or digit"
+            )
+
+    @property
+    def preprocessed(self) -> Path:
+        """nnU-Net's folder of the configuration."""
+        return self.dataset / self.plan.data_identifier
+
+    @property
+    def own(self) -> Path:
+        """nnssl's folder of the configuration."""
+        return own_folder(self.preprocessed)
+
+    @property
+    def folder(self) -> Path:
+        """Where the collection lies."""
+        return self.own / UNLABELLED / self.name
 
 
 @dataclass(frozen=True)
@@ -58,88 +114,121 @@ def preprocess_unlabelled(task: UnlabelledTask, workers: int) -> PreprocessingOu
 
     Raises:
         ConversionError: something is wrong with the images; every bad one is named.
-        ValueError: the pool was made from another folder or by other plans.
+        ValueError: the collection was made from another folder or by other plans.
     """
     sources, problems = find_sources(task.source, task.choice)
-    check_manifest(task)
-    records = read_records(task.pool)
+    _check_manifest(task)
+    records = read_records(task.folder)
     mine = share(sources, task.part)
-    done, open_sources = _parted(task, mine, records)
+    untouched = _find_untouched(task, mine, records)
+    # nothing of the untouched is opened: their records know how many frames they have
+    to_check = [source for source in mine if source.place not in untouched]
     checked = for_each(
-        partial(check_source, root=task.source, plan=task.plan), open_sources, workers, "check"
+        partial(check_source, root=task.source, plan=task.plan), to_check, workers, "check"
     )
     problems += [problem for each in checked for problem in each.problems]
-    problems += collisions(task, sources, checked, records)
+    problems += _find_collisions(task, sources, checked, records)
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConversionError(f"{count} in {task.source}; nothing was written:", problems)
-    return _write(task, sources, mine, done, checked, records, workers)
-
-
-def _write(
-    task: UnlabelledTask,
-    sources: Sequence[ImageSource],
-    mine: Sequence[ImageSource],
-    done: Sequence[PoolImage],
-    checked: Sequence[CheckedImage],
-    records: Sequence[PoolImage],
-    workers: int,
-) -> PreprocessingOutcome:
     _prepare(task)
+    for source in mine:
+        _update_records(task, untouched.get(source.place, ()), source)
     by_name = {record.identifier: record for record in records}
-    by_place = {source.place: source for source in mine}
-    for record in done:
-        _keep(task.pool, [record], by_place[record.place], None)
-    jobs, kept = [], len(done)
+    jobs, kept = [], sum(map(len, untouched.values()))
     for each in checked:
-        same = [by_name[n] for n in each.names.values() if _same(task, by_name.get(n), each)]
-        _keep(task.pool, same, each.source, each.files)
+        named = [by_name[name] for name in each.names.values() if name in by_name]
+        same = [record for record in named if _is_same(task, record, each)]
+        _update_records(task, same, each.source, each.files)
+        _drop_lost_frames(task, each, records)
         kept += len(same)
-        _drop(task.pool, each, records)
         there = {record.identifier for record in same}
-        missing = [number for number, name in each.names.items() if name not in there]
-        jobs += [(each, missing)] if missing else []
-    for_each(partial(_write_one, task=task), jobs, workers, "preprocess")
+        if missing := [number for number, name in each.names.items() if name not in there]:
+            jobs.append((each, missing))
+    for_each(partial(_write, task=task), jobs, workers, "preprocess")
     places = {source.place for source in sources}
     made = {name for each, _ in jobs for name in each.names.values()}
-    gone = sum(r.place not in places and r.identifier not in made for r in records)
-    written = sum(len(numbers) for _, numbers in jobs)
-    return PreprocessingOutcome(written, kept, gone, len({source.patient for source in mine}))
+    return PreprocessingOutcome(
+        written=sum(len(numbers) for _, numbers in jobs),
+        kept=kept,
+        gone=sum(r.place not in places and r.identifier not in made for r in records),
+        patients=len({source.patient for source in mine}),
+    )
 
 
-def _write_one(job: tuple[CheckedImage, list[int]], task: UnlabelledTask) -> None:
-    write_images(job[0], set(job[1]), task.source, task.pool, task.plan)
-
-
-def remove(own: Path, name: str) -> Path:
-    """Delete a pool, and the dense targets (cluster maps) that were made from its images.
+def remove_collection(own: Path, name: str) -> Path:
+    """Delete a collection, and the dense targets (cluster maps) that were made from its images.
 
     Args:
-        own: see `own_folder`.
-        name: of the pool.
+        own: nnssl's folder of the configuration.
+        name: of the collection.
 
     Raises:
         ValueError: there is none of this name.
     """
-    found = pools(own)
+    found = find_collections(own)
     if name not in found:
-        raise ValueError(f"--remove: no pool {name!r} in {own / UNLABELLED}; there are {[*found]}")
+        raise ValueError(
+            f"--remove: no collection {name!r} in {own / UNLABELLED}; there are {[*found]}"
+        )
     for maps in own.glob("*/fold_*"):  # joined, as a name may hold what glob takes for a pattern
         if (derived := maps / UNLABELLED / name).is_dir():
             shutil.rmtree(derived)
-    (found[name] / MANIFEST).unlink()  # a pool without manifest is none, should this be interrupted
+    (found[name] / MANIFEST).unlink()  # without it there is no collection, should this be stopped
     shutil.rmtree(found[name])
     return found[name]
 
 
-def complete(pool: Path) -> list[PoolImage]:
-    """Records whose image is there."""
-    return [record for record in read_records(pool) if _is_there(pool, record)]
+def _write(job: tuple[CheckedImage, list[int]], task: UnlabelledTask) -> None:
+    write_images(job[0], set(job[1]), task.source, task.folder, task.plan)
+
+
+def _check_manifest(task: UnlabelledTask) -> None:
+    """Refuse a collection that was made from another folder or by other plans."""
+    known = read_manifest(task.folder)
+    if not known:
+        return
+    anew = f"remove it (--remove {task.name}) to make it anew"
+    if known["voxels"] != task.plan.voxels:
+        raise ValueError(
+            f"{task.folder} was preprocessed by plans that have changed since (spacing, "
+            f"normalisation, resampling, reader or transposition of {known['plans']}, "
+            f"{known['configuration']}); {anew}"
+        )
+    if known["source"] != str(task.source.resolve()):
+        raise ValueError(
+            f"{task.folder} holds images of {known['source']}, not of {task.source.resolve()}; "
+            f"give another --name, or {anew}"
+        )
+
+
+def _find_collisions(
+    task: UnlabelledTask,
+    sources: Sequence[ImageSource],
+    checked: Sequence[CheckedImage],
+    records: Sequence[UnlabelledImage],
+) -> list[Problem]:
+    """Identifiers that the dataset, another image or another frame has."""
+    places = {source.place for source in sources}
+    named = [(record.identifier, record.place) for record in records if record.place in places]
+    named += [(name, each.source.place) for each in checked for name in each.names.values()]
+    of_files = {path.stem for path in task.preprocessed.glob("*") if path.stem[0] != "."}
+    taken = of_files | read_all_cases(task.dataset).keys()
+    owners: dict[str, str] = {}
+    problems = {}
+    for name, place in named:
+        if name in taken:
+            what = f"{place} would have the identifier of a case of {task.dataset.name}"
+            problems[name] = Problem(name, f"{what}; leave it out (--files) or rename it")
+        elif owners.setdefault(name, place) != place:
+            problems[name] = Problem(name, f"is there twice: {owners[name]} and {place}")
+    return list(problems.values())
 
 
 def _prepare(task: UnlabelledTask) -> None:
-    task.pool.mkdir(parents=True, exist_ok=True)
-    for left in (*task.pool.glob(f"{TEMPORARY}*"), *task.pool.glob(f"*/{TEMPORARY}*")):
+    """Make the folder, throw away what interrupted runs left, write the manifest."""
+    task.folder.mkdir(parents=True, exist_ok=True)
+    for left in (*task.folder.glob(f"{TEMPORARY}*"), *task.folder.glob(f"*/{TEMPORARY}*")):
         try:
             if time.time() - left.stat().st_mtime > STALE:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -153,77 +242,62 @@ def _prepare(task: UnlabelledTask) -> None:
         "voxels": task.plan.voxels,
         "version": 1,
     }
-    if read_manifest(task.pool) != content:
-        write_json(task.pool / MANIFEST, content)
+    if read_manifest(task.folder) != content:
+        write_json(task.folder / MANIFEST, content)
 
 
-def _parted(
-    task: UnlabelledTask, sources: Sequence[ImageSource], records: Sequence[PoolImage]
-) -> tuple[list[PoolImage], list[ImageSource]]:
-    """Images that are there and whose files have not been touched; sources that must be looked at.
-
-    Nothing is opened: the records know how many frames a source has.
-    """
-    by_place: dict[str, list[PoolImage]] = defaultdict(list)
+def _find_untouched(
+    task: UnlabelledTask, sources: Sequence[ImageSource], records: Sequence[UnlabelledImage]
+) -> dict[str, list[UnlabelledImage]]:
+    """Place -> its images, where all are there and no file has been touched since."""
+    by_place: dict[str, list[UnlabelledImage]] = defaultdict(list)
     for record in records:
         by_place[record.place].append(record)
-    done: list[PoolImage] = []
-    left: list[ImageSource] = []
+    untouched = {}
     for source in sources:
-        found = by_place[source.place]
-        if found and _untouched(task, source, found):
-            done += found
-        else:
-            left.append(source)
-    return done, left
+        found = by_place.get(source.place)
+        if not found:
+            continue
+        names = set(name_frames(source.identifier, found[0].frames).values())
+        now = [file.stamp for file in stamp_files(task.source, source)]
+        if {record.identifier for record in found} == names and all(
+            [file.stamp for file in record.files] == now and _is_current(task, record)
+            for record in found
+        ):
+            untouched[source.place] = found
+    return untouched
 
 
-def _untouched(task: UnlabelledTask, source: ImageSource, found: Sequence[PoolImage]) -> bool:
-    expected = set(frame_names(source.identifier, found[0].frames).values())
-    now = [file.stamp for file in stamps(task.source, source)]
-    return {record.identifier for record in found} == expected and all(
-        [file.stamp for file in record.files] == now
-        and record.voxels == task.plan.voxels
-        and _is_there(task.pool, record)
-        for record in found
-    )
-
-
-def _same(task: UnlabelledTask, record: PoolImage | None, checked: CheckedImage) -> bool:
+def _is_same(task: UnlabelledTask, record: UnlabelledImage, checked: CheckedImage) -> bool:
     """Whether the image of a record was made from these very files."""
-    return (
-        record is not None
-        and [f.sha256 for f in record.files] == [f.sha256 for f in checked.files]
-        and record.voxels == task.plan.voxels
-        and _is_there(task.pool, record)
-    )
+    before, now = ([file.sha256 for file in each.files] for each in (record, checked))
+    return before == now and _is_current(task, record)
 
 
-def _is_there(pool: Path, record: PoolImage) -> bool:
-    try:
-        return image_file(pool, record.identifier).is_file()
-    except CaseError:
-        return False
+def _is_current(task: UnlabelledTask, record: UnlabelledImage) -> bool:
+    return record.voxels == task.plan.voxels and is_there(task.folder, record)
 
 
-def _drop(pool: Path, checked: CheckedImage, records: Sequence[PoolImage]) -> None:
+def _drop_lost_frames(
+    task: UnlabelledTask, checked: CheckedImage, records: Sequence[UnlabelledImage]
+) -> None:
     """Images of frames that a source does not have any more."""
     names = set(checked.names.values())
     for record in records:
         if record.place == checked.source.place and record.identifier not in names:
-            record_file(pool, record.identifier).unlink(missing_ok=True)
-            if _is_there(pool, record):
-                image_file(pool, record.identifier).unlink()
+            record_file(task.folder, record.identifier).unlink(missing_ok=True)
+            if is_there(task.folder, record):
+                image_file(task.folder, record.identifier).unlink()
 
 
-def _keep(
-    pool: Path,
-    images: Iterable[PoolImage],
+def _update_records(
+    task: UnlabelledTask,
+    images: Iterable[UnlabelledImage],
     source: ImageSource,
-    files: tuple[SourceFile, ...] | None,
+    files: tuple[SourceFile, ...] | None = None,
 ) -> None:
     """Images stay; their records follow another pattern for patients, or another time of files."""
     for image in images:
-        now = image.made_of(source.place, source.patient, files or image.files)
+        now = image.move_to(source.place, source.patient, files or image.files)
         if now != image:
-            write_image_record(pool, now)
+            write_image_record(task.folder, now)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnssl.common.files import read_json, sha256_of, write_json
+from nnssl.nnunet.images import CaseError, image_file
 
 UNLABELLED = "unlabelled"  # below nnssl's own folder of a configuration
 MANIFEST = "manifest.json"
@@ -47,7 +48,7 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
-class PoolImage:
+class UnlabelledImage:
     """One preprocessed image without label.
 
     Attributes:
@@ -62,8 +63,8 @@ class PoolImage:
         spacing: of the source in millimetres, as nnU-Net's reader gives it.
         direction: 3 x 3 matrix, row-major, as nnU-Net's reader gives it.
         orientation: where the axes x, y, z of the source grow, for instance `LPS`.
-        voxels: hash of what the preprocessing depends on, see `voxels_hash`.
-        thumbnail: see `thumbnails.thumbnail`; float16, base64.
+        voxels: hash of what the preprocessing depends on, see `hash_preprocessing`.
+        thumbnail: see `make_thumbnail`; float16, base64.
     """
 
     identifier: str
@@ -86,21 +87,21 @@ class PoolImage:
         hashes = [file.sha256 for file in self.files]
         return sha256_of([hashes, self.frame, self.voxels])
 
-    def made_of(self, place: str, patient: str, files: Iterable[SourceFile]) -> PoolImage:
-        """The same image, found in another place, of another patient, with other times."""
+    def move_to(self, place: str, patient: str, files: Iterable[SourceFile]) -> UnlabelledImage:
+        """The same image, found in another place, as another patient's, with other times."""
         return replace(self, place=place, patient=patient, files=tuple(files))
 
-    def picture(self) -> np.ndarray:
-        """The thumbnail as an array (cells,)."""
+    def decode_thumbnail(self) -> np.ndarray:
+        """The thumbnail, (cells,)."""
         return np.frombuffer(base64.b64decode(self.thumbnail), np.float16)
 
 
-def encoded(thumbnail: np.ndarray) -> str:
+def encode_thumbnail(thumbnail: np.ndarray) -> str:
     """A thumbnail as a record holds it."""
     return base64.b64encode(thumbnail.astype(np.float16).tobytes()).decode()
 
 
-def voxels_hash(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> str:
+def hash_preprocessing(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> str:
     """Hash of what decides the preprocessed voxels; patch, batch and network do not matter.
 
     Args:
@@ -111,8 +112,8 @@ def voxels_hash(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> s
     return sha256_of({**chosen, **{key: plans.get(key) for key in OF_PLANS}})
 
 
-def pools(own: Path) -> dict[str, Path]:
-    """Name -> folder of the images without labels, sorted by name.
+def find_collections(own: Path) -> dict[str, Path]:
+    """Name -> folder of the collections of images without labels, sorted by name.
 
     Args:
         own: nnssl's folder of a configuration, `DatasetXXX_NAME/nnssl/<data_identifier>`.
@@ -121,48 +122,52 @@ def pools(own: Path) -> dict[str, Path]:
     return {file.parent.name: file.parent for file in found}
 
 
-def read_manifest(pool: Path) -> dict[str, Any]:
-    """What a pool was made by; empty where there is none."""
-    file = pool / MANIFEST
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a collection was made by; empty where there is none."""
+    file = folder / MANIFEST
     return dict(read_json(file)) if file.is_file() else {}
 
 
-def write_image_record(pool: Path, image: PoolImage) -> None:
+def write_image_record(folder: Path, image: UnlabelledImage) -> None:
     """Write the record of an image; an image counts from then on."""
-    write_json(record_file(pool, image.identifier), asdict(image))
+    write_json(record_file(folder, image.identifier), asdict(image))
 
 
-def record_file(pool: Path, identifier: str) -> Path:
+def record_file(folder: Path, identifier: str) -> Path:
     """Where the record of an image lies."""
-    return pool / RECORDS / f"{identifier}.json"
+    return folder / RECORDS / f"{identifier}.json"
 
 
-def recorded_patients(record: Mapping[str, Any]) -> set[tuple[str, str]]:
-    """(dataset of origin, patient) of every image that a checkpoint lists (`cases.unlabelled`)."""
-    return {
-        pair
-        for images in record.get("images", {}).values()
-        for pair in zip(images["datasets"], images["patients"], strict=True)
-    }
-
-
-def read_records(pool: Path) -> list[PoolImage]:
-    """Records of all images of a pool, sorted by identifier.
+def read_records(folder: Path) -> list[UnlabelledImage]:
+    """Records of all images of a collection, sorted by identifier.
 
     Raises:
         ValueError: A record is damaged.
     """
-    return [_record(file) for file in sorted((pool / RECORDS).glob("*.json"))]
+    return [_read_record(file) for file in sorted((folder / RECORDS).glob("*.json"))]
 
 
-def _record(file: Path) -> PoolImage:
+def read_images(folder: Path) -> list[UnlabelledImage]:
+    """Records of a collection whose image is there."""
+    return [record for record in read_records(folder) if is_there(folder, record)]
+
+
+def is_there(folder: Path, image: UnlabelledImage) -> bool:
+    """Whether an image of a collection is there, beside its record."""
+    try:
+        return image_file(folder, image.identifier).is_file()
+    except CaseError:
+        return False
+
+
+def _read_record(file: Path) -> UnlabelledImage:
     entry = read_json(file)
     try:
-        known = {field.name: entry[field.name] for field in fields(PoolImage)}
+        known = {field.name: entry[field.name] for field in fields(UnlabelledImage)}
         known["files"] = tuple(SourceFile(**each) for each in known["files"])
         for name in ("shape", "spacing", "direction"):
             known[name] = tuple(known[name])
-        return PoolImage(**known)
+        return UnlabelledImage(**known)
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{file} is no record of an image ({error}); delete it and run "

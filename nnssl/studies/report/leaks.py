@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnssl.common.files import read_json
-from nnssl.leakage.contamination import Contamination, Finding, check
+from nnssl.leakage.check import Contamination, Evaluation, Finding, check
+from nnssl.leakage.seen import Seen, find_data_identifier
+from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.studies.run import outcome
 from nnssl.studies.run.grid import Cell
 from nnssl.studies.run.places import FINAL
 from nnssl.studies.run.spec import Study
 
 
-def leaks(study_folder: Path, study: Study, cells: Sequence[Cell]) -> dict[str, Contamination]:
+def find_leaks(study_folder: Path, study: Study, cells: Sequence[Cell]) -> dict[str, Contamination]:
     """Pre-training and fold -> what its check has found, for finished pairs of cells."""
     by_id = {cell.id: cell for cell in cells}
     found: dict[str, Contamination] = {}
@@ -36,8 +38,9 @@ def _check(study_folder: Path, study: Study, source: Cell, cell: Cell) -> Contam
     checkpoint = source.fold_folder(study_folder, study) / FINAL
     validated = sorted(outcome.scores(fold))
     try:
-        identifier = _identifier(fold, study.configuration)
-        return check(checkpoint, dataset, identifier, int(cell.fold), validation=validated)
+        images = dataset / _find_identifier(fold, study.configuration)
+        seen = Seen.of(read_checkpoint(checkpoint).get("nnssl", {}), dataset.parent)
+        return check(seen, Evaluation(dataset, cell.fold, validated, images), content=True)
     except (OSError, ValueError) as error:  # a report without this check says so
         return _unknown(str(error))
 
@@ -47,12 +50,9 @@ def _unknown(reason: str) -> Contamination:
     return Contamination((Finding("source", "unknown", text),))
 
 
-def _identifier(fold: Path, configuration: str) -> str:
-    """`data_identifier` of a run's configuration; it may be inherited."""
-    configurations = read_json(fold.parent / "plans.json").get("configurations", {})
-    name: str | None = configuration
-    while name in configurations:
-        if "data_identifier" in configurations[name]:
-            return str(configurations[name]["data_identifier"])
-        name = configurations[name].get("inherits_from")
-    raise ValueError(f"{fold.parent / 'plans.json'} has no data_identifier for {configuration}")
+def _find_identifier(fold: Path, configuration: str) -> str:
+    file = fold.parent / "plans.json"
+    found = find_data_identifier(read_json(file), configuration)
+    if found is None:
+        raise ValueError(f"{file} has no data_identifier for {configuration}")
+    return found

@@ -14,7 +14,7 @@ import pandas as pd
 
 from nnssl import __version__
 from nnssl.common.files import read_json, temporary, write_json
-from nnssl.leakage.contamination import Contamination
+from nnssl.leakage.check import Contamination
 from nnssl.studies.analysis import comparisons as compared
 from nnssl.studies.analysis.comparisons import Comparison, compare
 from nnssl.studies.analysis.statistics import LabelsSaved
@@ -24,7 +24,7 @@ from nnssl.studies.analysis.verdict import verdict
 from nnssl.studies.report import provenance, tables
 from nnssl.studies.report.drawing import Picture
 from nnssl.studies.report.figures import draw_all
-from nnssl.studies.report.leaks import leaks
+from nnssl.studies.report.leaks import find_leaks
 from nnssl.studies.report.material import Material
 from nnssl.studies.report.overlays import worst_cases
 from nnssl.studies.report.provenance import CellRecord, cell_records
@@ -92,7 +92,7 @@ def write_report(
     """
     found = _findings(Path(study_folder), tolerance, workers)
     folder = found.folder / FOLDER
-    leaked = leaks(found.folder, found.study, found.grid)
+    leaked = find_leaks(found.folder, found.study, found.grid)
     pictures = draw_all(_material(found))
     overlays = worst_cases(found.folder, found.study, found.grid, found.table) if images else []
     _write_data(folder, found, leaked)

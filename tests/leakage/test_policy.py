@@ -11,8 +11,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnssl.common.files import read_json, sha256_of
 from nnssl.data.pool.members import Places
 from nnssl.data.pool.plans import MARK
+from nnssl.leakage.check import Evaluation
+from nnssl.leakage.policy import judge_source
 from nnssl.leakage.pool_check import check_runs
-from nnssl.leakage.pool_rule import Evaluation, inspect, refuse
 from nnssl.modules.unet import Trained, plain_state_dict, trained_keys
 from nnssl.nnunet.checkpoint import read_checkpoint, save_atomically
 from nnssl.training.finetuner import nnSSLFinetuner
@@ -58,36 +59,36 @@ def heart(tmp_path):
 
 
 def test_the_same_fold_of_the_pool_is_honest(heart):
-    found = inspect(own_part(train=["027_b", "004_a"]), Evaluation(heart, 0, ["a"]))
+    found = judge_source(own_part(train=["027_b", "004_a"]), Evaluation(heart, 0, ["a"]))
     assert (found.contaminated, found.reasons) == (False, ())
-    refuse(found, allowed=False)
+    found.refuse(allowed=False)
 
 
 def test_another_fold_is_refused_by_fold_and_by_patient(heart):
-    found = inspect(own_part(), Evaluation(heart, 1, ["b"]))
+    found = judge_source(own_part(), Evaluation(heart, 1, ["b"]))
     assert found.contaminated
     assert found.cases == ("b",)
     with pytest.raises(ValueError, match=r"nnUNetv2_train Dataset900_Pool 2d 1 -p nnUNetPlans"):
-        refuse(found, allowed=False)
-    refuse(found, allowed=True)
+        found.refuse(allowed=False)
+    found.refuse(allowed=True)
 
 
 @pytest.mark.parametrize("fold", ["all", 1])
 def test_the_fold_counts_even_where_no_validation_patient_was_seen(heart, fold):
-    assert inspect(own_part(fold), Evaluation(heart, 0, ["a"])).contaminated
+    assert judge_source(own_part(fold), Evaluation(heart, 0, ["a"])).contaminated
 
 
 def test_a_patient_counts_in_a_dataset_that_is_no_member(heart, tmp_path):
     other = write_cases(tmp_path, "Dataset028_Copy", {"x": ("b", "Heart", "Tr")})
-    found = inspect(own_part(), Evaluation(other, 1, ["x"]))
+    found = judge_source(own_part(), Evaluation(other, 1, ["x"]))
     assert (found.contaminated, found.cases) == (True, ("x",))
     namesake = write_cases(tmp_path, "Dataset029_Lung", {"x": ("b", "Lung", "Tr")})
-    assert inspect(own_part(), Evaluation(namesake, 1, ["x"])).contaminated is False
+    assert judge_source(own_part(), Evaluation(namesake, 1, ["x"])).contaminated is False
 
 
 def test_a_patient_of_imagests_counts(heart, tmp_path):
     write_cases(tmp_path, POOL, {"028_t": ("t", "Heart", "Tr")})
-    found = inspect(own_part(train=["028_t"]), Evaluation(heart, 0, ["a"]))
+    found = judge_source(own_part(train=["028_t"]), Evaluation(heart, 0, ["a"]))
     assert "1 patients of imagesTs (t)" in found.reasons[0]
 
 
@@ -97,25 +98,25 @@ def test_without_the_pools_records_the_fold_decides_for_members_only(heart, tmp_
     (heart / "splits_final.json").write_text(json.dumps(splits))
     own = own_part()
     own["plans"][MARK]["splits"] = {heart.name: sha256_of(splits)}
-    assert inspect(own, Evaluation(heart, 0, ["a"])).contaminated is False
+    assert judge_source(own, Evaluation(heart, 0, ["a"])).contaminated is False
     own["plans"][MARK]["splits"] = {heart.name: sha256_of(splits[::-1])}
-    assert "are not those that" in inspect(own, Evaluation(heart, 0, ["a"])).reasons[0]
+    assert "are not those that" in judge_source(own, Evaluation(heart, 0, ["a"])).reasons[0]
     other = write_cases(tmp_path, "Dataset028_Copy", {"x": ("b", "Heart", "Tr")})
-    assert "has images of Heart" in inspect(own, Evaluation(other, 0, ["x"])).reasons[0]
+    assert "has images of Heart" in judge_source(own, Evaluation(other, 0, ["x"])).reasons[0]
 
 
 def test_known_overlaps_of_public_datasets_are_refused(tmp_path):
     liver = write_cases(tmp_path, "Dataset003_Liver", {"x": ("1", "MSD Task03_Liver", "Tr")})
     own = own_part(members={"Dataset017_LiTS17": ["LiTS17"]})
-    found = inspect(own, Evaluation(liver, 0, ["x"]))
+    found = judge_source(own, Evaluation(liver, 0, ["x"]))
     assert found.contaminated
     assert "the liver task of the Decathlon is LiTS" in found.reasons[0]
     plain = {**own, "dataset": "Dataset017_LiTS17", "plans": {}}
-    assert inspect(plain, Evaluation(liver, 0, ["x"])).contaminated
+    assert judge_source(plain, Evaluation(liver, 0, ["x"])).contaminated
 
 
 def test_a_stock_checkpoint_cannot_be_told(heart):
-    assert inspect({}, Evaluation(heart, 0, ["a"])).contaminated is None
+    assert judge_source({}, Evaluation(heart, 0, ["a"])).contaminated is None
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import SimpleITK
 from scipy import ndimage
 
 from nnssl.data import thumbnails as module
-from nnssl.data.thumbnails import THRESHOLD, near_duplicates, thumbnail, thumbnails
+from nnssl.data.thumbnails import make_thumbnail
+from nnssl.leakage.copies import THRESHOLD, case_thumbnails, find_copies
 from nnssl.nnunet.images import CaseError
 
 PATIENTS = [*range(1, 6), 74, 76]  # ACDC's patients 74 and 76 are one
@@ -24,7 +25,7 @@ def volume(seed: int, shape: tuple[int, int, int] = (10, 48, 40)) -> np.ndarray:
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
-    a, b = (thumbnail(image).astype(np.float64) for image in (one, other))
+    a, b = (make_thumbnail(image).astype(np.float64) for image in (one, other))
     return float(a @ b)
 
 
@@ -50,8 +51,8 @@ def test_a_changed_copy_is_recognised(change):
 
 
 def test_different_images_are_not():
-    images = np.stack([thumbnail(volume(seed)) for seed in range(12)])
-    assert near_duplicates(images[:6], images[6:], flips=True) == []
+    images = np.stack([make_thumbnail(volume(seed)) for seed in range(12)])
+    assert find_copies(images[:6], images[6:], flips=True) == []
 
 
 def test_the_order_of_channels_does_not_matter():
@@ -62,10 +63,10 @@ def test_the_order_of_channels_does_not_matter():
 
 def test_mirrored_images_are_found_if_asked_for():
     images = [volume(seed) for seed in range(3)]
-    plain = np.stack([thumbnail(image) for image in images])
-    mirrored = np.stack([thumbnail(image[:, ::-1, :, ::-1]) for image in images[1:]])
-    assert near_duplicates(mirrored, plain) == []
-    found = near_duplicates(mirrored, plain, flips=True)
+    plain = np.stack([make_thumbnail(image) for image in images])
+    mirrored = np.stack([make_thumbnail(image[:, ::-1, :, ::-1]) for image in images[1:]])
+    assert find_copies(mirrored, plain, flips=False) == []
+    found = find_copies(mirrored, plain, flips=True)
     assert [(match.query, match.candidate) for match in found] == [(0, 1), (1, 2)]
     assert found[0].correlation == pytest.approx(1, abs=0.01)
 
@@ -80,9 +81,9 @@ def test_a_cell_is_the_mean_of_its_voxels_whatever_the_shape():
 
 
 def test_a_constant_image_resembles_nothing():
-    empty = thumbnail(np.full((1, 9, 30, 30), 0.3, np.float32))
+    empty = make_thumbnail(np.full((1, 9, 30, 30), 0.3, np.float32))
     assert not empty.any()
-    assert near_duplicates(empty[None], empty[None]) == []
+    assert find_copies(empty[None], empty[None], flips=True) == []
 
 
 @pytest.fixture
@@ -97,27 +98,29 @@ def folder(tmp_path: Path) -> Path:
 def test_thumbnails_are_kept_until_an_image_changes(folder, monkeypatch):
     cache = folder.parent / "nnssl" / "plans_2d" / "thumbnails.npz"
     made: list[str] = []
-    really = module.of_file
-    monkeypatch.setattr(module, "of_file", lambda file: made.append(file.stem) or really(file))
-    first = thumbnails(folder, cache, ["case0", "case1"])
-    assert np.array_equal(thumbnails(folder, cache, ["case1", "case0"]), first[::-1])
+    really = module.read_thumbnail
+    monkeypatch.setattr(
+        module, "read_thumbnail", lambda file: made.append(file.stem) or really(file)
+    )
+    first = case_thumbnails(folder, ["case0", "case1"])
+    assert np.array_equal(case_thumbnails(folder, ["case1", "case0"]), first[::-1])
     assert made == ["case0", "case1"]
     (folder / "case1.b2nd").unlink()
     blosc2.asarray(volume(5, (11, 40, 40)), urlpath=str(folder / "case1.b2nd"))
-    changed = thumbnails(folder, cache, ["case0", "case1", "case2"])
+    changed = case_thumbnails(folder, ["case0", "case1", "case2"])
     assert made[2:] == ["case1", "case2"]
     assert not np.array_equal(changed[1], first[1])
     cache.write_bytes(b"damaged")
-    assert np.array_equal(thumbnails(folder, cache, ["case0"]), first[:1])
+    assert np.array_equal(case_thumbnails(folder, ["case0"]), first[:1])
     assert [path.name for path in cache.parent.iterdir()] == ["thumbnails.npz"]
 
 
 def test_a_missing_or_damaged_image_is_named(folder):
     with pytest.raises(CaseError, match="case9"):
-        thumbnails(folder, folder / "t.npz", ["case9"])
+        case_thumbnails(folder, ["case9"])
     (folder / "case0.b2nd").write_bytes(b"nothing")
     with pytest.raises(CaseError, match=r"case0\.b2nd"):
-        thumbnails(folder, folder / "t.npz", ["case0"])
+        case_thumbnails(folder, ["case0"])
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +137,7 @@ def acdc(shared_data: Path) -> list[tuple[int, np.ndarray]]:
 
 
 def test_real_patients_are_told_apart_and_both_frames_of_one_recognised(acdc):
-    made = np.stack([thumbnail(image) for _, image in acdc])
+    made = np.stack([make_thumbnail(image) for _, image in acdc])
     patients = np.array([76 if patient == 74 else patient for patient, _ in acdc])
     same = patients[:, None] == patients
     correlations = made.astype(np.float32) @ made.astype(np.float32).T

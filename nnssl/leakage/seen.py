@@ -1,0 +1,137 @@
+"""What a pre-training has seen: read from its checkpoint, of this or an older version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nnssl.data.pool.plans import MARK
+from nnssl.nnunet.cases import CASES_FILE, CaseRecord, Patient, read_all_cases, read_cases
+
+SEEN_IMAGE_KEYS = ("identifiers", "patients", "datasets", "contents")  # in a checkpoint
+
+
+class SeenImage(NamedTuple):
+    """An image without label, as a checkpoint lists it.
+
+    Attributes:
+        collection: name of the collection that it belongs to.
+        identifier: its name there.
+        patient: key of its patient.
+        dataset: dataset of origin of the patient.
+        content: beginning of the hash of what it was made from.
+    """
+
+    collection: str
+    identifier: str
+    patient: str
+    dataset: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a pre-training has seen, by its checkpoint and the records of its dataset.
+
+    Attributes:
+        dataset: `nnUNet_preprocessed/DatasetXXX_NAME`, whether or not it is at hand.
+        fold: its fold, or `all`.
+        configuration: nnU-Net's configuration.
+        plans: name of the plans.
+        configuration_folder: nnU-Net's folder of the configuration; None: not known.
+        cases: its training cases; None: the weights are not those of an nnSSL pre-training, or do
+            not say it.
+        records: origin of these cases; where the dataset has no records, each is a patient.
+        has_records: whether the dataset has records of at least one of these cases.
+        images: images without labels.
+        members: of a pool: name of each dataset in it -> datasets of origin.
+        folds: of a pool: name of each dataset in it -> hash of its folds.
+    """
+
+    dataset: Path
+    fold: int | str | None
+    configuration: str | None
+    plans: str | None
+    configuration_folder: Path | None
+    cases: tuple[str, ...] | None
+    records: Mapping[str, CaseRecord]
+    has_records: bool
+    images: tuple[SeenImage, ...]
+    members: Mapping[str, Sequence[str]]
+    folds: Mapping[str, str]
+
+    @classmethod
+    def of(cls, own: Mapping[str, Any], preprocessed: Path) -> Seen:
+        """What a checkpoint says.
+
+        Args:
+            own: the part under `nnssl` of the checkpoint; empty for a stock one.
+            preprocessed: `nnUNet_preprocessed`.
+
+        Raises:
+            ValueError: the records of the dataset are damaged.
+        """
+        dataset = preprocessed / str(own.get("dataset"))
+        listed, plans = own.get("cases", {}), own.get("plans", {})
+        cases = listed.get("train")
+        recorded = (dataset / CASES_FILE).is_file()
+        known = read_all_cases(dataset) if recorded else read_cases(dataset, cases or ())
+        records = {case: known[case] for case in cases or () if case in known}
+        mark, identifier = (
+            plans.get(MARK, {}),
+            find_data_identifier(plans, own.get("configuration")),
+        )
+        return cls(
+            dataset=dataset,
+            fold=own.get("fold"),
+            configuration=own.get("configuration"),
+            plans=plans.get("plans_name"),
+            configuration_folder=None if identifier is None else dataset / identifier,
+            cases=None if cases is None else tuple(cases),
+            records=records,
+            has_records=recorded and bool(records),
+            images=tuple(read_seen_images(listed.get("unlabelled", {}))),
+            members=mark.get("members", {}),
+            folds=mark.get("splits", {}),
+        )
+
+    @property
+    def patients(self) -> set[Patient]:
+        """Patients of the training cases and of the images without labels."""
+        of_images = {(image.dataset, image.patient) for image in self.images}
+        return of_images | {record.key for record in self.records.values()}
+
+    @property
+    def origins(self) -> set[str]:
+        """Datasets of origin of all that was seen."""
+        of_members = {origin for origins in self.members.values() for origin in origins}
+        of_cases = of_members or {record.dataset for record in self.records.values()}
+        named = of_cases | {image.dataset for image in self.images}
+        return named or {self.dataset.name.split("_", 1)[-1]}
+
+    def can_compare(self, dataset: Path) -> bool:
+        """Whether patients, or the folds of a pool's member, can be compared with a dataset's."""
+        if dataset == self.dataset:
+            return self.cases is not None and len(self.records) == len(self.cases)
+        return self.has_records or dataset.name in self.members
+
+
+def read_seen_images(record: Mapping[str, Any]) -> list[SeenImage]:
+    """Images without labels of the record `cases.unlabelled` of a checkpoint."""
+    return [
+        SeenImage(collection, *values)
+        for collection, lists in record.get("images", {}).items()
+        for values in zip(*(lists[key] for key in SEEN_IMAGE_KEYS), strict=True)
+    ]
+
+
+def find_data_identifier(plans: Mapping[str, Any], configuration: str | None) -> str | None:
+    """Folder of a configuration's images, which a configuration may inherit; None: not known."""
+    configurations = plans.get("configurations", {})
+    while configuration in configurations:
+        if "data_identifier" in configurations[configuration]:
+            return str(configurations[configuration]["data_identifier"])
+        configuration = configurations[configuration].get("inherits_from")
+    return None
