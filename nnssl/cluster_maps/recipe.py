@@ -6,8 +6,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Interval, MinLen
+
+from nnssl.common.checks import Count, NotNegative, Positive, Whole, checked
 from nnssl.common.files import read_json, sha256_of
 from nnssl.data.case_store import image_file
 from nnssl.data.unlabelled.records import hash_preprocessing
@@ -16,6 +19,7 @@ Source = Literal["handcrafted", "self", "dino"]
 MANIFEST = "manifest.json"
 
 
+@checked
 @dataclass(frozen=True)
 class ClusterRecipe:
     """Knobs of the maps; another value makes other maps.
@@ -39,28 +43,24 @@ class ClusterRecipe:
     """
 
     source: Source = "handcrafted"
-    clusters: int = 50
-    seed: int = 0
+    clusters: Annotated[int, Interval(ge=2, le=30_000)] = 50
+    seed: Whole = 0
     fold: int | str = 0
-    samples: int = 200_000
+    samples: Count = 200_000
     keep_air: bool = False
-    scales: tuple[float, ...] = (1.0, 2.0, 4.0)
-    position: float = 2.0
+    scales: Annotated[tuple[Positive, ...], MinLen(1)] = (1.0, 2.0, 4.0)
+    position: NotNegative = 2.0
     checkpoint: str | None = None
-    stage: int | None = None
+    stage: Whole | None = None
     model: str = "vit_small_patch16_224.dino"
-    size: int = 448
+    size: Count = 448
     upsampling: Literal["linear", "bilateral"] = "bilateral"
 
     def __post_init__(self) -> None:
-        if not 2 <= self.clusters <= 30_000:
-            raise ValueError(f"clusters: found {self.clusters}, allowed from 2 to 30000")
         if self.samples < 10 * self.clusters:
             raise ValueError(
                 f"samples: found {self.samples}, allowed from {10 * self.clusters} (10 per cluster)"
             )
-        if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"scales: found {list(self.scales)}, allowed are numbers above 0")
         if self.source == "self" and self.checkpoint is None:
             raise ValueError("source self needs --checkpoint, a pre-training checkpoint of nnSSL")
         if self.checkpoint is not None and not Path(self.checkpoint).is_file():

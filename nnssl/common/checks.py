@@ -111,7 +111,7 @@ def checked(cls: type[T]) -> type[T]:
         positional = allowed() if args and dataclasses.is_dataclass(cls) else ()
         problems = _mismatches({**dict(zip(positional, args, strict=False)), **kwargs}, allowed())
         if found := "; ".join(problems):
-            raise ValueError(f"{cls.__name__}: {found}")
+            raise ValueError(found)
         build(self, *args, **kwargs)
 
     cls.__init__ = init  # type: ignore[method-assign]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval, MinLen
 
+from nnssl.common.checks import Count, Whole, checked
 from nnssl.common.files import write_json
 from nnssl.nnunet.cases import CaseRecord
 
@@ -16,6 +18,7 @@ LABELLED_FILE = "labelled_cases.json"
 UNITS = ("patients", "volumes", "percentage", "slices", "cases")
 
 
+@checked
 @dataclass(frozen=True)
 class LabelBudget:
     """Section `labels`: at most one of the five; none of them: all training cases of the fold.
@@ -27,19 +30,19 @@ class LabelBudget:
         patients: number of patients, with all their volumes.
         volumes: number of volumes: the first volume (by case identifier) of one patient after the
             other, then the second ones, and so on. So 2 volumes are those of two patients.
-        percentage: of the patients, above 0 to 100; at least one patient.
+        percentage: of the patients; at least one patient.
         slices: number of slices, drawn over all training volumes of the fold; for 2D configurations
             only. The other slices of these volumes are not seen, neither image nor label.
         cases: identifiers of training cases.
         seed: of the order of patients, or of slices.
     """
 
-    patients: int | None = None
-    volumes: int | None = None
-    percentage: float | None = None
-    slices: int | None = None
-    cases: list[str] | None = None
-    seed: int = 0
+    patients: Count | None = None
+    volumes: Count | None = None
+    percentage: Annotated[float, Interval(gt=0, le=100)] | None = None
+    slices: Count | None = None
+    cases: Annotated[list[str], MinLen(1)] | None = None
+    seed: Whole = 0
 
     def __post_init__(self) -> None:
         given = [unit for unit in UNITS if getattr(self, unit) is not None]
@@ -47,14 +50,6 @@ class LabelBudget:
             raise ValueError(
                 f"labels: found {' and '.join(given)}; allowed is one of {', '.join(UNITS)}"
             )
-        for unit in ("patients", "volumes", "slices"):
-            number = getattr(self, unit)
-            if number is not None and number < 1:
-                raise ValueError(f"labels.{unit}: found {number}, allowed from 1")
-        if self.percentage is not None and not 0 < self.percentage <= 100:
-            raise ValueError(f"labels.percentage: found {self.percentage}, allowed above 0 to 100")
-        if self.cases is not None and not self.cases:
-            raise ValueError("labels.cases: found an empty list, allowed are training cases")
 
     @property
     def unit(self) -> str:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge, Interval
 
+from nnssl.common.checks import Count, Fraction, checked
 from nnssl.data.case_store import Case, TissueShare
 from nnssl.modules.positions import extent3
 
 Mode = Literal["random", "partitioned", "balanced"]
 
 
+@checked
 @dataclass(frozen=True)
 class Sampling:
     """Knobs of the sampler (section `sampling` of a YAML).
@@ -23,7 +26,7 @@ class Sampling:
             `partitioned` draws m volumes (of distinct patients while there are enough) and one
             patch from each of S parts of each; `balanced` is partitioned with equally many
             volumes of every dataset of origin.
-        partitions: number of parts S, at least 2.
+        partitions: number of parts S.
         volumes: number of volumes m per step; null: what the budget allows.
         position_axis: `head_feet`, `slice` (array axis 0), or an array axis.
         spread: share of the reachable positions, around the middle of the volume, on the axes
@@ -38,35 +41,14 @@ class Sampling:
     """
 
     mode: Mode | None = None
-    partitions: int = 4
-    volumes: int | None = None
-    position_axis: Literal["head_feet", "slice"] | int = "head_feet"
-    spread: float = 1.0
-    min_occupancy: float = 0.2
-    max_background: float | None = None
-    tries: int = 8
+    partitions: Annotated[int, Ge(2)] = 4
+    volumes: Count | None = None
+    position_axis: Literal["head_feet", "slice", 0, 1, 2] = "head_feet"
+    spread: Fraction = 1.0
+    min_occupancy: Annotated[float, Interval(ge=0, lt=1)] = 0.2
+    max_background: Annotated[float, Interval(gt=0, le=1)] | None = None
+    tries: Count = 8
     unlabelled: bool | Sequence[str] = True
-
-    def __post_init__(self) -> None:
-        if self.partitions < 2:
-            raise ValueError(f"sampling.partitions: found {self.partitions}, allowed from 2")
-        if self.volumes is not None and self.volumes < 1:
-            raise ValueError(f"sampling.volumes: found {self.volumes}, allowed from 1, or null")
-        if not 0 <= self.spread <= 1:
-            raise ValueError(f"sampling.spread: found {self.spread}, allowed [0, 1]")
-        if not 0 <= self.min_occupancy < 1:
-            raise ValueError(f"sampling.min_occupancy: found {self.min_occupancy}, allowed [0, 1)")
-        if self.max_background is not None and not 0 < self.max_background <= 1:
-            raise ValueError(
-                f"sampling.max_background: found {self.max_background}, allowed (0, 1] or null"
-            )
-        if self.tries < 1:
-            raise ValueError(f"sampling.tries: found {self.tries}, allowed from 1")
-        if isinstance(self.position_axis, int) and not 0 <= self.position_axis <= 2:
-            raise ValueError(
-                f"sampling.position_axis: found {self.position_axis}, "
-                "allowed head_feet, slice, 0, 1, 2"
-            )
 
     def with_default(self, mode: Mode) -> Sampling:
         """These knobs, with the objective's mode where none is set."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Interval
+
+from nnssl.common.checks import Count, checked
 from nnssl.nnunet.checkpoint import read_checkpoint
 
 ENVIRONMENT = "nnssl_pretrained_weights"
@@ -13,6 +16,7 @@ FINAL = "checkpoint_final.pth"
 SEARCH, NONE = "search", "none"
 
 
+@checked
 @dataclass(frozen=True)
 class WeightSource:
     """Section `weights`: where the weights come from and what of them is used.
@@ -32,15 +36,9 @@ class WeightSource:
     source: str = SEARCH
     trainer: str | None = None
     part: Literal["encoder", "trained"] = "trained"
-    stages: int | None = None
-    min_share: float = 0.5
+    stages: Count | None = None
+    min_share: Annotated[float, Interval(gt=0, le=1)] = 0.5
     allow_contamination: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_share <= 1:
-            raise ValueError(f"weights.min_share: found {self.min_share}, allowed above 0 to 1")
-        if self.stages is not None and self.stages < 1:
-            raise ValueError(f"weights.stages: found {self.stages}, allowed from 1, or null (all)")
 
 
 @dataclass(frozen=True)

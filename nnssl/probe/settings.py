@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nnssl.common.checks import Count, Whole, checked
 
+
+@checked
 @dataclass(frozen=True)
 class ProbeSettings:
     """When the frozen features are probed, with how many labels, and beside what.
@@ -21,20 +24,12 @@ class ProbeSettings:
         reference: another checkpoint (nnSSL's or nnU-Net's, of the same plans) to probe as well.
     """
 
-    probe_every: int = 0
+    probe_every: Whole = 0
     probe_at_end: bool = True
-    probe_patients: int = 2
-    probe_draws: int = 4
-    probe_volumes: int = 20
+    probe_patients: Count = 2
+    probe_draws: Count = 4
+    probe_volumes: Count = 20
     reference: str | None = None
-
-    def __post_init__(self) -> None:
-        least = {"probe_every": 0, "probe_patients": 1, "probe_draws": 1, "probe_volumes": 1}
-        for name, lowest in least.items():
-            if getattr(self, name) < lowest:
-                raise ValueError(
-                    f"probe.{name}: found {getattr(self, name)}, allowed from {lowest}"
-                )
 
     @property
     def active(self) -> bool:

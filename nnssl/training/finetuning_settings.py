@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nnssl.common.checks import Count, NotNegative, Positive, Whole, checked
 
+
+@checked
 @dataclass(frozen=True)
 class FinetuningSettings:
     """nnU-Net's schedule, with a learning rate per part and a warm-up.
@@ -25,30 +28,19 @@ class FinetuningSettings:
         overwrite: whether a finished run with another configuration may be replaced.
     """
 
-    num_epochs: int = 1000
-    num_iterations_per_epoch: int = 250
-    num_val_iterations_per_epoch: int = 50
-    initial_lr: float = 1e-2
-    weight_decay: float = 3e-5
-    encoder_lr_scale: float = 1.0
-    decoder_lr_scale: float = 1.0
-    random_lr_scale: float = 1.0
-    warmup_epochs: int = 0
-    freeze_encoder_epochs: int = 0
-    save_every: int = 50
-    seed: int = 0
+    num_epochs: Count = 1000
+    num_iterations_per_epoch: Count = 250
+    num_val_iterations_per_epoch: Count = 50
+    initial_lr: Positive = 1e-2
+    weight_decay: NotNegative = 3e-5
+    encoder_lr_scale: NotNegative = 1.0
+    decoder_lr_scale: NotNegative = 1.0
+    random_lr_scale: NotNegative = 1.0
+    warmup_epochs: Whole = 0
+    freeze_encoder_epochs: Whole = 0
+    save_every: Count = 50
+    seed: Whole = 0
     overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        positive = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
-        for name in (*positive, "initial_lr", "save_every"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"training.{name}: found {getattr(self, name)}, allowed above 0")
-        scales = ("encoder_lr_scale", "decoder_lr_scale", "random_lr_scale")
-        epochs = ("warmup_epochs", "freeze_encoder_epochs")
-        for name in (*scales, *epochs, "weight_decay", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"training.{name}: found {getattr(self, name)}, allowed from 0")
 
 
 # On a resume these may differ from what is stored; they do not change what was learned so far.

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from nnssl.common.checks import Count, NotNegative, Positive, Whole, checked
 
+
+@checked
 @dataclass(frozen=True)
 class PretrainingSettings:
     """How long and how fast to pre-train.
@@ -34,33 +37,24 @@ class PretrainingSettings:
         max_skipped_steps: consecutive non-finite losses after which the run stops.
     """
 
-    num_epochs: int = 400
-    num_iterations_per_epoch: int = 250
-    num_val_iterations_per_epoch: int = 10
+    num_epochs: Count = 400
+    num_iterations_per_epoch: Count = 250
+    num_val_iterations_per_epoch: Whole = 10
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    initial_lr: float = 1e-3
-    weight_decay: float = 1e-4
+    initial_lr: Positive = 1e-3
+    weight_decay: NotNegative = 1e-4
     schedule: Literal["constant", "cosine", "poly"] = "cosine"
-    warmup_epochs: float = 2
-    clip_gradient: float = 12.0
+    warmup_epochs: NotNegative = 2
+    clip_gradient: Positive = 12.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    seed: int = 0
+    seed: Whole = 0
     crop: Sequence[int] | None = None
-    voxel_budget: float = 1.0
+    voxel_budget: Positive = 1.0
     initial_weights: str | None = None
-    save_every: int = 25
-    picture_every: int = 25
+    save_every: Count = 25
+    picture_every: Count = 25
     overwrite: bool = False
-    max_skipped_steps: int = 10
-
-    def __post_init__(self) -> None:
-        positive = ("num_epochs", "num_iterations_per_epoch", "save_every", "picture_every")
-        for name in (*positive, "initial_lr", "clip_gradient", "voxel_budget", "max_skipped_steps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"training.{name}: found {getattr(self, name)}, allowed above 0")
-        for name in ("num_val_iterations_per_epoch", "weight_decay", "warmup_epochs", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"training.{name}: found {getattr(self, name)}, allowed from 0")
+    max_skipped_steps: Count = 10
 
     @property
     def steps(self) -> int:

@@ -113,7 +113,7 @@ def test_nmi_is_scikit_learn_s() -> None:
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"clusters": 1}, "clusters: found 1"),
+        ({"clusters": 1}, "clusters = 1 must be an integer of at least 2 and at most 30000"),
         ({"samples": 50}, "samples: found 50"),
         ({"scales": (0.0,)}, "scales"),
         ({"source": "self"}, "needs --checkpoint"),

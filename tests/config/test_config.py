@@ -315,7 +315,7 @@ def test_a_call_from_code_is_checked_like_a_file():
     assert Labels(cases=("a",)).cases == ("a",)  # nothing is converted
     for call in (lambda: Labels(0, [3]), lambda: Labels(patients=0, cases=[3])):
         assert error_of(call) == (
-            "Labels: patients = 0 must be an integer of at least 1 or null; "
+            "patients = 0 must be an integer of at least 1 or null; "
             "cases = [3] must be a list, each a text"
         )
     assert "one of patients and cases" in error_of(lambda: Labels(2, ["a"]))

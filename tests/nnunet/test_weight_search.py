@@ -84,7 +84,7 @@ def test_names_from_yaml_and_environment(tmp_path):
 
 
 def test_bad_knobs():
-    with pytest.raises(ValueError, match=r"weights\.min_share: found 0"):
+    with pytest.raises(ValueError, match="min_share = 0 must be a number above 0 and at most 1"):
         WeightSource(min_share=0)
-    with pytest.raises(ValueError, match=r"weights\.stages: found 0"):
+    with pytest.raises(ValueError, match="stages = 0 must be an integer of at least 1 or null"):
         WeightSource(stages=0)

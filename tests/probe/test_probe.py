@@ -198,8 +198,8 @@ def test_a_failure_is_logged_and_training_goes_on(
     ("probe", "message"),
     [
         ("probe_patients: 9", r"probe.probe_patients: found 9 .*allowed: 1 to 4"),
-        ("probe_draws: 0", r"probe.probe_draws: found 0, allowed from 1"),
-        ("probe_every: -1", r"probe.probe_every: found -1, allowed from 0"),
+        ("probe_draws: 0", r"probe\.probe_draws = 0 in .*yaml: must be an integer of at least 1"),
+        ("probe_every: -1", r"probe\.probe_every = -1 in .*yaml: must be an integer of at least 0"),
         ("reference: nowhere.pth", "nowhere.pth does not exist"),
         ("probe_patient: 2", "did you mean 'probe_patients'"),
     ],
