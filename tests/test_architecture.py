@@ -76,6 +76,13 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
+def names_in(path: Path) -> set[str]:
+    """Names and attributes that a file uses."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    return attributes | {node.id for node in nodes if isinstance(node, ast.Name)}
+
+
 def test_there_is_something_to_read():
     assert {name_of(path) for path in FILES} >= {
         "nnssl",
@@ -123,6 +130,21 @@ def test_losses_never_see_a_network(path):
     seen = [name for name in imports(path) if name.startswith("nnssl.")]
     assert [name for name in seen if not name.startswith(allowed)] == []
     assert not [name for name in imports(path) if name.startswith("dynamic_network_architectures")]
+
+
+def test_only_configuration_and_one_file_of_common_see_the_environment():
+    seeing = {name_of(path) for path in FILES if "environ" in names_in(path)}
+    assert seeing == {"nnssl.common.environment", "nnssl.config.config", "nnssl.config.files"}
+
+
+def test_only_one_file_writes_and_renames():
+    writing = {name_of(path) for path in FILES if names_in(path) & {"fsync", "mkstemp"}}
+    assert writing == {"nnssl.common.files"}
+
+
+def test_only_one_file_finds_the_folder_of_a_dataset():
+    knowing = {name_of(path) for path in FILES if "Dataset{" in path.read_text(encoding="utf-8")}
+    assert knowing == {"nnssl.nnunet.paths"}
 
 
 def test_only_one_file_knows_the_insides_of_a_unet():

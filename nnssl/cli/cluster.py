@@ -15,6 +15,7 @@ from pathlib import Path
 from nnssl.cli.command import command
 from nnssl.cluster_maps.fold_maps import DEFAULT_NAME, cluster_dataset
 from nnssl.cluster_maps.recipe import ClusterRecipe
+from nnssl.nnunet.paths import PREPROCESSED, root_folder
 
 
 @command("nnssl_cluster", resumes=True, errors=(RuntimeError,))
@@ -49,15 +50,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _make(options: argparse.Namespace) -> None:
-    root = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112
-    if not root:
-        raise ValueError("the environment variable nnUNet_preprocessed is not set")
+    root = root_folder(PREPROCESSED)
     knobs = {
         key: getattr(options, key) for key in ClusterRecipe.__dataclass_fields__ if key != "fold"
     }
     knobs["scales"] = tuple(options.scales)
     for fold in [_fold(text) for text in options.folds]:
-        _make_fold(Path(root), options, ClusterRecipe(**knobs, fold=fold))
+        _make_fold(root, options, ClusterRecipe(**knobs, fold=fold))
 
 
 def _make_fold(root: Path, options: argparse.Namespace, recipe: ClusterRecipe) -> None:

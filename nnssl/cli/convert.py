@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nnssl.cli.command import command
+from nnssl.config.files import user_folders
 from nnssl.convert.cine import Cine, check_cines, make_patient_pattern, write_cines
 from nnssl.convert.engine import ConversionTarget, check_source, convert
 from nnssl.convert.private import make_private_spec
@@ -19,6 +20,7 @@ from nnssl.convert.records import find_identical_images
 from nnssl.convert.spec import DatasetSpec, check_spec, find_specs, read_spec
 from nnssl.convert.tasks import CheckedCase, list_tasks
 from nnssl.convert.volumes import FOURTH_AXES, HEADERS
+from nnssl.nnunet.paths import PREPROCESSED, RAW, root_folder
 
 FOLDER = "folder"
 
@@ -93,7 +95,7 @@ def _convert(options: argparse.Namespace) -> None:
         )
     spec = _prepared(options)
     target = ConversionTarget.of(
-        _folder("nnUNet_raw"), _folder("nnUNet_preprocessed"), options.dataset_id, spec.name
+        root_folder(RAW), root_folder(PREPROCESSED), options.dataset_id, spec.name
     )
     sources = (spec, options.source, options.workers, options.leave_out)
     cines = check_cines(*sources) if options.cine else []
@@ -164,8 +166,7 @@ def _private(options: argparse.Namespace) -> DatasetSpec:
 
 
 def _specs() -> dict[str, Path]:
-    folders = os.environ.get("nnssl_configs", "").split(os.pathsep)  # noqa: SIM112
-    return find_specs([Path(folder) for folder in folders if folder])
+    return find_specs(user_folders())
 
 
 def _spec(name: str) -> DatasetSpec:
@@ -174,15 +175,6 @@ def _spec(name: str) -> DatasetSpec:
         near = difflib.get_close_matches(name, specs, 3, 0.3) or sorted(specs)
         raise ValueError(f"unknown dataset {name!r}; did you mean {', '.join(near)}? (--list)")
     return read_spec(specs[name])
-
-
-def _folder(variable: str) -> Path:
-    value = os.environ.get(variable)
-    if not value:
-        raise ValueError(
-            f"the environment variable {variable} is not set; export {variable}=FOLDER"
-        )
-    return Path(value)
 
 
 def _show(checked: Sequence[CheckedCase], cines: Sequence[Cine]) -> None:

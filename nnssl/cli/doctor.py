@@ -15,8 +15,10 @@ from typing import Literal, NamedTuple
 import nnssl
 from nnssl.cli.command import command
 from nnssl.cli.table import table
+from nnssl.common.environment import read_variable
 from nnssl.config import find_configs, read_config
 from nnssl.nnunet import registration
+from nnssl.nnunet.paths import PREPROCESSED, RAW, RESULTS
 
 PACKAGES = (
     "torch",
@@ -29,7 +31,7 @@ PACKAGES = (
     "nibabel",
     "blosc2",
 )
-FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+FOLDERS = (RAW, PREPROCESSED, RESULTS)
 OPTIONAL = (
     "nnssl_configs",
     "nnssl_overrides",
@@ -79,7 +81,7 @@ def examine() -> Iterator[Diagnosis]:
     for name in FOLDERS:
         yield from _folder(name)
     for name in OPTIONAL:
-        yield Diagnosis(f"${name}", os.environ.get(name, "not set"), "note")
+        yield Diagnosis(f"${name}", read_variable(name) or "not set", "note")
     yield from _hardware()
 
 
@@ -135,7 +137,7 @@ def _trainers() -> Diagnosis:
 
 
 def _folder(name: str) -> Iterator[Diagnosis]:
-    text = os.environ.get(name)
+    text = read_variable(name)
     if not text:
         yield Diagnosis(f"${name}", "not set", "problem", f"export {name}=<folder>")
         return
@@ -178,7 +180,7 @@ def _gpus() -> Iterator[Diagnosis]:
 
 
 def _workers() -> Diagnosis:
-    text = os.environ.get("nnUNet_n_proc_DA")  # noqa: SIM112
+    text = read_variable("nnUNet_n_proc_DA")
     if text is not None and not text.isdigit():
         advice = "export nnUNet_n_proc_DA=<number of processes>"
         return Diagnosis("$nnUNet_n_proc_DA", text, "problem", advice)

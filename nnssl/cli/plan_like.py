@@ -20,10 +20,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnssl.cli.command import command
 from nnssl.common.files import read_json
 from nnssl.nnunet.checkpoint import read_checkpoint
+from nnssl.nnunet.paths import plans_file
 from nnssl.nnunet.plan_like import KEEPABLE, like_plans
 from nnssl.nnunet.plan_source import PlanSource, planned_network, source_of
 from nnssl.nnunet.planned_network import check_supported
-from nnssl.nnunet.plans import plans_file, write_new_plans
+from nnssl.nnunet.plans import write_new_plans
 from nnssl.nnunet.weight_search import ENVIRONMENT, WeightSource
 from nnssl.training.finetuning_weights import compare_inputs, plan_transfer
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from nnssl.cli.command import command
 from nnssl.common.files import read_json, write_json
-from nnssl.nnunet.plans import plans_file
+from nnssl.nnunet.paths import plans_file
 from nnssl.nnunet.small_plans import small_plans
 
 

@@ -11,25 +11,24 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from nnssl.cli.command import command
 from nnssl.data.pool.build import UNIVERSAL, Draft, PoolRequest, build, draft
-from nnssl.data.pool.members import Places
 from nnssl.data.pool.plans import PLANNER
 from nnssl.data.pool.settings import POLICIES, WINDOW
 from nnssl.leakage.pool_check import check_pool, check_runs, overlaps
+from nnssl.nnunet.paths import RESULTS, Roots, find_dataset_names, find_root
 
 
 @command("nnssl_pool", resumes=True)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     options = _parser().parse_args(arguments)
-    places = Places(_folder("nnUNet_raw"), _folder("nnUNet_preprocessed"))
+    roots = Roots.from_environment()
     if options.check:
-        _check(places, options.pool_id)
+        _check(roots, options.pool_id)
     else:
-        _make(options, places)
+        _make(options, roots)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,17 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _folder(variable: str) -> Path:
-    value = os.environ.get(variable)
-    if not value:
-        raise ValueError(f"the environment variable {variable} is not set")
-    return Path(value)
-
-
-def _make(options: argparse.Namespace, places: Places) -> None:
+def _make(options: argparse.Namespace, roots: Roots) -> None:
     if not options.members:
         raise ValueError("needs --from, for example: nnssl_pool 900 --from 27 4 --plans-of 27")
-    made = draft(_request(options, places), places)
+    made = draft(_request(options, roots), roots)
     _show(made)
     for warning in overlaps(made.pool):
         print(f"warning: {warning}", file=sys.stderr)
@@ -96,11 +88,11 @@ def _make(options: argparse.Namespace, places: Places) -> None:
     )
 
 
-def _request(options: argparse.Namespace, places: Places) -> PoolRequest:
+def _request(options: argparse.Namespace, roots: Roots) -> PoolRequest:
     default = "nnUNetPlans" if options.plans_of is not None else "nnSSLUniversalPlans"
     return PoolRequest(
         number=options.pool_id,
-        name=options.name or _known_name(places, options.pool_id),
+        name=options.name or _known_name(roots, options.pool_id),
         members=tuple(options.members),
         plans=options.plans or default,
         configuration=options.configuration,
@@ -112,9 +104,9 @@ def _request(options: argparse.Namespace, places: Places) -> PoolRequest:
     )
 
 
-def _known_name(places: Places, number: int) -> str:
+def _known_name(roots: Roots, number: int) -> str:
     """Name of the pool where it exists already."""
-    found = [folder.name for folder in places.raw.glob(f"Dataset{number:03d}_*")]
+    found = find_dataset_names(number, roots.raw)
     return found[0].split("_", 1)[1] if len(found) == 1 else "Pool"
 
 
@@ -135,18 +127,18 @@ def _show(made: Draft) -> None:
         print(f"{key[0]:<28}{name:<12}{counts[key]:>6} cases  {own.normalization:<20}{spacing}")
 
 
-def _check(places: Places, number: int) -> None:
-    problems = check_pool(places, number)
+def _check(roots: Roots, number: int) -> None:
+    problems = check_pool(roots, number)
     for problem in problems:
         print(problem)
-    results = os.environ.get("nnUNet_results")  # noqa: SIM112
-    runs = list(check_runs(Path(results), places, number)) if results else []
+    results = find_root(RESULTS)
+    runs = list(check_runs(results, roots, number)) if results else []
     for text, _ in runs:
         print(text)
     bad = len(problems) + sum(honest is False for _, honest in runs)
     if bad:
         sys.exit(f"nnssl_pool: {bad} problems")
-    print(f"{places.dataset(number)}: nothing is wrong")
+    print(f"{roots.dataset(number)}: nothing is wrong")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from nnssl.cli.command import command
 from nnssl.common.files import read_json
-from nnssl.data.pretraining_data import own_folder
 from nnssl.data.unlabelled.job import PreprocessingPlan
 from nnssl.data.unlabelled.preprocess import (
     UnlabelledTask,
@@ -25,7 +24,7 @@ from nnssl.data.unlabelled.preprocess import (
 from nnssl.data.unlabelled.records import find_collections, read_images, read_manifest
 from nnssl.data.unlabelled.sources import FileChoice
 from nnssl.leakage.test_set import load_test_thumbnails, read_test_set
-from nnssl.nnunet.plans import plans_file
+from nnssl.nnunet.paths import own_folder, plans_file
 
 
 @command("nnssl_preprocess_unlabelled", resumes=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from nnssl.cli.command import command
 from nnssl.cli.table import table
+from nnssl.nnunet.paths import RESULTS, root_folder
 
 if TYPE_CHECKING:
     from nnssl.training.run_list import Run
@@ -35,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("dataset", nargs="?", help="number or name of a dataset; default: all")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
-    from nnssl.training.run_list import list_runs, results_folder
+    from nnssl.training.run_list import list_runs
 
-    runs = list_runs(results_folder(), options.dataset)
+    runs = list_runs(root_folder(RESULTS), options.dataset)
     print(json.dumps([run.to_dict() for run in runs], indent=2) if options.json else _text(runs))
 
 

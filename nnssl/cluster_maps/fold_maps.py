@@ -17,7 +17,7 @@ from nnssl.common.locks import held
 from nnssl.data.pretraining_data import DataFolders
 from nnssl.data.unlabelled.records import find_collections, hash_preprocessing, read_images
 from nnssl.nnunet import folds
-from nnssl.nnunet.splits import SPLITS_FILE
+from nnssl.nnunet.paths import SPLITS_FILE, dataset_number, plans_file
 from nnssl.objectives import DenseTargets
 
 DEFAULT_NAME = "clusters"  # of the dense targets
@@ -51,16 +51,13 @@ def cluster_dataset(
     Raises:
         ValueError: dataset, plans, configuration or preprocessed images are not there.
     """
-    dataset = _dataset(root, dataset_id)
-    file = dataset / f"{plans_name}.json"
-    if not file.is_file():
-        raise ValueError(f"{file} does not exist; plan first: nnUNetv2_plan_experiment")
+    file = plans_file(dataset_id, plans_name, root)
     plans = read_json(file)
     if configuration not in plans["configurations"]:
         known = ", ".join(plans["configurations"])
         raise ValueError(f"-c: found {configuration}, {file.name} has {known}")
     identifier = _configuration(plans, configuration)["data_identifier"]
-    folders = DataFolders.of(dataset / identifier, recipe.fold)
+    folders = DataFolders.of(file.parent / identifier, recipe.fold)
     if not folders.preprocessed.is_dir():
         raise ValueError(f"{folders.preprocessed} does not exist; run first: nnUNetv2_preprocess")
     return _make(folders, plans, configuration, recipe, name, workers)
@@ -140,7 +137,7 @@ def check_maps(wanted: DenseTargets, run: TargetRun) -> None:
     folder = run.folders.dense_target(wanted.name)
     problem = _problem(folder, wanted, run)
     if problem:
-        number = int(run.plans["dataset_name"][len("Dataset") :].split("_")[0])
+        number = dataset_number(run.plans["dataset_name"])
         raise ValueError(
             f"cluster maps in {folder}: {problem}. Make them with: nnssl_cluster -d {number} "
             f"-c {run.configuration} -p {run.plans['plans_name']} -f {run.folders.fold} "
@@ -186,11 +183,3 @@ def _without_labels(own: Path) -> list[Image]:
     """Every image of `nnssl_preprocess_unlabelled`; the run chooses which of them it may see."""
     found = find_collections(own).values()
     return [Image(image.identifier, folder) for folder in found for image in read_images(folder)]
-
-
-def _dataset(root: Path, number: int) -> Path:
-    found = sorted(root.glob(f"Dataset{number:03d}_*"))
-    if len(found) != 1:
-        names = [folder.name for folder in found] or "none"
-        raise ValueError(f"{root} must have one folder of dataset {number}; found {names}")
-    return found[0]

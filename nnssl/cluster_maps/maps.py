@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from nnssl.cluster_maps import recipe as recipes
 from nnssl.cluster_maps.handcrafted import HandcraftedFeatures
 from nnssl.cluster_maps.makers import Image
 from nnssl.cluster_maps.recipe import MANIFEST, ClusterRecipe
-from nnssl.common.files import temporary, write_json
+from nnssl.common.files import atomic_path, write_json
 from nnssl.common.parallel import for_each
 from nnssl.data.case_store import image_file, open_image
 
@@ -111,10 +110,8 @@ def _fit(job: MapJob, training: Sequence[str], workers: int) -> None:
     mean, scale = pool.mean(0), pool.std(0).clip(1e-6)
     points = _scaled(pool, mean, scale, _feature_weights(job, training[0]))
     centres = k_means(points, job.recipe.clusters, job.recipe.seed)
-    file = _centres(job.folder)
-    with temporary(file).open("wb") as stream:
-        np.savez(stream, centres=centres, mean=mean, scale=scale)
-    os.replace(temporary(file), file)
+    with atomic_path(_centres(job.folder), sole_writer=True) as part:
+        np.savez(part, centres=centres, mean=mean, scale=scale)
     shutil.rmtree(job.folder / "samples")
 
 
@@ -146,9 +143,8 @@ def _sample(job: MapJob, count: int, case: str) -> None:
     drawn = random.choice(places, min(count, len(places)), replace=False)
     chosen.reshape(-1)[drawn] = True
     parts = [f[:, chosen[w]].T for w, f in _source(job).windows(image) if chosen[w].any()]
-    with temporary(file).open("wb") as stream:
-        np.save(stream, np.concatenate(parts).astype(np.float32))
-    os.replace(temporary(file), file)
+    with atomic_path(file, sole_writer=True) as part:
+        np.save(part, np.concatenate(parts).astype(np.float32))
 
 
 def _assign(job: MapJob, image: Image) -> None:
@@ -188,13 +184,11 @@ def save_map(clusters: np.ndarray, file: Path) -> None:
     """(Z, Y, X) int16 as compressed (1, Z, Y, X), slice by slice; whole or not at all."""
     import blosc2
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = temporary(file)
-    part.unlink(missing_ok=True)
     chunks = (1, 1, *clusters.shape[1:])
     cparams = {"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1}
-    blosc2.asarray(clusters[None], urlpath=str(part), chunks=chunks, cparams=cparams)
-    os.replace(part, file)
+    with atomic_path(file, sole_writer=True) as part:
+        part.unlink(missing_ok=True)  # blosc2 does not overwrite what a killed run has left
+        blosc2.asarray(clusters[None], urlpath=str(part), chunks=chunks, cparams=cparams)
 
 
 def _counts(file: Path, clusters: int) -> np.ndarray:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,20 +14,34 @@ from uuid import uuid4
 TEMPORARY = ".part_"  # prefix of a file that is being written
 
 
-def temporary(path: Path) -> Path:
-    """The name under which ``path`` is written before it is renamed (same folder, same ending)."""
-    return path.with_name(TEMPORARY + path.name)
+@contextmanager
+def atomic_path(path: Path, sole_writer: bool = False) -> Iterator[Path]:
+    """Gives a path to write to, which becomes `path` at the end and is removed after an error.
+
+    A reader sees the former file or the whole new one, never a part. The temporary file lies in the
+    same folder and has the same ending.
+
+    Args:
+        path: the file; its folder is made where it is missing.
+        sole_writer: no other process writes this file at the same time, so what a killed run has
+            left is overwritten. Else the temporary name is unique.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unique = "" if sole_writer else f"{uuid4().hex}_"
+    part = path.with_name(f"{TEMPORARY}{unique}{path.name}")
+    try:
+        yield part
+        with part.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON whole or not at all; several processes may write the same file at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    own = path.with_name(f"{TEMPORARY}{uuid4().hex}_{path.name}")
-    try:
-        own.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(own, path)
-    finally:
-        own.unlink(missing_ok=True)
+    with atomic_path(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

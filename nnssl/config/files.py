@@ -96,7 +96,12 @@ def find_configs() -> dict[str, Path]:
             `__` (nnU-Net splits result folders there) or does not start with `nnSSL`.
     """
     found: dict[str, Path] = {}
-    for folder in (*_user_folders(), INSTALLED):
+    for folder in (*user_folders(), INSTALLED):
+        if not folder.is_dir():
+            raise ValueError(
+                f"environment variable {CONFIG_FOLDERS} names {str(folder)!r}, which is not a "
+                f"folder; name existing folders, joined by {os.pathsep!r}"
+            )
         found = _trainers_in(folder) | found
     return dict(sorted(found.items()))
 
@@ -119,17 +124,10 @@ def read_config(name: str) -> RawConfig:
     return RawConfig(name, kind, about, merged, layers)
 
 
-def _user_folders() -> Iterator[Path]:
-    for text in os.environ.get(CONFIG_FOLDERS, "").split(os.pathsep):
-        if not text.strip():
-            continue
-        folder = Path(text).expanduser()
-        if not folder.is_dir():
-            raise ValueError(
-                f"environment variable {CONFIG_FOLDERS} names {text!r}, which is not a folder; "
-                f"name existing folders, joined by {os.pathsep!r}"
-            )
-        yield folder
+def user_folders() -> list[Path]:
+    """The folders that the environment variable `nnssl_configs` names, there or not."""
+    texts = os.environ.get(CONFIG_FOLDERS, "").split(os.pathsep)
+    return [Path(text).expanduser() for text in texts if text.strip()]
 
 
 def _trainers_in(folder: Path) -> dict[str, Path]:
@@ -174,7 +172,7 @@ def _chain(name: str, files: Mapping[str, Path]) -> Iterator[tuple[Path, dict[st
 
 def _unknown(name: Any, chain: list[str], files: Mapping[str, Path]) -> str:
     where = f"{files[chain[-1]]}: extends names" if chain else "there is no trainer"
-    folders = ", ".join(str(folder) for folder in (*_user_folders(), INSTALLED))
+    folders = ", ".join(str(folder) for folder in (*user_folders(), INSTALLED))
     return (
         f"{where} {name!r}{near(str(name), files)}; known: {', '.join(files) or 'none'} "
         f"(searched in {folders}; nnssl_trainers prints them)"

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnssl.common.files import sha256_of, temporary, write_json
+from nnssl.common.files import atomic_path, sha256_of, write_json
 from nnssl.common.parallel import for_each
 from nnssl.common.versions import versions
 from nnssl.convert.planning import plan_cases
@@ -30,7 +30,7 @@ from nnssl.convert.sources import (
 )
 from nnssl.convert.spec import DatasetSpec
 from nnssl.convert.volumes import FILE_ENDING, Reading, be_quiet, find_orientation, write_image
-from nnssl.nnunet.cases import CASES_FILE
+from nnssl.nnunet.paths import CASES_FILE
 
 FOLDER = Path("nnssl_unlabelled") / "cine"
 
@@ -181,8 +181,8 @@ def _write(cine: Cine, source: Path, folder: Path) -> None:
         return
     image = read_frames([source / cine.file]).image
     for path, index in missing.items():
-        write_image(take_frame(image, index), temporary(path))
-        os.replace(temporary(path), path)
+        with atomic_path(path, sole_writer=True) as part:
+            write_image(take_frame(image, index), part)
 
 
 def _record(spec: DatasetSpec, source: Path, cines: Sequence[Cine]) -> dict[str, Any]:

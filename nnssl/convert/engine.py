@@ -30,6 +30,7 @@ from nnssl.convert.tasks import (
     write_volume,
 )
 from nnssl.convert.volumes import be_quiet
+from nnssl.nnunet.paths import dataset_prefix, find_dataset_names
 
 ADVICE = "delete it (and its preprocessed folder) or choose another dataset id (-d)"
 
@@ -51,11 +52,10 @@ class ConversionTarget:
         """
         if not 1 <= dataset_id <= 999:
             raise ValueError(f"dataset id is {dataset_id}; allowed: 1 to 999")
-        prefix = f"Dataset{dataset_id:03d}_"
-        others = {f.name for root in (raw, preprocessed) for f in root.glob(f"{prefix}*")}
-        if taken := sorted(others - {prefix + name}):
+        folder = raw / f"{dataset_prefix(dataset_id)}{name}"
+        others = set(find_dataset_names(dataset_id, raw, preprocessed))
+        if taken := sorted(others - {folder.name}):
             raise ValueError(f"dataset id {dataset_id} is taken by {taken}; choose another (-d)")
-        folder = raw / f"{prefix}{name}"
         return cls(folder, preprocessed / folder.name, raw / f".{folder.name}.partial")
 
 

@@ -14,8 +14,8 @@ from nnssl.common.versions import versions
 from nnssl.convert.spec import DatasetSpec
 from nnssl.convert.tasks import MASK, CheckedCase, VolumeTask, list_tasks
 from nnssl.convert.volumes import FILE_ENDING
-from nnssl.nnunet.cases import CASES_FILE
-from nnssl.nnunet.splits import SPLITS_FILE, patient_splits, restore_split
+from nnssl.nnunet.paths import CASES_FILE, SPLITS_FILE
+from nnssl.nnunet.splits import patient_splits, restore_split
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
-from nnssl.common.files import temporary
+from nnssl.common.files import atomic_path
 from nnssl.convert.labels import (
     Remap,
     UnknownValuesError,
@@ -127,12 +126,11 @@ def copy_geometry(label: Volume, image: Volume) -> Volume:
 def write_volume(task: VolumeTask, recipe: VolumeRecipe, folder: Path) -> None:
     """Write one file, whole or not at all."""
     target = folder / task.target
-    partial = temporary(target)
-    if recipe.is_copy(task):
-        shutil.copyfile(recipe.source / task.files[0], partial)
-    else:
-        write_image(_finished(task, recipe), partial)
-    os.replace(partial, target)
+    with atomic_path(target, sole_writer=True) as part:
+        if recipe.is_copy(task):
+            shutil.copyfile(recipe.source / task.files[0], part)
+        else:
+            write_image(_finished(task, recipe), part)
 
 
 def _finished(task: VolumeTask, recipe: VolumeRecipe) -> sitk.Image:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -11,6 +9,7 @@ from zipfile import BadZipFile
 import numpy as np
 from skimage.filters import threshold_otsu
 
+from nnssl.common.files import atomic_path
 from nnssl.data.unlabelled.records import UNLABELLED
 from nnssl.nnunet.images import CaseError, image_file, open_image
 
@@ -112,11 +111,8 @@ class TissueShare:
 
     @staticmethod
     def _save(file: Path, cells: np.ndarray, stamp: np.ndarray) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-        with os.fdopen(handle, "wb") as stream:
-            np.savez_compressed(stream, cells=cells, source=stamp)
-        os.replace(name, file)
+        with atomic_path(file) as part:
+            np.savez_compressed(part, cells=cells, source=stamp)
 
 
 def _read_all(file: Path) -> np.ndarray:

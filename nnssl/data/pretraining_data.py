@@ -10,6 +10,7 @@ from typing import Any
 from nnssl.data.case_store import Case, TissueShare
 from nnssl.data.loader import BatchMaker, RawPatchReader
 from nnssl.data.sampling import Sampler, Sampling
+from nnssl.nnunet.paths import own_folder
 
 VALIDATION_SEED = 1_000_003  # keeps validation batches apart from training batches
 
@@ -61,11 +62,6 @@ class DataFolders:
                     f"maps are made with: nnssl_cluster -f {self.fold} --name {name}"
                 )
         return folders
-
-
-def own_folder(preprocessed: Path) -> Path:
-    """nnssl's folder beside nnU-Net's folder of a configuration."""
-    return preprocessed.parent / "nnssl" / preprocessed.name
 
 
 def batch_maker(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
+
+from nnssl.common.environment import set_variables
 
 STREAMS = {"train": 0, "validation": 1, "step": 2, "network": 3}
 
@@ -47,15 +47,6 @@ def seed_everything(seed: int, stream: str, *numbers: int) -> None:
     random.seed(int(state[2]))
 
 
-@contextmanager
-def single_threaded_augmentation() -> Iterator[None]:
+def single_threaded_augmentation() -> AbstractContextManager[None]:
     """Makes nnU-Net build its loaders without background processes; ours take their place."""
-    name = "nnUNet_n_proc_DA"
-    before = os.environ.get(name)
-    os.environ[name] = "0"
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
+    return set_variables({"nnUNet_n_proc_DA": "0"})

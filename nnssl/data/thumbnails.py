@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 from scipy import ndimage, stats
 from tqdm import tqdm
 
+from nnssl.common.files import atomic_path
 from nnssl.nnunet.images import CaseError, open_image
 
 CELLS = (8, 24, 24)  # of a thumbnail, array order
@@ -154,16 +153,13 @@ def _read_cache(cache: Path) -> dict[str, tuple[tuple[int, int], np.ndarray]]:
 
 def _write_cache(cache: Path, known: dict[str, tuple[tuple[int, int], np.ndarray]]) -> None:
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=cache.parent, suffix=".tmp")
-        with os.fdopen(handle, "wb") as stream:
+        with atomic_path(cache) as part:
             np.savez(
-                stream,
+                part,
                 recipe=_recipe(),
                 names=np.array(list(known)),
                 stamps=np.array([stamp for stamp, _ in known.values()], np.int64),
                 images=np.stack([image for _, image in known.values()]),
             )
-        os.replace(part, cache)
     except PermissionError:
         return

@@ -16,17 +16,16 @@ from typing import Any
 
 import nnunetv2
 import torch
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
+from nnssl.common.environment import set_variables
 from nnssl.common.files import read_json
 from nnssl.config import TRAINER_PREFIX
+from nnssl.nnunet.paths import DATASET_FILE, OWN, PREPROCESSED, RESULTS, plans_file, root_folder
 from nnssl.training.factory import trainer_class
 from nnssl.training.pretraining_setup import PretrainingSetup
 
-PREPROCESSED, RESULTS = "nnUNet_preprocessed", "nnUNet_results"
 WORKERS, WANDB = "nnUNet_n_proc_DA", "nnUNet_wandb_enabled"
-OWN = "nnssl"  # the folder of a preprocessed dataset that holds our caches
 
 
 @dataclass(frozen=True)
@@ -53,16 +52,7 @@ class DryRun:
         Raises:
             ValueError, RuntimeError: variable not set, no such dataset, plans or fold.
         """
-        root = os.environ.get(PREPROCESSED)
-        if not root:
-            raise ValueError(f"the environment variable {PREPROCESSED} is not set")
-        name = str(maybe_convert_to_dataset_name(self.dataset))
-        file = Path(root).resolve() / name / f"{self.plans}.json"
-        if not file.is_file():
-            raise ValueError(
-                f"{file} does not exist; run first: nnUNetv2_plan_and_preprocess -d "
-                f"{self.dataset} (other plans: -p)"
-            )
+        file = plans_file(self.dataset, self.plans, root_folder(PREPROCESSED).resolve())
         if self.fold != "all" and not self.fold.isdigit():
             raise ValueError(f"fold: found {self.fold!r}, allowed are a number from 0, and all")
         return file.parent
@@ -86,7 +76,7 @@ def dry_folders(job: DryRun) -> Iterator[Path]:
         _link(source, folder / "preprocessed" / source.name)
         (folder / "results").mkdir()
         places = {PREPROCESSED: folder / "preprocessed", RESULTS: folder / "results"}
-        with _point_nnunet_to(places), set_environment({WANDB: "0"}):
+        with _point_nnunet_to(places), set_variables({WANDB: "0"}):
             yield folder
 
 
@@ -114,20 +104,6 @@ def _link(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def set_environment(values: dict[str, str]) -> Iterator[None]:
-    """Sets environment variables for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
-
-
-@contextmanager
 def _point_nnunet_to(places: dict[str, Path]) -> Iterator[None]:
     """Points nnU-Net's variables elsewhere; before 2.8 its modules have read them at import."""
     texts = {name: str(path) for name, path in places.items()}
@@ -137,7 +113,7 @@ def _point_nnunet_to(places: dict[str, Path]) -> Iterator[None]:
         for name in texts
         if isinstance(vars(module).get(name, 0), str | None)
     ]
-    with set_environment(texts):
+    with set_variables(texts):
         for module, name, _ in changed:
             setattr(module, name, texts[name])
         try:
@@ -162,7 +138,7 @@ def build_trainer(name: str, job: DryRun) -> Any:
             plans=plans,
             configuration=job.configuration,
             fold=fold,
-            dataset_json=read_json(source / "dataset.json"),
+            dataset_json=read_json(source / DATASET_FILE),
             device=job.device,
         )
         folder = Path(trainer.preprocessed_dataset_folder)
@@ -197,7 +173,7 @@ def find_trainer_class(name: str) -> Any:
 @contextmanager
 def open_loaders(trainer: Any, workers: int) -> Iterator[tuple[Any, Any]]:
     """The trainer's own training and validation loader (None without validation cases)."""
-    with set_environment({WORKERS: str(workers)}), redirect_stdout(StringIO()):
+    with set_variables({WORKERS: str(workers)}), redirect_stdout(StringIO()):
         train, val = trainer.get_dataloaders()
     try:
         yield train, val

@@ -21,10 +21,11 @@ import torch
 
 from nnssl.common.versions import versions
 from nnssl.data.budget import Budget
-from nnssl.estimate.dry_run import RESULTS, DryRun, dry_folders
+from nnssl.estimate.dry_run import DryRun, dry_folders
 from nnssl.estimate.steps import TimedTrainer, mean_wait, open_timed, synchronise
 from nnssl.modules.positions import extent3
 from nnssl.nnunet.images import image_file, open_image
+from nnssl.nnunet.paths import RESULTS, find_root
 from nnssl.training.preflight import COPIES
 
 DRY_STEPS = 10
@@ -223,8 +224,8 @@ def _expect_caches(trainer: Any) -> int:
 
 def _find_free_bytes() -> int | None:
     """On the disk where the run would write; None where the variable names no folder."""
-    folder = os.environ.get(RESULTS)
-    return shutil.disk_usage(folder).free if folder and Path(folder).is_dir() else None
+    folder = find_root(RESULTS)
+    return shutil.disk_usage(folder).free if folder and folder.is_dir() else None
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -11,15 +11,14 @@ from typing import Any, Literal
 import numpy as np
 
 from nnssl.common.files import read_json, sha256_of
-from nnssl.data.pretraining_data import own_folder
 from nnssl.data.thumbnails import stack_thumbnails
 from nnssl.data.unlabelled.records import find_collections, read_records
 from nnssl.leakage.copies import case_thumbnails, find_copies
 from nnssl.leakage.overlaps import known_overlaps
 from nnssl.leakage.seen import Seen
-from nnssl.nnunet.cases import CASES_FILE, CaseRecord, Patient, read_all_cases, read_cases
+from nnssl.nnunet.cases import CaseRecord, Patient, read_all_cases, read_cases
 from nnssl.nnunet.images import CaseError
-from nnssl.nnunet.splits import SPLITS_FILE
+from nnssl.nnunet.paths import CASES_FILE, SPLITS_FILE, own_folder
 
 MOST_NAMED = 5
 

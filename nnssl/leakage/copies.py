@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nnssl.data.pretraining_data import own_folder
 from nnssl.data.thumbnails import CELLS, load_thumbnails
 from nnssl.nnunet.images import CaseError, image_file
+from nnssl.nnunet.paths import own_folder
 
 THRESHOLD = 0.8  # measured: docs/statistics.md
 CHUNK = 256  # images compared at once

@@ -9,12 +9,11 @@ from typing import Any
 from nnssl.common.files import read_json, sha256_of
 from nnssl.convert.records import CONVERSION_FILE
 from nnssl.data.pool.assemble import DatasetPool, assemble
-from nnssl.data.pool.members import Places, read_member
+from nnssl.data.pool.members import read_member
 from nnssl.data.pool.preprocess import Folders, sizes
 from nnssl.leakage.overlaps import known_overlaps
 from nnssl.nnunet.checkpoint import read_checkpoint
-from nnssl.nnunet.splits import SPLITS_FILE
-from nnssl.nnunet.weight_search import FINAL
+from nnssl.nnunet.paths import FINAL, SPLITS_FILE, Roots, dataset_number
 
 
 def overlaps(pool: DatasetPool) -> list[str]:
@@ -28,26 +27,26 @@ def overlaps(pool: DatasetPool) -> list[str]:
     ]
 
 
-def check_pool(places: Places, number: int) -> list[str]:
+def check_pool(roots: Roots, number: int) -> list[str]:
     """What is wrong with a pool; empty: nothing.
 
     Args:
-        places: nnU-Net's folders.
+        roots: nnU-Net's folders.
         number: id of the pool.
 
     Raises:
         ValueError: there is no such pool, or a member cannot be read.
     """
-    folder = places.dataset(number)
-    path = places.raw / folder / CONVERSION_FILE
+    folder = roots.dataset(number)
+    path = roots.raw / folder / CONVERSION_FILE
     content = read_json(path) if path.exists() else {}
     if "configurations" not in content:
         raise ValueError(
-            f"{places.raw / folder} is not a pool; make one: nnssl_pool {number} --from"
+            f"{roots.raw / folder} is not a pool; make one: nnssl_pool {number} --from"
         )
-    members = [int(name[len("Dataset") :].split("_")[0]) for name in content["members"]]
-    pool = assemble(folder, [read_member(places, each) for each in members])
-    preprocessed = places.preprocessed / folder
+    members = [dataset_number(name) for name in content["members"]]
+    pool = assemble(folder, [read_member(roots, each) for each in members])
+    preprocessed = roots.preprocessed / folder
     problems = list(_changed(pool, content, preprocessed))
     for name, configuration in content["configurations"].items():
         problems += _files(pool, preprocessed, name, configuration["cases"])
@@ -80,15 +79,15 @@ def _files(
             yield f"{name}: {images[case]} has changed since it was preprocessed"
 
 
-def check_runs(results: Path, places: Places, number: int) -> Iterator[tuple[str, bool | None]]:
+def check_runs(results: Path, roots: Roots, number: int) -> Iterator[tuple[str, bool | None]]:
     """Fine-tuned runs that started from the pool: one sentence each, and whether it is honest.
 
     Args:
         results: `nnUNet_results`.
-        places: nnU-Net's folders.
+        roots: nnU-Net's folders.
         number: id of the pool.
     """
-    pool = places.dataset(number)
+    pool = roots.dataset(number)
     for file in sorted(results.glob(f"Dataset*/*/fold_*/{FINAL}")):
         own = read_checkpoint(file, mmap=True).get("nnssl", {})
         weights = own.get("weights", {}) if own.get("kind") == "finetune" else {}

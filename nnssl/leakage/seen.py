@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnssl.data.pool.plans import MARK
-from nnssl.nnunet.cases import CASES_FILE, CaseRecord, Patient, read_all_cases, read_cases
+from nnssl.nnunet.cases import CaseRecord, Patient, read_all_cases, read_cases
+from nnssl.nnunet.paths import CASES_FILE, find_data_identifier
 
 SEEN_IMAGE_KEYS = ("identifiers", "patients", "datasets", "contents")  # in a checkpoint
 
@@ -125,13 +126,3 @@ def read_seen_images(record: Mapping[str, Any]) -> list[SeenImage]:
         for collection, lists in record.get("images", {}).items()
         for values in zip(*(lists[key] for key in SEEN_IMAGE_KEYS), strict=True)
     ]
-
-
-def find_data_identifier(plans: Mapping[str, Any], configuration: str | None) -> str | None:
-    """Folder of a configuration's images, which a configuration may inherit; None: not known."""
-    configurations = plans.get("configurations", {})
-    while configuration in configurations:
-        if "data_identifier" in configurations[configuration]:
-            return str(configurations[configuration]["data_identifier"])
-        configuration = configurations[configuration].get("inherits_from")
-    return None

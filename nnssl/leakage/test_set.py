@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,8 +13,7 @@ from nnssl.data.thumbnails import load_cached, load_thumbnails, read_thumbnail
 from nnssl.data.unlabelled.job import PreprocessingPlan
 from nnssl.nnunet.cases import read_all_cases
 from nnssl.nnunet.images import CaseError
-
-TEST, RAW = "imagesTs", "nnUNet_raw"
+from nnssl.nnunet.paths import RAW, TEST_IMAGES, find_raw_images, find_root
 
 
 @dataclass(frozen=True)
@@ -25,13 +22,13 @@ class TestSet:
 
     Attributes:
         patients: identifier -> patient; a case without record is a patient of its own.
-        files: identifier -> file of the first channel, where it is at hand.
+        files: identifier -> files of its channels, where they are at hand.
     """
 
     __test__ = False  # no class of tests
 
     patients: dict[str, str] = field(default_factory=dict)
-    files: dict[str, Path] = field(default_factory=dict)
+    files: dict[str, list[Path]] = field(default_factory=dict)
 
 
 def read_test_set(dataset: Path, ending: str) -> TestSet:
@@ -42,9 +39,8 @@ def read_test_set(dataset: Path, ending: str) -> TestSet:
         ending: of the raw files.
     """
     test, known = read_all_cases(dataset, "Ts"), read_all_cases(dataset)
-    root = os.environ.get(RAW)
-    found = (Path(root) / dataset.name / TEST).glob(f"*_0000{ending}") if root else ()
-    files = {file.name[: -len(f"_0000{ending}")]: file for file in sorted(found)}
+    root = find_root(RAW)
+    files = find_raw_images(root / dataset.name / TEST_IMAGES, ending) if root else {}
     patients = {case: known[case].patient if case in known else case for case in (*test, *files)}
     return TestSet(patients, files)
 
@@ -62,19 +58,19 @@ def load_test_thumbnails(test: TestSet, own: Path, plan: PreprocessingPlan) -> n
     Returns:
         None where some image is neither at hand nor known from before.
     """
-    cache = own / f"thumbnails_{TEST}_{plan.voxels[:12]}.npz"
+    cache = own / f"thumbnails_{TEST_IMAGES}_{plan.voxels[:12]}.npz"
     if set(test.files) < set(test.patients):
         return load_cached(cache, sorted(test.patients))
-    return load_thumbnails(test.files, cache, lambda file: _make_thumbnail(file, plan))
+    channels = {files[0]: files for files in test.files.values()}
+    first = {case: files[0] for case, files in test.files.items()}
+    return load_thumbnails(first, cache, lambda file: _make_thumbnail(channels[file], plan))
 
 
-def _make_thumbnail(file: Path, plan: PreprocessingPlan) -> np.ndarray:
+def _make_thumbnail(channels: list[Path], plan: PreprocessingPlan) -> np.ndarray:
     be_quiet()
-    stem, ending = re.split(r"_0000(?=\.)", file.name, maxsplit=1)
-    channels = sorted(file.parent.glob(f"{stem}_[0-9][0-9][0-9][0-9]{ending}"))
     try:
         with TemporaryDirectory() as scratch:
             made, _ = plan.preprocess(channels, Path(scratch))
             return read_thumbnail(made)
     except (OSError, RuntimeError, ValueError) as error:
-        raise CaseError(f"test image {file}: cannot be read ({last_line(error)})") from error
+        raise CaseError(f"test image {channels[0]}: cannot be read ({last_line(error)})") from error

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.common.files import put_back, read_json
+from nnssl.nnunet.paths import CASES_FILE
 
-CASES_FILE = Path("nnssl") / "cases.json"
 Patient = tuple[str, str]  # dataset of origin, patient: equal keys of two datasets are two patients
 
 

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from nnssl.common.files import atomic_path
+
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 RUNS = {"pretrain": "pre-training", "finetune": "fine-tuning"}
 NAMED_IN = {
@@ -85,21 +87,15 @@ def save_atomically(checkpoint: dict[str, Any], filename: str | Path) -> None:
         OSError: it could not be written (disk full, no permission). The former file is untouched.
     """
     target = Path(filename)
-    temporary = target.with_name(target.name + ".tmp")
     content = plain(checkpoint)
     try:
-        with temporary.open("wb") as file:
+        with atomic_path(target, sole_writer=True) as part, part.open("wb") as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
     except (OSError, RuntimeError) as error:
         raise OSError(
             f"{target} could not be written: {error}. What stood there before is untouched. "
             "Is the disk full, or the folder read-only?"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(filename: str | Path, mmap: bool = False) -> dict[str, Any]:

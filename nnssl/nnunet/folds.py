@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 from nnssl.common.files import read_json, write_json
-from nnssl.nnunet.cases import CASES_FILE, CaseRecord, read_cases, restore_cases
-from nnssl.nnunet.splits import SPLITS_FILE, check_split, patient_splits, restore_split
-
-RAW = "nnUNet_raw"
+from nnssl.nnunet.cases import CaseRecord, read_cases, restore_cases
+from nnssl.nnunet.paths import CASES_FILE, RAW, SPLITS_FILE, find_root
+from nnssl.nnunet.splits import check_split, patient_splits, restore_split
 
 
 def check(preprocessed_folder: Path, fold: int | str) -> None:
@@ -31,10 +29,10 @@ def check(preprocessed_folder: Path, fold: int | str) -> None:
         return
     dataset = preprocessed_folder.parent
     file = dataset / SPLITS_FILE
-    raw = os.environ.get(RAW)
+    raw = find_root(RAW)
     if raw:
-        restore_cases(Path(raw) / dataset.name, dataset)
-    if not file.exists() and not (raw and restore_split(Path(raw) / dataset.name, dataset)):
+        restore_cases(raw / dataset.name, dataset)
+    if not file.exists() and not (raw and restore_split(raw / dataset.name, dataset)):
         _draw(dataset)
     if not file.exists():
         return

@@ -2,36 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nnssl.common.files import read_json, write_json
-
-
-def plans_file(dataset_id: int, name: str) -> Path:
-    """The file of a dataset's plans.
-
-    Args:
-        dataset_id: Number of the dataset.
-        name: Name of the plans.
-
-    Raises:
-        ValueError: ``nnUNet_preprocessed`` is not set, or the dataset or its plans are not there.
-    """
-    root = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112
-    if not root:
-        raise ValueError("the environment variable nnUNet_preprocessed is not set")
-    folders = sorted(Path(root).glob(f"Dataset{dataset_id:03d}_*"))
-    if len(folders) != 1:
-        found = [folder.name for folder in folders] or "none"
-        raise ValueError(f"{root} must have one folder of dataset {dataset_id}; found {found}")
-    path = folders[0] / f"{name}.json"
-    if not path.exists():
-        command = f"nnUNetv2_plan_experiment -d {dataset_id}"
-        raise ValueError(f"{path} does not exist; run first: {command} (other plans: -p)")
-    return path
 
 
 def write_new_plans(folder: Path, plans: Mapping[str, Any]) -> Path:

@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from nnssl.common.environment import read_variable
+
 EXTERNAL_FOLDER = Path(__file__).resolve().parents[1] / "external_trainers"
 SOURCE = EXTERNAL_FOLDER / "nnssl_trainers.py"
 MODULE_NAME = "nnssl_registration.py"
@@ -59,7 +61,7 @@ def state(folder: Path) -> State:
 
 def externally_registered() -> bool:
     """Whether nnU-Net (2.8 or later) finds the forwarding module through its own variable."""
-    entries = os.environ.get(EXTERNAL_VARIABLE, "").split(os.pathsep)
+    entries = (read_variable(EXTERNAL_VARIABLE) or "").split(os.pathsep)
     named = any(entry.strip() and Path(entry).resolve() == EXTERNAL_FOLDER for entry in entries)
     return named and supports_external()
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnssl.common.files import put_back
+from nnssl.nnunet.paths import SPLITS_FILE
 
 if TYPE_CHECKING:
     from nnssl.nnunet.cases import CaseRecord
 
 Split = list[dict[str, list[str]]]
-
-SPLITS_FILE = "splits_final.json"
 
 
 def patient_splits(patients: Mapping[str, str], folds: int = 5, seed: int = 1234) -> Split:

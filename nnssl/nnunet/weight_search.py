@@ -10,9 +10,9 @@ from annotated_types import Interval
 
 from nnssl.common.checks import Count, checked
 from nnssl.nnunet.checkpoint import read_checkpoint
+from nnssl.nnunet.paths import FINAL, LATEST, find_fold_folders
 
 ENVIRONMENT = "nnssl_pretrained_weights"
-FINAL = "checkpoint_final.pth"
 SEARCH, NONE = "search", "none"
 
 
@@ -59,8 +59,8 @@ class RunLocation:
 
     def runs(self, trainer: str | None) -> list[Path]:
         """Folders of the fold of every nnSSL run here, or of one trainer's."""
-        name = f"{trainer or 'nnSSL*'}__{self.plans}__{self.configuration}"
-        return sorted(self.results.glob(f"{name}/fold_{self.fold}"))
+        name = trainer or "nnSSL*"
+        return find_fold_folders(self.results, name, self.plans, self.configuration, self.fold)
 
     def command(self, trainer: str) -> str:
         """The pre-training command."""
@@ -122,7 +122,7 @@ def _is_pretraining(file: Path) -> bool:
 
 def _none_found(place: RunLocation, trainer: str | None) -> str:
     where = place.results / f"{trainer or 'nnSSL*'}__{place.plans}__{place.configuration}"
-    unfinished = [f for f in place.runs(trainer) if (f / "checkpoint_latest.pth").is_file()]
+    unfinished = [f for f in place.runs(trainer) if (f / LATEST).is_file()]
     lines = [f"No finished pre-training run was found as {where}/fold_{place.fold}/{FINAL}."]
     for folder in unfinished:
         name = folder.parent.name.split("__")[0]

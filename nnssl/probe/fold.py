@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnssl.common.files import read_json
 from nnssl.data.case_store import Case
 from nnssl.data.case_table import PositionAxis, case_table
 from nnssl.data.labels import LabelBudget, Labelled, choose_labelled
-from nnssl.data.pretraining_data import own_folder
 from nnssl.nnunet import folds
 from nnssl.nnunet.cases import CaseRecord, read_cases
+from nnssl.nnunet.paths import DATASET_FILE, SPLITS_FILE, own_folder, plans_file
 from nnssl.nnunet.planned_network import check_supported, refuse_cascade
-from nnssl.nnunet.splits import SPLITS_FILE
-
-PREPROCESSED = "nnUNet_preprocessed"
 
 
 @dataclass(frozen=True)
@@ -58,8 +53,8 @@ class ProbeFold:
         Raises:
             ValueError: the variable is not set, or a file, configuration or fold is missing.
         """
-        base = _dataset_folder(dataset)
-        content = _read(base / f"{plans}.json", "run nnUNetv2_plan_experiment first (plans: -p)")
+        file = plans_file(dataset, plans)
+        base, content = file.parent, read_json(file)
         if configuration not in content["configurations"]:
             known = ", ".join(content["configurations"])
             raise ValueError(f"configuration: found {configuration!r}, allowed: {known}")
@@ -68,8 +63,11 @@ class ProbeFold:
         refuse_cascade(manager, configuration)
         folder = base / manager.data_identifier
         folds.check(folder, fold)
-        split = _read(base / SPLITS_FILE, "train the fold once, which writes it")[fold]
-        described = read_json(base / "dataset.json")
+        splits = base / SPLITS_FILE
+        if not splits.is_file():
+            raise ValueError(f"{splits} does not exist; train the fold once, which writes it")
+        split = read_json(splits)[fold]
+        described = read_json(base / DATASET_FILE)
         train, val = (tuple(sorted(split[side])) for side in ("train", "val"))
         return cls(content, described, configuration, fold, folder, train, val)
 
@@ -114,21 +112,3 @@ class ProbeFold:
         if len(cases) <= most:
             return sorted(cases)
         return choose_labelled(LabelBudget(volumes=most), cases, records).cases
-
-
-def _dataset_folder(dataset: str) -> Path:
-    root = os.environ.get(PREPROCESSED)
-    if not root:
-        raise ValueError(f"the environment variable {PREPROCESSED} is not set")
-    try:
-        return Path(root) / maybe_convert_to_dataset_name(
-            int(dataset) if dataset.isdigit() else dataset
-        )
-    except RuntimeError as error:
-        raise ValueError(f"dataset {dataset}: {error}") from error
-
-
-def _read(file: Path, advice: str) -> Any:
-    if not file.is_file():
-        raise ValueError(f"{file} does not exist; {advice}")
-    return read_json(file)

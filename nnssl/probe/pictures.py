@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnssl.common.files import atomic_path
 from nnssl.data.case_store import image_file, open_image
 from nnssl.probe.slices import Slices
 
@@ -115,7 +115,6 @@ def _pyplot() -> Any:
 
 def _save(figure: Any, file: Path) -> None:
     figure.tight_layout()
-    temporary = file.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=80)
+    with atomic_path(file) as part:
+        figure.savefig(part, dpi=80)
     _pyplot().close(figure)
-    os.replace(temporary, file)

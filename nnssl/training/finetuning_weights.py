@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnssl.common.environment import read_variable
 from nnssl.finetuning.weights import OUTPUT_LAYERS, Transfer, load, match, wanted_keys
 from nnssl.leakage.check import Evaluation
 from nnssl.leakage.policy import SourceJudgement, judge_source
@@ -50,7 +50,7 @@ class StartingWeights:
         Args:
             loaded_from_outside: whether `-pretrained_weights` has filled the network already.
         """
-        named = search.named_file(self.knobs, os.environ.get(search.ENVIRONMENT))
+        named = search.named_file(self.knobs, read_variable(search.ENVIRONMENT))
         if loaded_from_outside:
             return self._accept_loaded(named)
         if self.knobs.source == search.NONE and named is None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
+
+from nnssl.common.files import atomic_path
 
 
 def _encoders(key: str) -> tuple[str, ...]:
@@ -76,10 +77,9 @@ class History:
         for axis in axes.flat[len(panels) :]:
             axis.axis("off")
         figure.tight_layout()
-        temporary = file.with_suffix(".tmp.png")
-        figure.savefig(temporary, dpi=80)
+        with atomic_path(file) as part:
+            figure.savefig(part, dpi=80)
         plt.close(figure)
-        os.replace(temporary, file)
 
     def _line(self, key: str) -> tuple[list[int], list[float]]:
         """Epochs and values; what is not measured every epoch is joined over the gaps."""

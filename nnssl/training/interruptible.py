@@ -13,6 +13,7 @@ from torch import distributed as dist
 
 from nnssl.data.stepped_loader import SteppedLoader
 from nnssl.nnunet.checkpoint import save_atomically
+from nnssl.nnunet.paths import LATEST
 from nnssl.training.signals import StopRequest
 
 SECONDS_BETWEEN_SAVES = 600.0
@@ -55,7 +56,7 @@ class Interruptible(nnUNetTrainer):
 
     @property
     def latest_checkpoint(self) -> str:
-        return str(Path(self.output_folder) / "checkpoint_latest.pth")
+        return str(Path(self.output_folder) / LATEST)
 
     def save_or_leave(self) -> None:
         """After each step; all ranks agree on what is done."""

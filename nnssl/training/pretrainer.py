@@ -13,6 +13,7 @@ from nnssl.config import completed
 from nnssl.data.case_table import describe_axes
 from nnssl.modules import unet
 from nnssl.nnunet.checkpoint import read_checkpoint, save_atomically
+from nnssl.nnunet.paths import DATASET_FILE, FINAL, LATEST, PLANS_FILE
 from nnssl.nnunet.planned_network import build_network
 from nnssl.probe.during_training import TrainingProbe
 from nnssl.training import preflight, pretraining_checkpoint, runs
@@ -67,8 +68,8 @@ class nnSSLPretrainer(Interruptible, PretrainingLoop):
     def _copy_plans(self) -> None:
         """Plans, dataset.json and fingerprint beside the run, as nnU-Net does."""
         base, source = Path(self.output_folder_base), Path(self.preprocessed_dataset_folder_base)
-        write_json(base / "plans.json", self.plans_manager.plans)
-        write_json(base / "dataset.json", self.dataset_json)
+        write_json(base / PLANS_FILE, self.plans_manager.plans)
+        write_json(base / DATASET_FILE, self.dataset_json)
         fingerprint = source / "dataset_fingerprint.json"
         if fingerprint.is_file():
             write_json(base / fingerprint.name, read_json(fingerprint))
@@ -112,10 +113,10 @@ class nnSSLPretrainer(Interruptible, PretrainingLoop):
 
     def on_train_end(self) -> None:
         folder = Path(self.output_folder)
-        self.save_checkpoint(str(folder / "checkpoint_final.pth"))
+        self.save_checkpoint(str(folder / FINAL))
         if self.local_rank == 0:
             if not self.disable_checkpointing:
-                (folder / "checkpoint_latest.pth").unlink(missing_ok=True)
+                (folder / LATEST).unlink(missing_ok=True)
             self.print_to_log_file(
                 "Pre-training done. Fine-tune these weights with: nnUNetv2_train "
                 f"{self.plans_manager.dataset_name} {self.configuration_name} {self.fold} "

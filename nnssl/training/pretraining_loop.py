@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from nnssl.nnunet.paths import BEST, LATEST
 from nnssl.probe.during_training import TrainingProbe
 from nnssl.training.history import History
 from nnssl.training.pictures import save_pictures
@@ -169,9 +170,9 @@ class PretrainingLoop(PretrainingSetup):
         better = self._better()
         self._probe_features()
         if self.current_epoch % self.save_every == 0 and self.current_epoch < self.num_epochs:
-            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
+            self.save_checkpoint(str(Path(self.output_folder) / LATEST))
         if better:
-            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
+            self.save_checkpoint(str(Path(self.output_folder) / BEST))
         if self.local_rank == 0:
             self._draw()
 
@@ -189,7 +190,7 @@ class PretrainingLoop(PretrainingSetup):
         if not self.probe_settings.due(self.current_epoch, self.num_epochs):
             return
         if self.current_epoch == self.num_epochs:
-            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
+            self.save_checkpoint(str(Path(self.output_folder) / LATEST))
         if self.local_rank == 0:
             terms = self.probe.run(self.current_epoch, self.step)
             self.history.add(self.current_epoch - 1, terms)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,11 +16,19 @@ import yaml
 from nnssl.common.files import read_json
 from nnssl.config import TRAINER_PREFIX
 from nnssl.nnunet.checkpoint import own_part, read_checkpoint
-from nnssl.nnunet.weight_search import ENVIRONMENT, FINAL, RunLocation
+from nnssl.nnunet.paths import (
+    BEST,
+    FINAL,
+    LATEST,
+    RESULTS,
+    find_dataset_names,
+    find_fold_folders,
+    parse_fold_folder,
+)
+from nnssl.nnunet.weight_search import ENVIRONMENT, RunLocation
 from nnssl.training.runs import CONFIG_FILE
 
-UNFINISHED = ("checkpoint_latest.pth", "checkpoint_best.pth")  # as `--c` looks for them
-RESULTS = "nnUNet_results"
+UNFINISHED = (LATEST, BEST)  # as `--c` looks for them
 PROBE_FILE, PROBED = "probe.json", "pretrained"
 FINETUNER = "nnSSLFinetuneTrainer"
 METRICS = ("train_loss", "val_loss", "weight_change", "effective_rank", "probe_dice")
@@ -79,44 +86,29 @@ def list_runs(results: Path, dataset: str | None = None) -> list[Run]:
     """
     if not results.is_dir():
         raise ValueError(f"{results} does not exist; {RESULTS} must name a folder")
-    folders = [f for place in _datasets(results, dataset) for f in _fold_folders(place)]
+    folders = [
+        f
+        for place in _datasets(results, dataset)
+        for f in find_fold_folders(place, f"{TRAINER_PREFIX}*")
+    ]
     found = [run for run in map(read_run, folders) if run is not None]
     found.sort(key=lambda run: (run.dataset, run.plans, run.configuration, run.fold, run.trainer))
     return with_commands(found)
-
-
-def results_folder() -> Path:
-    """What the environment names.
-
-    Raises:
-        ValueError: the variable is not set.
-    """
-    text = os.environ.get(RESULTS)
-    if not text:
-        raise ValueError(f"the environment variable {RESULTS} is not set")
-    return Path(text)
 
 
 def _datasets(results: Path, dataset: str | None) -> list[Path]:
     everything = sorted(folder for folder in results.glob("Dataset*") if folder.is_dir())
     if dataset is None:
         return everything
-    number = f"Dataset{int(dataset):03d}_" if dataset.isdigit() else None
-    chosen = [f for f in everything if f.name == dataset or (number and f.name.startswith(number))]
-    if not chosen:
-        names = ", ".join(folder.name for folder in everything) or "none"
-        raise ValueError(f"{results} holds no run of dataset {dataset}; it has {names}")
-    return chosen
-
-
-def _fold_folders(dataset: Path) -> list[Path]:
-    folders = sorted(dataset.glob(f"{TRAINER_PREFIX}*__*__*/fold_*"))
-    return [f for f in folders if f.is_dir() and len(f.parent.name.split("__")) == 3]
+    if chosen := find_dataset_names(dataset, results):
+        return [results / name for name in chosen]
+    names = ", ".join(folder.name for folder in everything) or "none"
+    raise ValueError(f"{results} holds no run of dataset {dataset}; it has {names}")
 
 
 def read_run(folder: Path) -> Run | None:
     """The run of a fold's folder; None for one that is no pre-training."""
-    trainer, plans, configuration = folder.parent.name.split("__")
+    trainer, plans, configuration, fold = parse_fold_folder(folder)
     file = next((folder / n for n in (FINAL, *UNFINISHED) if (folder / n).is_file()), None)
     config, problem = _config(folder / CONFIG_FILE)
     if config.get("kind", "pretrain") != "pretrain" or not (config or problem or file):
@@ -126,7 +118,7 @@ def read_run(folder: Path) -> Run | None:
         folder.parents[1].name,
         plans,
         configuration,
-        folder.name.removeprefix("fold_"),
+        fold,
         folder,
         "broken" if problem else "not begun",
         _date(file or folder / CONFIG_FILE),

@@ -10,6 +10,7 @@ import yaml
 
 from nnssl.config import renamed
 from nnssl.nnunet.checkpoint import plain, read_checkpoint
+from nnssl.nnunet.paths import FINAL
 
 CONFIG_FILE = "resolved_config.yaml"
 _NOT_SET = "(not set)"
@@ -26,7 +27,7 @@ def refuse_overwrite(output_folder: str | Path, config: Mapping[str, Any], overw
     Raises:
         RuntimeError: with the differences and the ways out.
     """
-    finished = Path(output_folder) / "checkpoint_final.pth"
+    finished = Path(output_folder) / FINAL
     if overwrite or not finished.is_file():
         return
     found = _differences_to(finished, config)

@@ -50,7 +50,7 @@ def test_warns_of_padding(folder: Path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("-d 28 -c 2d", "one folder of dataset 28; found none"),
+        ("-d 28 -c 2d", "dataset 28: one folder of it is needed, found none"),
         ("-d 27 -c 2d -p Other", "Other.json does not exist; run first: nnUNetv2_plan_exp"),
         ("-d 27 -c 3d_fullres", "configuration is '3d_fullres'; the plans have 2d"),
         ("-d 27 -c 2d --batch 0", "batch is 0"),

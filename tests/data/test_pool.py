@@ -17,9 +17,9 @@ from nnssl.cli.pool import main
 from nnssl.data.case_table import anatomical_axis, case_table, direction_of
 from nnssl.data.pool import build as pool_build
 from nnssl.data.pool.build import PoolRequest, build, draft
-from nnssl.data.pool.members import Places
 from nnssl.data.pool.plans import MARK
 from nnssl.leakage.pool_check import check_pool
+from nnssl.nnunet.paths import Roots
 from tests.tiny import SHAPE, SPACING, point_nnunet_to
 
 TWO, PATIENTS = "Dataset998_Two", ("a", "b", "c")
@@ -61,12 +61,12 @@ def pool_files(two_files, tiny_files) -> Path:
     for name in ("raw", "preprocessed"):
         shutil.copytree(tiny_files / name, two_files / name, dirs_exist_ok=True)
     _fingerprint(two_files / "preprocessed" / "Dataset999_Tiny", SPACING, SHAPE, 10)
-    made(Places(two_files / "raw", two_files / "preprocessed"))
+    made(Roots(two_files / "raw", two_files / "preprocessed"))
     return two_files
 
 
 @pytest.fixture
-def places(pool_files, tmp_path, monkeypatch) -> Places:
+def places(pool_files, tmp_path, monkeypatch) -> Roots:
     """A copy of all three, with the environment of nnU-Net pointing to it."""
     for name in ("raw", "preprocessed"):
         shutil.copytree(pool_files / name, tmp_path / name)
@@ -74,11 +74,11 @@ def places(pool_files, tmp_path, monkeypatch) -> Places:
     point_nnunet_to("nnUNet_results", tmp_path / "results", monkeypatch)
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setenv("nnUNet_compile", "0")
-    return Places(tmp_path / "raw", tmp_path / "preprocessed")
+    return Roots(tmp_path / "raw", tmp_path / "preprocessed")
 
 
 @pytest.fixture
-def no_pool(places) -> Places:
+def no_pool(places) -> Roots:
     """The two datasets without their pool."""
     for root in (places.raw, places.preprocessed):
         shutil.rmtree(root / POOL)
@@ -111,7 +111,7 @@ def request(**changes) -> PoolRequest:
     return PoolRequest(**{**defaults, "configuration": "2d", "plans_of": 999, **changes})
 
 
-def made(places: Places, **changes) -> Path:
+def made(places: Roots, **changes) -> Path:
     """Folder of the preprocessed pool."""
     build(draft(request(**changes), places), workers=1)
     return places.preprocessed / POOL

@@ -9,13 +9,13 @@ import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnssl.common.files import read_json, sha256_of
-from nnssl.data.pool.members import Places
 from nnssl.data.pool.plans import MARK
 from nnssl.leakage.check import Evaluation
 from nnssl.leakage.policy import judge_source
 from nnssl.leakage.pool_check import check_runs
 from nnssl.modules.unet import Trained, plain_state_dict, trained_keys
 from nnssl.nnunet.checkpoint import read_checkpoint, save_atomically
+from nnssl.nnunet.paths import Roots
 from nnssl.training.finetuner import nnSSLFinetuner
 
 POOL = "Dataset900_Pool"
@@ -167,5 +167,5 @@ def test_fine_tuning_takes_the_same_fold_only(
     record = trained(tiny_dataset, trainer_yaml, "nnSSLHonestTrainer")["weights"]
     assert (record["contaminated"], record["pretraining"]["fold"]) == (False, 0)
     raw, preprocessed = (folder.parent for folder in (tiny_dataset.raw, tiny_dataset.preprocessed))
-    runs = check_runs(tiny_dataset.results.parent, Places(raw, preprocessed), 900)
+    runs = check_runs(tiny_dataset.results.parent, Roots(raw, preprocessed), 900)
     assert sorted(honest for _, honest in runs) == [False, True]

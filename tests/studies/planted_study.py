@@ -11,9 +11,9 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import torch
 
+from nnssl.nnunet.paths import FINAL
 from nnssl.studies.run.folder import write_study
 from nnssl.studies.run.grid import Cell, cells
-from nnssl.studies.run.places import FINAL
 from nnssl.studies.run.spec import FinetuningArm, PretrainingArm, Study
 
 DATASET = "Dataset007_Planted"

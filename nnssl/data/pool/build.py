@@ -16,7 +16,7 @@ from nnssl.convert.engine import ConversionTarget
 from nnssl.convert.records import CONVERSION_FILE
 from nnssl.data.pool import plans as pool_plans
 from nnssl.data.pool.assemble import DatasetPool, assemble
-from nnssl.data.pool.members import FINGERPRINT, Places, read_member
+from nnssl.data.pool.members import FINGERPRINT, read_member
 from nnssl.data.pool.preprocess import Folders, PoolTask, preprocess
 from nnssl.data.pool.settings import (
     WINDOW,
@@ -27,8 +27,7 @@ from nnssl.data.pool.settings import (
     settings_of,
     window_statistics,
 )
-from nnssl.nnunet.cases import CASES_FILE
-from nnssl.nnunet.splits import SPLITS_FILE
+from nnssl.nnunet.paths import CASES_FILE, SPLITS_FILE, Roots, plans_file
 
 UNIVERSAL = "universal"
 
@@ -69,7 +68,7 @@ class Draft:
 
     Attributes:
         request: what was asked for.
-        places: nnU-Net's folders.
+        roots: nnU-Net's folders.
         target: the pool's folders.
         pool: its cases and folds.
         source: plans of `plans_of`.
@@ -78,7 +77,7 @@ class Draft:
     """
 
     request: PoolRequest
-    places: Places
+    roots: Roots
     target: ConversionTarget
     pool: DatasetPool
     source: Mapping[str, Any] | None
@@ -105,41 +104,38 @@ class Draft:
         return {c.identifier: settings_of(c, policy, planned, self.window) for c in self.pool.cases}
 
 
-def draft(request: PoolRequest, places: Places) -> Draft:
+def draft(request: PoolRequest, roots: Roots) -> Draft:
     """Read all members and check that they fit together; nothing of the pool is written.
 
     Raises:
         ValueError: something is missing, does not fit, or stands where the pool would go.
     """
-    target = ConversionTarget.of(places.raw, places.preprocessed, request.number, request.name)
-    members = [read_member(places, number) for number in request.members]
+    target = ConversionTarget.of(roots.raw, roots.preprocessed, request.number, request.name)
+    members = [read_member(roots, number) for number in request.members]
     pool = assemble(target.raw.name, members)
-    source = None if request.plans_of is None else read_plans(places, request.plans_of, request)
+    source = None if request.plans_of is None else read_plans(roots, request.plans_of, request)
     if source is not None:
         pool_plans.like(source, [request.configuration], pool)
     known = None if source is None else pool_plans.ct_statistics(source)
     window = window_statistics(*(request.window or WINDOW))
     spacing = None
     if request.spacing_of is not None:
-        configurations = read_plans(places, request.spacing_of, request)["configurations"]
+        configurations = read_plans(roots, request.spacing_of, request)["configurations"]
         spacing = configurations[request.configuration]["spacing"]
     if known is not None and request.window is None:
         window = known
-    made = Draft(request, places, target, pool, source, window, spacing)
+    made = Draft(request, roots, target, pool, source, window, spacing)
     _refuse_another(made)
     return made
 
 
-def read_plans(places: Places, number: int, request: PoolRequest) -> dict[str, Any]:
+def read_plans(roots: Roots, number: int, request: PoolRequest) -> dict[str, Any]:
     """Plans of a dataset under the name asked for.
 
     Raises:
         ValueError: the dataset has none, or they lack the configuration.
     """
-    path = places.preprocessed / places.dataset(number) / f"{request.plans}.json"
-    if not path.exists():
-        advice = f"run first: nnUNetv2_plan_experiment -d {number} (other plans: -p)"
-        raise ValueError(f"{path} does not exist; {advice}")
+    path = plans_file(number, request.plans, roots.preprocessed)
     plans: dict[str, Any] = read_json(path)
     if request.configuration not in plans["configurations"]:
         known = ", ".join(plans["configurations"])
@@ -236,7 +232,7 @@ def _describe(made: Draft) -> None:
     members = {m.folder: {"splits": sha256_of(m.splits)} for m in made.pool.members}
     content = {"job": made.pool.job, "members": members, "versions": versions("nnunetv2", "torch")}
     write_json(path, {**content, "configurations": known})
-    description = made.pool.description(made.places.raw)
+    description = made.pool.description(made.roots.raw)
     for folder in (raw, preprocessed):
         write_json(folder / "dataset.json", description)
     write_json(preprocessed / FINGERPRINT, made.pool.fingerprint(dict(made.window)))

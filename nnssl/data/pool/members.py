@@ -14,38 +14,20 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnssl.common.files import read_json
 from nnssl.convert.volumes import be_quiet
-from nnssl.nnunet.cases import CASES_FILE, CaseRecord, read_cases, restore_cases
-from nnssl.nnunet.splits import SPLITS_FILE, Split, check_split, patient_splits, restore_split
+from nnssl.nnunet.cases import CaseRecord, read_cases, restore_cases
+from nnssl.nnunet.paths import (
+    CASES_FILE,
+    SPLITS_FILE,
+    TRAINING_IMAGES,
+    TRAINING_LABELS,
+    Roots,
+    find_raw_images,
+)
+from nnssl.nnunet.splits import Split, check_split, patient_splits, restore_split
 
 Patient = tuple[str, str]  # dataset of origin, patient: equal keys of two datasets are two patients
 FINGERPRINT = "dataset_fingerprint.json"
 SIDES = ("train", "val")
-
-
-@dataclass(frozen=True)
-class Places:
-    """Folders of nnU-Net: ``nnUNet_raw`` and ``nnUNet_preprocessed``."""
-
-    raw: Path
-    preprocessed: Path
-
-    def dataset(self, number: int) -> str:
-        """Name of the folder of a dataset.
-
-        Raises:
-            ValueError: There is none, or several, in either folder.
-        """
-        found = {
-            folder.name
-            for root in (self.raw, self.preprocessed)
-            for folder in root.glob(f"Dataset{number:03d}_*")
-        }
-        if len(found) != 1:
-            what = f"several: {sorted(found)}" if found else "none; convert it (nnssl_convert)"
-            raise ValueError(
-                f"dataset {number}: {self.raw} must hold one folder of it; found {what}"
-            )
-        return found.pop()
 
 
 @dataclass(frozen=True)
@@ -104,22 +86,22 @@ class PoolMember:
         return iter(sorted(used))
 
 
-def read_member(places: Places, number: int) -> PoolMember:
+def read_member(roots: Roots, number: int) -> PoolMember:
     """Read all small files of a dataset.
 
     The converter's copies of case records and folds are put in place where nnU-Net lacks them, as
     our trainers do.
 
     Args:
-        places: nnU-Net's folders.
+        roots: nnU-Net's folders.
         number: Id of the dataset.
 
     Raises:
         ValueError: Something is missing or wrong; the message says what to do.
     """
     be_quiet()
-    folder = places.dataset(number)
-    raw, preprocessed = places.raw / folder, places.preprocessed / folder
+    folder = roots.dataset(number)
+    raw, preprocessed = roots.raw / folder, roots.preprocessed / folder
     description = _json(raw / "dataset.json", "it is not converted (nnssl_convert)")
     advice = f"run first: nnUNetv2_extract_fingerprint -d {number}"
     fingerprint = _json(preprocessed / FINGERPRINT, advice)
@@ -172,12 +154,13 @@ def _files(raw: Path, description: dict[str, Any]) -> dict[str, dict[str, Any]]:
         )
         return found
     ending = description["file_ending"]
-    files: dict[str, dict[str, Any]] = {}
-    for path in sorted((raw / "imagesTr").glob(f"*_[0-9][0-9][0-9][0-9]{ending}")):
-        case = path.name[: -len(ending) - len("_0000")]
-        label = str(raw / "labelsTr" / f"{case}{ending}")
-        files.setdefault(case, {"images": [], "label": label})["images"].append(str(path))
-    return files
+    return {
+        case: {
+            "images": list(map(str, images)),
+            "label": str(raw / TRAINING_LABELS / f"{case}{ending}"),
+        }
+        for case, images in find_raw_images(raw / TRAINING_IMAGES, ending).items()
+    }
 
 
 def _held_out(preprocessed: Path) -> frozenset[Patient]:

@@ -21,6 +21,7 @@ from nnssl.convert.labels import make_foreground_mask
 from nnssl.convert.volumes import be_quiet, find_orientation
 from nnssl.data.pool.assemble import LABELS
 from nnssl.data.pool.settings import CaseSettings, stored_orientation
+from nnssl.nnunet.paths import own_folder
 
 ENDINGS = ("_seg.b2nd", ".pkl", ".b2nd")  # the image comes last: nnU-Net lists cases by it
 
@@ -34,9 +35,8 @@ class Folders:
 
     @classmethod
     def of(cls, preprocessed: Path, data_identifier: str) -> Folders:
-        return cls(
-            preprocessed / data_identifier, preprocessed / "nnssl" / data_identifier / "pool"
-        )
+        cases = preprocessed / data_identifier
+        return cls(cases, own_folder(cases) / "pool")
 
     def record(self, identifier: str) -> Path:
         return self.own / f"{identifier}.json"

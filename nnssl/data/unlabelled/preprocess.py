@@ -13,7 +13,6 @@ from pathlib import Path
 from nnssl.common.files import TEMPORARY, write_json
 from nnssl.common.parallel import for_each
 from nnssl.convert.sources import ConversionError, Problem
-from nnssl.data.pretraining_data import own_folder
 from nnssl.data.unlabelled.job import (
     CheckedImage,
     PreprocessingPlan,
@@ -37,6 +36,7 @@ from nnssl.data.unlabelled.records import (
 from nnssl.data.unlabelled.sources import FileChoice, ImageSource, find_sources, share
 from nnssl.nnunet.cases import read_all_cases
 from nnssl.nnunet.images import image_file
+from nnssl.nnunet.paths import own_folder
 
 NOT_IN_NAMES = set('/\\: \t"')
 STALE = 3600  # seconds after which what an interrupted run left is thrown away

@@ -15,6 +15,7 @@ from nnssl.common.files import read_json, write_json
 from nnssl.common.parallel import for_each
 from nnssl.convert.volumes import be_quiet
 from nnssl.nnunet.cases import read_cases
+from nnssl.nnunet.paths import SUMMARY
 from nnssl.studies.analysis.surface import TOLERANCE, case_metrics
 from nnssl.studies.run import outcome
 
@@ -83,7 +84,7 @@ def _cached(cell: Path, fold: Path, tolerance: float) -> dict[str, Any] | None:
 
 def _made_from(fold: Path, tolerance: float) -> dict[str, Any]:
     """What the figures depend on; the summary by content, because clocks of machines differ."""
-    digest = hashlib.sha256((fold / outcome.SUMMARY).read_bytes()).hexdigest()
+    digest = hashlib.sha256((fold / SUMMARY).read_bytes()).hexdigest()
     return {"fold": fold.name, "summary": digest, "tolerance": tolerance}
 
 

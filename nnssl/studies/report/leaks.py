@@ -7,11 +7,11 @@ from pathlib import Path
 
 from nnssl.common.files import read_json
 from nnssl.leakage.check import Contamination, Evaluation, Finding, check
-from nnssl.leakage.seen import Seen, find_data_identifier
+from nnssl.leakage.seen import Seen
 from nnssl.nnunet.checkpoint import read_checkpoint
+from nnssl.nnunet.paths import FINAL, PLANS_FILE, find_data_identifier
 from nnssl.studies.run import outcome
 from nnssl.studies.run.grid import Cell
-from nnssl.studies.run.places import FINAL
 from nnssl.studies.run.spec import Study
 
 
@@ -51,7 +51,7 @@ def _unknown(reason: str) -> Contamination:
 
 
 def _find_identifier(fold: Path, configuration: str) -> str:
-    file = fold.parent / "plans.json"
+    file = fold.parent / PLANS_FILE
     found = find_data_identifier(read_json(file), configuration)
     if found is None:
         raise ValueError(f"{file} has no data_identifier for {configuration}")

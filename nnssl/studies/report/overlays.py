@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
 from nnssl.convert.volumes import be_quiet
+from nnssl.nnunet.paths import RAW, TRAINING_IMAGES, find_root
 from nnssl.studies.report.drawing import COLOURS, Picture, panels, safe, save
 from nnssl.studies.run import outcome
 from nnssl.studies.run.grid import Cell
 from nnssl.studies.run.spec import Study, slug
 
 PER_METHOD = 3
-RAW = "nnUNet_raw"
 
 
 def worst_cases(
@@ -87,8 +86,8 @@ def _draw(axis: Any, fold: Path, case: str) -> None:
 
 def _image(fold: Path, case: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """First channel of the image; black where nnUNet_raw is not at hand."""
-    root = os.environ.get(RAW)
-    folder = Path(root) / fold.parents[1].name / "imagesTr" if root else None
+    root = find_root(RAW)
+    folder = root / fold.parents[1].name / TRAINING_IMAGES if root else None
     files = sorted(folder.glob(f"{case}_0000.*")) if folder is not None else []
     if not files:
         return np.zeros(shape)

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from nnssl import __version__
-from nnssl.common.files import read_json, temporary, write_json
+from nnssl.common.files import atomic_path, read_json, write_json
 from nnssl.leakage.check import Contamination
 from nnssl.studies.analysis import comparisons as compared
 from nnssl.studies.analysis.comparisons import Comparison, compare
@@ -260,9 +260,8 @@ def _escaped(text: str) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary(path).write_bytes(content)
-    os.replace(temporary(path), path)
+    with atomic_path(path) as part:
+        part.write_bytes(content)
 
 
 def _without_nan(content: Any) -> Any:

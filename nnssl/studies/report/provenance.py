@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.common.files import read_json, sha256_of
+from nnssl.nnunet.paths import FINAL, SPLITS_FILE, find_training_logs
 from nnssl.studies.run import outcome
 from nnssl.studies.run.attempts import RECORD
 from nnssl.studies.run.grid import Cell
@@ -92,7 +93,7 @@ def command_line(study_folder: Path, study: Study, cell: Cell) -> str:
 
 def logs(fold_folder: Path) -> list[str]:
     """Texts of nnU-Net's training logs, oldest first."""
-    files = sorted(fold_folder.glob("training_log_*.txt"), key=lambda path: path.stat().st_mtime)
+    files = find_training_logs(fold_folder)
     return [file.read_text(encoding="utf-8", errors="replace") for file in files]
 
 
@@ -113,9 +114,9 @@ def splits_hash(study_folder: Path, study: Study, cells: Sequence[Cell]) -> str:
     for cell in cells:
         if cell.kind == "finetune" and outcome.state(study_folder, study, cell) == "done":
             folder = outcome.preprocessed_folder(cell.fold_folder(study_folder, study))
-            if folder is not None and (folder / "splits_final.json").is_file():
-                return sha256_of(read_json(folder / "splits_final.json"))
-    return "splits_final.json is not at hand"
+            if folder is not None and (folder / SPLITS_FILE).is_file():
+                return sha256_of(read_json(folder / SPLITS_FILE))
+    return f"{SPLITS_FILE} is not at hand"
 
 
 def configurations(
@@ -144,7 +145,7 @@ def _time(stamp: str) -> datetime:
 
 def _finished(fold: Path | None) -> str:
     assert fold is not None
-    seconds = (fold / "checkpoint_final.pth").stat().st_mtime
+    seconds = (fold / FINAL).stat().st_mtime
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M")
 
 
@@ -155,6 +156,6 @@ def _stored_versions(fold: Path | None) -> dict[str, str]:
     from nnssl.nnunet.checkpoint import read_checkpoint
 
     try:
-        return read_checkpoint(fold / "checkpoint_final.pth").get("nnssl", {}).get("versions", {})
+        return read_checkpoint(fold / FINAL).get("nnssl", {}).get("versions", {})
     except ValueError:  # shown as unknown; the scores do not depend on it
         return {}

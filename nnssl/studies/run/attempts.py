@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any
 
 from nnssl.common import locks
+from nnssl.common.environment import child_environment
 from nnssl.common.files import read_json, write_json
 from nnssl.common.versions import versions
 from nnssl.studies.run import places
@@ -91,7 +92,7 @@ class Attempt:
         self.log = _next_log(self.folder)
         self.started, self._begin = datetime.now(timezone.utc), monotonic()
         self.command = bench.command(cell, slot)
-        environment = {**os.environ, **bench.variables(cell, slot)}
+        environment = child_environment(bench.variables(cell, slot))
         environment["PATH"] = os.pathsep.join(filter(None, [_scripts(), environment.get("PATH")]))
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from nnssl.common.checks import near, plain
-from nnssl.common.files import temporary
-from nnssl.config.files import CONFIG_FOLDERS, INSTALLED, RawConfig, parse_yaml
+from nnssl.common.files import atomic_path
+from nnssl.config.files import INSTALLED, RawConfig, parse_yaml, user_folders
 
 FOLDER = "studies"
 ABOUT = ("name", "summary", "paper", "differs")
@@ -21,10 +20,8 @@ def find_studies() -> dict[str, Path]:
 
     The environment variable `nnssl_configs` names a user's folders.
     """
-    texts = os.environ.get(CONFIG_FOLDERS, "").split(os.pathsep)
-    folders = [*(Path(text).expanduser() for text in texts if text.strip()), INSTALLED]
     found: dict[str, Path] = {}
-    for folder in folders:
+    for folder in (*user_folders(), INSTALLED):
         files = sorted((folder / FOLDER).glob("*.y*ml"))
         found = {file.stem: file for file in files} | found
     return dict(sorted(found.items()))
@@ -74,7 +71,6 @@ def read_yaml(file: Path) -> RawConfig:
 def write_yaml(file: Path, raw: RawConfig) -> None:
     """Writes what `read_yaml` reads, whole or not at all."""
     content: dict[str, Any] = {"kind": raw.kind, "about": raw.about, **raw.sections}
-    file.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(plain(content), sort_keys=False, allow_unicode=True)
-    temporary(file).write_text(text, encoding="utf-8")
-    os.replace(temporary(file), file)
+    with atomic_path(file) as part:
+        part.write_text(text, encoding="utf-8")

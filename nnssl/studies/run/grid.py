@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from nnssl.common.checks import plain
 from nnssl.config.overrides import OVERRIDES
+from nnssl.nnunet.paths import FINAL, fold_folder
 from nnssl.studies.run.knobs import overrides_text, schedule_of
-from nnssl.studies.run.places import FINAL, dataset_name
+from nnssl.studies.run.places import dataset_name
 from nnssl.studies.run.spec import SCRATCH, PretrainingArm, Study, slug, waiting
 
 WEIGHTS = "nnssl_pretrained_weights"  # as in nnssl.nnunet.weight_search, which loads torch
@@ -69,8 +70,8 @@ class Cell:
             ValueError: the dataset's name is not to be found.
         """
         dataset = dataset_name(self.dataset, self.folder(study_folder))
-        run = f"{self.trainer}__{self.plans}__{study.configuration}"
-        return self.folder(study_folder) / dataset / run / f"fold_{self.fold}"
+        results = self.folder(study_folder) / dataset
+        return fold_folder(results, self.trainer, self.plans, study.configuration, self.fold)
 
     def environment(self, study_folder: str | Path, study: Study) -> dict[str, str]:
         """Variables of the command; an empty one counts as not set."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from nnssl.common.checks import plain
+from nnssl.common.environment import read_variable
 from nnssl.config import CONFIG_FOLDERS, bind, read_config
 from nnssl.config.files import parse_yaml
 from nnssl.training.finetuning_settings import FinetuningSettings
@@ -68,11 +68,11 @@ def _problems(cells: list[Cell]) -> Iterator[str]:
 
 
 def _training_section(trainer: str) -> dict[str, Any]:
-    return _section_of(trainer, os.environ.get(CONFIG_FOLDERS, ""))
+    return _section_of(trainer, read_variable(CONFIG_FOLDERS))
 
 
 @cache
-def _section_of(trainer: str, _folders: str) -> dict[str, Any]:
+def _section_of(trainer: str, _folders: str | None) -> dict[str, Any]:
     """`training` of a trainer's file; the folders that are searched are a part of the key."""
     return dict(read_config(trainer).sections.get("training") or {})
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nnssl.common.files import read_json
+from nnssl.nnunet.paths import DATASET_FILE, PREPROCESSED, REFERENCES, SUMMARY, find_root
 from nnssl.studies.run.attempts import failed
 from nnssl.studies.run.places import is_done
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from nnssl.studies.run.spec import Study
 
 State = Literal["done", "unfinished", "failed", "missing"]
-SUMMARY = Path("validation") / "summary.json"
-PREPROCESSED = "nnUNet_preprocessed"
 
 
 def state(study_folder: Path, study: Study, cell: Cell) -> State:
@@ -71,8 +69,8 @@ def files(fold_folder: Path) -> dict[str, tuple[Path, Path]]:
 
 def preprocessed_folder(fold_folder: Path) -> Path | None:
     """`nnUNet_preprocessed/DatasetXXX_NAME` of a validated run, None where it is gone."""
-    roots = filter(None, [os.environ.get(PREPROCESSED)])
-    here = [Path(root) / fold_folder.parents[1].name for root in roots]
+    roots = filter(None, [find_root(PREPROCESSED)])
+    here = [root / fold_folder.parents[1].name for root in roots]
     if (fold_folder / SUMMARY).is_file():
         entries = read_json(fold_folder / SUMMARY)["metric_per_case"]
         here = [Path(entry["reference_file"]).parents[1] for entry in entries[:1]] + here
@@ -107,7 +105,7 @@ def labelled(fold_folder: Path) -> dict[str, Any]:
 
 
 def _dataset(fold_folder: Path) -> dict[str, Any]:
-    path = fold_folder.parent / "dataset.json"
+    path = fold_folder.parent / DATASET_FILE
     return read_json(path) if path.is_file() else {}
 
 
@@ -135,7 +133,7 @@ def _files(
     predicted = fold_folder / SUMMARY.parent / name
     reference = Path(entry["reference_file"])
     if not reference.is_file() and preprocessed is not None:
-        reference = preprocessed / "gt_segmentations" / name
+        reference = preprocessed / REFERENCES / name
     for path in (predicted, reference):
         if not path.is_file():
             raise ValueError(

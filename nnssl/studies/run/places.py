@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Literal
 
 from nnssl.common.files import read_json
+from nnssl.nnunet import paths
+from nnssl.nnunet.paths import FINAL, LATEST, SUMMARY, find_training_logs
 
-FINAL = "checkpoint_final.pth"
-LATEST = "checkpoint_latest.pth"
-SUMMARY = Path("validation") / "summary.json"
 EPOCH = re.compile(r": Epoch (\d+)\s*$", re.M)
 
 
@@ -23,17 +21,10 @@ def dataset_name(dataset: int | str, results: Path) -> str:
     """
     if isinstance(dataset, str) and not dataset.isdigit():
         return dataset
-    pattern = f"Dataset{int(dataset):03d}_*"
-    variables = ("nnUNet_preprocessed", "nnUNet_raw")
-    folders = [results, *(Path(os.environ[v]) for v in variables if os.environ.get(v))]
-    for folder in folders:
-        found = sorted(path.name for path in folder.glob(pattern) if path.is_dir())
-        if found:
-            return found[0]
-    raise ValueError(
-        f"dataset {dataset}: no folder {pattern} in nnUNet_preprocessed or nnUNet_raw "
-        f"({', '.join(map(str, folders[1:])) or 'neither variable is set'})"
-    )
+    if found := paths.find_dataset_names(dataset, results):
+        return found[0]
+    roots = (paths.find_root(paths.PREPROCESSED), paths.find_root(paths.RAW))
+    return paths.dataset_name(dataset, *filter(None, roots))
 
 
 def is_done(fold_folder: Path, kind: Literal["pretrain", "finetune"]) -> bool:
@@ -55,6 +46,6 @@ def dice(fold_folder: Path) -> float | None:
 
 def epoch(fold_folder: Path) -> int | None:
     """The epoch that the newest training log is in, if it is in one."""
-    logs = sorted(fold_folder.glob("training_log_*.txt"), key=lambda file: file.stat().st_mtime)
+    logs = find_training_logs(fold_folder)
     found = EPOCH.findall(logs[-1].read_text(errors="replace")) if logs else []
     return int(found[-1]) if found else None

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from itertools import pairwise
 
+from nnssl.common.environment import read_variable
 from nnssl.studies.run.attempts import Slot
 
 CPU = "cpu"
@@ -58,7 +59,7 @@ def _of_gpu(device: str, processes: int) -> Slot:
 def _workers(cores: int) -> dict[str, str]:
     """Background processes of nnU-Net, unless the user has set their number."""
     numbers = {"nnUNet_n_proc_DA": min(MOST_WORKERS, cores), "nnUNet_def_n_proc": min(8, cores)}
-    return {name: str(n) for name, n in numbers.items() if name not in os.environ}
+    return {name: str(n) for name, n in numbers.items() if read_variable(name) is None}
 
 
 def _cores() -> list[int]:

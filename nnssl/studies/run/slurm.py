@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from time import monotonic, sleep
 from typing import Any
 
 from nnssl.common import locks
+from nnssl.common.environment import set_default
 from nnssl.studies.run import attempts, grid
 from nnssl.studies.run.attempts import Attempt, Bench, Slot
 from nnssl.studies.run.grid import Cell
@@ -114,7 +114,7 @@ def submit(
 
 
 def _executor(bench: Bench, cluster: str) -> Any:
-    os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", PREEMPT_SIGNAL)  # read at submitit's import
+    set_default("SUBMITIT_PREEMPT_SIGNAL", PREEMPT_SIGNAL)  # read at submitit's import
     try:
         import submitit
     except ImportError:

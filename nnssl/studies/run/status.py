@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl.common import locks
+from nnssl.nnunet.paths import FINAL
 from nnssl.studies.run import attempts, places
 from nnssl.studies.run.attempts import Bench
 from nnssl.studies.run.folder import open_study
@@ -84,7 +85,7 @@ def state(bench: Bench, cell: Cell) -> str:
 
 
 def _phase(runs: Path, cell: Cell) -> str:
-    if (runs / places.FINAL).is_file():
+    if (runs / FINAL).is_file():
         return "validation"
     at = places.epoch(runs)
     return "" if at is None else f"epoch {at}/{cell.steps() // cell.steps_per_epoch()}"
