@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from benchmark.phases import PHASES, time_phases
+from nnssl.common.environment import set_variables
 from nnssl.data.budget import Budget
-from nnssl.estimate.dry_run import DryRun, dry_folders, set_environment
+from nnssl.estimate.dry_run import DryRun, dry_folders
 from nnssl.estimate.estimate import describe_machine
 from nnssl.estimate.steps import Step, TimedTrainer, mean_wait, open_timed
 
@@ -108,7 +109,7 @@ def compare(
     names = [STOCK, *(name for name in dict.fromkeys(names) if name != STOCK)]
     with ExitStack() as stack:
         stack.enter_context(dry_folders(job))
-        stack.enter_context(set_environment({COMPILE: str(int(setting.compiled))}))
+        stack.enter_context(set_variables({COMPILE: str(int(setting.compiled))}))
         instrument = partial(time_phases, amp=setting.amp)
         timed = [
             stack.enter_context(open_timed(name, job, setting.workers, rounds * steps, instrument))
