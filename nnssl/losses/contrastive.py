@@ -1,10 +1,14 @@
-"""Contrastive loss over pairs that are given as masks (SimCLR, G^R, G^D-, G^D)."""
+"""The contrastive loss, and the pairs it is taken over (SimCLR, G^R, G^D-, G^D)."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+Pairs = Literal["instances", "partitions", "partitions_across"]
 
 
 def contrastive_loss(
@@ -12,15 +16,14 @@ def contrastive_loss(
     positive: Tensor,
     negative: Tensor,
     temperature: float,
-    normalizer: float | None = None,
     rows: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Weighted sum of `-log(e^s_ap / (e^s_ap + sum_{n in N_a} e^s_an))` over positive pairs (a, p).
+    """Mean of `-log(e^s_ap / (e^s_ap + sum_{n in N_a} e^s_an))` over positive pairs (a, p).
 
     `s_ab = cos(z_a, z_b) / temperature`. A denominator holds one positive and the anchor's
     negatives, never a second positive. With m equal embeddings every term is `ln(1 + |N_a|)`.
     An anchor without positives adds nothing, one without negatives adds 0. Computed in float32
-    (float64 for float64 input), under autocast too. `nnssl.losses.pairs` builds the masks.
+    (float64 for float64 input), under autocast too. `find_pairs` makes the masks.
 
     Several processes: every rank gathers the embeddings of all ranks, builds the masks of all,
     and passes the rows of its own anchors:
@@ -37,17 +40,14 @@ def contrastive_loss(
         embeddings: z, (N, D), any floating type; only the direction of a row counts.
         positive: (N, N) weights >= 0 of the terms (a, p), row a the anchor, zero on the diagonal.
         negative: (N, N) bool; `negative[a, n]` puts n into N_a. Disjoint from the positives.
-        temperature: positive divisor of the cosine similarity.
-        normalizer: what the sum is divided by; default: the sum of `positive`. It belongs to the
-            whole batch, also where `rows` is given.
+        temperature: divisor of the cosine similarity, above 0.
         rows: begin and end (exclusive) of the anchors that count, default all.
 
     Returns:
         Scalar, float32 or float64.
 
     Raises:
-        ValueError: temperature, normalizer or rows out of range, shapes that do not fit, or no
-            positive pair in the whole batch.
+        ValueError: rows out of range, shapes that do not fit, or no positive pair in the batch.
 
     Reference:
         Chaitanya, Erdil, Karani, Konukoglu: Contrastive learning of global and local features for
@@ -56,26 +56,85 @@ def contrastive_loss(
         representations. ICML 2020, arXiv:2002.05709.
 
     Differs from the paper:
-        The default normalizer is the number of positive pairs; the published code divides by the
-        number of images. Pass `normalizer` for the latter.
+        The sum is divided by the number of positive pairs; the published code divides by the number
+        of images.
     """
-    _check(embeddings, positive, negative, temperature)
-    begin, end = _checked_rows(rows, len(embeddings))
-    normalizer = _checked_normalizer(normalizer, positive)
+    count = len(embeddings)
+    begin, end = rows or (0, count)
+    _check(embeddings, positive, negative)
+    if not 0 <= begin < end <= count:
+        raise ValueError(f"rows: found {rows}, allowed: 0 <= begin < end <= {count} (embeddings)")
+    weight = float(positive.sum())
+    if weight <= 0:
+        raise ValueError(
+            f"positive: found no positive pair among {count} embeddings, allowed: at least one. "
+            "Use two views per image, or several volumes per part of the body."
+        )
     with torch.autocast(embeddings.device.type, enabled=False):
-        z = functional.normalize(_at_least_float32(embeddings), dim=1)
+        wide = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+        z = functional.normalize(wide, dim=1)
         similarity = z[begin:end] @ z.T / temperature  # (rows, N)
         blocked = similarity.masked_fill(~negative[begin:end], torch.finfo(z.dtype).min)
         terms = functional.softplus(blocked.logsumexp(dim=1, keepdim=True) - similarity)
         total = (positive[begin:end].to(z.dtype) * terms).sum()
-    return total * (len(embeddings) / (end - begin) / normalizer)
+    return total * (count / (end - begin) / weight)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def find_pairs(
+    kind: Pairs,
+    instance: Tensor,
+    part: Tensor,
+    dataset: Tensor,
+    *,
+    dataset_similar: bool = True,
+    within_dataset: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Which pairs of a batch are positive and which negative.
+
+    Embeddings of one instance (views of one drawn image) are each other's positives, never
+    negatives, and none is a positive of itself. Beyond that:
+
+    - `instances` (G^R, SimCLR): negative are all other instances.
+    - `partitions` (G^D-): negative are images of other parts; images of the same part of other
+      volumes are neither positive nor negative.
+    - `partitions_across` (G^D): as `partitions`, and the same part of other volumes of the dataset
+      is positive too.
+
+    Args:
+        kind: one of these.
+        instance: number of the drawn image, (N,).
+        part: number of the part of its volume in which the image lies, (N,), any number of parts.
+        dataset: number of the dataset of origin, (N,).
+        dataset_similar: the datasets show the same anatomy, so that a part of one is not negative
+            to the same part of another; False: it is.
+        within_dataset: negatives come from the anchor's own dataset only.
+
+    Returns:
+        `positive` (N, N) float32 and `negative` (N, N) bool, row a the anchor.
+
+    Raises:
+        ValueError: vectors of different length.
+
+    Reference: as `contrastive_loss`.
+    """
+    shapes = [tuple(vector.shape) for vector in (instance, part, dataset)]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 1:
+        raise ValueError(
+            f"instance, part, dataset: found shapes {shapes}, allowed: vectors (N,) of one length"
+        )
+    same_instance, same_part, same_dataset = (
+        vector[:, None] == vector[None, :] for vector in (instance, part, dataset)
+    )
+    similar = same_part if dataset_similar else same_part & same_dataset
+    negative = ~same_instance if kind == "instances" else ~similar & ~same_instance
+    across = kind == "partitions_across"
+    positive = same_instance | (same_part & same_dataset) if across else same_instance
+    return positive.float().fill_diagonal_(
+        0
+    ), negative & same_dataset if within_dataset else negative
 
 
-def _check(embeddings: Tensor, positive: Tensor, negative: Tensor, temperature: float) -> None:
+def _check(embeddings: Tensor, positive: Tensor, negative: Tensor) -> None:
     if embeddings.ndim != 2:
         raise ValueError(f"embeddings: found shape {tuple(embeddings.shape)}, allowed: (N, D)")
     square = (len(embeddings), len(embeddings))
@@ -84,24 +143,3 @@ def _check(embeddings: Tensor, positive: Tensor, negative: Tensor, temperature: 
             raise ValueError(f"{name}: found shape {tuple(mask.shape)}, allowed: {square}, (N, N)")
     if negative.dtype != torch.bool:
         raise ValueError(f"negative: found dtype {negative.dtype}, allowed: torch.bool")
-    if not temperature > 0:
-        raise ValueError(f"temperature: found {temperature}, allowed: a number above 0")
-
-
-def _checked_rows(rows: tuple[int, int] | None, count: int) -> tuple[int, int]:
-    begin, end = rows or (0, count)
-    if not 0 <= begin < end <= count:
-        raise ValueError(f"rows: found {rows}, allowed: 0 <= begin < end <= {count} (embeddings)")
-    return begin, end
-
-
-def _checked_normalizer(normalizer: float | None, positive: Tensor) -> float:
-    weight = float(positive.sum())
-    if weight <= 0:
-        raise ValueError(
-            f"positive: found no positive pair among {len(positive)} embeddings, allowed: at least "
-            "one. Use two views per image, or several volumes per part of the body."
-        )
-    if normalizer is not None and not normalizer > 0:
-        raise ValueError(f"normalizer: found {normalizer}, allowed: a number above 0, or None")
-    return weight if normalizer is None else normalizer

@@ -1,4 +1,4 @@
-"""Squared error of restored images, and what trivial answers would cost."""
+"""Squared error of reconstructed images, and what trivial answers would cost."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def reconstruction_loss(restored: Tensor, target: Tensor, weight: Tensor | None 
 def trivial_losses(
     target: Tensor, corrupted: Tensor, weight: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Losses of answers that know nothing; a restoration means something below all of them.
+    """Losses of answers that know nothing; a reconstruction means something below all of them.
 
     Args:
         target: x, (B, C, *S).

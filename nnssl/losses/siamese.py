@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional
-
-
-def negative_cosine(prediction: Tensor, embedding: Tensor) -> Tensor:
-    """`-cos(p, sg(z))`: -1 where directions agree, 1 where they are opposite.
-
-    The gradient reaches the prediction only. Broadcasts; computed in float32.
-
-    Args:
-        prediction: p, (..., D).
-        embedding: z, (..., D).
-
-    Returns:
-        (...) float32.
-
-    Reference:
-        Chen, He: Exploring simple Siamese representation learning. CVPR 2021, arXiv:2011.10566.
-
-    Differs from the paper: nothing.
-    """
-    return -functional.cosine_similarity(prediction.float(), embedding.detach().float(), dim=-1)
+from torch.nn.functional import cosine_similarity
 
 
 def symmetric_loss(
     prediction_a: Tensor, embedding_a: Tensor, prediction_b: Tensor, embedding_b: Tensor
 ) -> Tensor:
     """`-1/2 [cos(p_a, sg(z_b)) + cos(p_b, sg(z_a))]` of two views of the same samples.
+
+    -1 where directions agree, 1 where they are opposite. The gradient reaches the predictions only.
 
     Args:
         prediction_a: (..., D).
@@ -38,13 +20,13 @@ def symmetric_loss(
         embedding_b: (..., D).
 
     Returns:
-        (...) float32, -1 to 1.
+        (...) float32.
 
     Reference:
         Chen, He: Exploring simple Siamese representation learning. CVPR 2021, arXiv:2011.10566.
 
     Differs from the paper: not averaged over the samples.
     """
-    there = negative_cosine(prediction_a, embedding_b)
-    back = negative_cosine(prediction_b, embedding_a)
+    there = -cosine_similarity(prediction_a.float(), embedding_b.detach().float(), dim=-1)
+    back = -cosine_similarity(prediction_b.float(), embedding_a.detach().float(), dim=-1)
     return (there + back) / 2

@@ -9,26 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from nnssl.common.distributed import all_reduce_mean
-
 GOLDEN = (math.sqrt(5) - 1) / 2
 LOOK_EVERY = 50  # steps between two looks at how many places change their cluster
-
-
-@torch.no_grad()
-def use(clusters: Tensor, count: int, weights: Tensor | None = None) -> Tensor:
-    """Share of each cluster among the tokens of all ranks, (K,).
-
-    Args:
-        clusters: (N,) int64, 0 to K-1; -1 does not count.
-        count: K.
-        weights: (N,), default 1 each.
-    """
-    counts = torch.zeros(count + 1, device=clusters.device)
-    ones = torch.ones_like(clusters, dtype=torch.float32)
-    counts.index_add_(0, clusters + 1, ones if weights is None else weights.float())
-    mean = all_reduce_mean(counts)[1:]
-    return mean / mean.sum().clamp_min(torch.finfo(mean.dtype).tiny)
 
 
 @torch.no_grad()

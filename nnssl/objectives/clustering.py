@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module, ModuleList, functional
 
-from nnssl.losses.sinkhorn import sinkhorn
-from nnssl.losses.swapped import swapped_prediction
+from nnssl.losses.clustering import cluster_shares, sinkhorn, swapped_prediction
 from nnssl.modules import cluster_metrics, metrics, unet
 from nnssl.modules.grids import align, overlap
 from nnssl.modules.heads import MLP
@@ -217,7 +216,7 @@ class ClusteringObjective(Objective):
     ) -> dict[str, Tensor]:
         predicted = (scores / self.temperature).softmax(1)
         total = weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
-        shares = cluster_metrics.use(scores.argmax(1), scores.shape[1], weights)
+        shares = cluster_shares(scores.argmax(1), scores.shape[1], weights)
         return {
             **cluster_metrics.use_terms(shares),
             "prediction_entropy": (cluster_metrics.entropy(predicted) * weights).sum() / total,

@@ -10,15 +10,12 @@ from torch import Tensor, nn
 
 from nnssl.common import distributed
 from nnssl.common.checks import Count, Positive, Whole
-from nnssl.losses import pairs as pair_masks
-from nnssl.losses.contrastive import contrastive_loss
+from nnssl.losses.contrastive import Pairs, contrastive_loss, find_pairs
 from nnssl.modules import metrics, unet
 from nnssl.modules.heads import MLP
 from nnssl.modules.pooling import SpatialPooling
 from nnssl.modules.positions import partition
 from nnssl.objectives.base import Batch, Context, Objective
-
-Pairs = Literal["instances", "partitions", "partitions_across"]
 
 
 class ContrastiveObjective(Objective):
@@ -98,13 +95,9 @@ class ContrastiveObjective(Objective):
         embedding = self.projector(self.pool(representation))  # (V*B, D)
         positive, negative = self._masks(batch)
         embeddings = distributed.all_gather(embedding.float())
-        loss = contrastive_loss(
-            embeddings, positive, negative, self.temperature, rows=self._rows(len(embedding))
-        )
+        rows = distributed.local_rows(len(embedding))
+        loss = contrastive_loss(embeddings, positive, negative, self.temperature, rows)
         return {"loss": loss, **self._metrics(embeddings.detach(), positive, negative)}
-
-    def _rows(self, local: int) -> tuple[int, int]:
-        return distributed.rank() * local, (distributed.rank() + 1) * local
 
     def _masks(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Positive weights and negatives (N, N) over the views of all ranks."""
@@ -118,19 +111,9 @@ class ContrastiveObjective(Objective):
             [instance.repeat(len(views)), torch.cat(parts), dataset.repeat(len(views))], 1
         )
         members = distributed.all_gather_no_grad(members)
-        return self._pair_masks(*members.unbind(1))
-
-    def _pair_masks(self, instance: Tensor, part: Tensor, dataset: Tensor) -> tuple[Tensor, Tensor]:
-        if self.pairs == "instances":
-            return pair_masks.instances(instance, dataset, within_dataset=self.within_dataset)
-        masks = {
-            "partitions": pair_masks.partitions,
-            "partitions_across": pair_masks.partitions_across,
-        }[self.pairs]
-        return masks(
-            instance,
-            part,
-            dataset,
+        return find_pairs(
+            self.pairs,
+            *members.unbind(1),
             dataset_similar=self.dataset_similar,
             within_dataset=self.within_dataset,
         )

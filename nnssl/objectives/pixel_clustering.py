@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from nnssl.losses.map_cross_entropy import cluster_shares, map_cross_entropy
+from nnssl.losses.clustering import cluster_shares, map_cross_entropy
 from nnssl.modules import cluster_metrics, metrics, unet
 from nnssl.modules.grids import compose, invert, sample
 from nnssl.objectives.base import Batch, Context, DenseTargets, Objective
@@ -137,7 +137,7 @@ class PixelClusteringObjective(Objective):
         wanted, known_share = cluster_shares(targets, self.count), (targets >= 0).float().mean()
         targets = metrics.every_second(targets)
         known = targets >= 0
-        shares = cluster_metrics.use(torch.where(known, predicted, -1).flatten(), self.count)
+        shares = cluster_shares(torch.where(known, predicted, -1), self.count)
         collapse = cluster_metrics.entropy(wanted) * math.log(self.count)
         if self.balanced:
             collapse = (wanted > 0).sum().clamp_min(1).log()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nnssl.losses.map_cross_entropy import cluster_shares, map_cross_entropy
+from nnssl.losses.clustering import cluster_shares, map_cross_entropy
 from nnssl.modules import metrics
 
 BINS = 8  # per axis of the volume

@@ -11,12 +11,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.common.distributed import all_gather, all_gather_no_grad, local_rows
-from nnssl.losses import pairs
-from nnssl.losses.contrastive import contrastive_loss
+from nnssl.losses.contrastive import contrastive_loss, find_pairs
 
 
-def _slow_loss(z, positive, negative, temperature, normalizer=None):
-    """`sum w_ap * -log(e^s_ap / (e^s_ap + sum_n e^s_an)) / normalizer`, pair by pair, float64."""
+def _slow_loss(z, positive, negative, temperature):
+    """`sum w_ap * -log(e^s_ap / (e^s_ap + sum_n e^s_an)) / sum w_ap`, pair by pair, float64."""
     z = np.asarray(z, dtype=np.float64)
 
     def exponential(a, b):
@@ -31,7 +30,7 @@ def _slow_loss(z, positive, negative, temperature, normalizer=None):
                 share = exponential(a, p) / (exponential(a, p) + negatives)
                 total -= float(positive[a, p]) * np.log(share)
                 weights += float(positive[a, p])
-    return total / (weights if normalizer is None else normalizer)
+    return total / weights
 
 
 def _numbers(volumes=3, parts=4, views=3, datasets=1):
@@ -52,12 +51,20 @@ def _random_masks(count=10, seed=3):
     return positive.fill_diagonal_(0), torch.tensor(kind == 2).fill_diagonal_(False)
 
 
+def _across(*numbers, **options):
+    return find_pairs("partitions_across", *numbers, **options)
+
+
+def _minus(*numbers, **options):
+    return find_pairs("partitions", *numbers, **options)
+
+
 BUILDERS = {
-    "G^R": lambda i, p, d: pairs.instances(i, d),
-    "G^D-": pairs.partitions,
-    "G^D": pairs.partitions_across,
-    "G^D, datasets differ": lambda *n: pairs.partitions_across(*n, dataset_similar=False),
-    "G^D, within": lambda *n: pairs.partitions_across(*n, within_dataset=True),
+    "G^R": lambda *n: find_pairs("instances", *n),
+    "G^D-": _minus,
+    "G^D": _across,
+    "G^D, datasets differ": lambda *n: _across(*n, dataset_similar=False),
+    "G^D, within": lambda *n: _across(*n, within_dataset=True),
 }
 
 
@@ -72,14 +79,11 @@ def test_equals_slow_loops(builder, temperature):
     )
 
 
-def test_weights_and_normalizer_equal_slow_loops():
+def test_weights_equal_slow_loops():
     positive, negative = _random_masks()
     z = _random(10)
-    for normalizer in (None, 7.0):
-        found = contrastive_loss(z, positive, negative, 0.2, normalizer)
-        assert float(found) == pytest.approx(
-            _slow_loss(z, positive, negative, 0.2, normalizer), rel=1e-5
-        )
+    found = contrastive_loss(z, positive, negative, 0.2)
+    assert float(found) == pytest.approx(_slow_loss(z, positive, negative, 0.2), rel=1e-5)
 
 
 def test_gradient_is_that_of_the_formula():
@@ -121,15 +125,15 @@ def _pair_weights(count, symmetric_pairs):
     return weights
 
 
-def _collapsed(positive, negative, temperature, normalizer=None):
-    return float(
-        contrastive_loss(torch.ones(len(positive), 5), positive, negative, temperature, normalizer)
-    )
+def _collapsed(positive, negative, temperature, images=None):
+    """The loss of equal embeddings; divided by so many images, as published, or by the pairs."""
+    mean = float(contrastive_loss(torch.ones(len(positive), 5), positive, negative, temperature))
+    return mean if images is None else mean * float(positive.sum()) / images
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.1, 1.0])
 def test_printed_value_of_g_r(temperature):
-    """12 slices x 2 views: 22 negatives and one positive, default normalizer: ln 23."""
+    """12 slices x 2 views: 22 negatives and one positive: ln 23."""
     index, part, dataset = _numbers(volumes=3, parts=4, views=2)
     masks = BUILDERS["G^R"](index, part, dataset)
     assert _collapsed(*masks, temperature) == pytest.approx(3.1355, abs=5e-5)
@@ -137,8 +141,8 @@ def test_printed_value_of_g_r(temperature):
 
 def test_printed_value_of_g_d_minus():
     """B = 12, S = 4, 36 images: 72 terms ln 28 over 3B = 36 images: 2 ln 28; by terms: ln 28."""
-    masks = pairs.partitions(*_numbers(volumes=3, parts=4, views=3))
-    assert _collapsed(*masks, 0.1, normalizer=36) == pytest.approx(6.6644, abs=5e-5)
+    masks = _minus(*_numbers(volumes=3, parts=4, views=3))
+    assert _collapsed(*masks, 0.1, images=36) == pytest.approx(6.6644, abs=5e-5)
     assert _collapsed(*masks, 0.1) == pytest.approx(math.log(28), rel=1e-6)
 
 
@@ -156,10 +160,10 @@ def test_printed_value_of_g_d():
     """
     part = torch.arange(48) % 4
     instance = torch.arange(48) // 8 * 4 + part
-    positive, negative = pairs.partitions_across(instance, part, torch.zeros_like(part))
+    positive, negative = _across(instance, part, torch.zeros_like(part))
     weights = _pair_weights(48, _chaitanya_pairs(48, 4))
     assert not ((weights > 0) & (positive == 0)).any()
-    assert _collapsed(weights, negative, 0.1, normalizer=48) == pytest.approx(14.4437, abs=5e-5)
+    assert _collapsed(weights, negative, 0.1, images=48) == pytest.approx(14.4437, abs=5e-5)
     assert _collapsed(positive, negative, 0.1) == pytest.approx(math.log(37), rel=1e-6)
 
 
@@ -197,8 +201,8 @@ def test_printed_values_of_pdm(datasets, volumes, similar, bug, value_minus, val
     Printed with four decimals, the last value cut: 14/6 ln 136 = 11.46286.
     """
     numbers = _numbers(volumes, 4, 3, datasets)
-    positive, negative = pairs.partitions(*numbers, dataset_similar=similar)
-    across, same_negative = pairs.partitions_across(*numbers, dataset_similar=similar)
+    positive, negative = _minus(*numbers, dataset_similar=similar)
+    across, same_negative = _across(*numbers, dataset_similar=similar)
     assert torch.equal(negative, same_negative)
     weights = _pair_weights(144, _pdm_pairs(48, 4 * datasets))
     assert not ((weights > 0) & (across == 0)).any()
@@ -210,7 +214,7 @@ def test_printed_values_of_pdm(datasets, volumes, similar, bug, value_minus, val
 @pytest.mark.parametrize("parts", [2, 3, 5, 7])
 def test_collapse_value_for_any_number_of_parts(parts):
     """3 volumes x S parts x 2 views: |N| = 6 (S - 1), so ln(1 + 6 (S - 1))."""
-    masks = pairs.partitions_across(*_numbers(volumes=3, parts=parts, views=2))
+    masks = _across(*_numbers(volumes=3, parts=parts, views=2))
     assert _collapsed(*masks, 0.1) == pytest.approx(math.log(1 + 6 * (parts - 1)), rel=1e-6)
 
 
@@ -236,13 +240,13 @@ def test_g_r_equals_lightly(temperature):
     loss = pytest.importorskip("lightly.loss", reason="lightly is not installed").NTXentLoss
     a, b = _random(9, seed=1), _random(9, seed=2)
     index = torch.arange(9).repeat(2)
-    masks = pairs.instances(index, torch.zeros_like(index))
+    masks = find_pairs("instances", index, index, torch.zeros_like(index))
     found = contrastive_loss(torch.cat((a, b)), *masks, temperature)
     torch.testing.assert_close(found, loss(temperature=temperature)(a, b))
 
 
 def test_closer_positives_lower_the_loss():
-    positive, negative = pairs.partitions(*_numbers(views=2))
+    positive, negative = _minus(*_numbers(views=2))
     z = _random(24)
     closer = z + 2 * z.roll(12, 0)
     assert contrastive_loss(closer, positive, negative, 0.1) < contrastive_loss(
@@ -255,7 +259,7 @@ def test_closer_positives_lower_the_loss():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_input_is_stable(dtype):
-    masks = pairs.partitions_across(*_numbers())
+    masks = _across(*_numbers())
     z = (_random(36) * 3000).to(dtype).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = contrastive_loss(z, *masks, 0.05)
@@ -281,7 +285,7 @@ def test_a_zero_embedding_has_finite_loss_and_gradient():
     z = _random(36)
     z[3] = 0.0
     z.requires_grad_()
-    loss = contrastive_loss(z, *pairs.partitions(*_numbers()), 0.1)
+    loss = contrastive_loss(z, *_minus(*_numbers()), 0.1)
     loss.backward()
     assert loss.isfinite()
     assert z.grad.isfinite().all()
@@ -290,7 +294,7 @@ def test_a_zero_embedding_has_finite_loss_and_gradient():
 def test_a_nan_is_not_hidden():
     z = _random(36)
     z[3] = torch.nan
-    assert contrastive_loss(z, *pairs.partitions(*_numbers()), 0.1).isnan()
+    assert contrastive_loss(z, *_minus(*_numbers()), 0.1).isnan()
 
 
 # Anchors without positives or negatives.
@@ -324,8 +328,6 @@ def test_an_anchor_without_negatives_gives_zero():
         ({"negative": torch.zeros(9, 9)}, r"negative: found shape \(9, 9\)"),
         ({"negative": torch.zeros(10, 10)}, r"negative: found dtype torch.float32"),
         ({"embeddings": torch.zeros(10)}, r"embeddings: found shape \(10,\), allowed: \(N, D\)"),
-        ({"temperature": 0.0}, "temperature: found 0.0"),
-        ({"normalizer": 0.0}, "normalizer: found 0.0"),
         ({"rows": (4, 11)}, r"rows: found \(4, 11\), allowed: 0 <= begin < end <= 10"),
         ({"rows": (4, 4)}, "rows"),
     ],
@@ -345,13 +347,10 @@ def test_bad_arguments_are_named(change, message):
 # Several processes.
 
 
-@pytest.mark.parametrize("normalizer", [None, 5.0])
-def test_mean_over_equal_rows_is_the_whole(normalizer):
+def test_mean_over_equal_rows_is_the_whole():
     z, (positive, negative) = _random(10), _random_masks()
-    whole = contrastive_loss(z, positive, negative, 0.1, normalizer)
-    parts = [
-        contrastive_loss(z, positive, negative, 0.1, normalizer, rows) for rows in ((0, 5), (5, 10))
-    ]
+    whole = contrastive_loss(z, positive, negative, 0.1)
+    parts = [contrastive_loss(z, positive, negative, 0.1, rows) for rows in ((0, 5), (5, 10))]
     assert not torch.allclose(*parts)
     torch.testing.assert_close(sum(parts) / 2, whole)
 
@@ -372,7 +371,7 @@ def _one_rank(rank, count):
     model = DistributedDataParallel(_model())
     embeddings = all_gather(model(images))
     instance, part = all_gather_no_grad(instance), all_gather_no_grad(part)
-    masks = pairs.partitions_across(instance, part, torch.zeros_like(part))
+    masks = _across(instance, part, torch.zeros_like(part))
     loss = contrastive_loss(embeddings, *masks, 0.2, rows=local_rows(count))
     loss.backward()
     return loss.detach(), [p.grad for p in model.parameters()]
@@ -382,7 +381,7 @@ def test_two_processes_equal_one(two_processes):
     (loss_0, gradients_0), (loss_1, gradients_1) = two_processes(_one_rank, 8)
     images, instance, part = _problem()
     model = _model()
-    masks = pairs.partitions_across(instance, part, torch.zeros_like(part))
+    masks = _across(instance, part, torch.zeros_like(part))
     loss = contrastive_loss(model(images), *masks, 0.2)
     loss.backward()
     assert loss_0 != loss_1

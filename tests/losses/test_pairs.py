@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from nnssl.losses import pairs
+from nnssl.losses.contrastive import find_pairs
 
 
 def _batch(seed):
@@ -42,14 +42,11 @@ OPTIONS = list(itertools.product([True, False], repeat=2))
 @pytest.mark.parametrize(("dataset_similar", "within_dataset"), OPTIONS)
 @pytest.mark.parametrize("method", ["instances", "partitions", "partitions_across"])
 def test_masks_follow_the_definition(method, dataset_similar, within_dataset, seed):
-    instance, part, dataset = _batch(seed)
-    if method == "instances":
-        positive, negative = pairs.instances(instance, dataset, within_dataset=within_dataset)
-    else:
-        positive, negative = getattr(pairs, method)(
-            instance, part, dataset, dataset_similar=dataset_similar, within_dataset=within_dataset
-        )
-    images = list(zip(instance.tolist(), part.tolist(), dataset.tolist(), strict=True))
+    numbers = _batch(seed)
+    positive, negative = find_pairs(
+        method, *numbers, dataset_similar=dataset_similar, within_dataset=within_dataset
+    )
+    images = list(zip(*(vector.tolist() for vector in numbers), strict=True))
     for a, b in itertools.product(range(16), repeat=2):
         expected = _expected(method, images[a], images[b], dataset_similar, within_dataset)
         expected = (False, False) if a == b else expected
@@ -66,13 +63,13 @@ def test_counts_of_a_full_batch():
         ({"within_dataset": True}, 18),
         ({"within_dataset": True, "dataset_similar": False}, 18),
     ):
-        positive, negative = pairs.partitions_across(*numbers, **options)
+        positive, negative = find_pairs("partitions_across", *numbers, **options)
         assert (negative.sum(1) == negatives).all()
         assert (positive.sum(1) == 5).all()  # its other view and 2 views of 2 other volumes
 
 
 def test_types_and_symmetry():
-    positive, negative = pairs.partitions_across(*_batch(0))
+    positive, negative = find_pairs("partitions_across", *_batch(0))
     assert positive.dtype == torch.float32
     assert negative.dtype == torch.bool
     assert torch.equal(positive, positive.T)
@@ -81,5 +78,5 @@ def test_types_and_symmetry():
 
 
 def test_vectors_of_different_length_are_named():
-    with pytest.raises(ValueError, match=r"'part': \(4,\).*allowed: one vector"):
-        pairs.partitions(torch.zeros(5), torch.zeros(4), torch.zeros(5))
+    with pytest.raises(ValueError, match=r"\(5,\), \(4,\), \(5,\).*of one length"):
+        find_pairs("partitions", torch.zeros(5), torch.zeros(4), torch.zeros(5))

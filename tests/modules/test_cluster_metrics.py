@@ -9,13 +9,6 @@ from nnssl.modules import cluster_metrics
 from nnssl.modules.cluster_metrics import LOOK_EVERY, ChangeRate
 
 
-def test_use_counts_and_weighs_and_leaves_out_what_is_unknown() -> None:
-    clusters = torch.tensor([0, 0, 0, 2, -1, -1])
-    assert cluster_metrics.use(clusters, 4).tolist() == pytest.approx([0.75, 0, 0.25, 0])
-    weights = torch.tensor([1.0, 0, 0, 3, 9, 9])
-    assert cluster_metrics.use(clusters, 4, weights).tolist() == pytest.approx([0.25, 0, 0.75, 0])
-
-
 def test_entropy_is_one_for_equal_use_and_zero_for_one_cluster() -> None:
     assert float(cluster_metrics.entropy(torch.full((7,), 1 / 7))) == pytest.approx(1)
     assert float(cluster_metrics.entropy(torch.eye(7)[0])) == 0

@@ -14,7 +14,7 @@ from test_contract import make_batch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, one_hot
 
-from nnssl.losses.sinkhorn import sinkhorn
+from nnssl.losses.clustering import sinkhorn
 from nnssl.modules import unet
 from nnssl.objectives import Context
 from nnssl.objectives.clustering import ClusteringObjective, _maps, _rows

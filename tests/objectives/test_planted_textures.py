@@ -8,7 +8,7 @@ from sklearn.metrics import homogeneity_score, normalized_mutual_info_score
 from test_clustering import batch
 from torch import Tensor
 
-from nnssl.losses.sinkhorn import sinkhorn
+from nnssl.losses.clustering import sinkhorn
 from nnssl.modules import unet
 from nnssl.objectives import Context, clustering
 from nnssl.objectives.clustering import ClusteringObjective

@@ -13,9 +13,12 @@ from lightly.loss.swav_loss import sinkhorn as lightly_sinkhorn
 from torch import Tensor
 
 from nnssl.common.distributed import local_rows
-from nnssl.losses.map_cross_entropy import cluster_shares, map_cross_entropy
-from nnssl.losses.sinkhorn import sinkhorn
-from nnssl.losses.swapped import swapped_prediction
+from nnssl.losses.clustering import (
+    cluster_shares,
+    map_cross_entropy,
+    sinkhorn,
+    swapped_prediction,
+)
 
 
 def random_scores(tokens: int = 24, prototypes: int = 5, seed: int = 0) -> Tensor:
@@ -108,17 +111,11 @@ def test_a_memory_bank_takes_part_in_the_balance() -> None:
     torch.testing.assert_close(codes, sinkhorn(scores, weights=weights)[:4])
 
 
-@pytest.mark.parametrize(
-    ("knobs", "message"),
-    [
-        ({"epsilon": 0}, "epsilon: found 0"),
-        ({"iterations": 0}, "iterations: found 0"),
-        ({"weights": torch.ones(3)}, r"weights: found shape \(3,\)"),
-    ],
-)
-def test_bad_arguments_are_named(knobs: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        sinkhorn(random_scores(), **knobs)
+def test_shapes_must_fit() -> None:
+    with pytest.raises(ValueError, match=r"weights: found shape \(3,\)"):
+        sinkhorn(random_scores(), weights=torch.ones(3))
+    with pytest.raises(ValueError, match=r"scores: found shape \(24, 1\)"):
+        sinkhorn(random_scores(prototypes=1))
 
 
 # ---------------------------------------------------------------- swapped prediction
@@ -196,3 +193,10 @@ def test_balanced_clusters_have_equal_shares_of_the_loss() -> None:
     assert float(balanced) == pytest.approx((a + b) / 2, rel=1e-5)
     assert float(map_cross_entropy(logits, target)) == pytest.approx(0.9 * a + 0.1 * b, rel=1e-5)
     assert cluster_shares(target, 3).tolist() == pytest.approx([0.9, 0.1, 0])
+
+
+def test_shares_of_clusters_count_and_weigh_and_leave_out_what_is_unknown() -> None:
+    clusters = torch.tensor([[0, 0, 0], [2, -1, -1]])
+    assert cluster_shares(clusters, 4).tolist() == pytest.approx([0.75, 0, 0.25, 0])
+    weights = torch.tensor([[1.0, 0, 0], [3, 9, 9]])
+    assert cluster_shares(clusters, 4, weights).tolist() == pytest.approx([0.25, 0, 0.75, 0])
