@@ -185,6 +185,6 @@ def _balance(target: Tensor, count: int) -> Tensor:
 
 
 def _counts(clusters: Tensor, count: int, weights: Tensor | None = None) -> Tensor:
-    """(K,) float32, the mean over ranks; what is -1 goes into a bin of its own, which is dropped."""
+    """(K,) float32, the mean over ranks; -1 goes into a bin of its own, which is dropped."""
     bins, weights = clusters.flatten() + 1, None if weights is None else weights.float().flatten()
     return all_reduce_mean(torch.bincount(bins, weights, count + 1)[1:].float())

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 LOOK_EVERY = 50  # steps between two looks at how many places change their cluster
@@ -61,19 +60,6 @@ class ChangeRate:
                 self.value = float((now != self._last).float().mean())
             self._last = now
         self._step += 1
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """The module in evaluation mode, no gradient; afterwards every part has the mode it had."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def palette(count: int) -> Tensor:

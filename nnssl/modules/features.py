@@ -27,16 +27,16 @@ _UPSAMPLING = {2: "bilinear", 3: "trilinear"}
 
 
 @contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """Evaluation and inference mode; afterwards every module is in the mode that it had."""
-    modes = [(module, module.training) for module in network.modules()]
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradient; afterwards every part of the module is in the mode it had."""
+    modes = [(part, part.training) for part in module.modules()]
     try:
-        network.eval()
-        with torch.inference_mode():
+        module.eval()
+        with torch.no_grad():
             yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for part, training in modes:
+            part.training = training
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,11 @@ class Block:
         """Index of the part in the volume."""
         return tuple(slice(b, b + n) for b, n in zip(self.begin, self.shape, strict=True))
 
-    def dense(self) -> Tensor:
-        """Features of all stages at every voxel, (F, *shape)."""
-        return torch.cat([self._upsampled(stage) for stage in self.stages])
-
     def project(self, weight: Tensor) -> Tensor:
-        """`weight @ dense()` at the cost of few features: channels are mixed before upsampling.
+        """`weight @ features` at every voxel: channels are mixed before upsampling, which is cheap.
 
         Args:
-            weight: (K, F).
+            weight: (K, F), F the features of all stages.
 
         Returns:
             (K, *shape).
@@ -89,7 +85,7 @@ class Block:
             voxels: (N, 3) integers in the part, array order.
 
         Returns:
-            (N, F), the same as `dense()` there.
+            (N, F), linear between the cells of each stage.
         """
         dimension = len(self.size)
         identity = torch.eye(dimension, dimension + 1, device=voxels.device)[None]
@@ -131,10 +127,10 @@ class Block:
         return _as_volume(full[_spatial(where)])
 
 
-def blocks(
+def encode_blocks(
     network: nn.Module, image: Tensor, most_voxels: int = MOST_VOXELS, margin: int = MARGIN
 ) -> Iterator[Block]:
-    """Encodes a volume part by part; call it inside `frozen(network)`.
+    """Encodes a volume part by part; call it inside `evaluating(network)`.
 
     Args:
         network: the U-Net, 2D or 3D.
@@ -153,18 +149,6 @@ def blocks(
         yield from _slice_blocks(network, image, stride, most_voxels)
     else:
         yield from _tile_blocks(network, image, stride, most_voxels, margin)
-
-
-def dense_features(
-    network: nn.Module, image: Tensor, most_voxels: int = MOST_VOXELS, margin: int = MARGIN
-) -> Tensor:
-    """Features of all encoder stages at every voxel: (C, Z, Y, X) to (F, Z, Y, X), see `blocks`."""
-    with frozen(network):
-        parts = [(b.where, b.dense()) for b in blocks(network, image, most_voxels, margin)]
-        whole = parts[0][1].new_empty((len(parts[0][1]), *image.shape[1:]))
-        for where, part in parts:
-            whole[_spatial(where)] = part
-    return whole
 
 
 def _slice_blocks(

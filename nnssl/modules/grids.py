@@ -63,29 +63,14 @@ def sample(
 
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
-    """The map that applies `inner` first and `outer` to the result.
-
-    Args:
-        outer: (B, d, d+1).
-        inner: (B, d, d+1).
-
-    Returns:
-        (B, d, d+1).
-    """
+    """The map that applies `inner` first and `outer` to the result, (B, d, d+1) each."""
     linear = (outer[:, :, :-1, None] * inner[:, None]).sum(2)  # (B, d, d+1)
     offset = functional.pad(outer[:, :, -1:], (_dimension(outer), 0))
     return linear + offset
 
 
 def invert(matrix: Tensor) -> Tensor:
-    """The inverse map: raw patch to view.
-
-    Args:
-        matrix: (B, d, d+1), view to raw patch.
-
-    Returns:
-        (B, d, d+1).
-    """
+    """The inverse map: view to raw patch becomes raw patch to view, (B, d, d+1) each."""
     linear = torch.linalg.inv_ex(matrix[:, :, :-1]).inverse  # (B, d, d), without waiting for a GPU
     offset = -(linear * matrix[:, None, :, -1]).sum(-1, keepdim=True)
     return torch.cat([linear, offset], dim=-1)
@@ -125,32 +110,6 @@ def overlap(matrix_a: Tensor, matrix_b: Tensor, size: Sequence[int]) -> Tensor:
     return (coordinates(compose(invert(matrix_a), matrix_b), size).abs() <= 1).all(-1)
 
 
-def centre(matrix: Tensor) -> Tensor:
-    """Centre of a view in the raw patch.
-
-    Args:
-        matrix: (B, d, d+1), view to raw patch.
-
-    Returns:
-        (B, d) normalised coordinates in the order of the array axes.
-    """
-    return matrix[:, :, -1].flip(-1)
-
-
-def box_of(matrix: Tensor) -> Tensor:
-    """Smallest box along the array axes that holds a view.
-
-    Args:
-        matrix: (B, d, d+1), view to raw patch.
-
-    Returns:
-        (B, d, 2) begin and end in normalised coordinates, in the order of the array axes.
-    """
-    reach = matrix[:, :, :-1].abs().sum(-1).flip(-1)  # (B, d)
-    middle = centre(matrix)
-    return torch.stack([middle - reach, middle + reach], dim=-1)
-
-
 def volume_centre(matrix: Tensor, box: Tensor) -> Tensor:
     """Centre of a view in the whole volume; a 2D view lies in its raw patch's slice.
 
@@ -162,7 +121,8 @@ def volume_centre(matrix: Tensor, box: Tensor) -> Tensor:
         (B, 3) voxels from the outer edge of the first voxel, in the order of the array axes.
     """
     begin, end = box.to(matrix).unbind(-1)
-    relative = functional.pad(centre(matrix), (3 - _dimension(matrix), 0))  # 0: the middle
+    centre = matrix[:, :, -1].flip(-1)  # of the view in the raw patch, array order
+    relative = functional.pad(centre, (3 - _dimension(matrix), 0))  # 0: the middle
     return begin + (relative + 1) / 2 * (end - begin)
 
 

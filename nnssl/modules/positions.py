@@ -16,28 +16,6 @@ def extent3(patch_size: Sequence[int]) -> tuple[int, int, int]:
     return (1, *patch_size) if len(patch_size) == 2 else tuple(patch_size)  # type: ignore[return-value]
 
 
-def first_voxel(box: Tensor, matrix: Tensor, extent: Sequence[int], axis: Tensor) -> Tensor:
-    """First voxel (a real number) of a view of nominal `extent` along one axis per sample.
-
-    Args:
-        box: (B, 3, 2) begin and end of the raw patch in its volume.
-        matrix: (B, d, d+1) view coordinates to raw patch coordinates.
-        extent: nominal extent of the view on the three volume axes.
-        axis: (B,) array axis of the volume.
-
-    Returns:
-        (B,) position of the view's first voxel along `axis`.
-    """
-    middle = volume_centre(matrix, box)  # (B, 3)
-    begin = middle - middle.new_tensor(list(extent)) / 2
-    return begin.gather(1, axis.to(box.device)[:, None])[:, 0]
-
-
-def starts(shape: Tensor, extent: Tensor) -> Tensor:
-    """Number of places where a patch of `extent` fits on an axis of length `shape` (at least 1)."""
-    return (shape - extent + 1).clamp_min(1)
-
-
 def partition(
     batch: Mapping[str, Any], matrix: Tensor, patch_size: Sequence[int], parts: int
 ) -> Tensor:
@@ -57,11 +35,12 @@ def partition(
     """
     device = matrix.device
     axis, sign = batch["axis"].to(device), batch["sign"].to(device)
-    extent = extent3(patch_size)
-    first = first_voxel(batch["box"].to(device), matrix, extent, axis)
+    extent = torch.tensor(extent3(patch_size), device=device)
+    first = volume_centre(matrix, batch["box"].to(device)) - extent / 2  # (B, 3)
     length = batch["shape"].to(device).gather(1, axis[:, None])[:, 0]
-    places = starts(length, length.new_tensor(list(extent))[axis])
-    part = ((first + 0.5) * parts / places).floor().clamp(0, parts - 1).long()
+    places = (length - extent.to(length)[axis] + 1).clamp_min(1)  # where a patch fits
+    part = ((first.gather(1, axis[:, None])[:, 0] + 0.5) * parts / places).floor()
+    part = part.clamp(0, parts - 1).long()
     return torch.where(sign > 0, part, parts - 1 - part)
 
 

@@ -8,7 +8,7 @@ and a state dict names most tensors several times (`decoder.encoder.*`, `all_mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -49,23 +49,13 @@ def supported(network: nn.Module) -> None:
         )
 
 
-def encode(
-    network: nn.Module, x: Tensor, after_stage: Callable[[int, Tensor], Tensor] | None = None
-) -> list[Tensor]:
-    """Outputs of all encoder stages, highest resolution first; the last is the bottleneck.
-
-    Args:
-        network: the U-Net.
-        x: images, (B, C, *S).
-        after_stage: called with the number and the output of each stage; what it returns takes
-            the output's place, for the next stage as well (the stem has no call of its own).
-    """
+def encode(network: nn.Module, x: Tensor) -> list[Tensor]:
+    """Outputs of all encoder stages for images (B, C, *S), highest resolution first."""
     encoder = _encoder(network)
     x = encoder.stem(x) if _has_stem(network) else x
     outputs = []
-    for number, stage in enumerate(encoder.stages):
+    for stage in encoder.stages:
         x = stage(x)
-        x = x if after_stage is None else after_stage(number, x)
         outputs.append(x)
     return outputs
 
@@ -148,6 +138,14 @@ def compile_parts(network: nn.Module) -> None:
         part.compile()
 
 
+def checked_stage(network: nn.Module, stage: int) -> int:
+    """The number of an encoder stage, if there is such a one."""
+    count = len(_encoder(network).stages)
+    if not 0 <= stage < count:
+        raise ValueError(f"stage: found {stage}, allowed are 0 to {count - 1} or null")
+    return stage
+
+
 def strides(network: nn.Module) -> list[list[int]]:
     """Stride of each encoder stage per axis."""
     return [[int(step) for step in stride] for stride in _encoder(network).strides]
@@ -167,10 +165,10 @@ def stage_sizes(network: nn.Module, size: Sequence[int]) -> list[list[int]]:
     return sizes
 
 
-def fitting_size(network: nn.Module, size: Sequence[int], least_cells: int = 2) -> list[int]:
-    """The size nearest to `size` that the strides divide, with `least_cells` in the bottleneck."""
+def fitting_size(network: nn.Module, size: Sequence[int]) -> list[int]:
+    """The size nearest to `size` that the strides divide, two or more bottleneck cells per axis."""
     return [
-        max(least_cells, round(length / step)) * step
+        max(2, round(length / step)) * step
         for length, step in zip(size, total_stride(network), strict=True)
     ]
 
@@ -190,11 +188,6 @@ def encoder_share(network: nn.Module, size: Sequence[int]) -> float:
     encoder = _encoder(network).compute_conv_feature_map_size(list(size))
     whole = encoder + _decoder(network).compute_conv_feature_map_size(list(size))
     return float(encoder / whole)
-
-
-def stage_names(network: nn.Module) -> list[str]:
-    """Names of the encoder stages in the state dict."""
-    return [f"encoder.stages.{number}" for number in range(len(_encoder(network).stages))]
 
 
 def encoder_stage_parameters(network: nn.Module) -> list[list[nn.Parameter]]:

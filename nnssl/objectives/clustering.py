@@ -13,11 +13,10 @@ from torch.nn import Module, ModuleList, functional
 
 from nnssl.losses.clustering import cluster_shares, sinkhorn, swapped_prediction
 from nnssl.modules import cluster_metrics, metrics, unet
+from nnssl.modules.features import evaluating
 from nnssl.modules.grids import align, overlap
-from nnssl.modules.heads import MLP
-from nnssl.modules.memory_bank import MemoryBank
-from nnssl.modules.momentum import MomentumCopy
-from nnssl.modules.prototypes import Prototypes
+from nnssl.modules.heads import MLP, Normalisation, Prototypes
+from nnssl.modules.memory import MemoryBank, MomentumCopy
 from nnssl.modules.tissue import token_weights
 from nnssl.objectives.base import Batch, Context, Objective
 
@@ -71,7 +70,7 @@ class ClusteringObjective(Objective):
         hidden_features: int = 256,
         embedding_features: int = 64,
         projector_layers: int = 2,
-        normalisation: Literal["none", "batch", "layer"] = "batch",
+        normalisation: Normalisation = "batch",
         background_weight: float = 0.1,
         min_overlap: float = 0.3,
     ) -> None:
@@ -138,7 +137,7 @@ class ClusteringObjective(Objective):
 
     def clusters(self, image: Tensor) -> Tensor:
         """Nearest prototype of every voxel's token, (B, *S) int64."""
-        with cluster_metrics.evaluating(self):
+        with evaluating(self):
             embedding, cells = self._embed(self.network, self.projector, image)
             tokens = self.prototypes(embedding).argmax(1).reshape(len(image), 1, *cells)
         return functional.interpolate(tokens.float(), image.shape[2:]).long()[:, 0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,7 @@ from nnssl.common import distributed
 from nnssl.common.checks import Count, Positive, Whole
 from nnssl.losses.contrastive import Pairs, contrastive_loss, find_pairs
 from nnssl.modules import metrics, unet
-from nnssl.modules.heads import MLP
-from nnssl.modules.pooling import SpatialPooling
+from nnssl.modules.heads import MLP, Normalisation, Pooling, SpatialPooling
 from nnssl.modules.positions import partition
 from nnssl.objectives.base import Batch, Context, Objective
 
@@ -57,12 +56,12 @@ class ContrastiveObjective(Objective):
         *,
         pairs: Pairs = "partitions_across",
         temperature: Positive = 0.1,
-        pooling: Literal["average", "moments", "grid", "max"] = "grid",
+        pooling: Pooling = "grid",
         grid: Count = 3,
         hidden_features: Count = 1024,
         embedding_features: Count = 128,
         projector_layers: Count = 2,
-        normalisation: Literal["none", "batch", "layer"] = "batch",
+        normalisation: Normalisation = "batch",
         stage: Whole | None = None,
         dataset_similar: bool = True,
         within_dataset: bool = False,

@@ -15,8 +15,7 @@ from torch.nn import functional
 from nnssl.losses.reconstruction import reconstruction_loss
 from nnssl.losses.siamese import symmetric_loss
 from nnssl.modules import metrics, unet
-from nnssl.modules.pooling import Kind
-from nnssl.modules.pyramid import LevelHead
+from nnssl.modules.heads import LevelHead, Pooling
 from nnssl.objectives.base import Batch, Context
 from nnssl.objectives.mae import CLEAN
 from nnssl.objectives.reconstruction import Corrupted, ReconstructionObjective
@@ -108,7 +107,7 @@ class PCRLv2Objective(ReconstructionObjective):
         context: Context,
         *,
         skips: bool = False,
-        pooling: Kind = "average",
+        pooling: Pooling = "average",
         swap: float = 0.2,
         noise: Sequence[float] | None = (0.5, 0.0, 0.25),
         blur: Sequence[float] | None = (0.5, 0.5, 1.5),
@@ -218,7 +217,7 @@ class PCRLv2Objective(ReconstructionObjective):
 
     def _level_reconstruction(self, whole: Embedded, target: Tensor, chosen: Tensor) -> Tensor:
         restored = [
-            head.restore(_first(level, len(target)), target.shape[2:])  # type: ignore[operator]
+            head.reconstruct(_first(level, len(target)), target.shape[2:])  # type: ignore[operator]
             for head, level in zip(self.heads, whole.levels, strict=True)
         ]
         weights = chosen.reshape(*chosen.shape, *[1] * (target.ndim - 1))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nnssl.losses.clustering import cluster_shares, map_cross_entropy
 from nnssl.modules import cluster_metrics, metrics, unet
+from nnssl.modules.features import evaluating
 from nnssl.modules.grids import compose, invert, sample
 from nnssl.objectives.base import Batch, Context, DenseTargets, Objective
 from nnssl.views.view import View
@@ -94,7 +95,7 @@ class PixelClusteringObjective(Objective):
 
     def clusters(self, image: Tensor) -> Tensor:
         """Most likely cluster of every voxel, (B, *S) int64."""
-        with cluster_metrics.evaluating(self):
+        with evaluating(self):
             return self._logits(image).argmax(1)
 
     def illustrate(self, batch: Batch) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.data.case_store import Case
-from nnssl.modules.features import Block, blocks, frozen
+from nnssl.modules.features import Block, encode_blocks, evaluating
 from nnssl.modules.linear_probe import LinearProbe
 from nnssl.probe.clusters import ClusterCases, FeatureClusters
 from nnssl.probe.dice import DiceTable, Examples, Fit, Scorer, dice
@@ -78,7 +78,7 @@ def probe_encoder(network: nn.Module, cases: ProbeCases) -> EncoderResult:
     begin = perf_counter()
     slices, found = Slices(), None
     clusters = None if cases.clusters is None else FeatureClusters(cases.clusters)
-    with frozen(network):
+    with evaluating(network):
         fit = None
         if cases.examples is not None:
             fit = Fit(cases.examples, cases.draws, cases.volumes.device)
@@ -120,9 +120,9 @@ def fit_and_score(
     every = frozenset().union(*held_out)
     fit = Fit(examples, [every - group for group in held_out], volumes.device)
     found = {}
-    with frozen(network):
+    with evaluating(network):
         for case in sorted(every):
-            for block in blocks(network, volumes.image(case)):
+            for block in encode_blocks(network, volumes.image(case)):
                 fit.add(case, block)
         for group, probe in zip(held_out, fit.solve(), strict=True):
             for case in sorted(group):
@@ -132,7 +132,7 @@ def fit_and_score(
 
 def _dice_of(network: nn.Module, volumes: Volumes, case: str, probe: LinearProbe) -> Tensor:
     scorer, labels = Scorer([probe]), volumes.labels(case)
-    stream = blocks(network, volumes.image(case))
+    stream = encode_blocks(network, volumes.image(case))
     return dice(torch.stack([scorer.confusion(block, labels) for block in stream]).sum(0))
 
 
@@ -145,7 +145,7 @@ def _score(stream: Iterator[Block], scorer: Scorer, cases: ProbeCases, case: Cas
 def _blocks(network: nn.Module, volumes: Volumes, case: Case, slices: Slices) -> Iterator[Block]:
     """Blocks of a volume; its slice embeddings are kept when the last one has been taken."""
     cells = CellMap()
-    for block in blocks(network, volumes.image(case.identifier)):
+    for block in encode_blocks(network, volumes.image(case.identifier)):
         cells.add(block)
         yield block
     slices.add(case, cells)

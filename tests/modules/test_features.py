@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from nnssl.modules import features, unet
+from tests.modules.dense import dense, dense_features
 
 FEATURES = 4 + 6 + 8
 VOLUME = (5, 19, 22)  # no multiple of the strides
@@ -34,7 +35,7 @@ def test_shape_is_the_volumes_and_no_mode_changes(unet: nn.Module) -> None:
     unet.encoder.stages[0].eval()
     modes = [module.training for module in unet.modules()]
     weights = {key: value.clone() for key, value in unet.state_dict().items()}
-    found = features.dense_features(unet, volume())
+    found = dense_features(unet, volume())
     assert found.shape == (FEATURES, *VOLUME)
     assert found.isfinite().all()
     assert [module.training for module in unet.modules()] == modes
@@ -44,7 +45,7 @@ def test_shape_is_the_volumes_and_no_mode_changes(unet: nn.Module) -> None:
 def test_modes_are_put_back_after_an_error(make_unet: Callable[..., nn.Module]) -> None:
     network = make_unet(2).train()
     with pytest.raises(ValueError, match=r"found shape \(5, 5\)"):
-        features.dense_features(network, torch.zeros(5, 5))
+        dense_features(network, torch.zeros(5, 5))
     assert all(module.training for module in network.modules())
 
 
@@ -52,7 +53,7 @@ def test_stages_are_those_of_the_encoder(make_unet: Callable[..., nn.Module]) ->
     """The first stage needs no upsampling; the last is the bottleneck, upsampled by its stride."""
     network = make_unet(2).eval()
     image = volume(1, (3, 16, 16))
-    found = features.dense_features(network, image)
+    found = dense_features(network, image)
     with torch.no_grad():
         outputs = unet.encode(network, image.transpose(0, 1))
     assert torch.allclose(found[:4], outputs[0].transpose(0, 1), atol=1e-6)
@@ -62,8 +63,8 @@ def test_stages_are_those_of_the_encoder(make_unet: Callable[..., nn.Module]) ->
 
 def test_slices_are_independent_of_their_batch(make_unet: Callable[..., nn.Module]) -> None:
     network, image = make_unet(2), volume(1)
-    whole = features.dense_features(network, image)
-    singly = features.dense_features(network, image, most_voxels=1)
+    whole = dense_features(network, image)
+    singly = dense_features(network, image, most_voxels=1)
     assert torch.allclose(whole, singly, atol=1e-5)
 
 
@@ -74,19 +75,19 @@ def test_tiles_equal_the_whole_where_the_receptive_field_is_finite(
     """Stride (2, 4, 4): a margin of 8 cells, 16 or 32 voxels, is more than any voxel sees."""
     network = without_norm(make_unet(3, residual))
     image = volume(1, (9, 140, 33))
-    whole = features.dense_features(network, image)
-    tiled = features.dense_features(network, image, most_voxels=10 * 100 * 36, margin=8)
+    whole = dense_features(network, image)
+    tiled = dense_features(network, image, most_voxels=10 * 100 * 36, margin=8)
     assert torch.allclose(whole, tiled, atol=1e-5)
-    with features.frozen(network):
-        assert len(list(features.blocks(network, image, 10 * 100 * 36, margin=8))) > 1
+    with features.evaluating(network):
+        assert len(list(features.encode_blocks(network, image, 10 * 100 * 36, margin=8))) > 1
 
 
 def test_tiles_of_a_normalised_network_stay_close(make_unet: Callable[..., nn.Module]) -> None:
     """Not equal: instance normalisation takes its statistics from the tile."""
     network = make_unet(3)
     image = volume(1, (8, 64, 32))
-    whole = features.dense_features(network, image)
-    tiled = features.dense_features(network, image, most_voxels=8 * 48 * 32, margin=2)
+    whole = dense_features(network, image)
+    tiled = dense_features(network, image, most_voxels=8 * 48 * 32, margin=2)
     assert not torch.allclose(whole, tiled, atol=1e-5)
     assert (whole - tiled).square().mean() < 0.01 * whole.var()
 
@@ -95,13 +96,15 @@ def test_tiles_of_a_normalised_network_stay_close(make_unet: Callable[..., nn.Mo
 def test_points_and_projections_equal_the_dense_features(unet: nn.Module, most: int) -> None:
     image = volume()
     weight = torch.randn(3, FEATURES, generator=torch.Generator().manual_seed(3))
-    with features.frozen(unet):
-        for block in features.blocks(unet, image, most, margin=1):
-            dense = block.dense()
-            assert dense.shape[1:] == block.shape == image[(0, *block.where)].shape
+    with features.evaluating(unet):
+        for block in features.encode_blocks(unet, image, most, margin=1):
+            every_voxel = dense(block)
+            assert every_voxel.shape[1:] == block.shape == image[(0, *block.where)].shape
             every = torch.cartesian_prod(*(torch.arange(n) for n in block.shape))[::7]
-            assert torch.allclose(block.at(every), dense[(slice(None), *every.T)].T, atol=1e-5)
-            projected = torch.einsum("kf,fzyx->kzyx", weight, dense)
+            assert torch.allclose(
+                block.at(every), every_voxel[(slice(None), *every.T)].T, atol=1e-5
+            )
+            projected = torch.einsum("kf,fzyx->kzyx", weight, every_voxel)
             assert torch.allclose(block.project(weight), projected, atol=1e-4)
 
 
@@ -109,8 +112,8 @@ def test_cells_of_all_blocks_fill_the_bottleneck_map(unet: nn.Module) -> None:
     planar = len(unet.encoder.strides[0]) == 2
     expected = (5, 5, 6) if planar else (3, 5, 6)
     filled = torch.zeros(expected)
-    with features.frozen(unet):
-        for block in features.blocks(unet, volume(), 1500, margin=1):
+    with features.evaluating(unet):
+        for block in features.encode_blocks(unet, volume(), 1500, margin=1):
             first, cells = block.cells()
             where = tuple(slice(b, b + n) for b, n in zip(first, cells.shape[1:], strict=True))
             assert filled[where].shape == cells.shape[1:]
@@ -119,4 +122,4 @@ def test_cells_of_all_blocks_fill_the_bottleneck_map(unet: nn.Module) -> None:
 
 
 def test_a_volume_of_one_cell_is_padded(unet: nn.Module) -> None:
-    assert features.dense_features(unet, volume(2, (2, 4, 4))).isfinite().all()
+    assert dense_features(unet, volume(2, (2, 4, 4))).isfinite().all()

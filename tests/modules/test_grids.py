@@ -10,8 +10,6 @@ from torch.nn import functional
 
 from nnssl.modules.grids import (
     align,
-    box_of,
-    centre,
     compose,
     coordinates,
     invert,
@@ -123,21 +121,6 @@ def test_overlap_of_shifted_halves() -> None:
     matrix_b = torch.tensor([[[0.5, 0, 0], [0, 0.5, 0.5]]])
     wanted = torch.tensor([[[True] * 3] * 2 + [[False] * 3] * 2])
     assert torch.equal(overlap(matrix_a, matrix_b, (4, 3)), wanted)
-
-
-def test_centre_and_box_are_in_array_order() -> None:
-    matrix = torch.tensor([[[0.5, 0, 0.1], [0, -0.25, 0.3]]])  # x (last axis), then y (first)
-    torch.testing.assert_close(centre(matrix), torch.tensor([[0.3, 0.1]]))
-    torch.testing.assert_close(box_of(matrix), torch.tensor([[[0.05, 0.55], [-0.4, 0.6]]]))
-
-
-def test_box_holds_every_cell_and_touches_the_corners(dimension: int) -> None:
-    matrix = matrices(dimension)
-    cells = coordinates(matrix, [60] * dimension).flatten(1, -2).flip(-1)  # (B, N, d)
-    begin, end = box_of(matrix).unbind(-1)
-    assert (cells.amin(1) > begin).all()
-    assert (cells.amax(1) < end).all()
-    torch.testing.assert_close(cells.amax(1), end, atol=0.05, rtol=0)
 
 
 def test_centre_in_the_volume() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from nnssl.modules.features import dense_features
 from nnssl.modules.linear_probe import LinearProbe, RidgeSums, balanced
+from tests.modules.dense import dense_features
 
 linear_model = pytest.importorskip("sklearn.linear_model")
 

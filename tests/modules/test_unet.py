@@ -65,19 +65,6 @@ def test_encode_equals_the_encoder(unet, unet_input):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_after_stage_sees_every_stage_and_feeds_the_next(unet, unet_input):
-    seen = []
-
-    def silence_second(number, x):
-        seen.append(number)
-        return torch.zeros_like(x) if number == 1 else x
-
-    outputs = u.encode(unet, unet_input, after_stage=silence_second)
-    assert seen == [0, 1, 2]
-    assert not outputs[1].any()
-    assert torch.equal(outputs[2], unet.encoder.stages[2](torch.zeros_like(outputs[1])))
-
-
 def test_decode_and_project_out_equal_the_network(unet, unet_input):
     unet.decoder.deep_supervision = False
     levels = u.decode(unet, u.encode(unet, unet_input))
@@ -278,11 +265,17 @@ def test_stages_share_out_the_encoder(unet):
     stages = u.encoder_stage_parameters(unet)
     assert len(stages) == 3
     assert {id(p) for stage in stages for p in stage} == {id(p) for p in unet.encoder.parameters()}
-    assert u.stage_names(unet) == ["encoder.stages.0", "encoder.stages.1", "encoder.stages.2"]
     first = next(iter(unet.encoder.parameters()))  # of the stem, where there is one
     assert any(first is parameter for parameter in stages[0])
-    for name, stage in zip(u.stage_names(unet)[1:], stages[1:], strict=True):
-        assert {id(p) for p in stage} == {id(p) for p in unet.get_submodule(name).parameters()}
+    for module, stage in zip(unet.encoder.stages[1:], stages[1:], strict=True):
+        assert {id(p) for p in stage} == {id(p) for p in module.parameters()}
+
+
+def test_a_stage_that_the_encoder_has_not_is_named(make_unet):
+    assert u.checked_stage(make_unet(2), 2) == 2
+    for wrong in (-1, 3):
+        with pytest.raises(ValueError, match=f"stage: found {wrong}, allowed are 0 to 2 or null"):
+            u.checked_stage(make_unet(2), wrong)
 
 
 def test_sizes_of_stages_and_what_the_strides_divide(make_unet):
@@ -291,7 +284,6 @@ def test_sizes_of_stages_and_what_the_strides_divide(make_unet):
     assert u.stage_sizes(network, (8, 16, 24)) == [list(f.shape[2:]) for f in features]
     assert u.fitting_size(network, (8, 16, 24)) == [8, 16, 24]
     assert u.fitting_size(network, (3, 11, 1)) == [4, 12, 8]
-    assert u.fitting_size(network, (3, 11, 1), least_cells=4) == [8, 16, 16]
 
 
 def test_encoder_modules_are_the_encoders_own(unet):

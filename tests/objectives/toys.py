@@ -11,8 +11,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from nnssl.modules import unet
 from nnssl.modules.heads import MLP
-from nnssl.modules.memory_bank import MemoryBank
-from nnssl.modules.momentum import MomentumCopy
+from nnssl.modules.memory import MemoryBank, MomentumCopy
 from nnssl.objectives.base import Batch, Context, Objective
 
 

