@@ -32,7 +32,7 @@ setup(
         "nnssl.external_trainers",
         "nnssl_configs",
     ],
-    package_data={"nnssl": ["py.typed"], "nnssl_configs": ["**/*.yaml"]},
+    package_data={"nnssl": ["py.typed", "**/*.j2"], "nnssl_configs": ["**/*.yaml"]},
     include_package_data=False,
     install_requires=[
         "nnunetv2>=2.6.2,<2.9",

@@ -10,11 +10,9 @@ from typing import Any
 
 from nnssl.cli.command import command
 from nnssl.cli.table import table
-from nnssl.studies.run.files import find_studies
-from nnssl.studies.run.folder import Selection
-from nnssl.studies.run.runner import Options, run_study
-from nnssl.studies.run.spec import Study, read_study, waiting
-from nnssl.studies.run.status import StatusTable, status
+from nnssl.studies.run.runner import Options, Selection, run_study
+from nnssl.studies.run.spec import Study, find_studies, find_waiting, read_study
+from nnssl.studies.run.status import read_status
 
 
 @command("nnssl_study", resumes=True)
@@ -93,19 +91,19 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    found = status(options.folder)
+    found = read_status(options.folder)
     for part in (found.pretraining, found.finetuning):
         if part.rows:
-            print(_text(part), end="\n\n")
+            print(table(part.header, part.rows), end="\n\n")
     print("\n".join([*found.lines, ", ".join(f"{n} {word}" for word, n in found.counts.items())]))
     return 1 if "FAILED" in found.counts else 0
 
 
 def _report(options: argparse.Namespace) -> int:
-    from nnssl.studies.report.page import markdown_tables, write_report
+    from nnssl.studies.report.page import write_markdown, write_report
 
     if options.markdown:
-        print(markdown_tables(options.folder, options.tolerance))
+        print(write_markdown(options.folder, options.tolerance))
     else:
         print(write_report(options.folder, not options.no_images, options.tolerance))
     return 0
@@ -125,15 +123,11 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _row(study: Study) -> tuple[str, str, str]:
-    waits = waiting(study)
+    waits = find_waiting(study)
     ready = ", ".join(method for method in study.pretraining if method not in waits)
     budgets = " ".join(f"{budget:g}" for budget in study.budgets)
     methods = f"{ready} ({len(waits)} wait)" if waits else ready
     return study.summary, f"{budgets} {study.unit}", methods.strip()
-
-
-def _text(part: StatusTable) -> str:
-    return table(part.header, part.rows)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from nnssl.studies.run.attempts import Bench
+from nnssl.studies.run.folder import StudyFolder
 from nnssl.studies.run.spec import Study, read_study
 
-__all__ = ["bench", "stage", "study", "write_study"]
+__all__ = ["stage", "study", "study_folder", "write_study"]
 
 STANDIN = Path(__file__).parent / "standin.py"
 PROGRAM = (sys.executable, "-S", str(STANDIN))
@@ -85,6 +85,6 @@ def study(write_study, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 
 @pytest.fixture
-def bench(study: Study, stage: Stage, tmp_path: Path) -> Bench:
+def study_folder(study: Study, stage: Stage, tmp_path: Path) -> StudyFolder:
     """The small study with the stand-in."""
-    return Bench(study, tmp_path / "out", PROGRAM)
+    return StudyFolder(study, tmp_path / "out", PROGRAM)

@@ -12,8 +12,8 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 
 from nnssl.nnunet.paths import FINAL
-from nnssl.studies.run.folder import write_study
-from nnssl.studies.run.grid import Cell, cells
+from nnssl.studies.run.folder import StudyFolder
+from nnssl.studies.run.grid import Cell
 from nnssl.studies.run.spec import FinetuningArm, PretrainingArm, Study
 
 DATASET = "Dataset007_Planted"
@@ -46,7 +46,7 @@ def true_dice(layers: int) -> float:
     return 2 * (EDGE - layers) / (2 * EDGE - layers)
 
 
-def plant(root: Path, dice: Dice, skip: set[str] | None = None, **changes: Any) -> Study:
+def plant(root: Path, dice: Dice, skip: set[str] | None = None, **changes: Any) -> StudyFolder:
     """Writes study, preprocessed dataset and every cell but those in `skip`.
 
     Args:
@@ -56,21 +56,17 @@ def plant(root: Path, dice: Dice, skip: set[str] | None = None, **changes: Any) 
         changes: to `STUDY`.
     """
     study = Study(**{**STUDY, **changes})
-    folder, dataset = root / "study", root / "preprocessed" / DATASET
-    write_study(folder, study)
+    folder, dataset = StudyFolder(study, root / "study"), root / "preprocessed" / DATASET
+    folder.write()
     _write_dataset(dataset)
-    for cell in cells(study):
+    for cell in folder.cells:
         if cell.id not in (skip or set()):
-            fold = _fold_folder(folder, cell, study)
+            (folder.cell_folder(cell) / DATASET).mkdir(parents=True)
+            fold = folder.fold_folder(cell)
             _write_run(fold, cell)
             if cell.kind == "finetune":
                 _write_validation(fold, dataset, lambda p, cell=cell: dice(cell, p))
-    return study
-
-
-def _fold_folder(folder: Path, cell: Cell, study: Study) -> Path:
-    run = f"{cell.trainer}__{cell.plans}__{study.configuration}"
-    return cell.folder(folder) / DATASET / run / f"fold_{cell.fold}"
+    return folder
 
 
 def _write_dataset(dataset: Path) -> None:

@@ -6,21 +6,22 @@ from dataclasses import replace
 
 import pytest
 
-from nnssl.studies.run.folder import Selection, grown, open_study, write_study
-from nnssl.studies.run.grid import cells
+from nnssl.studies.run.folder import StudyFolder, grow_study, open_study
+from nnssl.studies.run.grid import list_cells
+from nnssl.studies.run.runner import Selection
 from nnssl.studies.run.spec import PretrainingArm
 
 
 def test_a_folder_holds_its_study(study, tmp_path):
     with pytest.raises(ValueError, match="holds no study"):
         open_study(tmp_path)
-    assert grown(tmp_path, study) == study
-    write_study(tmp_path, study)
-    assert open_study(tmp_path) == study
+    assert grow_study(tmp_path, study) == study
+    StudyFolder(study, tmp_path).write()
+    assert open_study(tmp_path).study == study
 
 
 def test_a_study_may_grow(study, tmp_path):
-    write_study(tmp_path, study)
+    StudyFolder(study, tmp_path).write()
     more = replace(
         study,
         budgets=(8, 1),
@@ -28,12 +29,12 @@ def test_a_study_may_grow(study, tmp_path):
         folds=(1,),
         pretraining={"new": PretrainingArm("nnSSLContrastiveGDMinusTrainer")},
     )
-    both = grown(tmp_path, more)
+    both = grow_study(tmp_path, more)
     assert both.budgets == (1, 2, 8)
     assert both.folds == (0, 1)
     assert list(both.pretraining) == ["G^D", "G^R", "new"]
-    assert {cell.id for cell in cells(study)} < {cell.id for cell in cells(both)}
-    assert grown(tmp_path, replace(study, repetitions=1)).repetitions == 2
+    assert {cell.id for cell in list_cells(study)} < {cell.id for cell in list_cells(both)}
+    assert grow_study(tmp_path, replace(study, repetitions=1)).repetitions == 2
 
 
 @pytest.mark.parametrize(
@@ -45,13 +46,13 @@ def test_a_study_may_grow(study, tmp_path):
     ],
 )
 def test_a_study_may_not_change(study, tmp_path, change, message):
-    write_study(tmp_path, study)
+    StudyFolder(study, tmp_path).write()
     with pytest.raises(ValueError, match=message):
-        grown(tmp_path, replace(study, **change))
+        grow_study(tmp_path, replace(study, **change))
 
 
 def test_an_arm_may_not_change(study, tmp_path):
-    write_study(tmp_path, study)
+    StudyFolder(study, tmp_path).write()
     for arm, message in (
         (replace(study.pretraining["G^D"], overrides={"num_epochs": 3}), "'num_epochs': 2.* now"),
         (replace(study.pretraining["G^D"], seeds=(5,)), "not a cell any more"),
@@ -59,21 +60,21 @@ def test_an_arm_may_not_change(study, tmp_path):
     ):
         changed = replace(study, pretraining={**study.pretraining, "G^D": arm})
         with pytest.raises(ValueError, match=message) as caught:
-            grown(tmp_path, changed)
+            grow_study(tmp_path, changed)
         assert "may grow" in str(caught.value)
 
 
-def test_a_part_comes_with_the_pretrainings_it_needs(study):
+def test_a_part_comes_with_the_pretrainings_it_needs(study_folder):
     part = Selection(repetitions=1, budgets=[2], only=["G^D", "scratch"])
-    assert [cell.id for cell in part.choose(study)] == [
+    assert [cell.id for cell in part.choose(study_folder)] == [
         "pretrain-nnSSLContrastiveTrainer-s0-f0",
         "scratch-p2-r0-f0-standard",
         "gd-p2-r0-f0-standard",
     ]
-    assert Selection().choose(study) == cells(study)
-    assert Selection(folds=[1]).choose(study) == []
+    assert Selection().choose(study_folder) == study_folder.cells
+    assert Selection(folds=[1]).choose(study_folder) == []
     with pytest.raises(ValueError, match=r"found 'G\^X'; this study has: scratch, G\^D, G\^R"):
-        Selection(only=["G^X"]).choose(study)
+        Selection(only=["G^X"]).choose(study_folder)
 
 
 def test_numbers_beyond_the_file_extend_the_study(study):

@@ -12,7 +12,8 @@ import pytest
 from nnssl.config.overrides import _parse_overrides
 from nnssl.data.labels import LabelBudget, choose_labelled
 from nnssl.nnunet.cases import CaseRecord
-from nnssl.studies.run.grid import cells, overrides_text
+from nnssl.studies.run.folder import StudyFolder
+from nnssl.studies.run.grid import list_cells, write_overrides
 from nnssl.studies.run.spec import PretrainingArm, ScratchArm, read_study
 
 FINETUNING = (
@@ -26,7 +27,7 @@ PRETRAINING = (
 
 
 def by_id(study):
-    return {cell.id: cell for cell in cells(study)}
+    return {cell.id: cell for cell in list_cells(study)}
 
 
 def test_the_quick_study_runs_exactly_these_commands(tmp_path, monkeypatch):
@@ -34,13 +35,13 @@ def test_the_quick_study_runs_exactly_these_commands(tmp_path, monkeypatch):
     monkeypatch.setenv("nnssl_configs", "")
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     (tmp_path / "Dataset027_ACDC").mkdir()
-    study = read_study("quick")
-    grid = by_id(study)
+    quick = StudyFolder(read_study("quick"), Path("/s"))
+    grid = by_id(quick.study)
     pretrain = grid["pretrain-nnSSLContrastiveTrainer-s0-f0"]
     end = "27 2d 0 -p nnUNetPlansSmall -tr"
-    assert " ".join(pretrain.command(study)) == f"nnUNetv2_train {end} nnSSLContrastiveTrainer"
+    assert " ".join(quick.command(pretrain)) == f"nnUNetv2_train {end} nnSSLContrastiveTrainer"
     folder = Path("/s/cells") / pretrain.id
-    assert pretrain.environment("/s", study) == {
+    assert quick.environment(pretrain) == {
         "nnUNet_results": str(folder),
         "nnssl_overrides": PRETRAINING,
         "nnssl_pretrained_weights": "",
@@ -52,8 +53,8 @@ def test_the_quick_study_runs_exactly_these_commands(tmp_path, monkeypatch):
             ("scratch", "nnSSLScratchTrainer", ""),
         ):
             cell = grid[f"{method}-p2-r{r}-f0-standard"]
-            assert " ".join(cell.command(study)) == f"nnUNetv2_train {end} {trainer}"
-            assert cell.environment("/s", study) == {
+            assert " ".join(quick.command(cell)) == f"nnUNetv2_train {end} {trainer}"
+            assert quick.environment(cell) == {
                 "nnUNet_results": f"/s/cells/{cell.id}",
                 "nnssl_overrides": FINETUNING.format(r=r),
                 "nnssl_pretrained_weights": weights,
@@ -63,7 +64,7 @@ def test_the_quick_study_runs_exactly_these_commands(tmp_path, monkeypatch):
 
 def test_names_are_unique_file_names_and_needs_come_first(study):
     for each in (study, read_study("chaitanya"), read_study("ssl_medseg")):
-        grid = cells(each)
+        grid = list_cells(each)
         names = [cell.id for cell in grid]
         assert len(set(names)) == len(names)
         assert all(re.fullmatch(r"[\w.-]+", name) for name in names)
@@ -73,7 +74,7 @@ def test_names_are_unique_file_names_and_needs_come_first(study):
 
 def test_every_beginning_of_the_grid_is_a_useful_study(study):
     """Scratch stands before the methods, and a repetition is whole before the next begins."""
-    grid = cells(replace(study, folds=(0, 1)))
+    grid = list_cells(replace(study, folds=(0, 1)))
     tuned = [c for c in grid if c.kind == "finetune"]
     assert [c.method for c in tuned[:3]] == ["scratch", "G^D", "G^R"]
     assert [c.repetition for c in tuned] == sorted(c.repetition for c in tuned)
@@ -134,17 +135,18 @@ def test_scratch_is_tried_with_schedules_of_its_own_and_with_added_steps(study):
     assert len(added) == 4
     for cell in added:
         twin = grid[cell.id.replace("standard_and_500_steps", "standard")]
-        assert cell.steps() == twin.steps() + 2 * 250
+        assert cell.steps == twin.steps + 2 * 250
         assert {**cell.overrides, "num_epochs": 3} == twin.overrides
     assert list(grid)[-4:] == [cell.id for cell in added]
 
 
 def test_pretraining_on_another_dataset(study):
     arm = PretrainingArm("nnSSLContrastiveTrainer", dataset=30, plans="nnUNetPlansPool", fold="all")
-    grid = by_id(replace(study, pretraining={"pool": arm}))
+    pooled = replace(study, pretraining={"pool": arm})
+    grid = by_id(pooled)
     cell = grid["pretrain-nnSSLContrastiveTrainer-s0-fall"]
     line = "nnUNetv2_train 30 2d all -p nnUNetPlansPool -tr nnSSLContrastiveTrainer"
-    assert " ".join(cell.command(study)) == line
+    assert " ".join(StudyFolder(pooled, Path("/s")).command(cell)) == line
     assert grid["pool-p1-r1-f0-standard"].needs == cell.id
 
 
@@ -152,7 +154,7 @@ def test_pretraining_on_another_dataset(study):
     "value", [1, 2.5, 1e-05, True, None, "search", "a b'c", "1", "null", [24, 24], {"a": [0.8, 2]}]
 )
 def test_overrides_give_their_values_back(value):
-    text = overrides_text({"x.y": value, "z": 1})
+    text = write_overrides({"x.y": value, "z": 1})
     assert dict(_parse_overrides(text, [])) == {"x.y": value, "z": 1}
 
 
@@ -162,7 +164,7 @@ def test_budgets_of_one_repetition_are_nested(study):
     }
     for unit in ("patients", "volumes", "slices", "percentage"):
         budgets = (1, 3, 8) if unit != "percentage" else (12, 50, 100)
-        grid = cells(replace(study, unit=unit, budgets=budgets))
+        grid = list_cells(replace(study, unit=unit, budgets=budgets))
         for repetition in range(2):
             chosen = []
             for cell in grid:

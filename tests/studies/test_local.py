@@ -13,37 +13,31 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.studies.run import attempts, places
-from nnssl.studies.run.attempts import Bench
-from nnssl.studies.run.folder import write_study
-from nnssl.studies.run.grid import cells
+from nnssl.studies.run import attempts
+from nnssl.studies.run.devices import make_slots, share_cores
+from nnssl.studies.run.folder import StudyFolder
 from nnssl.studies.run.local import LocalRunner
-from nnssl.studies.run.slots import shares, slots
 
 SEED_0, SEED_1 = (f"pretrain-nnSSLContrastiveTrainer-s{seed}-f0" for seed in (0, 1))
 RUNNER = """
 import sys
-from pathlib import Path
-from nnssl.studies.run.attempts import Bench
+from dataclasses import replace
+from nnssl.studies.run.devices import make_slots
 from nnssl.studies.run.folder import open_study
-from nnssl.studies.run.grid import cells
 from nnssl.studies.run.local import LocalRunner
-from nnssl.studies.run.slots import slots
-folder = Path(sys.argv[1])
-study = open_study(folder)
-runner = LocalRunner(Bench(study, folder, tuple(sys.argv[2:])), cells(study), slots(["cpu"], 3))
-sys.exit(runner.run().exit_code)
+folder = replace(open_study(sys.argv[1]), program=tuple(sys.argv[2:]))
+sys.exit(LocalRunner(folder, folder.cells, make_slots(["cpu"], 3)).run().exit_code)
 """
 
 
-def run(bench: Bench, processes: int = 3):
-    return LocalRunner(bench, cells(bench.study), slots(["cpu"], processes)).run()
+def run(folder: StudyFolder, processes: int = 3):
+    return LocalRunner(folder, folder.cells, make_slots(["cpu"], processes)).run()
 
 
-def start(bench: Bench) -> subprocess.Popen:
+def start(folder: StudyFolder) -> subprocess.Popen:
     """A runner in a process of its own."""
-    write_study(bench.folder, bench.study)
-    command = [sys.executable, "-c", RUNNER, str(bench.folder), *bench.program]
+    folder.write()
+    command = [sys.executable, "-c", RUNNER, str(folder.path), *folder.program]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -54,8 +48,8 @@ def wait_for(condition, seconds: float = 30.0) -> None:
         time.sleep(0.02)
 
 
-def dices(bench: Bench) -> dict[str, float | None]:
-    return {cell.id: places.dice(bench.fold_folder(cell)) for cell in cells(bench.study)}
+def dices(folder: StudyFolder) -> dict[str, float | None]:
+    return {cell.id: folder.dice(cell) for cell in folder.cells}
 
 
 @pytest.fixture(autouse=True)
@@ -64,15 +58,16 @@ def look_often(monkeypatch):
 
 
 @pytest.fixture
-def small(bench) -> Bench:
+def small(study_folder) -> StudyFolder:
     """Pre-training and two repetitions of one budget."""
-    arms = {"G^D": bench.study.pretraining["G^D"]}
-    return replace(bench, study=replace(bench.study, pretraining=arms, budgets=(1,)))
+    study = study_folder.study
+    arms = {"G^D": study.pretraining["G^D"]}
+    return replace(study_folder, study=replace(study, pretraining=arms, budgets=(1,)))
 
 
-def test_every_cell_runs_once_after_what_it_needs(bench, stage, capsys):
-    outcome = run(bench)
-    grid = cells(bench.study)
+def test_every_cell_runs_once_after_what_it_needs(study_folder, stage, capsys):
+    outcome = run(study_folder)
+    grid = study_folder.cells
     assert outcome.exit_code == 0
     assert sorted(outcome.done) == sorted(cell.id for cell in grid)
     calls = stage.calls()
@@ -82,7 +77,7 @@ def test_every_cell_runs_once_after_what_it_needs(bench, stage, capsys):
         assert cell.needs is None or at[cell.needs, "end"] < at[cell.id, "start"]
     printed = capsys.readouterr().out
     for cell in grid:
-        dice = places.dice(bench.fold_folder(cell))
+        dice = study_folder.dice(cell)
         assert f"done     {cell.id}{f'  Dice {dice:.3f}' if dice else ''}  0.0 min" in printed
 
 
@@ -98,21 +93,21 @@ def test_independent_cells_run_side_by_side_and_no_more_than_asked(small, stage)
 
 def test_the_record_of_a_cell(small):
     run(small)
-    cell = cells(small.study)[1]
-    record = json.loads((cell.folder(small.folder) / "cell.json").read_text())
+    cell = small.cells[1]
+    record = json.loads((small.cell_folder(cell) / "cell.json").read_text())
     (attempt,) = record.pop("attempts")
     assert {k: record[k] for k in cell.to_dict()} == cell.to_dict()
     assert record["steps"] == 30
     assert (attempt["returncode"], attempt["done"], attempt["interrupted"]) == (0, True, False)
     assert attempt["variables"]["nnssl_overrides"].endswith("labels.patients=1 labels.seed=0")
     assert attempt["command"][-2:] == ["-device", "cpu"]
-    assert (cell.folder(small.folder) / attempt["log"]).is_file()
+    assert (small.cell_folder(cell) / attempt["log"]).is_file()
     assert {"nnssl", "nnunetv2", "torch", "python"} <= set(record["versions"])
     assert record["machine"]["cores"] == os.cpu_count()
 
 
 def test_what_is_done_already_is_not_run(small, stage):
-    cell = cells(small.study)[1]
+    cell = small.cells[1]
     folder = small.fold_folder(cell) / "validation"
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text('{"foreground_mean": {"Dice": 0.5}}')
@@ -128,7 +123,7 @@ def test_a_cell_that_fails_once_is_retried(small, stage):
     stage.direct(fail={"gd-p1-r0-f0-standard": 1, SEED_0: 1})
     assert run(small).exit_code == 0
     assert len(stage.starts(SEED_0)) == len(stage.starts("gd-p1-r0-f0-standard")) == 2
-    assert [a["returncode"] for a in attempts.attempts(small.folder / "cells" / SEED_0)] == [3, 0]
+    assert [a["returncode"] for a in small.record(small.cells[0])["attempts"]] == [3, 0]
 
 
 def test_a_cell_that_fails_twice_is_told_and_what_needs_it_is_blocked(small, stage):
@@ -144,23 +139,22 @@ def test_a_cell_that_fails_twice_is_told_and_what_needs_it_is_blocked(small, sta
 
 
 def test_an_end_without_result_is_a_failure(small, stage):
-    bench = replace(small, program=("true",))
-    outcome = run(bench)
+    outcome = run(replace(small, program=("true",)))
     assert outcome.exit_code == 1
-    assert set(outcome.failed) | set(outcome.blocked) == {c.id for c in cells(bench.study)}
+    assert set(outcome.failed) | set(outcome.blocked) == {c.id for c in small.cells}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_saves_and_goes_on(small, stage, number):
     stage.direct(seconds=0.2)
     runner = start(small)
-    wait_for(lambda: any((small.folder / "cells").glob("*/*/*/*/checkpoint_latest.pth")))
+    wait_for(lambda: any((small.path / "cells").glob("*/*/*/*/checkpoint_latest.pth")))
     runner.send_signal(number)
     runner.communicate()
     assert runner.returncode == 128 + number
     stopped = {call["cell"] for call in stage.calls() if call["event"] == "stopped"}
     assert stopped
-    assert not any(attempts.failed(folder) for folder in (small.folder / "cells").iterdir())
+    assert not any(map(small.has_failed, small.cells))
     stage.direct()
     assert run(small).exit_code == 0
     for cell in stopped:
@@ -178,7 +172,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_table(small, stage, tmp_path):
     assert run(small).exit_code == 0
     orphans_too = [c["event"] for c in stage.calls() if c["cell"] == SEED_0]
     assert orphans_too == ["start", "end"], "a training that outlives its runner is not doubled"
-    other = replace(small, folder=tmp_path / "other")
+    other = replace(small, path=tmp_path / "other")
     stage.direct()
     run(other)
     assert dices(small) == dices(other)
@@ -192,21 +186,21 @@ def test_two_runs_of_one_folder_share_the_cells(small, stage):
     other.communicate()
     assert (outcome.exit_code, other.returncode) == (0, 0)
     starts = [call["cell"] for call in stage.calls() if call["event"] == "start"]
-    assert sorted(starts) == sorted(cell.id for cell in cells(small.study))
+    assert sorted(starts) == sorted(cell.id for cell in small.cells)
     assert len(outcome.done) == len(starts)
 
 
 def test_shares_of_cores():
-    assert shares([0, 1, 2, 3, 4], 2) == [[0, 1], [2, 3, 4]]
-    assert shares([4, 5], 3) == [[4], [5], [4]]
-    assert shares([0, 1], 1) == [[0, 1]]
+    assert share_cores([0, 1, 2, 3, 4], 2) == [[0, 1], [2, 3, 4]]
+    assert share_cores([4, 5], 3) == [[4], [5], [4]]
+    assert share_cores([0, 1], 1) == [[0, 1]]
 
 
 def test_slots_of_gpus_and_cpus(monkeypatch):
     for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("nnssl.studies.run.slots._cores", lambda: [0, 1, 2, 3])
-    first, second = slots(["cpu"], 2)
+    monkeypatch.setattr("nnssl.studies.run.devices._find_cores", lambda: [0, 1, 2, 3])
+    first, second = make_slots(["cpu"], 2)
     assert first.prefix == ("taskset", "-c", "0,1")
     assert second.prefix == ("taskset", "-c", "2,3")
     assert first.arguments == ("-device", "cpu")
@@ -216,23 +210,23 @@ def test_slots_of_gpus_and_cpus(monkeypatch):
         "nnUNet_n_proc_DA": "2",
         "nnUNet_def_n_proc": "2",
     }
-    gpus = slots(["0", "3"], 4)
+    gpus = make_slots(["0", "3"], 4)
     assert [slot.variables["CUDA_VISIBLE_DEVICES"] for slot in gpus] == ["0", "3", "0", "3"]
     assert [slot.arguments for slot in gpus] == [()] * 4
     monkeypatch.setenv("nnUNet_n_proc_DA", "7")
-    assert "nnUNet_n_proc_DA" not in slots(["0"], None)[0].variables
+    assert "nnUNet_n_proc_DA" not in make_slots(["0"], None)[0].variables
     for wrong in (["cpu", "0"], ["cuda"]):
         with pytest.raises(ValueError, match="--devices: found"):
-            slots(wrong, None)
+            make_slots(wrong, None)
     with pytest.raises(ValueError, match="--processes: found 0"):
-        slots(["cpu"], 0)
+        make_slots(["cpu"], 0)
 
 
 def test_a_stop_needs_no_more_than_the_saving(small, stage, monkeypatch):
     """A process that does not listen is ended by force."""
     monkeypatch.setattr(attempts, "SECONDS_TO_SAVE", 0.2)
     deaf = (sys.executable, "-S", "-c", "import signal, time\nsignal.signal(15, 1)\ntime.sleep(60)")
-    runner = LocalRunner(replace(small, program=deaf), cells(small.study), slots(["cpu"], 2))
+    runner = LocalRunner(replace(small, program=deaf), small.cells, make_slots(["cpu"], 2))
     start_one = runner._start_what_can_start
 
     def start_then_stop():

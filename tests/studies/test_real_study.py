@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 
 from nnssl.common.files import read_json
-from nnssl.studies.run.attempts import Bench
 from nnssl.studies.run.folder import open_study
-from nnssl.studies.run.grid import cells
 
 STUDY = """
 kind: study
@@ -40,9 +38,9 @@ def start(file: Path, folder: Path) -> subprocess.Popen:
 
 def scores(folder: Path) -> dict:
     """Dice of every case and structure of the fine-tuned cell."""
-    bench = Bench(open_study(folder), folder)
-    tuned = next(cell for cell in cells(bench.study) if cell.method == "G^R" and cell.needs)
-    summary = read_json(bench.fold_folder(tuned) / "validation" / "summary.json")
+    study = open_study(folder)
+    tuned = next(cell for cell in study.cells if cell.method == "G^R" and cell.needs)
+    summary = read_json(study.fold_folder(tuned) / "validation" / "summary.json")
     return {Path(c["reference_file"]).name: c["metrics"] for c in summary["metric_per_case"]}
 
 

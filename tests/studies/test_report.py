@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from planted_study import plant, true_dice
 
-from nnssl.studies.report.page import markdown_tables, write_report
+from nnssl.studies.report.page import TEMPLATE, write_markdown, write_report
 from nnssl.studies.run.grid import Cell
 from nnssl.studies.run.spec import PretrainingArm, ScratchArm
 
@@ -80,7 +82,7 @@ def test_a_planted_effect_is_claimed_and_a_null_is_not(
     tmp_path: Path, gain: int, claimed: bool
 ) -> None:
     plant(tmp_path, noisy(gain), repetitions=6)
-    text = markdown_tables(tmp_path / "study", workers=1)
+    text = write_markdown(tmp_path / "study", workers=1)
     assert ("M gains 0." in text) == claimed
     assert ("No difference between M and scratch at equal schedule was shown" in text) != claimed
     assert P_VALUE.search(text)
@@ -94,7 +96,7 @@ def test_a_gain_must_hold_over_the_best_schedule_of_scratch(tmp_path: Path) -> N
         return true_dice(layers + a_little_worse if own or cell.method == "M" else 5)
 
     plant(tmp_path, dice, repetitions=6, scratch_schedules={"long": ScratchArm()})
-    text = markdown_tables(tmp_path / "study", workers=1)
+    text = write_markdown(tmp_path / "study", workers=1)
     assert "M gains" not in text
     assert "M and scratch with the best of its own schedules was shown" in text
     assert "scratch (own schedule)" in text
@@ -133,13 +135,13 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert "script" not in checked.tags
     assert all(each.startswith("data:image/") for each in checked.addresses)
     assert "&lt;script&gt;" in page
-    assert "\\<script>" in markdown_tables(tmp_path / "study", workers=1)
+    assert "\\<script>" in write_markdown(tmp_path / "study", workers=1)
 
 
 def test_nothing_that_is_printed_names_a_folder_of_this_machine(tmp_path: Path) -> None:
     """Commands are those that are typed in the folder of the study."""
     plant(tmp_path, noisy(2), repetitions=1, skip={"m-p2-r0-f0-short"})
-    text = markdown_tables(tmp_path / "study", workers=1)
+    text = write_markdown(tmp_path / "study", workers=1)
     assert "missing | nnUNet_results=cells/m-p2-r0-f0-short" in text
     weights = r"nnssl_pretrained_weights=cells/pretrain-[\w.-]+/\S+/checkpoint_final.pth"
     assert re.search(weights, text)
@@ -149,9 +151,19 @@ def test_nothing_that_is_printed_names_a_folder_of_this_machine(tmp_path: Path) 
 
 def test_hours_seeds_and_commands_are_there(tmp_path: Path) -> None:
     plant(tmp_path, noisy(2), repetitions=1)
-    text = markdown_tables(tmp_path / "study", workers=1)
+    text = write_markdown(tmp_path / "study", workers=1)
     assert "| M | 1 x 0.50 h | 1 x 0.50 h | 1.00 |" in text
     assert "labels.patients=2 labels.seed=0' nnUNetv2_train 7 2d 0 -p nnUNetPlans" in text
     page = write_report(tmp_path / "study", images=False, workers=1).read_text()
     assert "nnunetv2 2.8.1" in page
     assert "Settings are chosen on fold 0" in page
+
+
+def test_the_template_is_installed_with_the_package(tmp_path: Path) -> None:
+    repository = Path(__file__).parents[2]
+    build = [sys.executable, "setup.py", "-q", "build_py", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=repository, check=True, capture_output=True)
+    folder = Path("nnssl", "studies", "report")
+    assert (tmp_path / folder / TEMPLATE).read_text() == (
+        repository / folder / TEMPLATE
+    ).read_text()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nnssl.config import find_configs
-from nnssl.studies.run.files import find_studies, write_yaml
-from nnssl.studies.run.spec import read_study, slug, to_raw, waiting
+from nnssl.studies.run import spec
+from nnssl.studies.run.spec import find_studies, find_waiting, read_study, slug
 
 SHIPPED = (
     "chaitanya",
@@ -104,14 +104,14 @@ def test_an_arm_waits_until_its_trainer_exists(write_study, tmp_path, monkeypatc
     later = "  X: {trainer: nnSSLLaterTrainer, waits: trainer}\n"
     pool = "  P: {trainer: nnSSLContrastiveTrainer, waits: dataset}\n"
     study = read_study(write_study(text + later + pool))
-    assert set(waiting(study)) == {"X", "P"}
+    assert set(find_waiting(study)) == {"X", "P"}
     with pytest.raises(ValueError, match="no such trainer"):
         read_study(write_study(text + later.replace(", waits: trainer", "")))
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "nnSSLLaterTrainer.yaml").write_text("extends: nnSSLContrastiveTrainer")
     monkeypatch.setenv("nnssl_configs", str(tmp_path / "own"))
     given = pool.replace("waits", "dataset: 30, waits")
-    assert waiting(read_study(write_study(text + later + given))) == {}
+    assert find_waiting(read_study(write_study(text + later + given))) == {}
 
 
 def test_a_users_studies_come_first(write_study, tmp_path, monkeypatch):
@@ -128,7 +128,7 @@ def test_a_users_studies_come_first(write_study, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_what_is_written_is_read_again(name, tmp_path):
     study = read_study(name)
-    write_yaml(tmp_path / "study.yaml", to_raw(study))
+    spec.write_study(tmp_path / "study.yaml", study)
     assert read_study(tmp_path / "study.yaml") == study
 
 

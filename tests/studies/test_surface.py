@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from nnssl.studies.analysis.surface import Surface, case_metrics, surface_metrics
+from nnssl.studies.analysis.surface import Surface, measure_case, measure_surfaces
 
 SPACINGS = [(1.0, 1.0, 1.0), (10.0, 1.5, 1.5), (3.0, 2.0, 0.7)]
 
@@ -28,7 +28,7 @@ def test_shifted_cube_has_the_shift_as_hd95(
     """The face that leads is k voxels away, and makes up more than 5 % of the surface."""
     begin = [6, 6, 6]
     begin[axis] += shift
-    found = surface_metrics(cube(tuple(begin)), cube((6, 6, 6)), spacing)
+    found = measure_surfaces(cube(tuple(begin)), cube((6, 6, 6)), spacing)
     assert found.hd95 == pytest.approx(shift * spacing[axis])
 
 
@@ -42,7 +42,7 @@ def test_nsd_of_a_shifted_cube_by_counting() -> None:
     edge, corner = math.sqrt(0.5), math.sqrt(3) / 8
     surface = 6 * 19**2 + 12 * 19 * edge + 8 * corner
     too_far = 15**2 + 19**2 + 4 * 19 * edge + 4 * corner
-    found = surface_metrics(cube((6, 6, 9), 20, 40), cube((6, 6, 6), 20, 40), (1, 1, 1), 2.0)
+    found = measure_surfaces(cube((6, 6, 9), 20, 40), cube((6, 6, 6), 20, 40), (1, 1, 1), 2.0)
     assert found.nsd == pytest.approx(1 - too_far / surface)
 
 
@@ -51,32 +51,32 @@ def test_concentric_spheres() -> None:
     axis = (np.arange(60) - 29.5) * 0.5
     radius = np.sqrt(sum(a**2 for a in np.meshgrid(axis, axis, axis, indexing="ij")))
     inner, outer = radius < 10, radius < 13
-    found = surface_metrics(inner, outer, (0.5,) * 3, tolerance=2.0)
+    found = measure_surfaces(inner, outer, (0.5,) * 3, tolerance=2.0)
     assert found.hd95 == pytest.approx(3.0, abs=0.6)
     assert found.nsd == 0
-    assert surface_metrics(inner, outer, (0.5,) * 3, tolerance=4.0).nsd == 1
+    assert measure_surfaces(inner, outer, (0.5,) * 3, tolerance=4.0).nsd == 1
 
 
 def test_equal_masks_and_symmetry() -> None:
     rng = np.random.default_rng(0)
     one, other = (rng.random((6, 9, 9)) > 0.6 for _ in range(2))
-    assert surface_metrics(one, one, (3, 1, 1)) == Surface(0.0, 1.0)
-    assert surface_metrics(one, other, (3, 1, 1)) == surface_metrics(other, one, (3, 1, 1))
+    assert measure_surfaces(one, one, (3, 1, 1)) == Surface(0.0, 1.0)
+    assert measure_surfaces(one, other, (3, 1, 1)) == measure_surfaces(other, one, (3, 1, 1))
 
 
 def test_object_at_the_border_of_the_volume_has_a_whole_surface() -> None:
     at_border, inside = cube((0, 0, 0)), cube((5, 5, 5))
-    moved = surface_metrics(cube((2, 0, 0)), at_border, (2, 1, 1), 1.0)
-    assert moved == surface_metrics(cube((7, 5, 5)), inside, (2, 1, 1), 1.0)
+    moved = measure_surfaces(cube((2, 0, 0)), at_border, (2, 1, 1), 1.0)
+    assert moved == measure_surfaces(cube((7, 5, 5)), inside, (2, 1, 1), 1.0)
 
 
 def test_empty_masks() -> None:
     empty = np.zeros((24, 24, 24), dtype=bool)
-    both = surface_metrics(empty, empty, (1, 1, 1))
+    both = measure_surfaces(empty, empty, (1, 1, 1))
     assert math.isnan(both.hd95)
     assert math.isnan(both.nsd)
     for pair in ((empty, cube((1, 1, 1))), (cube((1, 1, 1)), empty)):
-        one = surface_metrics(*pair, (1, 1, 1))
+        one = measure_surfaces(*pair, (1, 1, 1))
         assert math.isnan(one.hd95)
         assert one.nsd == 0
 
@@ -85,7 +85,7 @@ def test_single_slice_is_measured_by_its_contour() -> None:
     """Two squares of one slice: contours count, not the area of the slice."""
     square, moved = (np.zeros((1, 30, 30), dtype=bool) for _ in range(2))
     square[0, 5:15, 5:15], moved[0, 5:15, 9:19] = True, True
-    found = surface_metrics(moved, square, (10.0, 1.0, 1.0), tolerance=0.5)
+    found = measure_surfaces(moved, square, (10.0, 1.0, 1.0), tolerance=0.5)
     assert found.hd95 == pytest.approx(4.0)
     assert found.nsd == pytest.approx(12 / 40, abs=0.05)  # 6 voxels on two sides of 40
 
@@ -99,7 +99,7 @@ def test_equal_to_the_package_of_deepmind(spacing: tuple[float, ...]) -> None:
         warnings.simplefilter("ignore")
         for one, other in (noise, (cube((3, 4, 5)), cube((6, 4, 3), 11))):
             theirs = package.compute_surface_distances(other, one, spacing)
-            ours = surface_metrics(one, other, spacing, 2.0)
+            ours = measure_surfaces(one, other, spacing, 2.0)
             assert ours.hd95 == pytest.approx(package.compute_robust_hausdorff(theirs, 95))
             expected = package.compute_surface_dice_at_tolerance(theirs, 2.0)
             assert ours.nsd == pytest.approx(expected, rel=1e-5)
@@ -123,7 +123,7 @@ def test_case_by_structure_regions_and_ignored_voxels(tmp_path: Path) -> None:
         write(tmp_path / f"{name}.nii.gz", labels, (1.5, 1.0, 5.0))  # x, y, z
         for name, labels in (("p", predicted), ("r", reference))
     ]
-    found = case_metrics(*paths, {"1": [1], "(1, 2)": [1, 2], "3": [3]}, ignore=9)
+    found = measure_case(*paths, {"1": [1], "(1, 2)": [1, 2], "3": [3]}, ignore=9)
     assert found["1"].hd95 == pytest.approx(3.0)  # two voxels of 1.5 mm along x
     assert found["(1, 2)"].hd95 == pytest.approx(3.0)
     assert math.isnan(found["3"].nsd)
@@ -133,4 +133,4 @@ def test_different_grids_are_refused(tmp_path: Path) -> None:
     one = write(tmp_path / "a.nii.gz", np.ones((3, 4, 5)), (1, 1, 1))
     other = write(tmp_path / "b.nii.gz", np.ones((3, 4, 6)), (1, 1, 1))
     with pytest.raises(ValueError, match="one grid"):
-        case_metrics(one, other, {"1": [1]})
+        measure_case(one, other, {"1": [1]})

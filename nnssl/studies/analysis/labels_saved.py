@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from scipy import stats
@@ -13,7 +12,6 @@ from scipy.optimize import isotonic_regression
 
 LEAST_REPETITIONS = 5  # for an interval
 RESAMPLES = 2000
-Bound = Literal["equal", "more", "fewer"]
 
 
 @dataclass(frozen=True)
@@ -40,31 +38,21 @@ class LabelsSaved:
     scratch: tuple[float, ...]
     method: tuple[float, ...]
 
-    def bound(self, index: int) -> Bound:
-        """Whether `needed[index]` is a number, or beyond the largest or the smallest budget."""
-        if math.isinf(self.needed[index]):
-            return "more"
-        return "equal" if self.needed[index] else "fewer"
-
-    def saved(self, index: int) -> float:
-        """Labels saved at a budget: infinite or negative where `needed` is infinite or 0."""
-        return self.needed[index] - self.budgets[index]
-
     def text(self, index: int) -> str:
         """`needed[index]` in words, with its interval."""
-        words = self._words(self.needed[index])
+        words = self._write(self.needed[index])
         if self.low is None or self.high is None:
             return words
-        ends = f"{self._words(self.low[index])} to {self._words(self.high[index])}"
+        ends = f"{self._write(self.low[index])} to {self._write(self.high[index])}"
         return f"{words} ({100 * self.level:g} % interval: {ends})"
 
-    def _words(self, value: float) -> str:
+    def _write(self, value: float) -> str:
         if math.isinf(value):
             return f"more than {self.budgets[-1]:g}"
         return f"{value:.3g}" if value else f"fewer than {self.budgets[0]:g}"
 
 
-def labels_saved(
+def estimate_labels_saved(
     budgets: Sequence[float],
     scratch: np.ndarray,
     method: np.ndarray,
@@ -91,19 +79,19 @@ def labels_saved(
     Raises:
         ValueError: wrong shapes, budgets that do not ascend, or missing values.
     """
-    grid, arms = _checked(budgets, scratch, method)
-    needed = _needed(grid, *(_monotone(arm.mean(0)) for arm in arms))
+    grid, arms = _check(budgets, scratch, method)
+    needed = _read_backwards(grid, *(_make_monotone(arm.mean(0)) for arm in arms))
     repetitions = arms.shape[1]
     low = high = None
     if repetitions >= LEAST_REPETITIONS:
-        low, high = _interval(grid, arms, level, np.random.default_rng(seed))
-    curves = [tuple(map(float, _monotone(arm.mean(0)))) for arm in arms]
+        low, high = _estimate_interval(grid, arms, level, np.random.default_rng(seed))
+    curves = [tuple(map(float, _make_monotone(arm.mean(0)))) for arm in arms]
     return LabelsSaved(
         tuple(map(float, grid)), needed, low, high, level, scratch=curves[0], method=curves[1]
     )
 
 
-def _checked(
+def _check(
     budgets: Sequence[float], scratch: np.ndarray, method: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     grid = np.asarray(budgets, float)
@@ -126,16 +114,16 @@ def _checked(
     return grid, arms
 
 
-def _monotone(curve: np.ndarray) -> np.ndarray:
+def _make_monotone(curve: np.ndarray) -> np.ndarray:
     return np.asarray(isotonic_regression(curve).x)
 
 
-def _needed(grid: np.ndarray, scratch: np.ndarray, method: np.ndarray) -> tuple[float, ...]:
+def _read_backwards(grid: np.ndarray, scratch: np.ndarray, method: np.ndarray) -> tuple[float, ...]:
     """Smallest budget at which the monotone curve of scratch reaches each value; inf, 0 outside."""
-    return tuple(_first_reach(np.log2(grid), scratch, float(value)) for value in method)
+    return tuple(_find_first_reach(np.log2(grid), scratch, float(value)) for value in method)
 
 
-def _first_reach(log_grid: np.ndarray, curve: np.ndarray, value: float) -> float:
+def _find_first_reach(log_grid: np.ndarray, curve: np.ndarray, value: float) -> float:
     if value > curve[-1]:
         return math.inf
     if value < curve[0]:
@@ -147,14 +135,17 @@ def _first_reach(log_grid: np.ndarray, curve: np.ndarray, value: float) -> float
     return float(2.0 ** (log_grid[right - 1] + share * (log_grid[right] - log_grid[right - 1])))
 
 
-def _interval(
+def _estimate_interval(
     grid: np.ndarray, arms: np.ndarray, level: float, generator: np.random.Generator
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     repetitions = arms.shape[1]
     drawn = generator.integers(repetitions, size=(RESAMPLES, repetitions))
     means = arms[:, drawn].mean(2)  # (2, RESAMPLES, B)
     found = np.array(
-        [_needed(grid, _monotone(s), _monotone(m)) for s, m in zip(*means, strict=True)]
+        [
+            _read_backwards(grid, _make_monotone(s), _make_monotone(m))
+            for s, m in zip(*means, strict=True)
+        ]
     )
     wide = stats.t.ppf((1 + level) / 2, repetitions - 1) * math.sqrt(
         repetitions / (repetitions - 1)

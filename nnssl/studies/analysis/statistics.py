@@ -10,22 +10,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-
-from nnssl.studies.analysis.labels_saved import LabelsSaved, labels_saved
-from nnssl.studies.analysis.variance import MeanVariance, crossed_mean
-
-__all__ = [
-    "Effect",
-    "LabelsSaved",
-    "holm",
-    "labels_saved",
-    "mean_interval",
-    "paired_effect",
-    "with_holm",
-]
+from scipy import stats
 
 LEAST_REPETITIONS = 5  # for a p-value, and as many less one beyond the first of each fold
 LEAST_SEED_FREEDOM = 2  # seeds beyond the first, summed over folds, that an interval can rest on
+ROUNDING = 1e-12  # scatter below this share of the largest value is rounding
 Seeds = Sequence[Sequence[Hashable]]
 
 
@@ -41,7 +30,7 @@ class Effect:
         p: two-sided; None with fewer than 5 repetitions (or fewer than 4 beyond the first of each
             fold: 3 in each of 2 folds, not 2 in each of 3), and where nothing scatters although
             the mean is not 0 (such a difference is a copy, no measurement).
-        p_holm: `p` corrected by `with_holm`; None until then.
+        p_holm: `p` corrected by `correct_effects`; None until then.
         per_repetition: mean difference of every repetition, folds one after the other.
         repetitions: their number, over all folds.
         patients: number of patients, over all folds.
@@ -71,18 +60,47 @@ class Effect:
     freedom: float = float("nan")
     covers: tuple[str, ...] = ("repetition", "patient")
 
-    @property
-    def descriptive(self) -> bool:
-        """Whether the interval only describes: too few repetitions for a test."""
-        return _too_few(self.repetitions, self.folds)
+
+@dataclass(frozen=True)
+class MeanVariance:
+    """A mean, its variance and the degrees of freedom of that variance.
+
+    Attributes:
+        mean: mean over all patients, and over the repetitions of their fold.
+        variance: of the mean; nan where no fold has two repetitions.
+        freedom: Satterthwaite's degrees of freedom; nan with `variance`, or where it is 0.
+        repetition: variance component, never negative; nan with `variance`.
+        patient: variance component, never negative; nan without two patients in a fold.
+        residual: variance component; nan without both.
+    """
+
+    mean: float
+    variance: float
+    freedom: float
+    repetition: float
+    patient: float
+    residual: float
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """Student's interval of the mean."""
+        if self.variance == 0:
+            return self.mean, self.mean
+        half = float(stats.t.ppf((1 + level) / 2, self.freedom)) * self.variance**0.5
+        return self.mean - half, self.mean + half
+
+    def p_value(self) -> float:
+        """Two-sided, of the hypothesis that the mean is 0; nan where nothing scatters."""
+        if self.variance == 0:
+            return 1.0 if self.mean == 0 else float("nan")
+        return float(2 * stats.t.sf(abs(self.mean) / self.variance**0.5, self.freedom))
 
 
-def paired_effect(
+def estimate_effect(
     differences: Sequence[np.ndarray], level: float = 0.95, groups: Seeds | None = None
 ) -> Effect:
     """Mean paired difference over repetitions crossed with patients, nested in folds.
 
-    Variance by `variance.crossed_mean`. With `groups`, the differences are also averaged within
+    Variance by `estimate_crossed_mean`. With `groups`, the differences are also averaged within
     each pre-training seed, and the seeds analysed as the repetitions are. If there are enough seeds
     (two beyond the first of each fold, summed), the larger of both variances is taken, with the
     seeds' degrees of freedom. With fewer, the interval is conditional on the runs used; `covers`
@@ -101,10 +119,10 @@ def paired_effect(
     """
     if not 0 < level < 1:
         raise ValueError(f"level: found {level}, allowed between 0 and 1")
-    folds, left_out = _complete(differences)
-    found = crossed_mean(folds)
-    seeds = _checked_groups(folds, groups)
-    basis, covers = _with_seeds(found, folds, seeds)
+    folds, left_out = _check_folds(differences)
+    found = estimate_crossed_mean(folds)
+    seeds = _check_groups(folds, groups)
+    basis, covers = _choose_basis(found, folds, seeds)
     low, high = basis.interval(level)
     rows = tuple(float(value) for fold in folds for value in fold.mean(1))
     return Effect(
@@ -112,12 +130,12 @@ def paired_effect(
         low=low,
         high=high,
         level=level,
-        p=_p_value(basis, _too_few(len(rows), len(folds))),
+        p=_test(basis, _is_too_few(len(rows), len(folds))),
         p_holm=None,
         per_repetition=rows,
         repetitions=len(rows),
         patients=sum(fold.shape[1] for fold in folds),
-        components=_components(found, folds, seeds),
+        components=_name_components(found, folds, seeds),
         folds=len(folds),
         left_out=left_out,
         freedom=basis.freedom,
@@ -125,10 +143,10 @@ def paired_effect(
     )
 
 
-def mean_interval(
+def estimate_mean(
     values: Sequence[np.ndarray], level: float = 0.95, groups: Seeds | None = None
 ) -> tuple[float, float, float]:
-    """Mean of one arm with its interval, as in `paired_effect`.
+    """Mean of one arm with its interval, as in `estimate_effect`.
 
     Args:
         values: one (R, P) array per fold.
@@ -138,11 +156,11 @@ def mean_interval(
     Returns:
         mean, low, high; the ends are nan with a single repetition per fold.
     """
-    effect = paired_effect(values, level, groups)
+    effect = estimate_effect(values, level, groups)
     return effect.mean, effect.low, effect.high
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
+def correct_p_values(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down correction; what has no p-value was not tested and does not count.
 
     Reference:
@@ -160,25 +178,79 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def with_holm(effects: Mapping[str, Effect]) -> dict[str, Effect]:
+def correct_effects(effects: Mapping[str, Effect]) -> dict[str, Effect]:
     """The effects with `p_holm`, corrected over all of them; intervals stay unadjusted."""
-    corrected = holm([effect.p for effect in effects.values()])
+    corrected = correct_p_values([effect.p for effect in effects.values()])
     return {
         name: replace(effect, p_holm=p)
         for (name, effect), p in zip(effects.items(), corrected, strict=True)
     }
 
 
-def _too_few(repetitions: int, folds: int) -> bool:
+def estimate_crossed_mean(folds: Sequence[np.ndarray]) -> MeanVariance:
+    """Two-way random-effects analysis of variance, by moments, pooled over folds.
+
+    Within fold f the model is x[r, p] = m_f + a_r + b_p + e_rp with independent random repetitions
+    a, patients b and residuals e; repetitions and patients are nested in folds. With S_a and S_b
+    the pooled variances of row and column means, S_e the pooled residual mean square, and h_P and
+    h_R the mean of 1/P and 1/R, the components are
+
+        var(a) = max(0, S_a - h_P S_e),  var(b) = max(0, S_b - h_R S_e),  var(e) = S_e,
+
+    and var(mean) = sum_f w_f^2 (var(a) / R_f + var(b) / P_f + var(e) / (R_f P_f)), w_f the fold's
+    share of the patients. A component that comes out negative counts as 0: its mean square is then
+    replaced by what it would be without the component, in the variance and in Satterthwaite's
+    degrees of freedom (with its own degrees of freedom, which errs to the safe side).
+
+    Args:
+        folds: one complete (R, P) array per fold. With one patient per fold this is the t test
+            over repetitions.
+    """
+    folds = [np.asarray(fold, float) for fold in folds]
+    rows = [fold.mean(1) for fold in folds]
+    columns = [fold.mean(0) for fold in folds]
+    shapes = np.array([fold.shape for fold in folds], float)
+    r, p = shapes[:, 0], shapes[:, 1]
+    w = p / p.sum()
+    mean = float(sum(share * fold.mean() for share, fold in zip(w, folds, strict=True)))
+    residuals = [
+        fold - row[:, None] - column + fold.mean()
+        for fold, row, column in zip(folds, rows, columns, strict=True)
+    ]
+    freedom = np.array([(r - 1).sum(), (p - 1).sum(), ((r - 1) * (p - 1)).sum()])
+    smallest = (ROUNDING * max(float(np.abs(fold).max()) for fold in folds)) ** 2
+    s_a = _pool_variance(rows, freedom[0], smallest)
+    s_b = _pool_variance(columns, freedom[1], smallest)
+    s_e = _sum_squares(residuals) / freedom[2] if freedom[2] else 0.0
+    s_e = s_e if s_e > smallest else 0.0
+    if not freedom[0]:
+        return MeanVariance(mean, *[float("nan")] * 5)
+    h_p = float(((r - 1) / p).sum() / freedom[0])
+    h_r = float(((p - 1) / r).sum() / freedom[1]) if freedom[1] else 0.0
+    floored = np.array([max(s_a, h_p * s_e), max(s_b, h_r * s_e), s_e])
+    c_a, c_b, c_e = (w**2 / r).sum(), (w**2 / p).sum(), (w**2 / (r * p)).sum()
+    parts = floored * np.array([c_a, c_b, c_e - c_a * h_p - c_b * h_r])
+    variance = float(parts.sum()) if floored.any() else 0.0
+    return MeanVariance(
+        mean=mean,
+        variance=variance,
+        freedom=_estimate_freedom(variance, parts, freedom),
+        repetition=float(floored[0] - h_p * s_e),
+        patient=float(floored[1] - h_r * s_e) if freedom[1] else float("nan"),
+        residual=float(s_e) if freedom[2] else float("nan"),
+    )
+
+
+def _is_too_few(repetitions: int, folds: int) -> bool:
     return repetitions < LEAST_REPETITIONS or repetitions - folds < LEAST_REPETITIONS - 1
 
 
-def _p_value(basis: MeanVariance, too_few: bool) -> float | None:
+def _test(basis: MeanVariance, too_few: bool) -> float | None:
     p = basis.p_value()
     return None if too_few or np.isnan(p) else p
 
 
-def _complete(differences: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
+def _check_folds(differences: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
     """Arrays without missing values, and how many patients that cost."""
     if isinstance(differences, np.ndarray) and differences.ndim != 3:
         raise ValueError(
@@ -188,11 +260,11 @@ def _complete(differences: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]
     folds = [np.asarray(fold, float) for fold in differences]
     if not folds:
         raise ValueError("no fold was given; at least one (R, P) array is needed")
-    kept = [_complete_fold(number, fold) for number, fold in enumerate(folds)]
+    kept = [_drop_incomplete_patients(number, fold) for number, fold in enumerate(folds)]
     return kept, sum(a.shape[1] - b.shape[1] for a, b in zip(folds, kept, strict=True))
 
 
-def _complete_fold(number: int, fold: np.ndarray) -> np.ndarray:
+def _drop_incomplete_patients(number: int, fold: np.ndarray) -> np.ndarray:
     if fold.ndim != 2 or 0 in fold.shape:
         raise ValueError(
             f"fold {number} (in the order given): found shape {fold.shape}, allowed is "
@@ -214,7 +286,7 @@ def _complete_fold(number: int, fold: np.ndarray) -> np.ndarray:
     return fold[:, kept]
 
 
-def _checked_groups(folds: Sequence[np.ndarray], groups: Seeds | None) -> Seeds:
+def _check_groups(folds: Sequence[np.ndarray], groups: Seeds | None) -> Seeds:
     seeds = [[0] * len(fold) for fold in folds] if groups is None else groups
     if [len(each) for each in seeds] != [len(fold) for fold in folds]:
         raise ValueError(
@@ -224,15 +296,17 @@ def _checked_groups(folds: Sequence[np.ndarray], groups: Seeds | None) -> Seeds:
     return seeds
 
 
-def _with_seeds(
+def _choose_basis(
     found: MeanVariance, folds: Sequence[np.ndarray], seeds: Seeds
 ) -> tuple[MeanVariance, tuple[str, ...]]:
     """The variance that the interval rests on, and what it covers."""
     conditional = ("repetition", "patient")
-    counts = [_counts(each) for each in seeds]
+    counts = [_count_members(each) for each in seeds]
     if sum(len(each) - 1 for each in counts) < LEAST_SEED_FREEDOM or min(map(len, counts)) < 2:
         return found, conditional
-    by_seed = crossed_mean([_seed_means(f, s) for f, s in zip(folds, seeds, strict=True)])
+    by_seed = estimate_crossed_mean(
+        [_average_seeds(f, s) for f, s in zip(folds, seeds, strict=True)]
+    )
     unequal = max(len(each) * sum((n / sum(each)) ** 2 for n in each) for each in counts)
     variance = max(found.variance, unequal * by_seed.variance)
     # a variance of 0 has no degrees of freedom
@@ -240,21 +314,23 @@ def _with_seeds(
     return replace(found, variance=variance, freedom=freedom), (*conditional, "pretraining_seed")
 
 
-def _components(found: MeanVariance, folds: Sequence[np.ndarray], seeds: Seeds) -> dict[str, float]:
+def _name_components(
+    found: MeanVariance, folds: Sequence[np.ndarray], seeds: Seeds
+) -> dict[str, float]:
     components = {
         "repetition": found.repetition,
         "patient": found.patient,
         "residual": found.residual,
     }
-    between = _between_seeds([fold.mean(1) for fold in folds], seeds)
+    between = _estimate_between_seeds([fold.mean(1) for fold in folds], seeds)
     return components if between is None else {**components, "pretraining_seed": between}
 
 
-def _between_seeds(rows: Sequence[np.ndarray], seeds: Seeds) -> float | None:
+def _estimate_between_seeds(rows: Sequence[np.ndarray], seeds: Seeds) -> float | None:
     """Variance between seeds beyond that between repetitions of a seed; None if inseparable."""
     within = freedom_within = between = freedom_between = shrink = 0.0
     for means, names in zip(rows, seeds, strict=True):
-        of_seed = [means[_members(names, name)] for name in dict.fromkeys(names)]
+        of_seed = [means[_find_members(names, name)] for name in dict.fromkeys(names)]
         within += sum(float(((each - each.mean()) ** 2).sum()) for each in of_seed)
         freedom_within += len(means) - len(of_seed)
         averages = np.array([each.mean() for each in of_seed])
@@ -267,14 +343,32 @@ def _between_seeds(rows: Sequence[np.ndarray], seeds: Seeds) -> float | None:
     return max(0.0, between / freedom_between - expected)
 
 
-def _seed_means(fold: np.ndarray, names: Sequence[Hashable]) -> np.ndarray:
+def _average_seeds(fold: np.ndarray, names: Sequence[Hashable]) -> np.ndarray:
     """(seeds, P): the fold averaged over the repetitions of each seed."""
-    return np.stack([fold[_members(names, name)].mean(0) for name in dict.fromkeys(names)])
+    return np.stack([fold[_find_members(names, name)].mean(0) for name in dict.fromkeys(names)])
 
 
-def _counts(names: Sequence[Hashable]) -> list[int]:
-    return [len(_members(names, name)) for name in dict.fromkeys(names)]
+def _count_members(names: Sequence[Hashable]) -> list[int]:
+    return [len(_find_members(names, name)) for name in dict.fromkeys(names)]
 
 
-def _members(names: Sequence[Hashable], name: Hashable) -> list[int]:
+def _find_members(names: Sequence[Hashable], name: Hashable) -> list[int]:
     return [i for i, other in enumerate(names) if other == name]
+
+
+def _estimate_freedom(variance: float, parts: np.ndarray, freedom: np.ndarray) -> float:
+    present = freedom > 0
+    denominator = float((parts[present] ** 2 / freedom[present]).sum())
+    return variance**2 / denominator if denominator else float("nan")
+
+
+def _pool_variance(groups: Sequence[np.ndarray], freedom: float, smallest: float) -> float:
+    """Pooled variance of the means of rows or columns around their fold's mean."""
+    if not freedom:
+        return 0.0
+    pooled = _sum_squares([group - group.mean() for group in groups]) / freedom
+    return pooled if pooled > smallest else 0.0
+
+
+def _sum_squares(arrays: Sequence[np.ndarray]) -> float:
+    return float(sum((array**2).sum() for array in arrays))

@@ -35,7 +35,7 @@ class Surface(NamedTuple):
     nsd: float
 
 
-def surface_metrics(
+def measure_surfaces(
     predicted: Mask, reference: Mask, spacing: Sequence[float], tolerance: float = TOLERANCE
 ) -> Surface:
     """HD95 and NSD of two masks.
@@ -62,13 +62,13 @@ def surface_metrics(
     if not predicted.any() or not reference.any():
         both = not predicted.any() and not reference.any()
         return Surface(math.nan, math.nan if both else 0.0)
-    box = _bounding_box(predicted | reference)
-    areas = _areas(tuple(float(step) for step in spacing))
-    elements = [areas[_codes(mask[box])] for mask in (predicted, reference)]
-    return _compare(elements, spacing, tolerance)
+    box = _find_box(predicted | reference)
+    areas = _tabulate_areas(tuple(float(step) for step in spacing))
+    elements = [areas[_code_neighbourhoods(mask[box])] for mask in (predicted, reference)]
+    return _compare_elements(elements, spacing, tolerance)
 
 
-def _compare(
+def _compare_elements(
     elements: Sequence[NDArray[np.float64]], spacing: Sequence[float], tolerance: float
 ) -> Surface:
     borders = [each > 0 for each in elements]
@@ -76,11 +76,11 @@ def _compare(
     distances = [to[1][borders[0]], to[0][borders[1]]]
     weights = [each[border] for each, border in zip(elements, borders, strict=True)]
     within = [w[d <= tolerance].sum() for d, w in zip(distances, weights, strict=True)]
-    hd95 = max(_quantile(d, w) for d, w in zip(distances, weights, strict=True))
+    hd95 = max(_find_quantile(d, w) for d, w in zip(distances, weights, strict=True))
     return Surface(float(hd95), float(sum(within) / sum(each.sum() for each in weights)))
 
 
-def _quantile(
+def _find_quantile(
     distances: NDArray[np.float64], weights: NDArray[np.float64], share: float = 0.95
 ) -> float:
     order = np.argsort(distances, kind="stable")
@@ -89,13 +89,13 @@ def _quantile(
     return float(distances[order][min(place, len(order) - 1)])
 
 
-def _bounding_box(mask: Mask) -> tuple[slice, ...]:
+def _find_box(mask: Mask) -> tuple[slice, ...]:
     axes = range(mask.ndim)
     inside = [np.flatnonzero(mask.any(axis=tuple(a for a in axes if a != axis))) for axis in axes]
     return tuple(slice(int(each[0]), int(each[-1]) + 1) for each in inside)
 
 
-def _codes(mask: Mask) -> NDArray[np.intp]:
+def _code_neighbourhoods(mask: Mask) -> NDArray[np.intp]:
     """Which of the 2 x 2 x 2 voxels round each corner of the grid are inside, as 8 bits."""
     flat = [axis for axis, length in enumerate(mask.shape) if length == 1]
     padded = np.pad(mask, [(0, 0) if axis in flat else (1, 1) for axis in range(3)])
@@ -109,7 +109,7 @@ def _codes(mask: Mask) -> NDArray[np.intp]:
 
 
 @cache
-def _areas(spacing: tuple[float, ...]) -> NDArray[np.float64]:
+def _tabulate_areas(spacing: tuple[float, ...]) -> NDArray[np.float64]:
     """Area in mm2 of the surface inside each of the 256 neighbourhoods (marching cubes)."""
     from skimage.measure import marching_cubes, mesh_surface_area
 
@@ -124,7 +124,7 @@ def _areas(spacing: tuple[float, ...]) -> NDArray[np.float64]:
     return areas
 
 
-def case_metrics(
+def measure_case(
     predicted: Path,
     reference: Path,
     regions: Mapping[str, Iterable[int]],
@@ -159,6 +159,6 @@ def case_metrics(
         return np.isin(labels, list(values)) & counted
 
     return {
-        name: surface_metrics(mask(found, values), mask(wanted, values), spacing, tolerance)
+        name: measure_surfaces(mask(found, values), mask(wanted, values), spacing, tolerance)
         for name, values in regions.items()
     }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -16,29 +16,24 @@ from nnssl.common.parallel import for_each
 from nnssl.convert.volumes import be_quiet
 from nnssl.nnunet.cases import read_cases
 from nnssl.nnunet.paths import SUMMARY
-from nnssl.studies.analysis.surface import TOLERANCE, case_metrics
-from nnssl.studies.run import outcome
-
-if TYPE_CHECKING:
-    from nnssl.studies.run.grid import Cell
-    from nnssl.studies.run.spec import Study
+from nnssl.studies.analysis.surface import TOLERANCE, measure_case
+from nnssl.studies.analysis.validation import Validation
+from nnssl.studies.run.folder import StudyFolder
+from nnssl.studies.run.grid import Cell
 
 CELL_COLUMNS = (
     *("role", "method", "schedule", "unit", "budget", "fold", "repetition", "pretraining_seed"),
 )
+LABELLED = ("volumes", "slices", "patients")
 COLUMNS = (
     *("cell", *CELL_COLUMNS, "patient", "case", "structure", "dice", "hd95", "nsd"),
-    *("labelled_volumes", "labelled_slices", "labelled_patients"),
+    *(f"labelled_{number}" for number in LABELLED),
 )
 CACHE = "surface.json"
 
 
-def collect(
-    study_folder: str | Path,
-    study: Study,
-    cells: Sequence[Cell],
-    tolerance: float = TOLERANCE,
-    workers: int | None = None,
+def collect_scores(
+    folder: StudyFolder, tolerance: float = TOLERANCE, workers: int | None = None
 ) -> pd.DataFrame:
     """Scores of every finished fine-tuning and scratch cell.
 
@@ -48,82 +43,70 @@ def collect(
     in one of them has Dice 0, NSD 0 and HD95 NaN.
 
     Args:
-        study_folder: folder of the study.
-        study: the study.
-        cells: its cells; those that are not done have no rows.
+        folder: the study; cells that are not done have no rows.
         tolerance: of NSD, mm.
         workers: processes; None: one per processor.
 
     Returns:
         `COLUMNS`; `patient` is the case where `cases.json` is missing.
     """
-    folder = Path(study_folder)
-    done = [
-        each
-        for each in cells
-        if each.kind == "finetune" and outcome.state(folder, study, each) == "done"
-    ]
-    places = [(each.folder(folder), each.fold_folder(folder, study)) for each in done]
-    open_places = [place for place in places if _cached(*place, tolerance) is None]
-    if open_places:
-        processes = max(1, min(workers or os.cpu_count() or 1, len(open_places)))
-        for_each(partial(_measure, tolerance), open_places, processes, "HD95 and NSD")
+    cells = [c for c in folder.cells if c.kind == "finetune" and folder.state(c) == "done"]
+    paths = [(folder.cell_folder(cell), folder.fold_folder(cell)) for cell in cells]
+    missing = [pair for pair in paths if _read_cache(*pair, tolerance) is None]
+    if missing:
+        processes = max(1, min(workers or os.cpu_count() or 1, len(missing)))
+        for_each(partial(_measure, tolerance), missing, processes, "HD95 and NSD")
     rows = [
         row
-        for each, place in zip(done, places, strict=True)
-        for row in _rows(each, *place, tolerance)
+        for cell, pair in zip(cells, paths, strict=True)
+        for row in _make_rows(cell, *pair, tolerance)
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _cached(cell: Path, fold: Path, tolerance: float) -> dict[str, Any] | None:
+def _measure(tolerance: float, paths: tuple[Path, Path]) -> None:
+    be_quiet()
+    cell_folder, fold = paths
+    run = Validation(fold)
+    regions, ignore = run.regions, run.ignore_label
+    cases = {
+        case: measure_case(*pair, regions, tolerance, ignore) for case, pair in run.files.items()
+    }
+    content = {"made_from": _describe_source(fold, tolerance), "cases": cases}
+    write_json(cell_folder / CACHE, content)
+
+
+def _read_cache(cell_folder: Path, fold: Path, tolerance: float) -> dict[str, Any] | None:
     """Case -> structure key -> [HD95, NSD], if it belongs to today's summary."""
-    kept = read_json(cell / CACHE) if (cell / CACHE).is_file() else {}
-    return kept["cases"] if kept.get("made_from") == _made_from(fold, tolerance) else None
+    path = cell_folder / CACHE
+    stored = read_json(path) if path.is_file() else {}
+    fresh = stored.get("made_from") == _describe_source(fold, tolerance)
+    return stored["cases"] if fresh else None
 
 
-def _made_from(fold: Path, tolerance: float) -> dict[str, Any]:
+def _describe_source(fold: Path, tolerance: float) -> dict[str, Any]:
     """What the figures depend on; the summary by content, because clocks of machines differ."""
     digest = hashlib.sha256((fold / SUMMARY).read_bytes()).hexdigest()
     return {"fold": fold.name, "summary": digest, "tolerance": tolerance}
 
 
-def _measure(tolerance: float, place: tuple[Path, Path]) -> None:
-    be_quiet()
-    cell, fold = place
-    keys = {key for case in outcome.scores(fold).values() for key in case}
-    regions = {key: outcome.label_values(key) for key in sorted(keys)}
-    ignore = outcome.ignore_label(fold)
-    cases = {
-        case: case_metrics(*pair, regions, tolerance, ignore)
-        for case, pair in outcome.files(fold).items()
-    }
-    write_json(cell / CACHE, {"made_from": _made_from(fold, tolerance), "cases": cases})
-
-
-def _rows(cell: Cell, folder: Path, fold: Path, tolerance: float) -> Iterator[dict[str, Any]]:
-    dice, surface = outcome.scores(fold), _cached(folder, fold, tolerance)
+def _make_rows(
+    cell: Cell, cell_folder: Path, fold: Path, tolerance: float
+) -> Iterator[dict[str, Any]]:
+    run, surface = Validation(fold), _read_cache(cell_folder, fold, tolerance)
     assert surface is not None
-    names, patients, labels = (
-        outcome.structures(fold),
-        _patients(fold, dice),
-        outcome.labelled(fold),
-    )
+    names = run.structures
+    records = read_cases(run.preprocessed or Path(fold.parents[1].name), run.scores)
+    path = fold / "labelled_cases.json"
+    labels = read_json(path) if path.is_file() else {}
     common = {
         "cell": cell.id,
         **{column: getattr(cell, column) for column in CELL_COLUMNS},
-        **{
-            f"labelled_{n}": labels.get(f"number_of_{n}") for n in ("volumes", "slices", "patients")
-        },
+        **{f"labelled_{number}": labels.get(f"number_of_{number}") for number in LABELLED},
     }
-    for case, per_structure in dice.items():
-        for key, value in per_structure.items():
+    for case, per_structure in run.scores.items():
+        for key, dice in per_structure.items():
             hd95, nsd = surface[case][key]
-            scores = {"dice": value, "hd95": hd95, "nsd": nsd}
-            where = {"patient": patients[case], "case": case, "structure": names.get(key, key)}
+            where = {"patient": records[case].patient, "case": case}
+            scores = {"structure": names.get(key, key), "dice": dice, "hd95": hd95, "nsd": nsd}
             yield {**common, **where, **scores}
-
-
-def _patients(fold: Path, cases: Sequence[str] | dict[str, Any]) -> dict[str, str]:
-    folder = outcome.preprocessed_folder(fold) or Path(fold.parents[1].name)
-    return {case: entry.patient for case, entry in read_cases(folder, cases).items()}

@@ -3,46 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nnssl.studies.analysis.comparisons import Arms, Comparison
-from nnssl.studies.analysis.statistics import mean_interval
-from nnssl.studies.report.drawing import STYLE, Picture, looks, panels, safe, save
-from nnssl.studies.report.material import Material
-from nnssl.studies.report.side_figures import cost, learning_curves, probe
+from nnssl.studies.analysis.comparisons import Arm, Comparison
+from nnssl.studies.analysis.statistics import estimate_mean
+from nnssl.studies.report.findings import Findings
+from nnssl.studies.report.pictures import (
+    STYLE,
+    Picture,
+    choose_looks,
+    escape_math,
+    make_panels,
+    render,
+)
 from nnssl.studies.run.spec import SCRATCH
 
 SPREAD = 0.12  # sideways distance between methods, octaves of the budget
 BESIDE = 0.03  # of the single repetitions from their mean, octaves
-Draw = Callable[[Material], Picture | None]
+Draw = Callable[[Findings], Picture | None]
 
 
-def draw_all(material: Material) -> list[Picture]:
+def draw_all(found: Findings) -> list[Picture]:
     """Every figure for which the study has something to show."""
     import matplotlib
 
-    if material.table.empty:
+    if found.table.empty:
         return []
     with matplotlib.rc_context(STYLE):
-        return [picture for draw in FIGURES if (picture := draw(material)) is not None]
+        return [picture for draw in FIGURES if (picture := draw(found)) is not None]
 
 
-def label_efficiency(material: Material) -> Picture:
+def draw_label_efficiency(found: Findings) -> Picture:
     """Mean Dice over the number of labels, one panel per schedule."""
-    x_of, x_label = _labels(material.main, material.unit)
-    arms, look = Arms(material.main), looks(material.methods)
-    schedules = list(dict.fromkeys(material.main["schedule"]))
-    figure, axes = panels(len(schedules), 6.0, 4.0)
+    x_of, x_label = _count_labels(found.main, found.unit)
+    look = choose_looks(found.methods)
+    schedules = list(dict.fromkeys(found.main["schedule"]))
+    figure, axes = make_panels(len(schedules), 6.0, 4.0)
     for axis, schedule in zip(axes, schedules, strict=True):
-        for number, method in enumerate(material.methods):
-            shift = 2 ** (SPREAD * (number - (len(material.methods) - 1) / 2))
-            keys = sorted(key for key in arms.arms if key[1:3] == (method, schedule))
-            points = [(x_of[key[3]] * shift, *_with_interval(arms, key)) for key in keys]
-            if points:
-                _curve(axis, points, look[method], method)
+        for number, method in enumerate(found.methods):
+            shift = 2 ** (SPREAD * (number - (len(found.methods) - 1) / 2))
+            arms = sorted(arm for arm in found.arms.arms if arm[1:3] == (method, schedule))
+            if arms:
+                x = np.array([x_of[arm[3]] * shift for arm in arms])
+                _draw_curve(axis, found, arms, x, look[method])
         axis.set_xscale("log", base=2)
         ticks = sorted(set(x_of.values()))
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -52,7 +59,7 @@ def label_efficiency(material: Material) -> Picture:
             ylim=(0, 1),
             xlabel=x_label,
             ylabel="mean Dice (0 to 1)",
-            title=safe(f"schedule: {schedule}"),
+            title=escape_math(f"schedule: {schedule}"),
         )
         axis.legend(fontsize=9)
     return Picture(
@@ -62,29 +69,30 @@ def label_efficiency(material: Material) -> Picture:
         "join the means; bars are 95 % intervals over repetitions and patients, drawn where there "
         "are at least two repetitions. Bars of two arms may overlap although their paired "
         "difference is clear: judge differences by the next figure.",
-        save(figure),
+        render(figure),
     )
 
 
-def _curve(axis: Any, points: list[tuple], look: tuple[str, str], name: str) -> None:
-    colour, marker = look
-    x, mean, low, high = (np.array([point[i] for point in points]) for i in range(4))
+def _draw_curve(axis: Any, found: Findings, arms: list[Arm], x: np.ndarray, look: dict) -> None:
+    """The means of a method's arms with their intervals, and every repetition beside them."""
+    runs = [found.arms.runs(arm) for arm in arms]
+    points = [
+        estimate_mean(
+            [values.to_numpy() for values in found.arms.values(arm, of_arm)],
+            groups=found.arms.seeds(arm, of_arm),
+        )
+        for arm, of_arm in zip(arms, runs, strict=True)
+    ]
+    mean, low, high = np.array(points).T
     bars = np.nan_to_num(np.stack([mean - low, high - mean]))
-    axis.errorbar(x, mean, bars, color=colour, marker=marker, lw=1.6, capsize=3, label=safe(name))
-    for place, point in zip(x, points, strict=True):
-        rows = point[4]
-        beside = [place * 2**-BESIDE] * len(rows)
-        axis.scatter(beside, rows, s=18, color=colour, alpha=0.7, lw=0, marker=marker)
+    axis.errorbar(x, mean, bars, lw=1.6, capsize=3, label=escape_math(arms[0][1]), **look)
+    for place, arm, of_arm in zip(x, arms, runs, strict=True):
+        dices = [found.arms.mean(arm, [run]) for run in of_arm]
+        beside = [place * 2**-BESIDE] * len(dices)
+        axis.scatter(beside, dices, s=18, alpha=0.7, lw=0, **look)
 
 
-def _with_interval(arms: Arms, key: tuple[str, str, str, float]) -> tuple:
-    runs = arms.runs(key)
-    values = [frame.to_numpy() for frame in arms.values(key, runs)]
-    mean, low, high = mean_interval(values, groups=arms.seeds(key, runs))
-    return mean, low, high, [arms.mean(key, [run]) for run in runs]
-
-
-def _labels(table: pd.DataFrame, unit: str) -> tuple[dict[float, float], str]:
+def _count_labels(table: pd.DataFrame, unit: str) -> tuple[dict[float, float], str]:
     """Budget -> labelled volumes (or slices), where the runs recorded them."""
     column = "labelled_slices" if unit == "slices" else "labelled_volumes"
     means = table.groupby("budget")[column].mean()
@@ -93,37 +101,24 @@ def _labels(table: pd.DataFrame, unit: str) -> tuple[dict[float, float], str]:
     return means.to_dict(), column.replace("_", " ")
 
 
-def paired_differences(material: Material) -> Picture | None:
+def draw_paired_differences(found: Findings) -> Picture | None:
     """One row per method and budget: every repetition, the mean and its interval."""
-    rows = list(material.comparisons)
+    rows = found.comparisons
     if not rows:
         return None
-    look = looks(material.methods)
-    figure, (axis,) = panels(1, 8.0, 1.3 + 0.42 * len(rows))
+    look = choose_looks(found.methods)
+    figure, (axis,) = make_panels(1, 8.0, 1.3 + 0.42 * len(rows))
     for place, row in enumerate(reversed(rows)):
-        colour, marker = look[row.method]
-        effect = row.effect
+        (colour, marker), effect = look[row.method].values(), row.effect
         axis.plot([effect.low, effect.high], [place] * 2, color=colour, lw=2)
-        axis.scatter(
-            effect.per_repetition,
-            [place] * effect.repetitions,
-            s=40,
-            color=colour,
-            alpha=0.75,
-            lw=0,
-        )
-        axis.scatter(
-            [effect.mean],
-            [place],
-            s=60,
-            color="white",
-            edgecolor=colour,
-            lw=2,
-            marker=marker,
-            zorder=3,
-        )
+        places = [place] * effect.repetitions
+        axis.scatter(effect.per_repetition, places, s=40, color=colour, alpha=0.75, lw=0)
+        open_symbol: Any = {"color": "white", "edgecolor": colour, "lw": 2, "zorder": 3}
+        axis.scatter([effect.mean], [place], s=60, marker=marker, **open_symbol)
     axis.axvline(0, color="black", lw=1)
-    axis.set_yticks(range(len(rows)), [safe(_row_name(r, material.unit)) for r in reversed(rows)])
+    axis.set_yticks(
+        range(len(rows)), [escape_math(_name_row(r, found.unit)) for r in reversed(rows)]
+    )
     axis.set_ylim(-0.7, len(rows) - 0.3)
     axis.set_xlabel("difference in Dice: method minus scratch (right of 0: the method is better)")
     return Picture(
@@ -132,45 +127,42 @@ def paired_differences(material: Material) -> Picture | None:
         "Every dot is one repetition: the same labelled patients and the same seed, once from "
         "pre-trained and once from random weights. Open symbol: their mean. Line: 95 % interval "
         "(patients and repetitions both vary); with fewer than 5 repetitions it only describes.",
-        save(figure),
+        render(figure),
     )
 
 
-def _row_name(row: Comparison, unit: str) -> str:
+def _name_row(row: Comparison, unit: str) -> str:
     baseline = {"equal schedule": "scratch", "best own schedule": "best scratch"}
     against = baseline.get(row.baseline, "scratch, longer")
     return f"{row.method} - {against} | {row.budget:g} {unit} | {row.schedule}"
 
 
-def structures(material: Material) -> Picture:
+def draw_structures(found: Findings) -> Picture:
     """Dice, HD95 and NSD per structure, one row of panels per budget."""
-    budgets, names = (
-        sorted(set(material.main["budget"])),
-        list(dict.fromkeys(material.main["structure"])),
-    )
-    look, methods = looks(material.methods), material.methods
+    budgets, names = sorted(set(found.main["budget"])), list(dict.fromkeys(found.main["structure"]))
+    look, methods = choose_looks(found.methods), found.methods
     metrics = {
         "dice": "Dice (higher is better)",
         "hd95": "HD95, mm (lower is better)",
         "nsd": "surface Dice (higher is better)",
     }
-    figure, axes = panels(3 * len(budgets), 3.7, 1.5 + 0.35 * len(names), most=3)
-    for axis, (budget, metric) in zip(
-        axes, ((b, m) for b in budgets for m in metrics), strict=True
-    ):
-        part = material.main[material.main["budget"] == budget]
+    figure, axes = make_panels(3 * len(budgets), 3.7, 1.5 + 0.35 * len(names), most=3)
+    for axis, (budget, metric) in zip(axes, product(budgets, metrics), strict=True):
+        part = found.main[found.main["budget"] == budget]
         for number, method in enumerate(methods):
             runs = part[part["method"] == method].groupby(["structure", "cell"])[metric].mean()
             places = np.arange(len(names)) + 0.5 * ((number + 0.5) / len(methods) - 0.5)
             for place, name in zip(places, names, strict=True):
                 if name in runs.index:
-                    _dots(axis, runs[name], place, look[method])
-            axis.plot(
-                [], [], color=look[method][0], marker=look[method][1], lw=0, label=safe(method)
-            )
-        axis.set_yticks(range(len(names)), [safe(name) for name in names])
+                    values, colour = runs[name], look[method]["color"]
+                    axis.scatter(
+                        values, [place] * len(values), s=12, color=colour, alpha=0.45, lw=0
+                    )
+                    axis.scatter([values.mean()], [place], s=42, **look[method])
+            axis.plot([], [], lw=0, label=escape_math(method), **look[method])
+        axis.set_yticks(range(len(names)), [escape_math(name) for name in names])
         axis.set_ylim(len(names) - 0.4, -0.6)  # the first structure on top
-        axis.set(xlabel=metrics[metric], title=f"{budget:g} {material.unit}")
+        axis.set(xlabel=metrics[metric], title=f"{budget:g} {found.unit}")
         axis.set_xlim(**({"left": 0} if metric == "hd95" else {"left": 0, "right": 1}))
     axes[0].legend(fontsize=8)
     return Picture(
@@ -179,26 +171,20 @@ def structures(material: Material) -> Picture:
         "Large symbol: mean over repetitions; small: one repetition (mean over validation cases). "
         "HD95: within this distance lie 95 % of the surface. Surface Dice: share of the surface "
         "within the stated tolerance.",
-        save(figure),
+        render(figure),
     )
 
 
-def _dots(axis: Any, values: pd.Series, place: float, look: tuple[str, str]) -> None:
-    colour, marker = look
-    axis.scatter(values, [place] * len(values), s=12, color=colour, alpha=0.45, lw=0)
-    axis.scatter([values.mean()], [place], s=42, color=colour, marker=marker)
-
-
-def scatter(material: Material) -> Picture | None:
+def draw_patients(found: Findings) -> Picture | None:
     """Dice of every validation patient: scratch against method, all repetitions."""
-    if not material.twins:
+    if not found.twins:
         return None
-    arms, look = Arms(material.main), looks(material.methods)
-    methods = list(dict.fromkeys(each.method for each in material.twins))
-    figure, axes = panels(len(methods), 3.9, 3.9, most=3)
+    look = choose_looks(found.methods)
+    methods = list(dict.fromkeys(each.method for each in found.twins))
+    figure, axes = make_panels(len(methods), 3.9, 3.9, most=3)
     for axis, method in zip(axes, methods, strict=True):
-        points = np.concatenate([_points(arms, e) for e in material.twins if e.method == method])
-        axis.scatter(*points.T, s=14, alpha=0.5, lw=0, color=look[method][0], rasterized=True)
+        points = np.concatenate([_find_points(found, e) for e in found.twins if e.method == method])
+        axis.scatter(*points.T, s=14, alpha=0.5, lw=0, color=look[method]["color"], rasterized=True)
         axis.axline((0, 0), slope=1, color="black", lw=1)
         share = np.mean(points[:, 1] > points[:, 0])
         axis.set(
@@ -206,7 +192,7 @@ def scatter(material: Material) -> Picture | None:
             ylim=(0, 1),
             aspect="equal",
             xlabel="Dice, scratch",
-            ylabel=safe(f"Dice, {method}"),
+            ylabel=escape_math(f"Dice, {method}"),
         )
         axis.set_title(f"better in {100 * share:.0f} % of {len(points)} pairs", fontsize=9)
     return Picture(
@@ -214,26 +200,116 @@ def scatter(material: Material) -> Picture | None:
         "Patient by patient",
         "One point is one validation patient in one repetition; above the line the method is "
         "better. Points of one patient or one repetition are not independent.",
-        save(figure),
+        render(figure),
     )
 
 
-def _points(arms: Arms, row: Comparison) -> np.ndarray:
+def _find_points(found: Findings, row: Comparison) -> np.ndarray:
     """(N, 2): Dice of scratch and of the method, per patient and repetition."""
-    keys = [("main", name, row.schedule, row.budget) for name in (SCRATCH, row.method)]
-    both = [
-        np.concatenate([f.to_numpy().ravel() for f in arms.values(k, list(row.runs))]) for k in keys
-    ]
-    points = np.stack(both, axis=1)
+    keys: list[Arm] = [("main", m, row.schedule, row.budget) for m in (SCRATCH, row.method)]
+    tables = [found.arms.values(key, list(row.runs)) for key in keys]
+    points = np.stack([np.concatenate([f.to_numpy().ravel() for f in t]) for t in tables], axis=1)
     return points[np.isfinite(points).all(1)]
 
 
+def draw_learning_curves(found: Findings) -> Picture | None:
+    """Pseudo Dice over epochs, mean over repetitions."""
+    curves = {key: _average_curves(lists) for key, lists in found.curves.items() if any(lists)}
+    places = list(dict.fromkeys(key[1:] for key in curves))
+    if not places:
+        return None
+    look = choose_looks(found.methods)
+    figure, axes = make_panels(len(places), 4.6, 3.2, most=3)
+    for axis, place in zip(axes, places, strict=True):
+        for method in found.methods:
+            curve = curves.get((method, *place))
+            if curve is not None:
+                epochs = range(1, len(curve) + 1)
+                axis.plot(epochs, curve, color=look[method]["color"], label=escape_math(method))
+        axis.set(xlabel="epoch", ylabel="pseudo Dice (0 to 1)", ylim=(0, 1))
+        axis.set_title(escape_math(f"{place[1]:g} {found.unit}, {place[0]}"), fontsize=10)
+    axes[0].legend(fontsize=8)
+    return Picture(
+        "learning_curves",
+        "Fine-tuning over epochs",
+        "nnU-Net's pseudo Dice on patches of the validation cases, mean over repetitions: noisy, "
+        "and not the final score. Where scratch still rises at the end, the schedule was too short "
+        "to speak of label efficiency: part of a difference is then speed of convergence.",
+        render(figure),
+    )
+
+
+def _average_curves(lists: list[list[float]]) -> np.ndarray:
+    length = min(len(each) for each in lists if each)
+    stacked = np.array([each[:length] for each in lists if each])
+    counts = np.maximum(np.isfinite(stacked).sum(0), 1)
+    return np.nansum(stacked, axis=0) / counts
+
+
+def draw_probe(found: Findings) -> Picture | None:
+    """Probe Dice of the frozen features against fine-tuned Dice at the smallest budget."""
+    points = {}
+    for row in _find_smallest_budget(found):
+        if row.method in found.probes:
+            arm = ("main", row.method, row.schedule, row.budget)
+            points[row.method] = (found.probes[row.method], found.arms.mean(arm, list(row.runs)))
+    if not points:
+        return None
+    names = ("probe Dice of the frozen encoder", "fine-tuned Dice")
+    return Picture(
+        "probe",
+        "Does the probe foretell the result?",
+        "Across: Dice of a linear classifier on frozen features right after pre-training. Up: "
+        "Dice after fine-tuning with the smallest budget.",
+        _draw_points(found, points, names),
+    )
+
+
+def draw_cost(found: Findings) -> Picture | None:
+    """Gain over scratch at the smallest budget against hours of pre-training."""
+    rows = [row for row in _find_smallest_budget(found) if row.method in found.hours]
+    if not rows:
+        return None
+    points = {row.method: (found.hours[row.method], row.effect.mean) for row in rows}
+    names = ("hours of one pre-training (wall clock)", "difference in Dice to scratch")
+    return Picture(
+        "cost",
+        "What does the difference cost?",
+        "Mean paired difference at the smallest budget (equal schedule) over the hours of one "
+        "pre-training run on the machine that was used.",
+        _draw_points(found, points, names),
+    )
+
+
+def _find_smallest_budget(found: Findings) -> list[Comparison]:
+    """Of every method the comparison at equal schedule with the smallest budget."""
+    rows: dict[str, Comparison] = {}
+    for row in sorted(found.twins, key=lambda row: row.budget):
+        rows.setdefault(row.method, row)
+    return list(rows.values())
+
+
+def _draw_points(
+    found: Findings, points: dict[str, tuple[float, float]], names: tuple[str, str]
+) -> bytes:
+    look = choose_looks(found.methods)
+    figure, (axis,) = make_panels(1, 5.5, 3.4)
+    for method, (x, y) in points.items():
+        axis.scatter([x], [y], s=60, label=escape_math(method), **look[method])
+    axis.set(xlabel=names[0], ylabel=names[1])
+    axis.margins(0.2)
+    axis.axhline(0, color="black", lw=1)
+    axis.set_xlim(left=0)
+    axis.legend(fontsize=9)
+    return render(figure)
+
+
 FIGURES: tuple[Draw, ...] = (
-    label_efficiency,
-    paired_differences,
-    structures,
-    scatter,
-    learning_curves,
-    probe,
-    cost,
+    draw_label_efficiency,
+    draw_paired_differences,
+    draw_structures,
+    draw_patients,
+    draw_learning_curves,
+    draw_probe,
+    draw_cost,
 )

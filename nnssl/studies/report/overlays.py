@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,68 +12,58 @@ from numpy.typing import NDArray
 
 from nnssl.convert.volumes import be_quiet
 from nnssl.nnunet.paths import RAW, TRAINING_IMAGES, find_root
-from nnssl.studies.report.drawing import COLOURS, Picture, panels, safe, save
-from nnssl.studies.run import outcome
-from nnssl.studies.run.grid import Cell
-from nnssl.studies.run.spec import Study, slug
+from nnssl.studies.analysis.validation import Validation
+from nnssl.studies.report.findings import Findings
+from nnssl.studies.report.pictures import COLOURS, Picture, escape_math, make_panels, render
+from nnssl.studies.run.spec import slug
 
 PER_METHOD = 3
 
 
-def worst_cases(
-    study_folder: Path, study: Study, cells: Sequence[Cell], table: pd.DataFrame
-) -> list[Picture]:
+def draw_worst_cases(found: Findings) -> list[Picture]:
     """One picture per method: its cases of lowest mean Dice, at most one per patient."""
     be_quiet()
-    main = table[table["role"] == "main"]
-    by_id = {cell.id: cell for cell in cells}
-    found = []
-    for method in dict.fromkeys(main["method"]):
-        rows = _worst(main[main["method"] == method])
-        places = [
-            (by_id[row.cell].fold_folder(study_folder, study), row) for row in rows.itertuples()
-        ]
-        if places:
-            found.append(_picture(method, places))
-    return found
+    methods = dict.fromkeys(found.main["method"])
+    rows = {method: _find_worst(found.main[found.main["method"] == method]) for method in methods}
+    return [_draw_method(found, method, each) for method, each in rows.items() if len(each)]
 
 
-def _worst(table: pd.DataFrame) -> pd.DataFrame:
+def _find_worst(table: pd.DataFrame) -> pd.DataFrame:
     means = table.groupby(["cell", "case", "patient", "budget", "repetition"])["dice"].mean()
     ordered = means.dropna().sort_values(kind="stable").reset_index()
     return ordered.drop_duplicates("patient").head(PER_METHOD)
 
 
-def _picture(method: str, places: Sequence[tuple[Path, Any]]) -> Picture:
-    figure, axes = panels(len(places), 4.0, 4.3, most=PER_METHOD)
-    for axis, (fold, row) in zip(axes, places, strict=True):
-        _draw(axis, fold, row.case)
-        title = (
-            f"{row.case}, Dice {row.dice:.2f}\n{row.budget:g} labels, repetition {row.repetition}"
-        )
-        axis.set_title(safe(title), fontsize=9)
+def _draw_method(found: Findings, method: str, rows: pd.DataFrame) -> Picture:
+    cells = {cell.id: cell for cell in found.folder.cells}
+    figure, axes = make_panels(len(rows), 4.0, 4.3, most=PER_METHOD)
+    for axis, row in zip(axes, rows.itertuples(), strict=True):
+        _draw_case(axis, found.folder.fold_folder(cells[row.cell]), row.case)
+        about = f"{row.budget:g} labels, repetition {row.repetition}"
+        axis.set_title(escape_math(f"{row.case}, Dice {row.dice:.2f}\n{about}"), fontsize=9)
     return Picture(
         f"worst_{slug(method)}",
         f"Worst cases of {method}",
         "The slice with the most wrong voxels. Solid: reference. Dashed: prediction. One colour "
         "per structure.",
-        save(figure, "png"),
+        render(figure, "png"),
         "png",
     )
 
 
-def _draw(axis: Any, fold: Path, case: str) -> None:
-    predicted, reference = (sitk.ReadImage(str(path)) for path in outcome.files(fold)[case])
-    labels = [_volume(image) for image in (predicted, reference)]
+def _draw_case(axis: Any, fold: Path, case: str) -> None:
+    run = Validation(fold)
+    predicted, reference = (sitk.ReadImage(str(path)) for path in run.files[case])
+    labels = [_read_volume(image) for image in (predicted, reference)]
     spacing = ([1.0] * 3 + list(reference.GetSpacing()[::-1]))[-3:]
     across = int(np.argmax(spacing))  # the slices as they were taken; axis 0 where all are equal
     wrong = (labels[0] != labels[1]).sum(axis=tuple(a for a in range(3) if a != across))
     place = int(wrong.argmax())
     height, width = (spacing[axis_] for axis_ in range(3) if axis_ != across)
-    image = _image(fold, case, labels[1].shape).take(place, axis=across)
+    image = _find_image(fold, case, labels[1].shape).take(place, axis=across)
     low, high = np.percentile(image, [1, 99])
     axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=height / width)
-    values = sorted(set(np.unique(np.stack(labels))) - {0, outcome.ignore_label(fold)})
+    values = sorted(set(np.unique(np.stack(labels))) - {0, run.ignore_label})
     for volume, line in zip(labels, ("dashed", "solid"), strict=True):
         for number, value in enumerate(values):
             mask = volume.take(place, axis=across) == value
@@ -84,18 +73,18 @@ def _draw(axis: Any, fold: Path, case: str) -> None:
     axis.set_axis_off()
 
 
-def _image(fold: Path, case: str, shape: tuple[int, ...]) -> NDArray[Any]:
+def _find_image(fold: Path, case: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """First channel of the image; black where nnUNet_raw is not at hand."""
     root = find_root(RAW)
     folder = root / fold.parents[1].name / TRAINING_IMAGES if root else None
     files = sorted(folder.glob(f"{case}_0000.*")) if folder is not None else []
     if not files:
         return np.zeros(shape)
-    volume = _volume(sitk.ReadImage(str(files[0])))
+    volume = _read_volume(sitk.ReadImage(str(files[0])))
     return volume if volume.shape == shape else np.zeros(shape)
 
 
-def _volume(image: sitk.Image) -> NDArray[Any]:
+def _read_volume(image: sitk.Image) -> NDArray[Any]:
     """(Z, Y, X), also of a 2D image."""
     array = sitk.GetArrayFromImage(image)
     return array if array.ndim == 3 else array[None]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from nnssl.studies.analysis.comparisons import Comparison
-from nnssl.studies.analysis.statistics import LabelsSaved
-from nnssl.studies.analysis.verdict import AGAINST, p_text, signed
+from nnssl.studies.report.findings import Findings
 from nnssl.studies.report.provenance import CellRecord
-from nnssl.studies.run.grid import Cell
+from nnssl.studies.report.verdict import AGAINST, write_p, write_signed
 from nnssl.studies.run.spec import SCRATCH
 
 ROLES = {"main": "", "own_schedule": "own schedule", "added_steps": "added steps"}
@@ -34,22 +33,61 @@ class ReportTable:
     note: str = ""
 
 
-def arms(table: pd.DataFrame, cells: Sequence[Cell], unit: str, tolerance: float) -> ReportTable:
+def make_tables(found: Findings) -> list[ReportTable]:
+    """Scores, differences, labels saved and cost."""
+    return [
+        _tabulate_scores(found),
+        _tabulate_differences(found),
+        _tabulate_labels_saved(found),
+        _tabulate_cost(found.records),
+    ]
+
+
+def tabulate_open_runs(records: Sequence[CellRecord]) -> ReportTable:
+    """What is not done."""
+    rows = tuple((e.cell.id, e.state, e.command) for e in records if e.state != "done")
+    return ReportTable("Runs that are not done", ("run", "state", "command"), rows)
+
+
+def tabulate_runs(records: Sequence[CellRecord]) -> ReportTable:
+    """Every run with what repeats it."""
+    header = (
+        *("run", "state", "seed", "pre-training seed", "finished (UTC)", "hours", "machine"),
+        *("versions", "command"),
+    )
+    rows = tuple(
+        (
+            *(each.cell.id, each.state, _write_text(each.cell.repetition)),
+            *(_write_text(each.cell.pretraining_seed), each.finished or "n/a"),
+            write_number(each.hours, 2),
+            ", ".join(str(v) for v in each.machine.values()) or "not recorded",
+            ", ".join(f"{k} {v}" for k, v in each.versions.items()) or "not recorded",
+            each.command,
+        )
+        for each in records
+    )
+    note = "The seed draws labelled cases and fine-tuning alike."
+    return ReportTable("Every run", header, rows, note)
+
+
+def write_number(value: float | None, digits: int = 3) -> str:
+    """A number, `n/a` where there is none."""
+    return "n/a" if value is None or pd.isna(value) else f"{value:.{digits}f}"
+
+
+def _tabulate_scores(found: Findings) -> ReportTable:
     """Methods x budgets: mean scores, and what was labelled."""
     keys = ["budget", "role", "schedule", "method"]
-    planned = {
-        key: sum((c.budget, c.role, c.schedule, c.method) == key for c in cells)
-        for key in table[keys].itertuples(index=False, name=None)
-    }
+    planned = Counter(tuple(getattr(cell, key) for key in keys) for cell in found.folder.cells)
     groups = sorted(
-        table.groupby(keys, sort=False), key=lambda item: (item[0][0], item[0][1] != "main")
+        found.table.groupby(keys, sort=False), key=lambda item: (item[0][0], item[0][1] != "main")
     )
     header = (
         *("labels", "arm", "schedule", "runs", "labelled volumes", "labelled slices"),
-        *("mean Dice", "Dice of each run", "HD95 (mm)", f"surface Dice ({tolerance:g} mm)"),
+        *("mean Dice", "Dice of each run", "HD95 (mm)", f"surface Dice ({found.tolerance:g} mm)"),
         "structures missed",
     )
-    rows = tuple(_arm(key, part, planned[key], unit) for key, part in groups)
+    rows = tuple(_describe_arm(key, part, planned[key], found.unit) for key, part in groups)
     note = (
         "Each score is the mean over structures of the mean over validation cases, as nnU-Net "
         "computes it, on the original grid; then the mean over runs. Runs: done of planned. "
@@ -59,7 +97,7 @@ def arms(table: pd.DataFrame, cells: Sequence[Cell], unit: str, tolerance: float
     return ReportTable("Scores", header, rows, note)
 
 
-def _arm(key: tuple, part: pd.DataFrame, planned: int, unit: str) -> tuple[str, ...]:
+def _describe_arm(key: tuple, part: pd.DataFrame, planned: int, unit: str) -> tuple[str, ...]:
     budget, role, schedule, method = key
     metrics = ["dice", "hd95", "nsd"]
     per_cell = part.groupby(["fold", "repetition", "structure"])[metrics].mean()
@@ -70,17 +108,17 @@ def _arm(key: tuple, part: pd.DataFrame, planned: int, unit: str) -> tuple[str, 
         method + (f" ({ROLES[role]})" if ROLES[role] else ""),
         schedule,
         f"{len(runs)} of {planned}",
-        _range(part, "labelled_volumes"),
-        _range(part, "labelled_slices"),
-        number(runs["dice"].mean()),
-        " ".join(number(value) for value in runs["dice"]),
-        number(runs["hd95"].mean(), 1),
-        number(runs["nsd"].mean()),
+        _write_range(part, "labelled_volumes"),
+        _write_range(part, "labelled_slices"),
+        write_number(runs["dice"].mean()),
+        " ".join(write_number(value) for value in runs["dice"]),
+        write_number(runs["hd95"].mean(), 1),
+        write_number(runs["nsd"].mean()),
         f"{missed} of {int(part['dice'].notna().sum())}",
     )
 
 
-def _range(part: pd.DataFrame, column: str) -> str:
+def _write_range(part: pd.DataFrame, column: str) -> str:
     values = part.drop_duplicates("cell")[column].dropna()
     if values.empty:
         return "n/a"
@@ -88,24 +126,29 @@ def _range(part: pd.DataFrame, column: str) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def effects(comparisons: Sequence[Comparison], unit: str) -> ReportTable:
+def _tabulate_differences(found: Findings) -> ReportTable:
     """Every comparison with its interval; p-values only where some were computed."""
-    tested = any(row.effect.p_holm is not None for row in comparisons)
+    tested = any(row.effect.p_holm is not None for row in found.comparisons)
     header = (
         *("labels", "method", "compared with", "schedule of scratch", "repetitions", "patients"),
         *("mean difference in Dice", "95 % interval", "each repetition"),
         *(("Holm-corrected p",) if tested else ()),
     )
     rows = []
-    for row in comparisons:
+    for row in found.comparisons:
         effect = row.effect
         cells = (
-            *(f"{row.budget:g} {unit}", row.method, AGAINST[row.baseline], row.scratch_schedule),
-            *(str(effect.repetitions), str(effect.patients), signed(effect.mean)),
-            f"{signed(effect.low)} to {signed(effect.high)}",
-            " ".join(signed(value) for value in effect.per_repetition),
+            *(
+                f"{row.budget:g} {found.unit}",
+                row.method,
+                AGAINST[row.baseline],
+                row.scratch_schedule,
+            ),
+            *(str(effect.repetitions), str(effect.patients), write_signed(effect.mean)),
+            f"{write_signed(effect.low)} to {write_signed(effect.high)}",
+            " ".join(write_signed(value) for value in effect.per_repetition),
         )
-        rows.append(cells + ((p_text(effect.p_holm).removeprefix("= "),) if tested else ()))
+        rows.append(cells + ((write_p(effect.p_holm).removeprefix("= "),) if tested else ()))
     note = (
         "Positive: the method is better. Frames and structures are averaged within a patient; "
         "patients and repetitions are crossed random factors. With fewer than 5 repetitions there "
@@ -115,15 +158,15 @@ def effects(comparisons: Sequence[Comparison], unit: str) -> ReportTable:
     return ReportTable("Difference to scratch", header, tuple(rows), note)
 
 
-def labels(saved: Mapping[tuple[str, str], LabelsSaved], unit: str) -> ReportTable:
+def _tabulate_labels_saved(found: Findings) -> ReportTable:
     """How many labels scratch needs for the Dice of a method."""
     rows = tuple(
         (
-            *(f"{budget:g} {unit}", method, schedule, number(value.method[place])),
-            f"{value.text(place)} {unit}",
+            *(f"{budget:g} {found.unit}", method, schedule, write_number(value.method[i])),
+            f"{value.text(i)} {found.unit}",
         )
-        for (method, schedule), value in saved.items()
-        for place, budget in enumerate(value.budgets)
+        for (method, schedule), value in found.labels_saved.items()
+        for i, budget in enumerate(value.budgets)
     )
     note = (
         "Read from scratch's monotone curve, linear in log2 of the labels; nothing is "
@@ -133,69 +176,32 @@ def labels(saved: Mapping[tuple[str, str], LabelsSaved], unit: str) -> ReportTab
     return ReportTable("Labels saved", header, rows, note)
 
 
-def cost(records: Sequence[CellRecord]) -> ReportTable:
+def _tabulate_cost(records: Sequence[CellRecord]) -> ReportTable:
     """Hours per arm: pre-training once, and fine-tuning or training per run."""
     timed = [each for each in records if each.hours is not None]
     rows = []
     for method in dict.fromkeys(each.cell.method for each in timed):
         needed = {each.cell.needs for each in records if each.cell.method == method}
         before = [each for each in timed if each.cell.id in needed]
-        after = [
-            each for each in timed if each.cell.method == method and each.cell.kind == "finetune"
+        after = [e for e in timed if e.cell.method == method and e.cell.kind == "finetune"]
+        both = [*before, *after]
+        pretraining = _write_hours(before) if method != SCRATCH else "none"
+        hours = f"{sum(each.hours or 0.0 for each in both):.2f}"
+        sources = [
+            ", ".join(sorted(s)) for s in ({e.device for e in both}, {e.source for e in both})
         ]
-        devices = sorted({each.device for each in (*before, *after)})
-        rows.append(
-            (
-                *(method, _hours(before) if method != SCRATCH else "none", _hours(after)),
-                f"{sum(each.hours or 0.0 for each in (*before, *after)):.2f}",
-                *(", ".join(devices), ", ".join(sorted({e.source for e in (*before, *after)}))),
-            )
-        )
+        rows.append((method, pretraining, _write_hours(after), hours, *sources))
     header = ("arm", "pre-training", "training on labels", "hours in all", "device", "taken from")
     note = "Wall clock of all attempts, failed and interrupted ones included, with validation."
     return ReportTable("Cost", header, tuple(rows), note)
 
 
-def _hours(records: Sequence[CellRecord]) -> str:
+def _write_hours(records: Sequence[CellRecord]) -> str:
     if not records:
         return "n/a"
     mean = sum(each.hours or 0.0 for each in records) / len(records)
     return f"{len(records)} x {mean:.2f} h"
 
 
-def open_cells(records: Sequence[CellRecord]) -> ReportTable:
-    """What is not done."""
-    rows = tuple(
-        (each.cell.id, each.state, each.command) for each in records if each.state != "done"
-    )
-    return ReportTable("Runs that are not done", ("run", "state", "command"), rows)
-
-
-def all_cells(records: Sequence[CellRecord]) -> ReportTable:
-    """Every run with what repeats it."""
-    header = (
-        *("run", "state", "seed", "pre-training seed", "finished (UTC)", "hours", "machine"),
-        *("versions", "command"),
-    )
-    rows = tuple(
-        (
-            *(each.cell.id, each.state, _text(each.cell.repetition)),
-            *(_text(each.cell.pretraining_seed), each.finished or "n/a", number(each.hours, 2)),
-            ", ".join(str(v) for v in each.machine.values()) or "not recorded",
-            ", ".join(f"{k} {v}" for k, v in each.versions.items()) or "not recorded",
-            each.command,
-        )
-        for each in records
-    )
-    return ReportTable(
-        "Every run", header, rows, "The seed draws labelled cases and fine-tuning alike."
-    )
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number, `n/a` where there is none."""
-    return "n/a" if value is None or pd.isna(value) else f"{value:.{digits}f}"
-
-
-def _text(value: object) -> str:
+def _write_text(value: object) -> str:
     return "" if value is None else str(value)

@@ -1,82 +1,149 @@
-"""A study's folder: the study it holds, and how it may grow."""
+"""A study's folder: where its runs are, and what their files say; how the study may grow."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
-from nnssl.studies.run.files import write_yaml
-from nnssl.studies.run.grid import Cell, cells
-from nnssl.studies.run.spec import SCRATCH, Study, read_study, to_raw
+from nnssl.common.files import read_json
+from nnssl.config import OVERRIDES
+from nnssl.nnunet import paths
+from nnssl.nnunet.paths import FINAL, LATEST, SUMMARY, find_training_logs
+from nnssl.studies.run.grid import Cell, list_cells, write_overrides
+from nnssl.studies.run.spec import Study, read_study, write_study
 
 STUDY_FILE = "study.yaml"
+RECORD = "cell.json"
+PROGRAM = "nnUNetv2_train"
+WEIGHTS = "nnssl_pretrained_weights"  # as in nnssl.nnunet.weight_search, which loads torch
+EPOCH = re.compile(r": Epoch (\d+)\s*$", re.M)
 MOST_LINES = 10
+State = Literal["done", "unfinished", "failed", "missing"]
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Which part of a study to run; numbers beyond the file's extend the study.
+class StudyFolder:
+    """A study and the folder of its runs.
 
     Attributes:
-        folds: None: all of the study's.
-        repetitions: the first n; None: all.
-        budgets: None: all.
-        only: methods (and `scratch`); None: all.
+        study: what is run.
+        path: absolute.
+        program: takes the arguments of `nnUNetv2_train`. Tests of the scheduling give a stand-in
+            that writes nnU-Net's files without training.
     """
 
-    folds: Sequence[int] | None = None
-    repetitions: int | None = None
-    budgets: Sequence[float] | None = None
-    only: Sequence[str] | None = None
+    study: Study
+    path: Path
+    program: tuple[str, ...] = (PROGRAM,)
 
-    def extend(self, study: Study) -> Study:
-        """The study with what the selection asks for beyond it."""
-        return replace(
-            study,
-            folds=_union(study.folds, self.folds or ()),
-            budgets=_union(study.budgets, self.budgets or ()),
-            repetitions=max(study.repetitions, self.repetitions or 1),
-        )
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """Every run of the study; see `list_cells`."""
+        return list_cells(self.study)
 
-    def choose(self, study: Study) -> list[Cell]:
-        """The selected cells and the pre-trainings that they need.
+    def write(self) -> None:
+        """Writes `study.yaml`."""
+        write_study(self.path / STUDY_FILE, self.study)
+
+    def cell_folder(self, cell: Cell) -> Path:
+        """Folder of the cell: its `nnUNet_results`."""
+        return self.path / "cells" / cell.id
+
+    def fold_folder(self, cell: Cell) -> Path:
+        """Folder in which nnU-Net writes the run.
 
         Raises:
-            ValueError: a method that the study does not have.
+            ValueError: the dataset's name is not to be found.
         """
-        known = (SCRATCH, *study.pretraining)
-        for method in self.only or ():
-            if method not in known:
-                raise ValueError(f"--only: found {method!r}; this study has: {', '.join(known)}")
-        grid = cells(study)
-        chosen = {cell.id for cell in grid if cell.kind == "finetune" and self._has(cell)}
-        needed = {cell.needs for cell in grid if cell.id in chosen}
-        return [cell for cell in grid if cell.id in chosen or cell.id in needed]
+        results = self.cell_folder(cell)
+        dataset = results / _find_dataset(cell.dataset, results)
+        configuration = self.study.configuration
+        return paths.fold_folder(dataset, cell.trainer, cell.plans, configuration, cell.fold)
 
-    def _has(self, cell: Cell) -> bool:
-        assert cell.repetition is not None
-        return (
-            (self.folds is None or cell.fold in self.folds)
-            and (self.repetitions is None or cell.repetition < self.repetitions)
-            and (self.budgets is None or cell.budget in self.budgets)
-            and (self.only is None or cell.method in self.only)
-        )
+    def command(self, cell: Cell) -> list[str]:
+        """The command without `--c` and `-device`."""
+        where = [str(cell.dataset), self.study.configuration, str(cell.fold)]
+        return [*self.program, *where, "-p", cell.plans, "-tr", cell.trainer]
+
+    def environment(self, cell: Cell) -> dict[str, str]:
+        """Variables of the command; an empty one counts as not set."""
+        weights = ""
+        if cell.needs is not None:
+            source = next(each for each in self.cells if each.id == cell.needs)
+            weights = str(self.fold_folder(source) / FINAL)
+        return {
+            "nnUNet_results": str(self.cell_folder(cell)),
+            OVERRIDES: write_overrides(cell.overrides),
+            WEIGHTS: weights,
+        }
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether the run has ended, fine-tuning with its validation; read from nnU-Net's files."""
+        fold = self.fold_folder(cell)
+        validated = cell.kind == "pretrain" or (fold / SUMMARY).is_file()
+        return validated and (fold / FINAL).is_file()
+
+    def can_continue(self, cell: Cell) -> bool:
+        """Whether `--c` has something to continue: a stopped training, or a stopped validation."""
+        fold = self.fold_folder(cell)
+        return (fold / LATEST).is_file() or (fold / FINAL).is_file()
+
+    def has_failed(self, cell: Cell) -> bool:
+        """Whether the last attempt failed; what was interrupted has not."""
+        past = self.attempts(cell)
+        return bool(past) and not past[-1]["done"] and not past[-1]["interrupted"]
+
+    def state(self, cell: Cell) -> State:
+        """How far a cell is, judged by nnU-Net's files; only a failure is read from `cell.json`."""
+        try:
+            fold = self.fold_folder(cell)
+        except ValueError:  # no dataset of that number is anywhere: nothing can have run
+            return "missing"
+        if self.is_done(cell):
+            return "done"
+        if self.has_failed(cell):
+            return "failed"
+        return "unfinished" if fold.is_dir() and any(fold.iterdir()) else "missing"
+
+    def record(self, cell: Cell) -> dict[str, Any]:
+        """The content of `cell.json`; empty before the first attempt has ended."""
+        file = self.cell_folder(cell) / RECORD
+        return read_json(file) if file.is_file() else {}
+
+    def attempts(self, cell: Cell) -> list[dict[str, Any]]:
+        """The attempts at a cell so far."""
+        return self.record(cell).get("attempts", [])
+
+    def dice(self, cell: Cell) -> float | None:
+        """Mean foreground Dice of nnU-Net's own validation, if there is one."""
+        file = self.fold_folder(cell) / SUMMARY
+        return float(read_json(file)["foreground_mean"]["Dice"]) if file.is_file() else None
+
+    def epoch(self, cell: Cell) -> int | None:
+        """The epoch that the newest training log is in, if it is in one."""
+        logs = find_training_logs(self.fold_folder(cell))
+        found = EPOCH.findall(logs[-1].read_text(errors="replace")) if logs else []
+        return int(found[-1]) if found else None
 
 
-def open_study(folder: Path) -> Study:
+def open_study(folder: str | Path) -> StudyFolder:
     """The study that a folder holds.
 
     Raises:
         ValueError: the folder holds none.
     """
-    file = folder / STUDY_FILE
+    path = Path(folder).expanduser().absolute()
+    file = path / STUDY_FILE
     if not file.is_file():
-        raise ValueError(f"{folder} holds no study ({STUDY_FILE}); start one with nnssl_study run")
-    return read_study(file)
+        raise ValueError(f"{path} holds no study ({STUDY_FILE}); start one with nnssl_study run")
+    return StudyFolder(read_study(file), path)
 
 
-def grown(folder: Path, study: Study) -> Study:
+def grow_study(folder: Path, study: Study) -> Study:
     """What the folder holds together with `study`.
 
     Raises:
@@ -84,19 +151,19 @@ def grown(folder: Path, study: Study) -> Study:
     """
     if not (folder / STUDY_FILE).is_file():
         return study
-    stored = open_study(folder)
+    stored = open_study(folder).study
     both = replace(
         study,
         name=stored.name,
-        folds=_union(stored.folds, study.folds),
-        budgets=_union(stored.budgets, study.budgets),
+        folds=join_values(stored.folds, study.folds),
+        budgets=join_values(stored.budgets, study.budgets),
         repetitions=max(stored.repetitions, study.repetitions),
         pretraining={**stored.pretraining, **study.pretraining},
         schedules={**stored.schedules, **study.schedules},
         scratch_schedules={**stored.scratch_schedules, **study.scratch_schedules},
         scratch_added_steps=stored.scratch_added_steps or study.scratch_added_steps,
     )
-    if lines := _changed(stored, both):
+    if lines := _find_changes(stored, both):
         rest = len(lines) - MOST_LINES
         raise ValueError(
             f"{folder} holds a study with other cells:\n"
@@ -108,19 +175,19 @@ def grown(folder: Path, study: Study) -> Study:
     return both
 
 
-def write_study(folder: Path, study: Study) -> None:
-    """Writes `study.yaml`, which `read_study` reads."""
-    write_yaml(folder / STUDY_FILE, to_raw(study))
+def join_values(first: Sequence, second: Sequence) -> tuple:
+    """The first, and what of the second is not in it."""
+    return (*first, *(value for value in second if value not in first))
 
 
-def _changed(stored: Study, both: Study) -> list[str]:
+def _find_changes(stored: Study, both: Study) -> list[str]:
     lines = [
         f"{knob}: {getattr(stored, knob)!r}, now {getattr(both, knob)!r}"
         for knob in ("dataset", "configuration", "plans", "unit")
         if getattr(stored, knob) != getattr(both, knob)
     ]
-    new = {cell.id: cell.to_dict() for cell in cells(both)}
-    for cell in [] if lines else cells(stored):
+    new = {cell.id: cell.to_dict() for cell in list_cells(both)}
+    for cell in [] if lines else list_cells(stored):
         old, now = cell.to_dict(), new.get(cell.id)
         if now is None:
             lines.append(f"{cell.id}: is there, and not a cell any more")
@@ -131,5 +198,11 @@ def _changed(stored: Study, both: Study) -> list[str]:
     return lines
 
 
-def _union(first: Sequence, second: Sequence) -> tuple:
-    return (*first, *(value for value in second if value not in first))
+def _find_dataset(dataset: int | str, results: Path) -> str:
+    """nnU-Net's name of a dataset, from the results or nnU-Net's own folders."""
+    if isinstance(dataset, str) and not dataset.isdigit():
+        return dataset
+    if found := paths.find_dataset_names(dataset, results):
+        return found[0]
+    roots = (paths.find_root(paths.PREPROCESSED), paths.find_root(paths.RAW))
+    return paths.dataset_name(dataset, *filter(None, roots))

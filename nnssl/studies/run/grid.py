@@ -1,21 +1,25 @@
-"""The cells of a study: each is one ordinary `nnUNetv2_train` command with a folder of its own."""
+"""The cells of a study: each is one run of a trainer with overrides."""
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import product
 from math import ceil
-from pathlib import Path
 from typing import Any, Literal
 
 from nnssl.common.checks import plain
-from nnssl.config.overrides import OVERRIDES
-from nnssl.nnunet.paths import FINAL, fold_folder
-from nnssl.studies.run.knobs import overrides_text, schedule_of
-from nnssl.studies.run.places import dataset_name
-from nnssl.studies.run.spec import SCRATCH, PretrainingArm, Study, slug, waiting
+from nnssl.common.environment import read_variable
+from nnssl.config import CONFIG_FOLDERS, read_config
+from nnssl.config.files import parse_yaml
+from nnssl.studies.run.spec import SCRATCH, PretrainingArm, Study, find_waiting, slug
+from nnssl.training.finetuning_settings import FinetuningSettings
+from nnssl.training.settings import PretrainingSettings
 
-WEIGHTS = "nnssl_pretrained_weights"  # as in nnssl.nnunet.weight_search, which loads torch
+Kind = Literal["pretrain", "finetune"]
 Role = Literal["main", "own_schedule", "added_steps"]
 UNITS = {"patients": "p", "volumes": "v", "slices": "s", "percentage": "pc"}
 
@@ -44,7 +48,7 @@ class Cell:
     """
 
     id: str
-    kind: Literal["pretrain", "finetune"]
+    kind: Kind
     method: str
     trainer: str
     schedule: str
@@ -59,81 +63,87 @@ class Cell:
     dataset: int | str
     plans: str
 
-    def folder(self, study_folder: str | Path) -> Path:
-        """Folder of the cell: its `nnUNet_results`."""
-        return Path(study_folder) / "cells" / self.id
+    @property
+    def epochs(self) -> int:
+        return read_schedule(self.trainer, self.kind, self.overrides)[0]
 
-    def fold_folder(self, study_folder: str | Path, study: Study) -> Path:
-        """Folder in which nnU-Net writes the run.
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch."""
+        return read_schedule(self.trainer, self.kind, self.overrides)[1]
 
-        Raises:
-            ValueError: the dataset's name is not to be found.
-        """
-        dataset = dataset_name(self.dataset, self.folder(study_folder))
-        results = self.folder(study_folder) / dataset
-        return fold_folder(results, self.trainer, self.plans, study.configuration, self.fold)
-
-    def environment(self, study_folder: str | Path, study: Study) -> dict[str, str]:
-        """Variables of the command; an empty one counts as not set."""
-        weights = ""
-        if self.needs is not None:
-            source = next(cell for cell in cells(study) if cell.id == self.needs)
-            weights = str(source.fold_folder(study_folder, study).absolute() / FINAL)
-        return {
-            "nnUNet_results": str(self.folder(study_folder).absolute()),
-            OVERRIDES: overrides_text(self.overrides),
-            WEIGHTS: weights,
-        }
-
-    def command(self, study: Study) -> list[str]:
-        """The command without `--c` and `-device`."""
-        place = [str(self.dataset), study.configuration, str(self.fold)]
-        return ["nnUNetv2_train", *place, "-p", self.plans, "-tr", self.trainer]
-
+    @property
     def steps(self) -> int:
         """Optimiser steps of the run."""
-        epochs, iterations = schedule_of(self.trainer, self.kind, self.overrides)
-        return epochs * iterations
-
-    def steps_per_epoch(self) -> int:
-        return schedule_of(self.trainer, self.kind, self.overrides)[1]
+        return self.epochs * self.steps_per_epoch
 
     def to_dict(self) -> dict[str, Any]:
         """Plain record for `cell.json`."""
         return plain(asdict(self))
 
 
-def cells(study: Study) -> list[Cell]:
+def list_cells(study: Study) -> list[Cell]:
     """Every run of the study, a cell always behind the one it needs.
 
     Repetition by repetition, fold by fold: the pre-trainings that are needed now, then per budget
     and schedule scratch and every method; so every beginning of the list is a useful study. The
     further trials of scratch come last.
     """
-    waits = waiting(study)
+    waits = find_waiting(study)
     arms = {method: arm for method, arm in study.pretraining.items() if method not in waits}
-    names = _pretraining_names(arms)
+    names = _name_pretrainings(arms)
     grid: dict[str, Cell] = {}
     for repetition in range(study.repetitions):
         for fold in study.folds:
-            pretraining = {
-                m: _pretrain(study, m, arms[m], names[m], fold, repetition) for m in arms
+            sources = {
+                method: _make_pretraining(study, method, names[method], fold, repetition)
+                for method in arms
             }
-            for cell in pretraining.values():
+            for cell in sources.values():
                 grid.setdefault(cell.id, cell)
-            for cell in _finetuning(study, arms, pretraining, fold, repetition):
+            for cell in _make_finetunings(study, sources, fold, repetition):
                 grid[cell.id] = cell
-    for cell in _trials_of_scratch(study, arms):
+    for cell in _make_trials_of_scratch(study, arms):
         grid[cell.id] = cell
     return list(grid.values())
 
 
-def _pretraining_names(arms: Mapping[str, PretrainingArm]) -> dict[str, str]:
+def write_overrides(overrides: Mapping[str, Any]) -> str:
+    """The text of `nnssl_overrides`, which gives these values back."""
+    return " ".join(shlex.quote(f"{knob}={_write_value(v)}") for knob, v in overrides.items())
+
+
+def read_schedule(trainer: str, kind: Kind, overrides: Mapping[str, Any]) -> tuple[int, int]:
+    """Epochs, and optimiser steps per epoch, of a trainer with overrides."""
+    defaults = PretrainingSettings() if kind == "pretrain" else FinetuningSettings()
+    knobs = ("num_epochs", "num_iterations_per_epoch")
+    values = {knob: getattr(defaults, knob) for knob in knobs}
+    section = _read_training_section(trainer, read_variable(CONFIG_FOLDERS))
+    for knob, value in [*section.items(), *overrides.items()]:
+        if knob.removeprefix("training.") in values:
+            values[knob.removeprefix("training.")] = value
+    return values["num_epochs"], values["num_iterations_per_epoch"]
+
+
+@cache
+def _read_training_section(trainer: str, _folders: str | None) -> dict[str, Any]:
+    """`training` of a trainer's file; the folders that are searched are a part of the key."""
+    return dict(read_config(trainer).sections.get("training") or {})
+
+
+def _write_value(value: Any) -> str:
+    """YAML of one value on one line; plain words stand without quotation marks."""
+    if isinstance(value, str) and value.isidentifier() and parse_yaml(value, "") == value:
+        return value
+    return json.dumps(plain(value))
+
+
+def _name_pretrainings(arms: Mapping[str, PretrainingArm]) -> dict[str, str]:
     """Method -> name of its pre-training; methods that pre-train alike share it."""
     names: dict[str, str] = {}
     known: dict[str, tuple[Any, ...]] = {}
     for method, arm in arms.items():
-        alike = (arm.trainer, overrides_text(arm.overrides), arm.dataset, arm.plans, arm.fold)
+        alike = (arm.trainer, write_overrides(arm.overrides), arm.dataset, arm.plans, arm.fold)
         name = arm.trainer if known.get(arm.trainer, alike) == alike else ""
         name = name or next((n for n, other in known.items() if other == alike), "")
         name = name or f"{arm.trainer}-{slug(method)}"
@@ -142,20 +152,19 @@ def _pretraining_names(arms: Mapping[str, PretrainingArm]) -> dict[str, str]:
     return names
 
 
-def _pretrain(
-    study: Study, method: str, arm: PretrainingArm, name: str, fold: int, repetition: int
-) -> Cell:
+def _make_pretraining(study: Study, method: str, name: str, fold: int, repetition: int) -> Cell:
+    arm = study.pretraining[method]
     seed = arm.seeds[repetition % len(arm.seeds)]
-    own_fold = fold if arm.fold is None else arm.fold
+    of_fold = fold if arm.fold is None else arm.fold
     return Cell(
-        id=f"pretrain-{name}-s{seed}-f{own_fold}",
+        id=f"pretrain-{name}-s{seed}-f{of_fold}",
         kind="pretrain",
         method=method,
         trainer=arm.trainer,
         schedule="",
         budget=None,
         unit=study.unit,
-        fold=own_fold,
+        fold=of_fold,
         repetition=None,
         pretraining_seed=seed,
         overrides={**arm.overrides, "training.seed": seed},
@@ -166,36 +175,34 @@ def _pretrain(
     )
 
 
-def _finetuning(
-    study: Study,
-    arms: Mapping[str, PretrainingArm],
-    pretraining: Mapping[str, Cell],
-    fold: int,
-    repetition: int,
+def _make_finetunings(
+    study: Study, sources: Mapping[str, Cell], fold: int, repetition: int
 ) -> Iterator[Cell]:
+    """Per budget and schedule scratch, then every method from its pre-training."""
     for budget in study.budgets:
         for name, schedule in study.schedules.items():
-            place = (budget, fold, repetition, name)
-            yield _finetune(study, SCRATCH, schedule.scratch_trainer, schedule.overrides, place)
-            for method, source in pretraining.items():
-                overrides = {**schedule.overrides, **arms[method].finetuning}
-                yield _finetune(study, method, schedule.trainer, overrides, place, source)
+            at = (budget, fold, repetition, name)
+            trainer, overrides = schedule.scratch_trainer, schedule.overrides
+            yield _make_finetuning(study, SCRATCH, trainer, overrides, at)
+            for method, source in sources.items():
+                overrides = {**schedule.overrides, **study.pretraining[method].finetuning}
+                yield _make_finetuning(study, method, schedule.trainer, overrides, at, source)
 
 
-def _finetune(
+def _make_finetuning(
     study: Study,
     method: str,
     trainer: str,
     overrides: Mapping[str, Any],
-    place: tuple[float, int, int, str],
+    at: tuple[float, int, int, str],
     source: Cell | None = None,
     role: Role = "main",
 ) -> Cell:
-    budget, fold, repetition, schedule = place
-    where = f"{UNITS[study.unit]}{budget:g}-r{repetition}-f{fold}-{slug(schedule)}"
+    budget, fold, repetition, schedule = at
+    name = f"{UNITS[study.unit]}{budget:g}-r{repetition}-f{fold}-{slug(schedule)}"
     chosen = {f"labels.{study.unit}": budget, "labels.seed": repetition}
     return Cell(
-        id=f"{slug(method)}-{where}",
+        id=f"{slug(method)}-{name}",
         kind="finetune",
         method=method,
         trainer=trainer,
@@ -213,34 +220,30 @@ def _finetune(
     )
 
 
-def _trials_of_scratch(study: Study, arms: Mapping[str, PretrainingArm]) -> Iterator[Cell]:
+def _make_trials_of_scratch(study: Study, arms: Mapping[str, PretrainingArm]) -> Iterator[Cell]:
     """Scratch with schedules of its own, then with the steps of the pre-trainings added."""
     trials: list[tuple[str, str, Mapping[str, Any], Role]] = [
         (name, arm.trainer, arm.overrides, "own_schedule")
         for name, arm in study.scratch_schedules.items()
     ]
-    trials += [(*trial, "added_steps") for trial in _added_steps(study, arms)]
-    for name, trainer, overrides, role in trials:
-        for repetition in range(study.repetitions):
-            for fold in study.folds:
-                for budget in study.budgets:
-                    place = (budget, fold, repetition, name)
-                    yield _finetune(study, SCRATCH, trainer, overrides, place, role=role)
+    if study.scratch_added_steps:
+        trials += [(*trial, "added_steps") for trial in _add_steps(study, arms)]
+    for (name, trainer, overrides, role), repetition, fold, budget in product(
+        trials, range(study.repetitions), study.folds, study.budgets
+    ):
+        at = (budget, fold, repetition, name)
+        yield _make_finetuning(study, SCRATCH, trainer, overrides, at, role=role)
 
 
-def _added_steps(
+def _add_steps(
     study: Study, arms: Mapping[str, PretrainingArm]
-) -> list[tuple[str, str, dict[str, Any]]]:
-    """One trial per schedule and number of pre-training steps."""
-    if not study.scratch_added_steps:
-        return []
-    runs = {schedule_of(arm.trainer, "pretrain", arm.overrides) for arm in arms.values()}
-    trials = []
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """One trial per schedule and number of pre-training steps: name, trainer, overrides."""
+    runs = {read_schedule(arm.trainer, "pretrain", arm.overrides) for arm in arms.values()}
     for name, schedule in study.schedules.items():
         trainer = schedule.scratch_trainer
-        epochs, iterations = schedule_of(trainer, "finetune", schedule.overrides)
+        epochs, iterations = read_schedule(trainer, "finetune", schedule.overrides)
         for steps in sorted({a * b for a, b in runs}):
             overrides = {k: v for k, v in schedule.overrides.items() if k != "training.num_epochs"}
             overrides["num_epochs"] = epochs + ceil(steps / iterations)
-            trials.append((f"{name}_and_{steps}_steps", trainer, overrides))
-    return trials
+            yield f"{name}_and_{steps}_steps", trainer, overrides

@@ -14,11 +14,12 @@ from typing import Any
 from tqdm import tqdm
 
 from nnssl.common import locks
-from nnssl.studies.run import attempts, places
-from nnssl.studies.run.attempts import Attempt, Bench, Slot
+from nnssl.studies.run import attempts
+from nnssl.studies.run.attempts import TRIES, Attempt, read_log_end
+from nnssl.studies.run.devices import Slot
+from nnssl.studies.run.folder import StudyFolder
 from nnssl.studies.run.grid import Cell
 
-TRIES = 2
 SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_BETWEEN_PROGRESS = 5.0
 
@@ -50,26 +51,26 @@ class LocalRunner:
     """Starts cells in their order as slots get free, a cell after the one it needs.
 
     Args:
-        bench: study, folder and program.
+        folder: the study.
         cells: what to run, with everything that it needs.
         slots: one per process.
     """
 
-    def __init__(self, bench: Bench, cells: Sequence[Cell], slots: Sequence[Slot]) -> None:
-        self.bench = bench
+    def __init__(self, folder: StudyFolder, cells: Sequence[Cell], slots: Sequence[Slot]) -> None:
+        self.folder = folder
         self.cells = {cell.id: cell for cell in cells}
         self.pending = list(cells)
         self.free = list(slots)
         self.running: list[Attempt] = []
         self.tries: dict[str, int] = {}
         self.outcome = CellOutcome()
-        total = sum(cell.steps() for cell in cells)
+        total = sum(cell.steps for cell in cells)
         self.bar = tqdm(total=total, unit="step", disable=None, smoothing=0.0)
         self._progress_at = 0.0
 
     def run(self) -> CellOutcome:
         """Returns when everything is done, failed or blocked, or after a stop signal."""
-        with _stop_signals(self.outcome):
+        with _catch_stop_signals(self.outcome):
             try:
                 self._skip_done()
                 while (self.pending or self.running) and self.outcome.signal is None:
@@ -85,82 +86,74 @@ class LocalRunner:
         return self.outcome
 
     def _skip_done(self) -> None:
-        for cell in [cell for cell in self.pending if self.bench.is_done(cell)]:
-            self._mark_done(cell, "")
-        self.bar.initial = self._steps_done()
+        for cell in [cell for cell in self.pending if self.folder.is_done(cell)]:
+            self.pending.remove(cell)
+            self.outcome.done.append(cell.id)
+        self.bar.initial = self._count_done_steps()
         self._show_progress()
 
     def _start_what_can_start(self) -> None:
         for cell in list(self.pending):
-            if self._blocked(cell) or not self.free:
-                continue
-            if cell.needs is not None and cell.needs not in self.outcome.done:
-                continue
-            lock = locks.acquire(cell.folder(self.bench.folder))
-            if lock is None:
-                continue  # another run trains it; it is looked at again
-            if self.bench.is_done(cell):
-                lock.release()
-                self._mark_done(cell, "by another run")
-                continue
-            self.pending.remove(cell)
-            self.running.append(Attempt(self.bench, cell, self.free.pop(0), lock))
+            if cell.needs is not None and cell.needs in self.outcome.failed:
+                self.pending.remove(cell)
+                self.outcome.blocked[cell.id] = cell.needs
+                self._say(f"blocked  {cell.id}: {cell.needs} failed")
+            elif self.free and (cell.needs is None or cell.needs in self.outcome.done):
+                self._start(cell)
 
-    def _blocked(self, cell: Cell) -> bool:
-        if cell.needs is None or cell.needs not in self.outcome.failed:
-            return False
+    def _start(self, cell: Cell) -> None:
+        lock = locks.acquire(self.folder.cell_folder(cell))
+        if lock is None:
+            return  # another run trains it; it is looked at again
         self.pending.remove(cell)
-        self.outcome.blocked[cell.id] = cell.needs
-        self._say(f"blocked  {cell.id}: {cell.needs} failed")
-        return True
+        if self.folder.is_done(cell):
+            lock.release()
+            self._mark_done(cell, "by another run")
+        else:
+            self.running.append(Attempt(self.folder, cell, self.free.pop(0), lock))
 
     def _look(self) -> None:
-        for attempt in [attempt for attempt in self.running if not attempt.running()]:
-            self._end_of(attempt)
+        for attempt in [attempt for attempt in self.running if not attempt.is_running()]:
+            self._finish(attempt)
         if monotonic() - self._progress_at > SECONDS_BETWEEN_PROGRESS:
             self._progress_at = monotonic()
             self._show_progress()
 
-    def _end_of(self, attempt: Attempt) -> None:
+    def _finish(self, attempt: Attempt) -> None:
         cell = attempt.cell
         done = attempt.finish()
         self.running.remove(attempt)
         self.free.append(attempt.slot)
         if done:
-            past = attempts.attempts(attempt.folder)
-            self._mark_done(cell, f"{sum(entry['seconds'] for entry in past) / 60:.1f} min")
+            seconds = sum(past["seconds"] for past in self.folder.attempts(cell))
+            self._mark_done(cell, f"{seconds / 60:.1f} min")
         elif not attempt.interrupted:
-            self._failed(cell, attempt)
+            self._retry_or_give_up(cell, attempt)
 
-    def _failed(self, cell: Cell, attempt: Attempt) -> None:
+    def _retry_or_give_up(self, cell: Cell, attempt: Attempt) -> None:
         self.tries[cell.id] = self.tries.get(cell.id, 0) + 1
         if self.tries[cell.id] < TRIES:
             self._say(f"retried  {cell.id} (see {attempt.log})")
             self.pending.insert(0, cell)
-            return
-        self.outcome.failed[cell.id] = attempts.tail(attempt.folder)
-        self._say(f"FAILED   {cell.id} (see {attempt.log})")
+        else:
+            self.outcome.failed[cell.id] = read_log_end(self.folder, cell)
+            self._say(f"FAILED   {cell.id} (see {attempt.log})")
 
     def _mark_done(self, cell: Cell, remark: str) -> None:
-        if cell in self.pending:
-            self.pending.remove(cell)
         self.outcome.done.append(cell.id)
-        if remark:
-            found = places.dice(self.bench.fold_folder(cell)) if cell.kind == "finetune" else None
-            self._say(f"done     {cell.id}{f'  Dice {found:.3f}' if found else ''}  {remark}")
+        dice = self.folder.dice(cell) if cell.kind == "finetune" else None
+        self._say(f"done     {cell.id}{f'  Dice {dice:.3f}' if dice else ''}  {remark}")
 
     def _show_progress(self) -> None:
         """Finished cells count as a whole, running ones by their epoch."""
         if not self.bar.disable:
-            running = sum(self._steps_of(attempt.cell) for attempt in self.running)
-            self.bar.n = self._steps_done() + running
+            cells = [attempt.cell for attempt in self.running]
+            epochs = sum((self.folder.epoch(cell) or 0) * cell.steps_per_epoch for cell in cells)
+            self.bar.n = self._count_done_steps() + epochs
             self.bar.refresh()
 
-    def _steps_done(self) -> int:
-        return sum(self.cells[done].steps() for done in self.outcome.done)
-
-    def _steps_of(self, cell: Cell) -> int:
-        return (places.epoch(self.bench.fold_folder(cell)) or 0) * cell.steps_per_epoch()
+    def _count_done_steps(self) -> int:
+        return sum(self.cells[done].steps for done in self.outcome.done)
 
     def _stop_all(self) -> None:
         """Children save and leave; after `SECONDS_TO_SAVE` they are ended."""
@@ -179,7 +172,7 @@ class LocalRunner:
 
 
 @contextmanager
-def _stop_signals(outcome: CellOutcome) -> Iterator[None]:
+def _catch_stop_signals(outcome: CellOutcome) -> Iterator[None]:
     """SIGINT and SIGTERM end the loop; a second SIGINT ends everything at once."""
 
     def handle(number: int, frame: FrameType | None) -> None:

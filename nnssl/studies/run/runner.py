@@ -3,19 +3,69 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
-from nnssl.studies.run.attempts import Bench, Slot
-from nnssl.studies.run.estimate import estimate
-from nnssl.studies.run.folder import Selection, grown, write_study
-from nnssl.studies.run.grid import Cell
-from nnssl.studies.run.knobs import check_overrides
+from nnssl.config import bind, read_config
+from nnssl.studies.run.attempts import next_command, next_variables
+from nnssl.studies.run.devices import Slot, make_slots
+from nnssl.studies.run.folder import PROGRAM, StudyFolder, grow_study, join_values
+from nnssl.studies.run.grid import Cell, Kind, write_overrides
 from nnssl.studies.run.local import CellOutcome, LocalRunner
-from nnssl.studies.run.slots import slots
-from nnssl.studies.run.spec import Study, read_study, waiting
+from nnssl.studies.run.spec import SCRATCH, Study, find_waiting, read_study
+
+SECONDS_PER_STEP = 0.15  # assumed; small plans on one core, or default plans on a GPU
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which part of a study to run; numbers beyond the file's extend the study.
+
+    Attributes:
+        folds: None: all of the study's.
+        repetitions: the first n; None: all.
+        budgets: None: all.
+        only: methods (and `scratch`); None: all.
+    """
+
+    folds: Sequence[int] | None = None
+    repetitions: int | None = None
+    budgets: Sequence[float] | None = None
+    only: Sequence[str] | None = None
+
+    def extend(self, study: Study) -> Study:
+        """The study with what the selection asks for beyond it."""
+        return replace(
+            study,
+            folds=join_values(study.folds, self.folds or ()),
+            budgets=join_values(study.budgets, self.budgets or ()),
+            repetitions=max(study.repetitions, self.repetitions or 1),
+        )
+
+    def choose(self, folder: StudyFolder) -> list[Cell]:
+        """The selected cells and the pre-trainings that they need.
+
+        Raises:
+            ValueError: a method that the study does not have.
+        """
+        known = (SCRATCH, *folder.study.pretraining)
+        for method in self.only or ():
+            if method not in known:
+                raise ValueError(f"--only: found {method!r}; this study has: {', '.join(known)}")
+        chosen = {c.id: c.needs for c in folder.cells if c.kind == "finetune" and self._has(c)}
+        return [c for c in folder.cells if c.id in chosen or c.id in chosen.values()]
+
+    def _has(self, cell: Cell) -> bool:
+        assert cell.repetition is not None
+        return (
+            (self.folds is None or cell.fold in self.folds)
+            and (self.repetitions is None or cell.repetition < self.repetitions)
+            and (self.budgets is None or cell.budget in self.budgets)
+            and (self.only is None or cell.method in self.only)
+        )
 
 
 @dataclass(frozen=True)
@@ -38,7 +88,7 @@ class Options:
     devices: Sequence[str] | None = None
     selection: Selection = field(default_factory=Selection)
     dry_run: bool = False
-    program: tuple[str, ...] = ()
+    program: tuple[str, ...] = (PROGRAM,)
     slurm: dict[str, Any] = field(default_factory=dict)
 
 
@@ -53,50 +103,107 @@ def run_study(name_or_path: str | Path, folder: str | Path, options: Options) ->
     Raises:
         ValueError: the study is wrong, or the folder holds another one.
     """
-    folder = Path(folder).expanduser().absolute()
-    study = grown(folder, options.selection.extend(read_study(name_or_path)))
-    chosen = options.selection.choose(study)
+    path = Path(folder).expanduser().absolute()
+    study = grow_study(path, options.selection.extend(read_study(name_or_path)))
+    runs = StudyFolder(study, path, options.program)
+    chosen = options.selection.choose(runs)
     check_overrides(chosen)
-    bench = Bench(study, folder, options.program)
     for cell in chosen:
-        bench.fold_folder(cell)  # a dataset that is not there is told before anything runs
-    _tell_waiting(study)
+        runs.fold_folder(cell)  # a dataset that is not there is told before anything runs
+    for method, reason in find_waiting(study).items():
+        print(f"left out: {method} {reason}")
     if options.dry_run:
-        _print_commands(bench, chosen, options)
+        _print_commands(runs, chosen, options)
         return 0
-    write_study(folder, study)
+    runs.write()
     if options.executor == "slurm":
         from nnssl.studies.run.slurm import submit
 
-        return submit(bench, chosen, options.processes, **options.slurm)
-    outcome = LocalRunner(bench, chosen, slots(options.devices, options.processes)).run()
-    _tell(outcome, len(chosen))
+        return submit(runs, chosen, options.processes, **options.slurm)
+    slots = make_slots(options.devices, options.processes)
+    outcome = LocalRunner(runs, chosen, slots).run()
+    _print_outcome(outcome, len(chosen))
     return outcome.exit_code
 
 
-def command_line(bench: Bench, cell: Cell, slot: Slot) -> str:
+def check_overrides(cells: Sequence[Cell]) -> None:
+    """Binds the overrides of every run to its trainer, as the run itself would.
+
+    Raises:
+        ValueError: names every problem at once.
+    """
+    if problems := list(dict.fromkeys(_find_problems(cells))):
+        raise ValueError("The study's runs would stop at once:\n" + "\n".join(problems))
+
+
+def _find_problems(cells: Sequence[Cell]) -> Iterator[str]:
+    from nnssl.training import finetuner, pretraining_setup  # they load torch and nnU-Net
+
+    schemas = {
+        "pretrain": (pretraining_setup.SCHEMA, pretraining_setup.GIVEN),
+        "finetune": (finetuner.SCHEMA, ()),
+    }
+    for cell in cells:
+        raw = read_config(cell.trainer)
+        if raw.kind != cell.kind:
+            yield f"{cell.method}: {cell.trainer} is a trainer of kind {raw.kind}, not {cell.kind}"
+            continue
+        schema, given = schemas[cell.kind]
+        try:
+            bind(raw, schema, given, overrides=write_overrides(cell.overrides))
+        except ValueError as error:
+            yield f"{cell.method}: {error}"
+
+
+def _print_commands(folder: StudyFolder, chosen: Sequence[Cell], options: Options) -> None:
+    slots = [Slot()]
+    if options.executor == "local":
+        slots = make_slots(options.devices, options.processes)
+    for number, cell in enumerate(chosen):
+        state = "done already" if folder.is_done(cell) else f"after {cell.needs}"
+        remark = f"  ({state})" if state != "after None" else ""
+        print(f"# {cell.id}{remark}\n{_write_command(folder, cell, slots[number % len(slots)])}")
+    print(_estimate(folder, chosen, options.processes or len(slots)))
+
+
+def _write_command(folder: StudyFolder, cell: Cell, slot: Slot) -> str:
     """A cell's command with its environment, to be copied into a shell."""
-    variables = bench.variables(cell, slot)
+    variables = next_variables(folder, cell, slot)
     pairs = [f"{name}={shlex.quote(value)}" for name, value in variables.items() if value]
     unset = [part for name, value in variables.items() if not value for part in ("-u", name)]
-    return " ".join(["env", *unset, *pairs, shlex.join(bench.command(cell, slot))])
+    return " ".join(["env", *unset, *pairs, shlex.join(next_command(folder, cell, slot))])
 
 
-def _print_commands(bench: Bench, chosen: Sequence[Cell], options: Options) -> None:
-    places = slots(options.devices, options.processes) if options.executor == "local" else [Slot()]
-    for number, cell in enumerate(chosen):
-        state = "done already" if bench.is_done(cell) else f"after {cell.needs}"
-        remark = f"  ({state})" if state != "after None" else ""
-        print(f"# {cell.id}{remark}\n{command_line(bench, cell, places[number % len(places)])}")
-    print(estimate(bench, chosen, options.processes or len(places)))
+def _estimate(folder: StudyFolder, cells: Sequence[Cell], processes: int) -> str:
+    """Hours of what is not done yet, and where the figure comes from; one or more lines."""
+    rest = [cell for cell in cells if not folder.is_done(cell)]
+    hours, sources = 0.0, []
+    for kind in ("pretrain", "finetune"):
+        steps = sum(cell.steps for cell in rest if cell.kind == kind)
+        rate = _measure_rate(folder, cells, kind)
+        hours += steps * (rate or SECONDS_PER_STEP) / 3600
+        source = f"{SECONDS_PER_STEP} s per step ASSUMED, no cell has finished here yet"
+        if rate:
+            source = f"{rate:.3f} s per step, median of this study's finished cells"
+        sources += [f"{kind}: {source}"] if steps else []
+    head = (
+        f"{len(rest)} of {len(cells)} cells to do, {sum(cell.steps for cell in rest)} steps: about "
+        f"{hours:.1f} hours of one process, {hours / processes:.1f} with {processes} side by side"
+    )
+    return "\n".join([head, *sources])
 
 
-def _tell_waiting(study: Study) -> None:
-    for method, reason in waiting(study).items():
-        print(f"left out: {method} {reason}")
+def _measure_rate(folder: StudyFolder, cells: Sequence[Cell], kind: Kind) -> float | None:
+    """Median seconds per step over the finished cells of a kind, validation included."""
+    rates = []
+    for cell in cells:
+        past = folder.attempts(cell)
+        if cell.kind == kind and past and folder.is_done(cell):
+            rates.append(sum(attempt["seconds"] for attempt in past) / cell.steps)
+    return median(rates) if rates else None
 
 
-def _tell(outcome: CellOutcome, number: int) -> None:
+def _print_outcome(outcome: CellOutcome, number: int) -> None:
     for cell, lines in outcome.failed.items():
         print(f"FAILED: {cell}")
         print("\n".join(f"    {line}" for line in lines))

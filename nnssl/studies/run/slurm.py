@@ -8,10 +8,11 @@ from typing import Any
 
 from nnssl.common import locks
 from nnssl.common.environment import set_default
-from nnssl.studies.run import attempts, grid
-from nnssl.studies.run.attempts import Attempt, Bench, Slot
+from nnssl.studies.run import attempts
+from nnssl.studies.run.attempts import TRIES, Attempt, read_log_end
+from nnssl.studies.run.devices import Slot, count_workers
+from nnssl.studies.run.folder import StudyFolder
 from nnssl.studies.run.grid import Cell
-from nnssl.studies.run.local import TRIES
 
 SECONDS_BETWEEN_LOOKS = 1.0
 PREEMPT_SIGNAL = "USR1"  # our trainers save and leave on it, should Slurm send it to them directly
@@ -21,8 +22,8 @@ MOST_TIMEOUTS = 1000
 class CellJob:
     """What one Slurm job does: trains a cell; when its time is over, saves, and is queued again."""
 
-    def __init__(self, bench: Bench, cell: Cell, slot: Slot) -> None:
-        self.bench, self.cell, self.slot = bench, cell, slot
+    def __init__(self, folder: StudyFolder, cell: Cell, slot: Slot) -> None:
+        self.folder, self.cell, self.slot = folder, cell, slot
         self.attempt: Attempt | None = None
 
     def __call__(self) -> str:
@@ -31,11 +32,13 @@ class CellJob:
         Raises:
             RuntimeError: it has failed twice, or what it needs is not done; with the log's end.
         """
-        self._need()
+        needs = [cell for cell in self.folder.cells if cell.id == self.cell.needs]
+        if not all(map(self.folder.is_done, needs)):
+            raise RuntimeError(f"{self.cell.id} needs {self.cell.needs}, which is not done")
         for _ in range(TRIES):
             if self._try():
                 return self.cell.id
-        lines = "\n".join(attempts.tail(self.cell.folder(self.bench.folder)))
+        lines = "\n".join(read_log_end(self.folder, self.cell))
         raise RuntimeError(f"{self.cell.id} failed {TRIES} times; the end of its log:\n{lines}")
 
     def checkpoint(self) -> Any:
@@ -45,26 +48,20 @@ class CellJob:
         if self.attempt is not None:
             self.attempt.stop()
             until = monotonic() + attempts.SECONDS_TO_SAVE
-            while self.attempt.running() and monotonic() < until:
+            while self.attempt.is_running() and monotonic() < until:
                 sleep(SECONDS_BETWEEN_LOOKS)
             self.attempt.finish()
-        return submitit.helpers.DelayedSubmission(CellJob(self.bench, self.cell, self.slot))
-
-    def _need(self) -> None:
-        needs = self.cell.needs
-        sources = [cell for cell in grid.cells(self.bench.study) if cell.id == needs]
-        if not all(map(self.bench.is_done, sources)):
-            raise RuntimeError(f"{self.cell.id} needs {needs}, which is not done")
+        return submitit.helpers.DelayedSubmission(CellJob(self.folder, self.cell, self.slot))
 
     def _try(self) -> bool:
         lock = None
-        while lock is None and not self.bench.is_done(self.cell):
-            lock = locks.acquire(self.cell.folder(self.bench.folder))
+        while lock is None and not self.folder.is_done(self.cell):
+            lock = locks.acquire(self.folder.cell_folder(self.cell))
             sleep(0 if lock else SECONDS_BETWEEN_LOOKS)  # another run trains it
         if lock is None:
             return True
-        self.attempt = Attempt(self.bench, self.cell, self.slot, lock)
-        while self.attempt.running():
+        self.attempt = Attempt(self.folder, self.cell, self.slot, lock)
+        while self.attempt.is_running():
             sleep(SECONDS_BETWEEN_LOOKS)
         done = self.attempt.finish()
         self.attempt = None
@@ -72,7 +69,7 @@ class CellJob:
 
 
 def submit(
-    bench: Bench,
+    folder: StudyFolder,
     cells: Sequence[Cell],
     processes: int | None = None,
     partition: str | None = None,
@@ -85,7 +82,7 @@ def submit(
     """Submits what is not done as job arrays and prints their ids; returns the exit code.
 
     Args:
-        bench: the study.
+        folder: the study.
         cells: what to run, with everything that it needs.
         processes: jobs at once; None: Slurm's own limit.
         partition: of Slurm.
@@ -98,22 +95,23 @@ def submit(
     Raises:
         ValueError: `submitit` is not installed.
     """
-    executor = _executor(bench, cluster)
-    _limit(executor, processes, partition, hours, memory, gpus_per_task, cpus_per_task)
-    slot = _slot(gpus_per_task, cpus_per_task)
+    executor = _make_executor(folder, cluster)
+    _set_limits(executor, processes, partition, hours, memory, gpus_per_task, cpus_per_task)
+    device = () if gpus_per_task else ("-device", "cpu")
+    slot = Slot(count_workers(cpus_per_task), arguments=device)
     jobs: dict[str, Any] = {}
-    for needs, group in _groups(bench, cells):
-        _after(executor, jobs.get(needs or ""), cluster)
+    for needs, group in _group_by_need(folder, cells):
+        _start_after(executor, jobs.get(needs or ""), cluster)
         with executor.batch():
-            submitted = [executor.submit(CellJob(bench, cell, slot)) for cell in group]
+            submitted = [executor.submit(CellJob(folder, cell, slot)) for cell in group]
         jobs |= {cell.id: job for cell, job in zip(group, submitted, strict=True)}
     for cell_id, job in jobs.items():
         print(f"{job.job_id}  {cell_id}")
-    print(f"{len(jobs)} jobs are submitted; see them with: nnssl_study status {bench.folder}")
+    print(f"{len(jobs)} jobs are submitted; see them with: nnssl_study status {folder.path}")
     return 0
 
 
-def _executor(bench: Bench, cluster: str) -> Any:
+def _make_executor(folder: StudyFolder, cluster: str) -> Any:
     set_default("SUBMITIT_PREEMPT_SIGNAL", PREEMPT_SIGNAL)  # read at submitit's import
     try:
         import submitit
@@ -123,10 +121,10 @@ def _executor(bench: Bench, cluster: str) -> Any:
             "machine: --executor local)"
         ) from None
     timeouts = {"slurm_max_num_timeout": MOST_TIMEOUTS} if cluster == "slurm" else {}
-    return submitit.AutoExecutor(bench.folder / "slurm", cluster=cluster, **timeouts)
+    return submitit.AutoExecutor(folder.path / "slurm", cluster=cluster, **timeouts)
 
 
-def _limit(
+def _set_limits(
     executor: Any,
     processes: int | None,
     partition: str | None,
@@ -149,9 +147,11 @@ def _limit(
     executor.update_parameters(**{k: v for k, v in limits.items() if v is not None})
 
 
-def _groups(bench: Bench, cells: Sequence[Cell]) -> Iterator[tuple[str | None, list[Cell]]]:
+def _group_by_need(
+    folder: StudyFolder, cells: Sequence[Cell]
+) -> Iterator[tuple[str | None, list[Cell]]]:
     """One job array for what can start at once, one behind each pre-training that is not done."""
-    rest = [cell for cell in cells if not bench.is_done(cell)]
+    rest = [cell for cell in cells if not folder.is_done(cell)]
     open_ids = {cell.id for cell in rest}
     groups: dict[str | None, list[Cell]] = {}
     for cell in rest:
@@ -160,7 +160,7 @@ def _groups(bench: Bench, cells: Sequence[Cell]) -> Iterator[tuple[str | None, l
     yield from sorted(groups.items(), key=lambda group: group[0] is not None)
 
 
-def _after(executor: Any, job: Any, cluster: str) -> None:
+def _start_after(executor: Any, job: Any, cluster: str) -> None:
     """The next array starts after `job`; executors of this machine know no dependencies."""
     if cluster == "slurm":
         dependency: dict[str, str] = {}
@@ -169,8 +169,3 @@ def _after(executor: Any, job: Any, cluster: str) -> None:
         executor.update_parameters(slurm_additional_parameters=dependency)
     elif job is not None:
         job.wait()
-
-
-def _slot(gpus: int, cores: int) -> Slot:
-    workers = {"nnUNet_n_proc_DA": str(min(12, cores)), "nnUNet_def_n_proc": str(min(8, cores))}
-    return Slot(workers) if gpus else Slot(workers, arguments=("-device", "cpu"))

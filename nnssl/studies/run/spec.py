@@ -1,4 +1,4 @@
-"""What a study says: methods x label budgets x schedules x repetitions x folds."""
+"""What a study says (methods x label budgets x schedules x repetitions x folds), and its file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from nnssl.common.checks import near
-from nnssl.config import Config, Groups, RawConfig, Schema, bind, find_configs
-from nnssl.studies.run.files import read_yaml, study_file
+import yaml
+
+from nnssl.common.checks import near, plain
+from nnssl.common.files import atomic_path
+from nnssl.config import Groups, RawConfig, Schema, bind, find_configs
+from nnssl.config.files import INSTALLED, parse_yaml, user_folders
 
 Unit = Literal["patients", "volumes", "slices", "percentage"]
 SCRATCH = "scratch"
-GIVEN = ("name", "summary", "paper", "differs", "pretraining", "schedules", "scratch_schedules")
+FOLDER = "studies"  # of YAML files, in a user's folder and in the installed one
+ABOUT = ("name", "summary", "paper", "differs")
 SET_BY_THE_STUDY = ("training.seed", "labels")
 
 
@@ -112,46 +116,60 @@ class Study:
     differs: str = ""
 
 
+ARMS = {"pretraining": PretrainingArm, "schedules": FinetuningArm, "scratch_schedules": ScratchArm}
 SCHEMA: Schema = {
     "study": Study,
-    "pretraining": Groups(PretrainingArm),
-    "schedules": Groups(FinetuningArm),
-    "scratch_schedules": Groups(ScratchArm),
+    **{name: Groups(arm) for name, arm in ARMS.items()},
 }
+
+
+def find_studies() -> dict[str, Path]:
+    """Returns name -> file; a user's folders (`<folder>/studies/*.yaml`) come before the shipped.
+
+    The environment variable `nnssl_configs` names a user's folders.
+    """
+    found: dict[str, Path] = {}
+    for folder in (*user_folders(), INSTALLED):
+        files = sorted((folder / FOLDER).glob("*.y*ml"))
+        found = {file.stem: file for file in files} | found
+    return dict(sorted(found.items()))
 
 
 def read_study(name_or_path: str | Path) -> Study:
     """Reads and checks a study.
 
     Args:
-        name_or_path: a YAML file, or the name of one in a user's folder (environment variable
-            `nnssl_configs`) or shipped.
+        name_or_path: a YAML file, or the name of one that `find_studies` finds.
 
     Raises:
-        ValueError: names every problem at once, with file, knob, value and what is allowed.
+        ValueError: there is no such study, its file cannot be read, or the file has problems: all
+            of them are named at once, with knob, value and what is allowed.
     """
-    file = study_file(name_or_path)
-    raw = read_yaml(file)
-    study = _build(bind(raw, SCHEMA, GIVEN, overrides=""))
-    if problems := list(_problems(study)):
+    file = _find_file(name_or_path)
+    raw = _read_yaml(file)
+    sections = bind(raw, SCHEMA, (*ABOUT, *ARMS), overrides="").sections
+    knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in sections["study"].items()}
+    for section, arm in ARMS.items():
+        knobs[section] = {name: arm(**values) for name, values in sections[section].items()}
+    study = Study(**{"name": raw.name, "summary": "", **raw.about, **knobs})
+    if problems := list(_find_problems(study)):
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise ValueError(f"{file} has {count}:\n{lines}")
     return study
 
 
-def to_raw(study: Study) -> RawConfig:
-    """The study as the content of a file."""
-    values = vars(study)
-    arms = {name: values[name] for name in SCHEMA if name != "study"}
-    about = {k: values[k] for k in ("name", "summary", "paper", "differs")}
-    sections = {
-        "study": {k: v for k, v in values.items() if k not in GIVEN},
-        **{
-            name: {arm: vars(knobs) for arm, knobs in group.items()} for name, group in arms.items()
-        },
+def write_study(file: Path, study: Study) -> None:
+    """Writes what `read_study` reads, whole or not at all."""
+    knobs = dict(vars(study))
+    about = {key: knobs.pop(key) for key in ABOUT}
+    arms = {
+        section: {name: vars(arm) for name, arm in knobs.pop(section).items()} for section in ARMS
     }
-    return RawConfig(study.name, "study", about, sections, ())
+    content = {"kind": "study", "about": about, "study": knobs, **arms}
+    text = yaml.safe_dump(plain(content), sort_keys=False, allow_unicode=True)
+    with atomic_path(file) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def slug(name: str) -> str:
@@ -160,7 +178,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "_", text).strip("_")
 
 
-def waiting(study: Study) -> dict[str, str]:
+def find_waiting(study: Study) -> dict[str, str]:
     """Method -> why it is left out, for the arms that wait."""
     known = find_configs()
     reasons = {}
@@ -174,33 +192,44 @@ def waiting(study: Study) -> dict[str, str]:
     return reasons
 
 
-def _build(config: Config) -> Study:
-    sections = config.sections
-    arms: dict[str, Any] = {
-        name: {arm: kind(**knobs) for arm, knobs in sections[name].items()}
-        for name, kind in (
-            ("pretraining", PretrainingArm),
-            ("schedules", FinetuningArm),
-            ("scratch_schedules", ScratchArm),
+def _find_file(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    known = find_studies()
+    if str(name_or_path) not in known:
+        raise ValueError(
+            f"there is no study {str(name_or_path)!r}{near(str(name_or_path), known)}; known: "
+            f"{', '.join(known) or 'none'}; or give the path of a YAML file"
         )
-    }
-    about: dict[str, Any] = {"name": config.name, "summary": "", **config.about}
-    knobs: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in sections["study"].items()
-    }
-    return Study(**about, **knobs, **arms)
+    return known[str(name_or_path)]
 
 
-def _problems(study: Study) -> Iterator[str]:
+def _read_yaml(file: Path) -> RawConfig:
+    """Reads a file and checks its head; its sections are checked by `nnssl.config.bind`."""
+    try:
+        content = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
+    if not isinstance(content, dict) or content.get("kind") != "study":
+        raise ValueError(f"{file}: a study must begin with `kind: study`")
+    sections = {key: value for key, value in content.items() if key not in ("kind", "about")}
+    about = content.get("about") or {}
+    if not isinstance(about, dict) or not all(isinstance(text, str) for text in about.values()):
+        raise ValueError(f"{file}: about = {about!r}; must be a mapping of texts")
+    for key in about:
+        if key not in ABOUT:
+            hint, allowed = near(str(key), ABOUT), ", ".join(ABOUT)
+            raise ValueError(f"{file}: about.{key}: unknown{hint}; allowed: {allowed}")
+    return RawConfig(file.stem, "study", about, sections, ((file, content),))
+
+
+def _find_problems(study: Study) -> Iterator[str]:
     """What the signatures cannot say."""
     yield from _grid_problems(study)
     yield from _name_problems(study)
     yield from _trainer_problems(study)
-    for path, overrides in _all_overrides(study):
-        for knob in overrides:
-            full = "training.seed" if knob == "seed" else knob
-            if any(full == own or full.startswith(f"{own}.") for own in SET_BY_THE_STUDY):
-                yield f"{path}.{knob}: set by the study itself (seeds, unit and budgets); remove it"
+    yield from _override_problems(study)
 
 
 def _grid_problems(study: Study) -> Iterator[str]:
@@ -241,29 +270,33 @@ def _name_problems(study: Study) -> Iterator[str]:
 
 
 def _trainer_problems(study: Study) -> Iterator[str]:
-    known = find_configs()
-    waits = waiting(study)
-    named = [(f"pretraining.{m}.trainer", arm.trainer, m) for m, arm in study.pretraining.items()]
-    for name, arm in study.schedules.items():
-        named += [(f"schedules.{name}.trainer", arm.trainer, "")]
-        named += [(f"schedules.{name}.scratch_trainer", arm.scratch_trainer, "")]
-    named += [
-        (f"scratch_schedules.{name}.trainer", arm.trainer, "")
-        for name, arm in study.scratch_schedules.items()
+    known, waits = find_configs(), find_waiting(study)
+    for section, name, arm in _all_arms(study):
+        for knob in ("trainer", "scratch_trainer"):
+            trainer = getattr(arm, knob, None)
+            waited_for = section == "pretraining" and name in waits
+            if trainer is not None and trainer not in known and not waited_for:
+                yield (
+                    f"{section}.{name}.{knob} = {trainer!r}: there is no such trainer"
+                    f"{near(trainer, known)}; known: {', '.join(known)}. A method that does not "
+                    "exist yet says waits: trainer"
+                )
+
+
+def _override_problems(study: Study) -> Iterator[str]:
+    paths = [
+        (f"{section}.{name}.{field_name}", getattr(arm, field_name, {}))
+        for section, name, arm in _all_arms(study)
+        for field_name in ("overrides", "finetuning")
     ]
-    for path, trainer, method in named:
-        if trainer not in known and method not in waits:
-            yield (
-                f"{path} = {trainer!r}: there is no such trainer{near(trainer, known)}; "
-                f"known: {', '.join(known)}. A method that does not exist yet says waits: trainer"
-            )
+    for path, overrides in paths:
+        for knob in overrides:
+            full = "training.seed" if knob == "seed" else knob
+            if any(full == each or full.startswith(f"{each}.") for each in SET_BY_THE_STUDY):
+                yield f"{path}.{knob}: set by the study itself (seeds, unit and budgets); remove it"
 
 
-def _all_overrides(study: Study) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for method, arm in study.pretraining.items():
-        yield f"pretraining.{method}.overrides", arm.overrides
-        yield f"pretraining.{method}.finetuning", arm.finetuning
-    for name, schedule in study.schedules.items():
-        yield f"schedules.{name}.overrides", schedule.overrides
-    for name, scratch in study.scratch_schedules.items():
-        yield f"scratch_schedules.{name}.overrides", scratch.overrides
+def _all_arms(study: Study) -> Iterator[tuple[str, str, Any]]:
+    for section in ARMS:
+        for name, arm in getattr(study, section).items():
+            yield section, name, arm

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl.common import locks
 from nnssl.nnunet.paths import FINAL
-from nnssl.studies.run import attempts, places
-from nnssl.studies.run.attempts import Bench
-from nnssl.studies.run.folder import open_study
-from nnssl.studies.run.grid import Cell, cells
-from nnssl.studies.run.spec import Study, waiting
+from nnssl.studies.run.attempts import read_log_end
+from nnssl.studies.run.folder import StudyFolder, open_study
+from nnssl.studies.run.grid import Cell
+from nnssl.studies.run.spec import find_waiting
 
 
 @dataclass(frozen=True)
@@ -40,91 +40,79 @@ class Status:
     counts: dict[str, int]
 
 
-def status(folder: str | Path) -> Status:
+def read_status(folder: str | Path) -> Status:
     """Reads a study's folder.
 
     Raises:
         ValueError: it holds no study.
     """
-    folder = Path(folder).expanduser().absolute()
     study = open_study(folder)
-    bench, grid = Bench(study, folder), cells(study)
-    states = {cell.id: state(bench, cell) for cell in grid}
-    for cell in grid:
+    states = {cell.id: describe_state(study, cell) for cell in study.cells}
+    for cell in study.cells:
         if cell.needs and states[cell.needs] == "FAILED" and states[cell.id] == "waiting":
             states[cell.id] = "blocked"
-    counts: dict[str, int] = {}
-    for cell in grid:
-        word = "done" if states[cell.id][0].isdigit() else states[cell.id].split()[0]
-        counts[word] = counts.get(word, 0) + 1
+    words = ["done" if text[0].isdigit() else text.split()[0] for text in states.values()]
     return Status(
-        _pretraining(grid, states),
-        _finetuning(study, grid, states),
-        _lines(bench, grid, states),
-        counts,
+        _tabulate_pretrainings(study, states),
+        _tabulate_finetunings(study, states),
+        _write_remarks(study, states),
+        dict(Counter(words)),
     )
 
 
-def state(bench: Bench, cell: Cell) -> str:
+def describe_state(folder: StudyFolder, cell: Cell) -> str:
     """The Dice (`done` for pre-training), or: running, FAILED, stopped, waiting."""
-    folder = cell.folder(bench.folder)
     try:
-        runs = bench.fold_folder(cell)
-    except ValueError:  # no dataset of that number anywhere: nothing can have run
+        fold = folder.fold_folder(cell)
+    except ValueError:  # no dataset of that number is anywhere: nothing can have run
         return "waiting"
-    if places.is_done(runs, cell.kind):
-        found = places.dice(runs) if cell.kind == "finetune" else None
-        return "done" if found is None else f"{found:.3f}"
-    if locks.holder(folder) is not None:
-        return f"running {_phase(runs, cell)}".strip()
-    if attempts.failed(folder):
+    if folder.is_done(cell):
+        dice = folder.dice(cell) if cell.kind == "finetune" else None
+        return "done" if dice is None else f"{dice:.3f}"
+    epoch = folder.epoch(cell)
+    phase = "" if epoch is None else f" epoch {epoch}/{cell.epochs}"
+    phase = " validation" if (fold / FINAL).is_file() else phase
+    if locks.holder(folder.cell_folder(cell)) is not None:
+        return f"running{phase}"
+    if folder.has_failed(cell):
         return "FAILED"
-    if places.can_continue(runs):
-        return f"stopped {_phase(runs, cell)}".strip()
-    return "waiting"
+    return f"stopped{phase}" if folder.can_continue(cell) else "waiting"
 
 
-def _phase(runs: Path, cell: Cell) -> str:
-    if (runs / FINAL).is_file():
-        return "validation"
-    at = places.epoch(runs)
-    return "" if at is None else f"epoch {at}/{cell.steps() // cell.steps_per_epoch()}"
-
-
-def _pretraining(grid: Sequence[Cell], states: dict[str, str]) -> StatusTable:
+def _tabulate_pretrainings(folder: StudyFolder, states: dict[str, str]) -> StatusTable:
     rows = [
         (cell.method, cell.trainer, str(cell.pretraining_seed), str(cell.fold), states[cell.id])
-        for cell in grid
+        for cell in folder.cells
         if cell.kind == "pretrain"
     ]
     return StatusTable(("method", "trainer", "seed", "fold", "state"), rows)
 
 
-def _finetuning(study: Study, grid: Sequence[Cell], states: dict[str, str]) -> StatusTable:
-    rows: dict[tuple[str, ...], list[str]] = {}
-    for cell in grid:
-        if cell.kind == "finetune":
-            assert cell.repetition is not None
-            row = (cell.method, cell.schedule, f"{cell.budget:g}", str(cell.fold))
-            rows.setdefault(row, ["-"] * study.repetitions)[cell.repetition] = states[cell.id]
-    repetitions = tuple(f"r{number}" for number in range(study.repetitions))
-    header = ("method", "schedule", study.unit, "fold", *repetitions)
-    return StatusTable(
-        header, [(*row, *columns) for row, columns in sorted(rows.items(), key=_order)]
-    )
-
-
-def _order(row: tuple[tuple[str, ...], list[str]]) -> tuple[str, str, float]:
+def _tabulate_finetunings(folder: StudyFolder, states: dict[str, str]) -> StatusTable:
     """By fold, schedule and budget; the order of methods stays."""
-    _, schedule, budget, fold = row[0]
-    return fold, schedule, float(budget)
+    repetitions = range(folder.study.repetitions)
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for cell in folder.cells:
+        if cell.repetition is not None:
+            row = (cell.method, cell.schedule, f"{cell.budget:g}", str(cell.fold))
+            rows.setdefault(row, ["-" for _ in repetitions])[cell.repetition] = states[cell.id]
+    header = (
+        "method",
+        "schedule",
+        folder.study.unit,
+        "fold",
+        *(f"r{each}" for each in repetitions),
+    )
+    ordered = sorted(rows, key=lambda row: (row[3], row[1], float(row[2])))
+    return StatusTable(header, [(*row, *rows[row]) for row in ordered])
 
 
-def _lines(bench: Bench, grid: Sequence[Cell], states: dict[str, str]) -> list[str]:
-    lines = [f"left out: {method} {reason}" for method, reason in waiting(bench.study).items()]
-    for cell in grid:
+def _write_remarks(folder: StudyFolder, states: dict[str, str]) -> list[str]:
+    waiting = find_waiting(folder.study).items()
+    lines = [f"left out: {method} {reason}" for method, reason in waiting]
+    for cell in folder.cells:
         if states[cell.id] == "FAILED":
-            folder = cell.folder(bench.folder)
-            lines.append(f"FAILED: {cell.id}, see {folder / attempts.attempts(folder)[-1]['log']}")
-            lines += [f"    {line}" for line in attempts.tail(folder)]
+            log = folder.cell_folder(cell) / folder.attempts(cell)[-1]["log"]
+            lines.append(f"FAILED: {cell.id}, see {log}")
+            lines += [f"    {line}" for line in read_log_end(folder, cell)]
     return lines

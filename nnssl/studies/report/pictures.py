@@ -52,17 +52,18 @@ class Picture:
         return f"data:image/{self.kind};base64,{base64.b64encode(self.data).decode()}"
 
 
-def looks(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Method -> colour and marker; scratch is grey, the order decides the others."""
+def choose_looks(methods: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Method -> `color` and `marker`; scratch is grey, the order decides the others."""
     others = [method for method in methods if method != SCRATCH]
-    found = {
-        method: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
-        for i, method in enumerate(others)
-    }
-    return {SCRATCH: (SCRATCH_COLOUR, "X"), **found}
+    looks = {SCRATCH: {"color": SCRATCH_COLOUR, "marker": "X"}}
+    for i, method in enumerate(others):
+        looks[method] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+    return looks
 
 
-def panels(count: int, width: float = 5.0, height: float = 3.6, most: int = 2) -> tuple[Any, list]:
+def make_panels(
+    count: int, width: float = 5.0, height: float = 3.6, most: int = 2
+) -> tuple[Any, list]:
     """A figure with this many panels, `most` of them side by side."""
     from matplotlib.figure import Figure
 
@@ -75,7 +76,7 @@ def panels(count: int, width: float = 5.0, height: float = 3.6, most: int = 2) -
     return figure, axes[:count]
 
 
-def save(figure: Any, kind: str = "svg") -> bytes:
+def render(figure: Any, kind: str = "svg") -> bytes:
     """The figure as SVG (letters as outlines: no font is needed) or PNG."""
     stream = io.BytesIO()
     metadata = {"Date": None, "Creator": None} if kind == "svg" else None
@@ -83,6 +84,6 @@ def save(figure: Any, kind: str = "svg") -> bytes:
     return stream.getvalue()
 
 
-def safe(text: str) -> str:
+def escape_math(text: str) -> str:
     """A name in which matplotlib finds no formula."""
     return str(text).replace("$", r"\$")

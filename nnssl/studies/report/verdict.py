@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from math import isnan
+from typing import Literal
 
-from nnssl.studies.analysis.comparisons import Comparison, claim, grouped
+from nnssl.studies.analysis.comparisons import Comparison
 from nnssl.studies.analysis.statistics import LEAST_REPETITIONS
 
+ALPHA = 0.05
 AGAINST = {
     "equal schedule": "scratch at equal schedule",
     "best own schedule": "scratch with the best of its own schedules",
@@ -15,7 +18,9 @@ AGAINST = {
 }
 
 
-def verdict(comparisons: Sequence[Comparison], unit: str, unfinished: int, cells: int) -> list[str]:
+def write_verdict(
+    comparisons: Sequence[Comparison], unit: str, unfinished: int, cells: int
+) -> list[str]:
     """Sentences of the opening paragraph.
 
     Args:
@@ -32,64 +37,80 @@ def verdict(comparisons: Sequence[Comparison], unit: str, unfinished: int, cells
         )
     if not comparisons:
         sentences.append("No pair of a pre-trained and a scratch run is finished yet.")
-    for (method, schedule, budget), rows in grouped(list(comparisons)).items():
-        place = f"with {budget:g} labelled {unit}" + (
-            f" ({schedule})" if len({each.schedule for each in comparisons}) > 1 else ""
-        )
-        sentences.append(_sentence(method, place, rows))
-    return [*sentences, *_conditions(comparisons)]
+    several = len({each.schedule for each in comparisons}) > 1
+    of_arm = groupby(comparisons, key=lambda each: (each.method, each.schedule, each.budget))
+    for (method, schedule, budget), rows in of_arm:
+        where = f"with {budget:g} labelled {unit}" + (f" ({schedule})" if several else "")
+        sentences.append(_write_sentence(method, where, list(rows)))
+    return [*sentences, *_write_conditions(comparisons)]
 
 
-def _sentence(method: str, place: str, rows: list[Comparison]) -> str:
-    found = claim(rows)
-    hardest = min(rows, key=lambda row: row.effect.mean)
+def judge(comparisons: Sequence[Comparison]) -> Literal["gain", "loss", "none", "untested"]:
+    """What may be said of one method at one budget, from its comparisons with scratch.
+
+    A gain must be significant over every baseline that was run, a loss under the equal schedule.
+    """
+    p_values = [each.effect.p_holm for each in comparisons]
+    if None in p_values:
+        return "untested"
+    significant = [each for each in comparisons if (each.effect.p_holm or 0.0) < ALPHA]
+    if len(significant) == len(comparisons) and all(e.effect.mean > 0 for e in comparisons):
+        return "gain"
+    twins = [each for each in significant if each.baseline == "equal schedule"]
+    return "loss" if any(each.effect.mean < 0 for each in twins) else "none"
+
+
+def _write_sentence(method: str, where: str, rows: list[Comparison]) -> str:
+    found = judge(rows)
     if found == "untested":
-        return _untested(method, place, rows[0])
+        return _describe_untested(method, where, rows[0])
     if found == "gain":
-        against = _baselines(rows)
-        return f"{method} gains {_size(hardest)} over {against} {place} {_numbers(hardest)}."
+        hardest = min(rows, key=lambda row: row.effect.mean)
+        against = _name_baselines(rows)
+        gain = f"{method} gains {_write_size(hardest)} over {against}"
+        return f"{gain} {where} {_write_numbers(hardest)}."
     if found == "loss":
         twin = next(row for row in rows if row.baseline == "equal schedule")
         against = AGAINST[twin.baseline]
-        return f"{method} lies {_size(twin)} below {against} {place} {_numbers(twin)}."
+        return f"{method} lies {_write_size(twin)} below {against} {where} {_write_numbers(twin)}."
     shown = max(rows, key=lambda row: row.effect.p_holm or 0.0)
     return (
-        f"No difference between {method} and {AGAINST[shown.baseline]} was shown {place} "
-        f"{_numbers(shown)}."
+        f"No difference between {method} and {AGAINST[shown.baseline]} was shown {where} "
+        f"{_write_numbers(shown)}."
     )
 
 
-def _untested(method: str, place: str, row: Comparison) -> str:
-    each = ", ".join(signed(value) for value in row.effect.per_repetition)
+def _describe_untested(method: str, where: str, row: Comparison) -> str:
+    each = ", ".join(write_signed(value) for value in row.effect.per_repetition)
     count = row.effect.repetitions
     return (
-        f"{method} {place}: no claim is made from {count} repetition{'s' * (count != 1)}. "
+        f"{method} {where}: no claim is made from {count} repetition{'s' * (count != 1)}. "
         f"Paired difference in Dice to {AGAINST[row.baseline]}, repetition by repetition: {each} "
-        f"(mean {signed(row.effect.mean)})."
+        f"(mean {write_signed(row.effect.mean)})."
     )
 
 
-def _baselines(rows: list[Comparison]) -> str:
+def _name_baselines(rows: list[Comparison]) -> str:
     names = [AGAINST[row.baseline] for row in rows]
     if len(names) == 1:
         return names[0]
     return f"the hardest of {len(names)} comparisons ({', '.join(names)})"
 
 
-def _size(row: Comparison) -> str:
+def _write_size(row: Comparison) -> str:
     return f"{abs(row.effect.mean):.3f} Dice"
 
 
-def _numbers(row: Comparison) -> str:
+def _write_numbers(row: Comparison) -> str:
     effect = row.effect
     return (
-        f"(paired difference {signed(effect.mean)}, {100 * effect.level:g} % interval "
-        f"{signed(effect.low)} to {signed(effect.high)}, Holm-corrected p {p_text(effect.p_holm)}, "
-        f"{effect.repetitions} repetitions)"
+        f"(paired difference {write_signed(effect.mean)}, {100 * effect.level:g} % interval "
+        f"{write_signed(effect.low)} to {write_signed(effect.high)}, Holm-corrected p "
+        f"{write_p(effect.p_holm)}, {effect.repetitions} repetitions)"
     )
 
 
-def _conditions(comparisons: Sequence[Comparison]) -> list[str]:
+def _write_conditions(comparisons: Sequence[Comparison]) -> list[str]:
     """What limits all of the sentences before."""
     notes = []
     if any(row.effect.repetitions < LEAST_REPETITIONS for row in comparisons):
@@ -115,12 +136,12 @@ def _conditions(comparisons: Sequence[Comparison]) -> list[str]:
     return notes
 
 
-def signed(value: float, digits: int = 3) -> str:
+def write_signed(value: float, digits: int = 3) -> str:
     """`+0.067`; `n/a` where there is no number."""
     return "n/a" if isnan(value) else f"{value:+.{digits}f}"
 
 
-def p_text(p: float | None) -> str:
+def write_p(p: float | None) -> str:
     """`= 0.012` or `< 0.001`."""
     if p is None:
         return "not computed"
