@@ -13,10 +13,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from nnssl.cli.command import command
-from nnssl.data.pool.build import UNIVERSAL, Draft, PoolRequest, build, draft
-from nnssl.data.pool.plans import PLANNER
-from nnssl.data.pool.settings import POLICIES, WINDOW
-from nnssl.leakage.pool_check import check_pool, check_runs, overlaps
+from nnssl.data.pool.build import PoolDraft, PoolRequest, build, draft
+from nnssl.data.pool.settings import PLANNER, POLICIES, WINDOW
+from nnssl.leakage.pool_check import check_pool, check_runs, describe_overlaps
 from nnssl.nnunet.paths import RESULTS, Roots, find_dataset_names, find_root
 
 
@@ -25,10 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     options = _parser().parse_args(arguments)
     roots = Roots.from_environment()
-    if options.check:
-        _check(roots, options.pool_id)
-    else:
-        _make(options, roots)
+    _check(roots, options.pool_id) if options.check else _make(options, roots)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         "--plans-of", type=int, metavar="D", help="architecture, patch and batch of this dataset"
     )
     plans.add_argument(
-        "--plan", choices=[UNIVERSAL], help="nnU-Net's planner plans for the mix (default)"
+        "--plan", choices=["universal"], help="nnU-Net's planner plans for the mix (default)"
     )
     add("-p", dest="plans", metavar="PLANS", help="name of the plans (nnUNetPlans)")
     add("-c", dest="configuration", default="2d", help="configuration (%(default)s)")
@@ -67,7 +63,7 @@ def _make(options: argparse.Namespace, roots: Roots) -> None:
         raise ValueError("needs --from, for example: nnssl_pool 900 --from 27 4 --plans-of 27")
     made = draft(_request(options, roots), roots)
     _show(made)
-    for warning in overlaps(made.pool):
+    for warning in describe_overlaps(made.pool):
         print(f"warning: {warning}", file=sys.stderr)
     if options.dry_run:
         print(f"{len(made.pool.cases)} cases; nothing was written (--dry-run)")
@@ -110,12 +106,12 @@ def _known_name(roots: Roots, number: int) -> str:
     return found[0].split("_", 1)[1] if len(found) == 1 else "Pool"
 
 
-def _show(made: Draft) -> None:
+def _show(made: PoolDraft) -> None:
     """One line per member and channel."""
     configuration = made.request.configuration
     source = made.source
     planned = made.spacing or (source and source["configurations"][configuration]["spacing"])
-    settings = made.settings(planned or [1.0] * (2 if configuration == "2d" else 3))
+    settings = made.choose_settings(planned or [1.0] * (2 if configuration == "2d" else 3))
     counts = Counter((case.member.folder, case.channel) for case in made.pool.cases)
     shown = {(case.member.folder, case.channel): case for case in made.pool.cases}
     for key, case in sorted(shown.items()):

@@ -8,15 +8,14 @@ from typing import Any
 
 from nnssl.common.files import read_json, sha256_of
 from nnssl.convert.records import CONVERSION_FILE
-from nnssl.data.pool.assemble import DatasetPool, assemble
-from nnssl.data.pool.members import read_member
-from nnssl.data.pool.preprocess import Folders, sizes
+from nnssl.data.pool.members import DatasetPool, assemble, read_member
+from nnssl.data.pool.preprocess import measure_files, stamp
 from nnssl.leakage.overlaps import known_overlaps
 from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.nnunet.paths import FINAL, SPLITS_FILE, Roots, dataset_number
 
 
-def overlaps(pool: DatasetPool) -> list[str]:
+def describe_overlaps(pool: DatasetPool) -> list[str]:
     """Sentences on members that share images by the table of public datasets."""
     origins = {record.dataset for member in pool.members for record in member.records.values()}
     pairs = {frozenset((o.seen, o.evaluated)): o for o in known_overlaps(origins, origins)}
@@ -47,35 +46,33 @@ def check_pool(roots: Roots, number: int) -> list[str]:
     members = [dataset_number(name) for name in content["members"]]
     pool = assemble(folder, [read_member(roots, each) for each in members])
     preprocessed = roots.preprocessed / folder
-    problems = list(_changed(pool, content, preprocessed))
+    problems = list(_find_changes(pool, content, preprocessed / SPLITS_FILE))
     for name, configuration in content["configurations"].items():
-        problems += _files(pool, preprocessed, name, configuration["cases"])
+        problems += _check_files(pool, preprocessed / name, configuration["cases"])
     return problems
 
 
-def _changed(pool: DatasetPool, content: Mapping[str, Any], preprocessed: Path) -> Iterator[str]:
+def _find_changes(pool: DatasetPool, content: Mapping[str, Any], splits: Path) -> Iterator[str]:
     for member in pool.members:
         if sha256_of(member.splits) != content["members"][member.folder]["splits"]:
             yield f"the folds of {member.folder} have changed since the pool was made; make it anew"
     if pool.job != content["job"]:
         yield "members, images or folds have changed since the pool was made; make it anew"
-    file = preprocessed / SPLITS_FILE
-    if not file.exists() or read_json(file) != pool.splits:
-        yield f"{file} is not the union of the members' folds; run nnssl_pool again"
+    if not splits.exists() or read_json(splits) != pool.splits:
+        yield f"{splits} is not the union of the members' folds; run nnssl_pool again"
 
 
-def _files(
-    pool: DatasetPool, preprocessed: Path, name: str, records: Mapping[str, Mapping[str, Any]]
+def _check_files(
+    pool: DatasetPool, folder: Path, records: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[str]:
-    folders = Folders.of(preprocessed, name)
+    name = folder.name
     images = {case.identifier: case.image for case in pool.cases}
     if missing := sorted(images.keys() - records.keys()):
         yield f"{name}: {len(missing)} cases are not preprocessed; run nnssl_pool again"
     for case in sorted(images.keys() & records.keys()):
-        if sizes(folders.cases, case) != records[case]["bytes"]:
+        if measure_files(folder, case) != records[case]["bytes"]:
             yield f"{name}: the files of {case} are not those that were written"
-        stat = images[case].stat()
-        if [stat.st_size, stat.st_mtime_ns] != records[case]["stamp"]:
+        if stamp(images[case]) != records[case]["stamp"]:
             yield f"{name}: {images[case]} has changed since it was preprocessed"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nnssl.data.pool.plans import MARK
+from nnssl.data.pool.settings import MARK
 from nnssl.nnunet.cases import CaseRecord, Patient, read_all_cases, read_cases
 from nnssl.nnunet.paths import CASES_FILE, find_data_identifier
 

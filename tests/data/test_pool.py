@@ -17,7 +17,7 @@ from nnssl.cli.pool import main
 from nnssl.data.case_table import anatomical_axis, case_table, direction_of
 from nnssl.data.pool import build as pool_build
 from nnssl.data.pool.build import PoolRequest, build, draft
-from nnssl.data.pool.plans import MARK
+from nnssl.data.pool.settings import MARK
 from nnssl.leakage.pool_check import check_pool
 from nnssl.nnunet.paths import Roots
 from tests.tiny import SHAPE, SPACING, point_nnunet_to

@@ -7,18 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nnssl.data.pool.assemble import assemble
-from nnssl.data.pool.members import PoolMember
+from nnssl.data.pool.members import PoolMember, assemble
 from nnssl.data.pool.settings import (
-    isotropic,
-    median_shape,
-    settings_of,
-    stored_orientation,
-    window_statistics,
+    choose_settings,
+    find_median_shape,
+    make_isotropic,
+    make_window,
+    transpose_orientation,
 )
 from nnssl.nnunet.cases import CaseRecord
 
-WINDOW = window_statistics(-1000, 1000)
+WINDOW = make_window(-1000, 1000)
 
 
 def member(
@@ -121,25 +120,25 @@ def test_the_job_changes_with_images_and_folds():
 )
 def test_spacing_policies(policy, planned, spacing):
     case = pool_of(member()).cases[0]
-    assert settings_of(case, policy, planned, WINDOW).spacing == pytest.approx(spacing)
+    assert choose_settings(case, policy, planned, WINDOW).spacing == pytest.approx(spacing)
 
 
 def test_normalisation_goes_by_modality():
     ct, mr = pool_of(member(5, "Two", channels=("ct", "T1"), relative_size=0.5)).cases[:2]
-    ct_settings, mr_settings = (settings_of(c, "own", [1.0, 1.0], WINDOW) for c in (ct, mr))
+    ct_settings, mr_settings = (choose_settings(c, "own", [1.0, 1.0], WINDOW) for c in (ct, mr))
     assert (ct_settings.normalization, ct_settings.use_mask) == ("CTNormalization", False)
     assert (mr_settings.normalization, mr_settings.use_mask) == ("ZScoreNormalization", True)
     assert (ct_settings.foreground, mr_settings.foreground) == ("hounsfield", "otsu")
     whole = pool_of(member()).cases[0]
-    assert not settings_of(whole, "own", [1.0, 1.0], WINDOW).use_mask
+    assert not choose_settings(whole, "own", [1.0, 1.0], WINDOW).use_mask
 
 
 def test_the_window_becomes_minus_two_to_two():
-    statistics = window_statistics(-200, 600)
+    statistics = make_window(-200, 600)
     ends = np.array([statistics["percentile_00_5"], statistics["percentile_99_5"]])
     assert ((ends - statistics["mean"]) / statistics["std"]).tolist() == [-2.0, 2.0]
     with pytest.raises(ValueError, match="LOW below HIGH"):
-        window_statistics(100, 100)
+        make_window(100, 100)
 
 
 def test_the_coarsest_axis_comes_first():
@@ -150,19 +149,21 @@ def test_the_coarsest_axis_comes_first():
 
 def test_the_median_shape_is_that_after_resampling():
     pool = pool_of(member())
-    settings = {pool.members[0].folder: settings_of(pool.cases[0], "target", [2.0, 2.0], WINDOW)}
-    assert median_shape(pool, settings) == [50.0, 60.0]
+    settings = {
+        pool.members[0].folder: choose_settings(pool.cases[0], "target", [2.0, 2.0], WINDOW)
+    }
+    assert find_median_shape(pool, settings) == [50.0, 60.0]
 
 
 def test_orientation_follows_the_transposition():
-    assert stored_orientation("LPS", [0, 1, 2]) == "LPS"
+    assert transpose_orientation("LPS", [0, 1, 2]) == "LPS"
     # array (z, y, x) grows towards (S, P, L); stored (x, z, y) towards (L, S, P)
-    assert stored_orientation("LPS", [2, 0, 1]) == "PSL"
-    assert stored_orientation(None, [2, 0, 1]) is None
+    assert transpose_orientation("LPS", [2, 0, 1]) == "PSL"
+    assert transpose_orientation(None, [2, 0, 1]) is None
 
 
 def test_isotropic_takes_the_two_finest_axes():
-    assert isotropic([8.0, 2.0, 0.5]) == [1.0, 1.0, 1.0]
+    assert make_isotropic([8.0, 2.0, 0.5]) == [1.0, 1.0, 1.0]
 
 
 def test_images_beside_the_pool_are_referenced_relatively(tmp_path):

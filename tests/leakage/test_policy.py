@@ -9,7 +9,7 @@ import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnssl.common.files import read_json, sha256_of
-from nnssl.data.pool.plans import MARK
+from nnssl.data.pool.settings import MARK
 from nnssl.leakage.check import Evaluation
 from nnssl.leakage.policy import judge_source
 from nnssl.leakage.pool_check import check_runs

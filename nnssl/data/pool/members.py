@@ -1,8 +1,9 @@
-"""A member of a pool: what is known of one nnU-Net dataset before anything is written."""
+"""The cases of a pool: what is known of each dataset in it, and how they join."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,28 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnssl.common.files import read_json
+from nnssl.common.files import read_json, sha256_of
+from nnssl.convert.sources import ConversionError, Problem
 from nnssl.convert.volumes import be_quiet
-from nnssl.nnunet.cases import CaseRecord, read_cases, restore_cases
+from nnssl.nnunet.cases import CaseRecord, Patient, read_all_cases, read_cases, restore_cases
 from nnssl.nnunet.paths import (
     CASES_FILE,
+    DATASET_FILE,
     SPLITS_FILE,
     TRAINING_IMAGES,
     TRAINING_LABELS,
     Roots,
+    dataset_number,
     find_raw_images,
 )
 from nnssl.nnunet.splits import Split, check_split, patient_splits, restore_split
 
-Patient = tuple[str, str]  # dataset of origin, patient: equal keys of two datasets are two patients
 FINGERPRINT = "dataset_fingerprint.json"
+REORIENTING = "NibabelIOWithReorient"
+LABELS = {"background": 0, "foreground": 1}
+CHANNEL = "mixed"
 SIDES = ("train", "val")
+MOST_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class PoolMember:
     @property
     def number(self) -> int:
         """Id of the dataset."""
-        return int(self.folder[len("Dataset") :].split("_")[0])
+        return dataset_number(self.folder)
 
     @property
     def transpose(self) -> list[int]:
@@ -76,14 +83,15 @@ class PoolMember:
         """Median spacing in mm after the transposition."""
         return [float(mm) for mm in np.median(self.spacings, 0)[self.transpose]]
 
-    def patient(self, case: str) -> Patient:
-        """Dataset of origin and patient of a case."""
-        return self.records[case].dataset, self.records[case].patient
-
-    def cases(self, folds: int) -> Iterator[str]:
+    def cases(self, folds: int) -> list[str]:
         """Cases of the first folds, on either side."""
-        used = {case for fold in self.splits[:folds] for side in SIDES for case in fold[side]}
-        return iter(sorted(used))
+        return sorted(
+            {case for fold in self.splits[:folds] for side in SIDES for case in fold[side]}
+        )
+
+    def patients(self, cases: Iterable[str]) -> set[Patient]:
+        """Patients of cases, with their dataset of origin."""
+        return {self.records[case].key for case in cases}
 
 
 def read_member(roots: Roots, number: int) -> PoolMember:
@@ -102,16 +110,16 @@ def read_member(roots: Roots, number: int) -> PoolMember:
     be_quiet()
     folder = roots.dataset(number)
     raw, preprocessed = roots.raw / folder, roots.preprocessed / folder
-    description = _json(raw / "dataset.json", "it is not converted (nnssl_convert)")
+    description = _read(raw / DATASET_FILE, "it is not converted (nnssl_convert)")
     advice = f"run first: nnUNetv2_extract_fingerprint -d {number}"
-    fingerprint = _json(preprocessed / FINGERPRINT, advice)
-    files = _files(raw, description)
+    fingerprint = _read(preprocessed / FINGERPRINT, advice)
+    files = _find_files(raw, description)
     if not files:
         raise ValueError(f"{raw} has no training images")
     restore_cases(raw, preprocessed)
     restore_split(raw, preprocessed)
     records = read_cases(preprocessed, files)
-    splits = member_splits(preprocessed, records)
+    splits = _find_splits(preprocessed, records)
     check_split(splits, records)
     example = next(iter(files.values()))["images"][0]
     reader = determine_reader_writer_from_dataset_json(description, example, verbose=False)
@@ -121,7 +129,7 @@ def read_member(roots: Roots, number: int) -> PoolMember:
         images={case: tuple(entry["images"]) for case, entry in files.items()},
         labels={case: entry["label"] for case, entry in files.items()},
         records=records,
-        held_out=_held_out(preprocessed),
+        held_out=frozenset(r.key for r in read_all_cases(preprocessed, "Ts").values()),
         splits=splits,
         spacings=np.array(fingerprint["spacings"], float),
         shapes=np.array(fingerprint["shapes_after_crop"], float),
@@ -130,13 +138,8 @@ def read_member(roots: Roots, number: int) -> PoolMember:
     )
 
 
-def member_splits(preprocessed: Path, records: Mapping[str, CaseRecord]) -> Split:
-    """The folds that training on the dataset uses, or will draw; nothing is written.
-
-    Args:
-        preprocessed: ``nnUNet_preprocessed/DatasetXXX_NAME``.
-        records: All training cases.
-    """
+def _find_splits(preprocessed: Path, records: Mapping[str, CaseRecord]) -> Split:
+    """The folds that training on the dataset uses, or will draw; nothing is written."""
     if (preprocessed / SPLITS_FILE).exists():
         found: Split = read_json(preprocessed / SPLITS_FILE)
         return found
@@ -146,7 +149,7 @@ def member_splits(preprocessed: Path, records: Mapping[str, CaseRecord]) -> Spli
     return [{side: [str(case) for case in fold[side]] for side in SIDES} for fold in drawn]
 
 
-def _files(raw: Path, description: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _find_files(raw: Path, description: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What nnU-Net takes for training cases; its own listing starts twelve processes."""
     if "dataset" in description:
         found: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(
@@ -163,15 +166,203 @@ def _files(raw: Path, description: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _held_out(preprocessed: Path) -> frozenset[Patient]:
-    if not (preprocessed / CASES_FILE).exists():
-        return frozenset()
-    entries = read_json(preprocessed / CASES_FILE)["cases"].values()
-    test = [entry for entry in entries if entry.get("part") == "Ts"]
-    return frozenset((entry["dataset"], entry["patient"]) for entry in test)
-
-
-def _json(path: Path, advice: str) -> Any:
+def _read(path: Path, advice: str) -> Any:
     if not path.exists():
         raise ValueError(f"{path} does not exist; {advice}")
     return read_json(path)
+
+
+@dataclass(frozen=True)
+class PoolCase:
+    """One channel of one case of a member.
+
+    Attributes:
+        identifier: Identifier in the pool, ``<id of the member>_<case>``, and ``_c<channel>`` where
+            the member has several channels.
+        member: The dataset it comes from.
+        case: Its identifier there.
+        channel: Number of the channel.
+    """
+
+    identifier: str
+    member: PoolMember
+    case: str
+    channel: int
+
+    @property
+    def image(self) -> Path:
+        """The file that has this channel."""
+        files = self.member.images[self.case]
+        return Path(files[self.channel if len(files) > 1 else 0])
+
+    @property
+    def index(self) -> int:
+        """Number of this channel in its file."""
+        return 0 if len(self.member.images[self.case]) > 1 else self.channel
+
+    @property
+    def source(self) -> str:
+        """Dataset and case that it comes from."""
+        return f"{self.member.folder}/{self.case}"
+
+    @property
+    def record(self) -> CaseRecord:
+        """Its patient, dataset of origin, modality and orientation."""
+        return self.member.records[self.case]
+
+    @property
+    def modality(self) -> str:
+        """Name of the channel where there are several, else the recorded modality."""
+        recorded = self.record.modality
+        several = len(self.member.channels) > 1 or recorded == "unknown"
+        return self.member.channels[self.channel] if several else recorded
+
+    @property
+    def orientation(self) -> str | None:
+        """Recorded direction in which the axes x, y, z of the reader's array grow."""
+        return "RAS" if self.member.reader == REORIENTING else self.record.orientation
+
+
+@dataclass(frozen=True)
+class DatasetPool:
+    """Cases and folds of a pool.
+
+    Attributes:
+        folder: ``DatasetXXX_NAME`` of the pool.
+        members: Its members, in the order of their ids.
+        cases: All cases, sorted by identifier.
+        splits: Fold f joins the folds f of all members.
+    """
+
+    folder: str
+    members: tuple[PoolMember, ...]
+    cases: tuple[PoolCase, ...]
+    splits: Split
+
+    @property
+    def job(self) -> str:
+        """Hash of members, images and folds; equal jobs are the same pool."""
+        images = {c.identifier: [c.source, c.image.name, c.index] for c in self.cases}
+        return sha256_of({"images": images, "splits": self.splits})
+
+    def description(self, raw: Path) -> dict[str, Any]:
+        """``dataset.json``; images are referenced, by relative paths where they lie in ``raw``."""
+        home = raw / self.folder
+        dataset = {
+            case.identifier: {
+                "images": [_refer_to(case.image, home)],
+                "label": _refer_to(Path(case.member.labels[case.case]), home),
+            }
+            for case in self.cases
+        }
+        return {
+            "channel_names": {"0": CHANNEL},
+            "labels": LABELS,
+            "numTraining": len(self.cases),
+            "file_ending": ".nii.gz",
+            "name": self.folder.split("_", 1)[1],
+            "description": f"pool of {', '.join(member.folder for member in self.members)}; made "
+            "by nnssl_pool, which also preprocesses it (nnUNetv2_preprocess would treat all alike)",
+            "dataset": dataset,
+        }
+
+    def marks(self) -> dict[str, Any]:
+        """What the plans, and so every checkpoint, say of the pool."""
+        origins = {m.folder: sorted({r.dataset for r in m.records.values()}) for m in self.members}
+        splits = {member.folder: sha256_of(member.splits) for member in self.members}
+        return {"members": origins, "folds": len(self.splits), "splits": splits}
+
+    def fingerprint(self, intensities: dict[str, float]) -> dict[str, Any]:
+        """nnU-Net's fingerprint of the pool: the members' ones, axes in the order of the arrays."""
+        rows = [(m, m.transpose) for m in self.members for _ in m.channels]
+        spacings = [mm for m, axes in rows for mm in m.spacings[:, axes].tolist()]
+        shapes = [size for m, axes in rows for size in m.shapes[:, axes].astype(int).tolist()]
+        sizes = [m.relative_size for m, _ in rows for _ in range(len(m.spacings))]
+        return {
+            "spacings": spacings,
+            "shapes_after_crop": shapes,
+            "foreground_intensity_properties_per_channel": {"0": intensities},
+            "median_relative_size_after_cropping": sorted(sizes)[len(sizes) // 2],
+        }
+
+
+def assemble(folder: str, members: Sequence[PoolMember]) -> DatasetPool:
+    """Join datasets; fold f of the pool trains on the union of what their folds f train on.
+
+    Args:
+        folder: ``DatasetXXX_NAME`` of the pool.
+        members: The datasets.
+
+    Raises:
+        ConversionError: Members, folds or patients do not fit together; every problem is named.
+    """
+    members = tuple(sorted(members, key=lambda member: member.number))
+    numbers = [member.number for member in members]
+    if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
+        raise ValueError(f"dataset {twice} is named twice (--from)")
+    folds = min(len(member.splits) for member in members)
+    cases = [c for m in members for case in m.cases(folds) for c in _split_channels(m, case)]
+    splits = [_join_fold(members, fold) for fold in range(folds)]
+    if problems := [*_find_parted(members, folds), *_find_tested(members, folds)]:
+        raise ConversionError(f"{folder} cannot be made; nothing was written:", problems)
+    return DatasetPool(
+        folder, members, tuple(sorted(cases, key=lambda case: case.identifier)), splits
+    )
+
+
+def _split_channels(member: PoolMember, case: str) -> Iterator[PoolCase]:
+    for channel in range(len(member.channels)):
+        ending = f"_c{channel}" if len(member.channels) > 1 else ""
+        yield PoolCase(f"{member.number:03d}_{case}{ending}", member, case, channel)
+
+
+def _join_fold(members: Sequence[PoolMember], fold: int) -> dict[str, list[str]]:
+    return {
+        side: sorted(
+            channel.identifier
+            for member in members
+            for case in member.splits[fold][side]
+            for channel in _split_channels(member, case)
+        )
+        for side in SIDES
+    }
+
+
+def _find_parted(members: Sequence[PoolMember], folds: int) -> Iterator[Problem]:
+    """Patients that one member trains on and another validates on."""
+    for fold in range(folds):
+        trained, validated = (
+            {patient: m.folder for m in members for patient in m.patients(m.splits[fold][side])}
+            for side in SIDES
+        )
+        if both := sorted(trained.keys() & validated.keys()):
+            homes = sorted({trained[both[0]], validated[both[0]]})
+            yield Problem(
+                f"fold {fold}",
+                f"{len(both)} patients are in training and in validation: {_name(both)} "
+                f"({' and '.join(homes)}); give both datasets the same folds (splits_final.json), "
+                "leave one of them out, or, if they are different people, make their keys differ "
+                "in nnssl/cases.json",
+            )
+
+
+def _find_tested(members: Sequence[PoolMember], folds: int) -> Iterator[Problem]:
+    """Patients of one member's imagesTs that another member would bring in."""
+    for tested in members:
+        for member in members:
+            if both := sorted(member.patients(member.cases(folds)) & tested.held_out):
+                what = f"{len(both)} patients are in imagesTs of {tested.folder}: {_name(both)}"
+                yield Problem(member.folder, f"{what}; leave one of the two datasets out")
+
+
+def _name(patients: Sequence[Patient]) -> str:
+    more = ", ..." if len(patients) > MOST_NAMED else ""
+    return ", ".join(f"{patient} of {dataset}" for dataset, patient in patients[:MOST_NAMED]) + more
+
+
+def _refer_to(file: Path, home: Path) -> str:
+    """Relative to the pool's folder for files beside it, so that ``nnUNet_raw`` may move."""
+    absolute = Path(os.path.abspath(file))
+    if absolute.is_relative_to(os.path.abspath(home.parent)):
+        return os.path.relpath(absolute, os.path.abspath(home))
+    return str(absolute)

@@ -6,7 +6,7 @@ import copy
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,32 +19,18 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnssl.common.files import read_json, write_json
 from nnssl.convert.labels import make_foreground_mask
 from nnssl.convert.volumes import be_quiet, find_orientation
-from nnssl.data.pool.assemble import LABELS
-from nnssl.data.pool.settings import CaseSettings, stored_orientation
+from nnssl.data.pool.members import CHANNEL, LABELS, PoolCase
+from nnssl.data.pool.settings import CaseSettings, transpose_orientation
+from nnssl.nnunet.images import open_image
 from nnssl.nnunet.paths import own_folder
 
 ENDINGS = ("_seg.b2nd", ".pkl", ".b2nd")  # the image comes last: nnU-Net lists cases by it
-
-
-@dataclass(frozen=True)
-class Folders:
-    """Where the files of one configuration go: nnU-Net's (`data_identifier`), and our own."""
-
-    cases: Path
-    own: Path
-
-    @classmethod
-    def of(cls, preprocessed: Path, data_identifier: str) -> Folders:
-        cases = preprocessed / data_identifier
-        return cls(cases, own_folder(cases) / "pool")
-
-    def record(self, identifier: str) -> Path:
-        return self.own / f"{identifier}.json"
+RECORDS = "pool"  # in nnssl's own folder of the configuration
 
 
 @dataclass(frozen=True)
 class PoolTask:
-    """What one worker does.
+    """What one worker does; it holds nothing of the other cases.
 
     Attributes:
         identifier: identifier in the pool.
@@ -53,7 +39,7 @@ class PoolTask:
         index: number of the channel in this file.
         orientation: recorded letters of the reader's axes, or None.
         settings: the case's own.
-        folders: where the files go.
+        folder: nnU-Net's folder of the configuration.
     """
 
     identifier: str
@@ -62,7 +48,17 @@ class PoolTask:
     index: int
     orientation: str | None
     settings: CaseSettings
-    folders: Folders
+    folder: Path
+
+    @classmethod
+    def of(cls, case: PoolCase, settings: CaseSettings, folder: Path) -> PoolTask:
+        of_case = (case.identifier, case.source, case.image, case.index, case.orientation)
+        return cls(*of_case, settings, folder)
+
+    @property
+    def record_file(self) -> Path:
+        """Where the record of the finished case lies."""
+        return own_folder(self.folder) / RECORDS / f"{self.identifier}.json"
 
     def wanted(self) -> dict[str, Any]:
         """What a finished record must say."""
@@ -70,26 +66,29 @@ class PoolTask:
             "source": self.source,
             "image": self.image.name,
             "channel": self.index,
-            "stamp": [self.image.stat().st_size, self.image.stat().st_mtime_ns],
-            **self.settings.to_dict(),
+            "stamp": stamp(self.image),
+            **asdict(self.settings),
         }
 
-    def record(self) -> dict[str, Any] | None:
-        """The record of this case where it is finished and its files are those that were written.
+    def is_done(self) -> bool:
+        """Whether the case is finished, and its files are those that were written.
 
         Raises:
             FileNotFoundError: the image is not there.
         """
-        file = self.folders.record(self.identifier)
-        if not file.is_file():
-            return None
-        found: dict[str, Any] = read_json(file)
+        if not self.record_file.is_file():
+            return False
+        found = read_json(self.record_file)
         asked = all(found.get(key) == value for key, value in self.wanted().items())
-        whole = found.get("bytes") == sizes(self.folders.cases, self.identifier)
-        return found if asked and whole else None
+        return asked and found.get("bytes") == measure_files(self.folder, self.identifier)
 
 
-def sizes(folder: Path, identifier: str) -> list[int]:
+def stamp(image: Path) -> list[int]:
+    """Size and time of a file, which change when it does."""
+    return [image.stat().st_size, image.stat().st_mtime_ns]
+
+
+def measure_files(folder: Path, identifier: str) -> list[int]:
     """Bytes of the files of a case; -1 for a missing one."""
     files = [folder / f"{identifier}{ending}" for ending in ENDINGS]
     return [file.stat().st_size if file.is_file() else -1 for file in files]
@@ -118,16 +117,10 @@ class PoolPreprocessor(DefaultPreprocessor):
         data = data[self.index : self.index + 1]
         if not np.isfinite(data).all():
             raise ValueError("has values that are not finite (NaN or infinity)")
-        mask = sitk.GetArrayFromImage(
-            make_foreground_mask(sitk.GetImageFromArray(data[0]), self.rule)
-        )
+        made = make_foreground_mask(sitk.GetImageFromArray(data[0]), self.rule)
+        mask = sitk.GetArrayFromImage(made)[None].astype(np.int8)
         return self.run_case_npy(
-            data,
-            mask[None].astype(np.int8),
-            properties,
-            plans_manager,
-            configuration_manager,
-            dataset_json,
+            data, mask, properties, plans_manager, configuration_manager, dataset_json
         )
 
 
@@ -143,42 +136,40 @@ def preprocess(task: PoolTask, plans: Mapping[str, Any], configuration: str) -> 
         ValueError: names the case, its file and the cause.
     """
     be_quiet()
-    work = task.folders.own / f"partial_{task.identifier}"
+    work = task.record_file.with_name(f"partial_{task.identifier}")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     wanted = task.wanted()
     try:
         shape = _write(task, plans, configuration, work)
-        letters = task.orientation or _orientation(task.image)
+        letters = task.orientation or _read_orientation(task.image)
     except Exception as error:  # readers and nnU-Net fail in many ways; all get the case's name
         raise ValueError(f"{task.identifier} ({task.image}): {error}") from error
-    task.folders.record(task.identifier).unlink(missing_ok=True)
+    task.record_file.unlink(missing_ok=True)
     for ending in ENDINGS:
         name = f"{task.identifier}{ending}"
-        os.replace(work / name, task.folders.cases / name)
+        os.replace(work / name, task.folder / name)
     work.rmdir()
     found = {
         "sha256": sha256(task.image.read_bytes()).hexdigest(),
-        "orientation": stored_orientation(letters, task.settings.transpose),
+        "orientation": transpose_orientation(letters, task.settings.transpose),
         "shape": shape,
-        "bytes": sizes(task.folders.cases, task.identifier),
+        "bytes": measure_files(task.folder, task.identifier),
     }
-    write_json(task.folders.record(task.identifier), {**wanted, **found})
+    write_json(task.record_file, {**wanted, **found})
 
 
 def _write(task: PoolTask, plans: Mapping[str, Any], configuration: str, folder: Path) -> list[int]:
-    own = PlansManager(case_plans(plans, configuration, task.settings))
+    own = PlansManager(_adapt_plans(plans, configuration, task.settings))
     manager = own.get_configuration(configuration)
-    target = str(folder / task.identifier)
+    target = folder / task.identifier
     preprocessor = PoolPreprocessor(task.index, task.settings.foreground)
-    description = {"channel_names": {"0": "mixed"}, "labels": LABELS, "file_ending": ".nii.gz"}
-    preprocessor.run_case_save(target, [str(task.image)], None, own, manager, description)
-    import blosc2
-
-    return [int(n) for n in blosc2.open(f"{target}.b2nd", mode="r").shape[1:]]
+    description = {"channel_names": {"0": CHANNEL}, "labels": LABELS, "file_ending": ".nii.gz"}
+    preprocessor.run_case_save(str(target), [str(task.image)], None, own, manager, description)
+    return [int(n) for n in open_image(target.with_name(f"{target.name}.b2nd")).shape[1:]]
 
 
-def case_plans(
+def _adapt_plans(
     plans: Mapping[str, Any], configuration: str, settings: CaseSettings
 ) -> dict[str, Any]:
     """A copy of the plans that says what is true of one case."""
@@ -196,7 +187,7 @@ def case_plans(
     return own
 
 
-def _orientation(image: Path) -> str | None:
+def _read_orientation(image: Path) -> str | None:
     """Letters of the axes x, y, z of a volume; None where the file has no three of them."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(image))
