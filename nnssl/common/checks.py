@@ -132,7 +132,8 @@ def describe(annotation: Any, limits: str = "") -> str:
     if origin is Annotated:
         return describe(arguments[0], _limits(arguments[1:]) + limits)
     if origin in UNIONS:
-        return " or ".join(dict.fromkeys(describe(item) for item in arguments))
+        wider = [item for item in arguments if item is not int or float not in arguments]
+        return " or ".join(dict.fromkeys(describe(item, limits) for item in wider))
     if origin is Literal:
         return "one of " + ", ".join(repr(item) for item in arguments)
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
@@ -148,23 +149,22 @@ def describe(annotation: Any, limits: str = "") -> str:
 
 def _limits(metadata: Iterable[Any]) -> str:
     """Words for bounds: " of at least 1", " above 0 and at most 1", " (not empty)"."""
-    bounds, others = [], ""
+    bounds, others = [], []
     for item in _unpacked(metadata):
         for key, words in BOUNDS.items():
             if (bound := getattr(item, key, None)) is not None:
-                bounds.append(
-                    f"{words} {bound:g}" if isinstance(bound, float) else f"{words} {bound}"
-                )
+                bounds.append(f"{words} {bound}")
         if isinstance(item, annotated_types.MultipleOf):
-            others += f" (a multiple of {item.multiple_of})"
+            others.append(f"a multiple of {item.multiple_of}")
         if isinstance(item, annotated_types.MinLen):
-            others += " (not empty)" if item.min_length == 1 else f" (at least {item.min_length})"
+            others.append("not empty" if item.min_length == 1 else f"at least {item.min_length}")
         if isinstance(item, annotated_types.MaxLen):
-            others += f" (at most {item.max_length})"
+            others.append(f"at most {item.max_length}")
         if isinstance(item, Rule):
-            others += f" ({item.words})"
-    between = " of" if bounds and bounds[0].startswith("at") else ""
-    return (f"{between} " + " and ".join(bounds) if bounds else "") + others
+            others.append(item.words)
+    numbers = " and ".join(bounds)
+    start = " of " if numbers.startswith("at") else " "
+    return (start + numbers) * bool(bounds) + f" ({', '.join(others)})" * bool(others)
 
 
 def _unpacked(metadata: Iterable[Any]) -> Iterator[Any]:

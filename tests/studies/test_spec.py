@@ -33,10 +33,10 @@ schedules:
 """
 MEANT_WRONG = """
 kind: study
-study: {dataset: 27, budgets: [2, 2, 0.5], unit: slices, configuration: 3d_fullres, folds: []}
+study: {dataset: 27, budgets: [2, 0.5], unit: slices, configuration: 3d_fullres}
 pretraining:
   G^D: {trainer: nnSSLContrastveTrainer}
-  g d: {trainer: nnSSLContrastiveTrainer, seeds: [], overrides: {seed: 1}}
+  g d: {trainer: nnSSLContrastiveTrainer, overrides: {seed: 1}}
   G D: {trainer: nnSSLNoneTrainer, waits: trainer}
   Scratch: {trainer: nnSSLContrastiveTrainer}
 schedules:
@@ -74,15 +74,38 @@ def test_signatures_tell_every_problem_at_once(write_study):
         assert text in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("knob", "allowed"),
+    [
+        ("budgets: []", "a list (not empty, none twice), each a number above 0"),
+        ("budgets: [2, 2]", "none twice"),
+        ("budgets: [0]", "each a number above 0"),
+        ("folds: []", "a list (not empty, none twice), each an integer of at least 0"),
+        ("folds: [-1]", "each an integer of at least 0"),
+        ("repetitions: 0", "an integer of at least 1"),
+    ],
+)
+def test_bounds_of_the_grid(write_study, knob, allowed):
+    given = knob if "budgets" in knob else f"budgets: [1], {knob}"
+    text = f"kind: study\nstudy: {{dataset: 1, {given}}}\nschedules: {{a: {{}}}}\n"
+    with pytest.raises(ValueError, match="has 1 problem") as caught:
+        read_study(write_study(text))
+    assert allowed in str(caught.value)
+
+
+def test_every_arm_has_a_seed(write_study):
+    text = "kind: study\nstudy: {dataset: 1, budgets: [1]}\nschedules: {a: {}}\n"
+    arm = "pretraining: {X: {trainer: nnSSLContrastiveTrainer, seeds: []}}\n"
+    with pytest.raises(ValueError, match=r"pretraining\.X\.seeds = \[\] .* \(not empty\)"):
+        read_study(write_study(text + arm))
+
+
 def test_what_signatures_cannot_say_is_told_at_once(write_study):
-    with pytest.raises(ValueError, match="has 10 problems") as caught:
+    with pytest.raises(ValueError, match="has 7 problems") as caught:
         read_study(write_study(MEANT_WRONG))
     for text in (
         "study.budgets: found 0.5 slices",
-        "study.budgets: found [2, 2, 0.5], allowed: at least one, none twice",
-        "study.folds: found []",
         "slices with configuration '3d_fullres'; allowed with 2d only",
-        "pretraining.g d.seeds: empty",
         "pretraining.G D: its folders would be named 'g_d' as 'g d'",
         "pretraining.Scratch: its folders would be named 'scratch'",
         "did you mean 'nnSSLContrastiveTrainer'",

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from annotated_types import Gt, MinLen
 
-from nnssl.common.checks import near, plain
+from nnssl.common.checks import Count, Rule, Whole, near, plain
 from nnssl.common.files import atomic_path
 from nnssl.config import Groups, RawConfig, Schema, bind, find_configs
 from nnssl.config.files import INSTALLED, parse_yaml, user_folders
@@ -19,6 +20,7 @@ Unit = Literal["patients", "volumes", "slices", "percentage"]
 SCRATCH = "scratch"
 FOLDER = "studies"  # of YAML files, in a user's folder and in the installed one
 ABOUT = ("name", "summary", "paper", "differs")
+ONCE = Rule(lambda values: len(set(values)) == len(values), "none twice")
 SET_BY_THE_STUDY = ("training.seed", "labels")
 
 
@@ -41,11 +43,11 @@ class PretrainingArm:
 
     trainer: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    seeds: Sequence[int] = (0,)
+    seeds: Annotated[Sequence[Whole], MinLen(1)] = (0,)
     finetuning: Mapping[str, Any] = field(default_factory=dict)
     dataset: int | str | None = None
     plans: str | None = None
-    fold: int | Literal["all"] | None = None
+    fold: Whole | Literal["all"] | None = None
     waits: Literal["trainer", "dataset"] | None = None
 
 
@@ -104,12 +106,12 @@ class Study:
     pretraining: Mapping[str, PretrainingArm]
     schedules: Mapping[str, FinetuningArm]
     dataset: int | str
-    budgets: Sequence[int | float]
+    budgets: Annotated[Sequence[Annotated[int | float, Gt(0)]], MinLen(1), ONCE]
     unit: Unit = "patients"
     configuration: str = "2d"
     plans: str = "nnUNetPlans"
-    folds: Sequence[int] = (0,)
-    repetitions: int = 3
+    folds: Annotated[Sequence[Whole], MinLen(1), ONCE] = (0,)
+    repetitions: Count = 3
     scratch_added_steps: bool = False
     scratch_schedules: Mapping[str, ScratchArm] = field(default_factory=dict)
     paper: str = ""
@@ -236,23 +238,13 @@ def _grid_problems(study: Study) -> Iterator[str]:
     largest = 100 if study.unit == "percentage" else float("inf")
     whole = study.unit != "percentage"
     for budget in study.budgets:
-        if not 0 < budget <= largest or (whole and budget != int(budget)):
-            allowed = "above 0 to 100" if not whole else "whole numbers from 1"
+        if budget > largest or (whole and budget != int(budget)):
+            allowed = "whole numbers from 1" if whole else "up to 100"
             yield f"study.budgets: found {budget} {study.unit}, allowed: {allowed}"
-    for name, values in (("budgets", study.budgets), ("folds", study.folds)):
-        if not values or len(set(values)) != len(values):
-            yield f"study.{name}: found {list(values)}, allowed: at least one, none twice"
-    if any(fold < 0 for fold in study.folds):
-        yield f"study.folds: found {list(study.folds)}, allowed: from 0"
-    if study.repetitions < 1:
-        yield f"study.repetitions: found {study.repetitions}, allowed: from 1"
     if study.unit == "slices" and study.configuration.startswith("3d"):
         yield f"study.unit: slices with configuration {study.configuration!r}; allowed with 2d only"
     if not study.schedules:
         yield "schedules: none; at least one fine-tuning schedule is needed"
-    for method, arm in study.pretraining.items():
-        if not arm.seeds:
-            yield f"pretraining.{method}.seeds: empty, allowed: at least one seed"
 
 
 def _name_problems(study: Study) -> Iterator[str]:
