@@ -17,11 +17,11 @@ import torch
 from nnssl.cli.command import command
 from nnssl.cli.table import table
 from nnssl.common.files import write_json
-from nnssl.data.case_store import CaseError
 from nnssl.data.labels import LabelBudget
+from nnssl.nnunet.images import CaseError
 from nnssl.probe.checkpoints import choose_checkpoint, probe_checkpoints
 from nnssl.probe.fold import ProbeFold
-from nnssl.probe.run import Probe
+from nnssl.probe.probe import Probe
 from nnssl.probe.settings import ProbeSettings
 
 NMI = ("nmi", "nmi_balanced")

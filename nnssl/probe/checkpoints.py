@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from nnssl.data.labels import LabelBudget, choose_labelled
 from nnssl.leakage.check import Evaluation
 from nnssl.leakage.policy import judge_source
+from nnssl.modules.features import encode_blocks, evaluating
 from nnssl.nnunet.checkpoint import read_checkpoint
-from nnssl.probe.dice import DiceTable, Examples
-from nnssl.probe.encoder_probe import EncoderResult, fit_and_score
-from nnssl.probe.encoders import initial_state, network_with, own_generators
+from nnssl.probe.dice import DiceTable, Fit, Scorer
+from nnssl.probe.encoder_probe import EncoderResult
+from nnssl.probe.encoders import build_network_with, isolate_generators, read_initial_state
 from nnssl.probe.fold import ProbeFold
-from nnssl.probe.run import Probe, place_of, without_nan
-from nnssl.probe.volumes import Volumes, structures_of
+from nnssl.probe.probe import Probe, identify, replace_nan
+from nnssl.probe.volumes import Examples, Volumes, read_structures
 
 LEAST_PATIENTS = 3
 STORED = ("contaminated", "seen_validation_cases")
@@ -55,23 +57,22 @@ def probe_checkpoints(
         ValueError: too few patients, or a file that is no checkpoint of these plans.
         FileNotFoundError: a file is missing.
     """
-    cases, reason = probe.cases()
+    cases = probe.choose_cases()
     named = {str(file): file for file in files}
     named |= {REFERENCE: reference} if reference else {}
-    first = initial_state(read_checkpoint(next(iter(files))))
-    results = {RANDOM: probe.random(cases, *first)}
-    fold, seen = probe.fold, {}
-    evaluation = Evaluation(fold.folder.parent, fold.fold, fold.val)
+    first = read_initial_state(read_checkpoint(next(iter(files))))
+    results = {RANDOM: probe.probe_random(cases, *first)}
+    evaluation = Evaluation(probe.fold.folder.parent, probe.fold.fold, probe.fold.val)
+    seen = {}
     for name, file in tqdm(named.items(), desc="probe", disable=None):
         content = read_checkpoint(file)
         judgement = judge_source(content.get("nnssl") or {}, evaluation)
-        contaminated = {key: judgement.record[key] for key in STORED}
-        seen[name] = {"file": str(file), **contaminated}
-        results[name] = probe.encoder(
-            lambda: network_with(content["network_weights"], probe.fold, probe.device, name),  # noqa: B023
+        seen[name] = {"file": str(file), **{key: judgement.record[key] for key in STORED}}
+        results[name] = probe.probe(
+            lambda: build_network_with(content["network_weights"], probe.fold, probe.device, name),  # noqa: B023
             cases,
         )
-    return results, probe.record(results, cases, reason, checkpoints=seen)
+    return results, probe.make_record(results, cases, checkpoints=seen)
 
 
 def choose_checkpoint(
@@ -91,18 +92,18 @@ def choose_checkpoint(
     Raises:
         ValueError: fewer than 3 labelled patients, no labels, or a file of other plans.
     """
-    labelled = choose_labelled(budget, fold.train, fold.records(fold.train))
+    labelled = choose_labelled(budget, fold.train, fold.read_records(fold.train))
     if len(labelled.patients) < LEAST_PATIENTS:
         raise ValueError(
             f"choosing by probe: found {len(labelled.patients)} labelled patients, allowed from "
             f"{LEAST_PATIENTS} (each is scored by a classifier fitted on the others). Take the "
             "last checkpoint (checkpoint_final.pth) instead, or label more patients."
         )
-    volumes = Volumes(fold.folder, structures_of(fold.dataset_json), device)
+    volumes = Volumes(fold.folder, read_structures(fold.dataset_json), device)
     if reason := volumes.why_unlabelled(labelled.cases):
         raise ValueError(f"choosing by probe needs labels: {reason}")
     examples = Examples(volumes, labelled.cases)
-    records = fold.records(labelled.cases)
+    records = fold.read_records(labelled.cases)
     groups = [
         frozenset(case for case in labelled.cases if records[case].patient == patient)
         for patient in labelled.patients
@@ -110,17 +111,36 @@ def choose_checkpoint(
     tables = {}
     for file in tqdm(files, desc="probe", disable=None):
         weights = read_checkpoint(file)["network_weights"]
-        with own_generators(device):
-            network = network_with(weights, fold, device, str(file))
-            tables[file] = fit_and_score(network, volumes, examples, groups)
+        with isolate_generators(device):
+            network = build_network_with(weights, fold, device, str(file))
+            tables[file] = _score_left_out(network, volumes, examples, groups)
     best = max(tables, key=lambda file: tables[file].mean)
     record = {
         "labels": "Only the labels of these cases were read; validation cases were not opened.",
-        **place_of(fold),
+        **identify(fold),
         "labelled": labelled.to_dict(),
         "dice": {str(file): table.mean for file, table in tables.items()},
         "dice_per_structure": {str(file): table.per_structure for file, table in tables.items()},
         "dice_per_case": {str(file): table.per_case for file, table in tables.items()},
         "chosen": str(best),
     }
-    return ChosenCheckpoint(best, tables, without_nan(record))
+    return ChosenCheckpoint(best, tables, replace_nan(record))
+
+
+def _score_left_out(
+    network: nn.Module, volumes: Volumes, examples: Examples, groups: Sequence[frozenset[str]]
+) -> DiceTable:
+    """Leave-one-out: each group of cases is scored by the classifier of all other groups."""
+    every = frozenset[str]().union(*groups)
+    fit = Fit(examples, [every - group for group in groups], volumes.device)
+    found = {}
+    with evaluating(network):
+        for case in sorted(every):
+            for block in encode_blocks(network, volumes.image(case)):
+                fit.add(case, block)
+        for group, classifier in zip(groups, fit.solve(), strict=True):
+            scorer = Scorer([classifier])
+            for case in sorted(group):
+                stream = encode_blocks(network, volumes.image(case))
+                found[case] = scorer.score(stream, volumes.labels(case))
+    return DiceTable(tuple(volumes.structures.values()), found)

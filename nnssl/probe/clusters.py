@@ -20,8 +20,7 @@ from nnssl.cluster_maps.deep_features import windows
 from nnssl.cluster_maps.nmi import contingency, normalised_mutual_information
 from nnssl.data.case_store import Case
 from nnssl.modules.features import Block
-from nnssl.probe.dice import Examples, features_at
-from nnssl.probe.volumes import Volumes
+from nnssl.probe.volumes import Examples, Volumes, read_features_at
 
 FITTED_VOXELS = 1000  # per training volume, of any class
 K_MEANS_SEED = 0
@@ -47,16 +46,16 @@ class ClusterCases:
     sizes: Mapping[str, np.ndarray]
 
     @classmethod
-    def of(
+    def choose(
         cls, count: int, volumes: Volumes, fitted: Sequence[Case], scored: Sequence[Case]
     ) -> ClusterCases:
         """The voxels of these training and validation volumes."""
         names = [case.identifier for case in scored]
-        sizes = {name: _sizes(volumes.labels(name), volumes.classes) for name in names}
-        places = {case.identifier: _any_voxels(case) for case in fitted}
+        sizes = {name: _count_classes(volumes.labels(name), volumes.classes) for name in names}
+        places = {case.identifier: _draw_voxels(case) for case in fitted}
         return cls(count, places, Examples(volumes, names), sizes)
 
-    def nmi(self, compared: Compared) -> dict[str, float]:
+    def compute_nmi(self, compared: Compared) -> dict[str, float]:
         """`nmi` over all voxels of the volumes, and `nmi_balanced`: every class counts the same.
 
         Args:
@@ -84,40 +83,42 @@ class FeatureClusters:
 
     def fit_on(self, case: str, block: Block) -> None:
         """Takes one block of a training volume."""
-        self._points.append(features_at(block, self.cases.places[case])[0].cpu())
+        self._points.append(read_features_at(block, self.cases.places[case])[0].cpu())
 
-    def watching(self, case: str, stream: Iterator[Block]) -> Iterator[Block]:
+    def watch(self, case: str, stream: Iterator[Block]) -> Iterator[Block]:
         """The blocks of a validation volume, whose features are kept where labels are compared."""
         for block in stream:
-            x, y = self.cases.examples.of(case, block)
+            x, y = self.cases.examples.read_features(case, block)
             self._met.append((case, x.cpu(), y))
             yield block
 
-    def nmi(self) -> dict[str, float]:
-        """See `ClusterCases.nmi`; features are standardised as they are on the training volumes."""
+    def compute_nmi(self) -> dict[str, float]:
+        """See `ClusterCases`; features are standardised as on the training volumes."""
         from sklearn.cluster import KMeans
 
         points = torch.cat(self._points)
         mean, scale = points.mean(0), points.std(0).clamp_min(1e-6)
         model = KMeans(self.cases.count, n_init=1, random_state=K_MEANS_SEED)
         model.fit(((points - mean) / scale).numpy())
-        return self.cases.nmi(
+        return self.cases.compute_nmi(
             (case, model.predict(((x - mean) / scale).numpy()), y.numpy())
             for case, x, y in self._met
             if len(x)
         )
 
 
-def objective_nmi(objective: Any, volumes: Volumes, cases: ClusterCases) -> dict[str, float]:
-    """See `ClusterCases.nmi`, for the clusters that an objective itself gives to voxels."""
+def compute_objective_nmi(
+    objective: Any, volumes: Volumes, cases: ClusterCases
+) -> dict[str, float]:
+    """See `ClusterCases.compute_nmi`, for the clusters that an objective itself gives to voxels."""
 
     def compared() -> Compared:
         for case in cases.sizes:
-            voxels, classes = cases.examples.chosen(case)
+            voxels, classes = cases.examples[case]
             found = cluster_volume(objective, volumes.image(case))
             yield case, found[tuple(voxels.T)].numpy(), classes.numpy()
 
-    return cases.nmi(compared())
+    return cases.compute_nmi(compared())
 
 
 def cluster_volume(objective: Any, image: Tensor) -> Tensor:
@@ -141,12 +142,12 @@ def cluster_volume(objective: Any, image: Tensor) -> Tensor:
     return found[tuple(slice(n) for n in image.shape[1:])]
 
 
-def _any_voxels(case: Case) -> Tensor:
+def _draw_voxels(case: Case) -> Tensor:
     """(N, 3), drawn by the case's name."""
     generator = np.random.default_rng(zlib.crc32(case.identifier.encode()))
     voxels = generator.integers(0, case.shape, (FITTED_VOXELS, 3))
     return torch.from_numpy(voxels)
 
 
-def _sizes(labels: Tensor, classes: int) -> np.ndarray:
+def _count_classes(labels: Tensor, classes: int) -> np.ndarray:
     return torch.bincount(labels[labels >= 0], minlength=classes).numpy()

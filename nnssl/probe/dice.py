@@ -2,83 +2,20 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from nnssl.modules.features import Block
 from nnssl.modules.linear_probe import LinearProbe, RidgeSums, balanced
-from nnssl.probe.volumes import Volumes
+from nnssl.probe.volumes import Examples
 
-VOXELS = 1000  # per class and volume, for fitting
 RIDGE = 1e-2
 
 
-class Examples:
-    """Voxels of labelled cases for fitting: equally many per class at most, always the same ones.
-
-    Args:
-        volumes: reads the label maps.
-        cases: identifiers.
-    """
-
-    def __init__(self, volumes: Volumes, cases: Sequence[str]) -> None:
-        self.classes = volumes.classes
-        self._chosen = {case: choose_voxels(volumes.labels(case), case) for case in cases}
-
-    def counts(self, cases: Collection[str]) -> Tensor:
-        """Examples per class (K,) in these cases."""
-        labels = [self._chosen[case][1] for case in cases]
-        return torch.bincount(torch.cat(labels), minlength=self.classes)
-
-    def chosen(self, case: str) -> tuple[Tensor, Tensor]:
-        """Voxels (N, 3) and classes (N,) of a case."""
-        return self._chosen[case]
-
-    def of(self, case: str, block: Block) -> tuple[Tensor, Tensor]:
-        """Features (N, F) and classes (N,) of the examples that lie in a block."""
-        voxels, labels = self._chosen[case]
-        features, inside = features_at(block, voxels)
-        return features, labels[inside]
-
-
-def features_at(block: Block, voxels: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (M, F) of those of the voxels (N, 3) of a volume that lie in a block.
-
-    Returns:
-        The features, and which voxels lie in the block, (N,) bool.
-    """
-    begin = torch.tensor(block.begin)
-    inside = ((voxels >= begin) & (voxels < begin + torch.tensor(block.shape))).all(1)
-    return block.at((voxels[inside] - begin).to(block.stages[0].device)), inside
-
-
-def choose_voxels(labels: Tensor, case: str) -> tuple[Tensor, Tensor]:
-    """At most `VOXELS` voxels per class, drawn by the case's name.
-
-    Args:
-        labels: (Z, Y, X) classes, -1: left out.
-        case: identifier.
-
-    Returns:
-        (N, 3) voxels, (N,) classes.
-    """
-    flat = labels.flatten().numpy()
-    generator = np.random.default_rng(zlib.crc32(case.encode()))
-    chosen = []
-    for number in np.unique(flat[flat >= 0]):
-        places = np.flatnonzero(flat == number)
-        chosen.append(generator.permutation(places)[:VOXELS])
-    index = np.sort(np.concatenate([*chosen, np.zeros(0, np.int64)]))
-    voxels = np.stack(np.unravel_index(index, labels.shape), axis=1)
-    return torch.from_numpy(voxels), torch.from_numpy(flat[index])
-
-
-def class_weights(counts: Tensor) -> Tensor:
+def weigh_classes(counts: Tensor) -> Tensor:
     """Every structure counts the same, and the background as much as all of them together.
 
     Args:
@@ -111,9 +48,9 @@ class Fit:
     def add(self, case: str, block: Block) -> None:
         """Takes one block of a case into the draws that hold the case."""
         if not self._sums:
-            weights = (class_weights(self.examples.counts(draw)) for draw in self.draws)
+            weights = (weigh_classes(self.examples.count(draw)) for draw in self.draws)
             self._sums = [RidgeSums(block.features, w.to(self._device)) for w in weights]
-        x, y = self.examples.of(case, block)
+        x, y = self.examples.read_features(case, block)
         for sums, draw in zip(self._sums, self.draws, strict=True):
             if case in draw:
                 sums.add(x, y)
@@ -124,20 +61,24 @@ class Fit:
 
 
 class Scorer:
-    """Applies several classifiers of K classes at once and counts (label, prediction) pairs."""
+    """Applies several classifiers of K classes at once."""
 
     def __init__(self, probes: Sequence[LinearProbe]) -> None:
         self.classes = len(probes[0].bias)
         self._weight = torch.cat([probe.weight for probe in probes])
         self._bias = torch.stack([probe.bias for probe in probes])[:, :, None, None, None]
 
-    def confusion(self, block: Block, labels: Tensor) -> Tensor:
-        """Voxels per (classifier, label, prediction), (D, K, K), in one block.
+    def score(self, blocks: Iterable[Block], labels: Tensor) -> Tensor:
+        """Dice (D, K - 1) of one volume.
 
         Args:
-            block: features of a part of a volume.
-            labels: (Z, Y, X) of the whole volume, -1: left out.
+            blocks: features of all its parts.
+            labels: (Z, Y, X), -1: left out.
         """
+        return compute_dice(torch.stack([self._count(block, labels) for block in blocks]).sum(0))
+
+    def _count(self, block: Block, labels: Tensor) -> Tensor:
+        """Voxels per (classifier, label, prediction), (D, K, K), in one block."""
         scores = block.project(self._weight.to(block.stages[0]))  # (D * K, *part)
         scores = scores.unflatten(0, (-1, self.classes)) + self._bias.to(scores)
         found = scores.argmax(1).cpu().flatten(1)  # (D, voxels)
@@ -148,7 +89,7 @@ class Scorer:
         return torch.stack(counts).unflatten(1, (self.classes, self.classes))
 
 
-def dice(confusion: Tensor) -> Tensor:
+def compute_dice(confusion: Tensor) -> Tensor:
     """Dice of every class but the background: (..., K, K) to (..., K - 1).
 
     NaN for a structure that neither the labels nor the prediction have.

@@ -14,11 +14,11 @@ from nnssl.modules import unet
 from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.objectives import Objective
 from nnssl.probe import pictures
-from nnssl.probe.clusters import objective_nmi
+from nnssl.probe.clusters import compute_objective_nmi
 from nnssl.probe.encoder_probe import EncoderResult, ProbeCases
-from nnssl.probe.encoders import network_with, outputs, own_generators
+from nnssl.probe.encoders import build_network_with, count_outputs, isolate_generators
 from nnssl.probe.fold import ProbeFold
-from nnssl.probe.run import RESULT_FILE, Probe
+from nnssl.probe.probe import RESULT_FILE, Probe
 from nnssl.probe.settings import ProbeSettings
 
 PRETRAINED, RANDOM, REFERENCE = "pretrained", "random", "reference"
@@ -50,7 +50,7 @@ class TrainingProbe:
         self.settings, self.objective, self.seed = settings, objective, seed
         self.device, self.folder, self.log = device, folder, log
         self.probe = Probe(fold, settings, device, clusters=objective.cluster_count)
-        self._cases: tuple[ProbeCases, str | None] | None = None
+        self._cases: ProbeCases | None = None
         self._others: dict[str, EncoderResult] = {}
 
     def check(self) -> None:
@@ -64,7 +64,7 @@ class TrainingProbe:
             return
         self.probe.check()
         if self.settings.reference is not None:
-            with own_generators(self.device):
+            with isolate_generators(self.device):
                 self._reference()
 
     def run(self, epochs: int, steps: int) -> dict[str, float]:
@@ -74,7 +74,7 @@ class TrainingProbe:
         """
         begin = perf_counter()
         try:
-            with own_generators(self.device):
+            with isolate_generators(self.device):
                 terms = self._run(epochs, steps)
         except Exception as error:
             self.log(
@@ -86,41 +86,40 @@ class TrainingProbe:
 
     def _run(self, epochs: int, steps: int) -> dict[str, float]:
         if self._cases is None:
-            self._cases = self.probe.cases()
-        cases, reason = self._cases
-        results = {PRETRAINED: self.probe.encoder(self._pretrained, cases), **self._others}
+            self._cases = self.probe.choose_cases()
+        cases = self._cases
+        results = {PRETRAINED: self.probe.probe(self._pretrained, cases), **self._others}
         if RANDOM not in results:
             self._others[RANDOM] = results[RANDOM] = self._random(cases)
         if self.settings.reference is not None and REFERENCE not in results:
-            self._others[REFERENCE] = self.probe.encoder(self._reference, cases)
+            self._others[REFERENCE] = self.probe.probe(self._reference, cases)
             results[REFERENCE] = self._others[REFERENCE]
         more: dict[str, Any] = {"epochs": epochs, "steps": steps}
         more["reference"] = self.settings.reference
         own = {}
         if cases.clusters is not None:
-            own = objective_nmi(self.objective, cases.volumes, cases.clusters)
+            own = compute_objective_nmi(self.objective, cases.volumes, cases.clusters)
             more["clusters"] = own
-        write_json(self.folder / RESULT_FILE, self.probe.record(results, cases, reason, **more))
+        write_json(self.folder / RESULT_FILE, self.probe.make_record(results, cases, **more))
         slices = results[PRETRAINED].slices
-        queries = [case.identifier for case in cases.scored or cases.fitted]
         fold = self.probe.fold
-        pictures.draw(slices, queries, fold.partitions, self.folder / "pictures", fold.folder)
+        pictures.draw(slices, cases.queries, fold.partitions, self.folder / "pictures", fold.folder)
         return {**_terms(results), **{f"probe_{key}_clusters": n for key, n in own.items()}}
 
     def _random(self, cases: ProbeCases) -> EncoderResult:
         """The network that this run began with (where no `initial_weights` were given)."""
         weights = self.objective.network.state_dict()
-        return self.probe.random(cases, self.seed, outputs(weights))
+        return self.probe.probe_random(cases, self.seed, count_outputs(weights))
 
     def _pretrained(self) -> Any:
         weights = unet.plain_state_dict(self.objective.network)
-        return network_with(weights, self.probe.fold, self.device, PRETRAINED)
+        return build_network_with(weights, self.probe.fold, self.device, PRETRAINED)
 
     def _reference(self) -> Any:
         file = str(self.settings.reference)
         weights = read_checkpoint(file)["network_weights"]
         name = f"probe.reference: {file}"
-        return network_with(weights, self.probe.fold, self.device, name)
+        return build_network_with(weights, self.probe.fold, self.device, name)
 
 
 def _terms(results: dict[str, EncoderResult]) -> dict[str, float]:
@@ -128,7 +127,7 @@ def _terms(results: dict[str, EncoderResult]) -> dict[str, float]:
     terms = {}
     for name, result in results.items():
         ending = "" if name == PRETRAINED else f"_{name}"
-        for key, value in result.terms().items():
+        for key, value in result.terms.items():
             if key != "position_chance" or name == PRETRAINED:
                 terms[f"probe_{key}{ending}"] = value
     return terms

@@ -22,7 +22,7 @@ OUTPUTS = 2  # of the segmentation layers, which are never read
 
 
 @contextmanager
-def own_generators(device: torch.device, seed: int = RANDOM_SEED) -> Iterator[None]:
+def isolate_generators(device: torch.device, seed: int = RANDOM_SEED) -> Iterator[None]:
     """Random numbers drawn inside depend on the seed only, and change nothing outside."""
     python, array = random.getstate(), np.random.get_state()
     devices = [device] if device.type == "cuda" else []
@@ -37,25 +37,27 @@ def own_generators(device: torch.device, seed: int = RANDOM_SEED) -> Iterator[No
         np.random.set_state(array)
 
 
-def initial_state(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
+def read_initial_state(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
     """Seed and outputs of the network that a run started from.
 
     A checkpoint that is no pre-training of nnSSL does not tell: then they are the probe's own.
     """
     config = checkpoint.get("nnssl", {}).get("config", {})
     seed = config.get("sections", {}).get("training", {}).get("seed")
-    return (
-        (RANDOM_SEED, OUTPUTS) if seed is None else (seed, outputs(checkpoint["network_weights"]))
-    )
+    if seed is None:
+        return RANDOM_SEED, OUTPUTS
+    return seed, count_outputs(checkpoint["network_weights"])
 
 
-def outputs(weights: Mapping[str, Tensor]) -> int:
+def count_outputs(weights: Mapping[str, Tensor]) -> int:
     """Outputs of the segmentation layers of a planned U-Net."""
     return len(weights["decoder.seg_layers.0.weight"])
 
 
-def random_network(fold: ProbeFold, device: torch.device, outputs: int = OUTPUTS) -> nn.Module:
-    """The planned U-Net as nnU-Net initialises it; call it inside `own_generators`.
+def build_random_network(
+    fold: ProbeFold, device: torch.device, outputs: int = OUTPUTS
+) -> nn.Module:
+    """The planned U-Net as nnU-Net initialises it; call it inside `isolate_generators`.
 
     With the seed and the number of outputs of a pre-training run it is as that run began.
     """
@@ -72,7 +74,7 @@ def random_network(fold: ProbeFold, device: torch.device, outputs: int = OUTPUTS
     return network.to(device)
 
 
-def network_with(
+def build_network_with(
     weights: Mapping[str, Tensor], fold: ProbeFold, device: torch.device, name: str
 ) -> nn.Module:
     """The planned U-Net with the encoder of a state dict.
@@ -80,7 +82,7 @@ def network_with(
     Raises:
         ValueError: the encoder does not fit these plans.
     """
-    network = random_network(fold, torch.device("cpu"))
+    network = build_random_network(fold, torch.device("cpu"))
     transfer = match(weights, network.state_dict(), trained_keys(network, Trained()))
     if transfer.share < 1:
         raise ValueError(

@@ -79,34 +79,34 @@ class ProbeFold:
     def configuration_manager(self) -> Any:
         return self.manager.get_configuration(self.configuration)
 
-    def records(self, cases: Iterable[str]) -> dict[str, CaseRecord]:
+    def read_records(self, cases: Iterable[str]) -> dict[str, CaseRecord]:
         """Patient and origin of cases."""
         return read_cases(self.folder.parent, cases)
 
-    def table(self, cases: Iterable[str]) -> list[Case]:
+    def read_table(self, cases: Iterable[str]) -> list[Case]:
         """Shape, patient, origin and position axis of cases, numbered together."""
         own = own_folder(self.folder)
         transpose, reader = self.plans["transpose_forward"], self.plans["image_reader_writer"]
         return case_table(self.folder, own, cases, transpose, self.position_axis, reader)
 
-    def draw(self, patients: int, seeds: Sequence[int]) -> list[Labelled]:
+    def draw_labelled(self, patients: int, seeds: Sequence[int]) -> list[Labelled]:
         """Labelled training patients, once per seed, in the nested order of fine-tuning.
 
         Raises:
             ValueError: the fold has fewer patients.
         """
-        records = self.records(self.train)
+        records = self.read_records(self.train)
         return [
             choose_labelled(LabelBudget(patients=patients, seed=seed), self.train, records)
             for seed in seeds
         ]
 
-    def validation(self, most: int, drawn: Iterable[Labelled]) -> list[str]:
+    def choose_validation(self, most: int, drawn: Iterable[Labelled]) -> list[str]:
         """At most so many validation cases, of as many patients as possible.
 
         With fold `all` these are training cases too; those of the drawn patients are left out.
         """
-        records = self.records(self.val)
+        records = self.read_records(self.val)
         fitted = {patient for labelled in drawn for patient in labelled.patients}
         cases = [case for case in self.val if records[case].patient not in fitted]
         if len(cases) <= most:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nnssl.common.files import atomic_path
-from nnssl.data.case_store import image_file, open_image
+from nnssl.nnunet.images import image_file, open_image
 from nnssl.probe.slices import Slices
 
 EMBEDDING, NEIGHBOURS = "probe_embedding.png", "probe_neighbours.png"
@@ -40,17 +40,22 @@ def draw(
 
 def draw_embedding(slices: Slices, partitions: int, file: Path) -> None:
     """Two principal components (and UMAP, where installed) in three colourings."""
-    maps = {"PCA": principal_components(slices.matrix)}
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    matrix = slices.matrix.numpy()
+    maps = {"PCA": PCA(2).fit_transform(StandardScaler().fit_transform(matrix))}
     if find_spec("umap") is not None:
-        maps["UMAP"] = _umap(slices.matrix)
+        from umap import UMAP
+
+        maps["UMAP"] = UMAP(random_state=UMAP_SEED).fit_transform(matrix)
     parts = (slices.positions * partitions).floor().clamp(0, partitions - 1)
     colours = {"partition": parts, "case": slices.volumes, "dataset": slices.numbers("dataset")}
     plt = _pyplot()
     figure, axes = plt.subplots(len(maps), 3, figsize=(15, 4.8 * len(maps)), squeeze=False)
     for row, (method, points) in zip(axes, maps.items(), strict=True):
         for axis, (name, values) in zip(row, colours.items(), strict=True):
-            x, y = points.T.numpy()
-            axis.scatter(x, y, c=values.numpy(), s=9, cmap=_colours(values))
+            axis.scatter(*points.T, c=values.numpy(), s=9, cmap=_choose_colours(values))
             count = values.unique().numel()
             axis.set(title=f"{method}: {name} ({count})", xticks=[], yticks=[])
     _save(figure, file)
@@ -58,9 +63,9 @@ def draw_embedding(slices: Slices, partitions: int, file: Path) -> None:
 
 def draw_neighbours(slices: Slices, queries: Sequence[str], file: Path, cases: Path) -> None:
     """A few slices of the first query volume, each beside its nearest slices of other patients."""
-    rows = slices.rows(queries[:1])
+    rows = slices.find_rows(queries[:1])
     rows = rows[torch.linspace(0, len(rows) - 1, min(QUERIES, len(rows))).round().long()]
-    nearest = slices.nearest(rows)
+    nearest = slices.find_nearest(rows)
     table = torch.cat([rows[:, None], nearest], dim=1).tolist()
     plt = _pyplot()
     size = (1.8 * len(table[0]), 2 * len(table))
@@ -68,30 +73,15 @@ def draw_neighbours(slices: Slices, queries: Sequence[str], file: Path, cases: P
     positions = slices.positions
     for line, numbers in zip(axes, table, strict=True):
         for column, (axis, number) in enumerate(zip(line, numbers, strict=True)):
-            case, voxel = slices.voxel(number)
-            axis.imshow(_plane(cases, case.identifier, case.axis, voxel), cmap="gray")
+            case, voxel = slices.find_voxel(number)
+            axis.imshow(_read_plane(cases, case.identifier, case.axis, voxel), cmap="gray")
             what = "query" if column == 0 else case.identifier
             axis.set_title(f"{what}\n{positions[number]:.2f}", fontsize=6)
             axis.axis("off")
     _save(figure, file)
 
 
-def principal_components(matrix: Tensor) -> Tensor:
-    """First two principal components of the standardised columns, (N, D) to (N, 2)."""
-    z = matrix.double()
-    z = (z - z.mean(0)) / z.std(0, correction=0).clamp_min(1e-12)
-    u, s, _ = torch.linalg.svd(z, full_matrices=False)
-    points = (u * s)[:, :2]
-    return torch.nn.functional.pad(points, (0, 2 - points.shape[1]))
-
-
-def _umap(matrix: Tensor) -> Tensor:
-    from umap import UMAP
-
-    return torch.from_numpy(np.asarray(UMAP(random_state=UMAP_SEED).fit_transform(matrix.numpy())))
-
-
-def _plane(folder: Path, identifier: str, axis: int, index: int) -> np.ndarray:
+def _read_plane(folder: Path, identifier: str, axis: int, index: int) -> np.ndarray:
     """First channel of one plane across an array axis."""
     where: list[Any] = [slice(None)] * 3
     where[axis] = slice(index, index + 1)
@@ -100,7 +90,7 @@ def _plane(folder: Path, identifier: str, axis: int, index: int) -> np.ndarray:
     return np.asarray(part, np.float32)[0].take(0, axis)
 
 
-def _colours(values: Tensor) -> str:
+def _choose_colours(values: Tensor) -> str:
     return "viridis" if values.is_floating_point() else "tab20"
 
 

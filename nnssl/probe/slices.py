@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,28 +14,6 @@ from nnssl.modules.metrics import effective_rank
 from nnssl.modules.retrieval import neighbours, plane_embeddings, position_error
 
 NEIGHBOURS = 5
-
-
-class CellMap:
-    """Puts the bottleneck map of a volume together, block by block."""
-
-    def __init__(self) -> None:
-        self._parts: list[tuple[tuple[int, ...], Tensor]] = []
-
-    def add(self, block: Block) -> None:
-        first, cells = block.cells()
-        self._parts.append((first, cells.float().cpu()))
-
-    def whole(self) -> Tensor:
-        """(F, *cells of the volume)."""
-        ends = torch.tensor([first + tuple(part.shape[1:]) for first, part in self._parts])
-        size = (ends[:, :3] + ends[:, 3:]).amax(0).tolist()
-        whole = self._parts[0][1].new_zeros([len(self._parts[0][1]), *size])
-        for first, part in self._parts:
-            where = [slice(f, f + n) for f, n in zip(first, part.shape[1:], strict=True)]
-            index = (slice(None), *where)
-            whole[index] = part
-        return whole
 
 
 @dataclass
@@ -50,9 +28,15 @@ class Slices:
     cases: list[Case] = field(default_factory=list)
     embeddings: list[Tensor] = field(default_factory=list)
 
-    def add(self, case: Case, cells: CellMap) -> None:
+    def watch(self, case: Case, blocks: Iterable[Block]) -> Iterator[Block]:
+        """The blocks of a volume; its embeddings are added when the last one has been taken."""
+        parts = []
+        for block in blocks:
+            first, cells = block.cells()
+            parts.append((first, cells.float().cpu()))
+            yield block
         self.cases.append(case)
-        self.embeddings.append(plane_embeddings(cells.whole(), case.axis))
+        self.embeddings.append(plane_embeddings(_join_cells(parts), case.axis))
 
     @property
     def matrix(self) -> Tensor:
@@ -62,7 +46,9 @@ class Slices:
     @property
     def positions(self) -> Tensor:
         """(N,) share of the volume, 0 to 1 (the head)."""
-        return torch.cat([self._positions(n) for n in range(len(self.cases))])
+        shares = [(torch.arange(len(each)) + 0.5) / len(each) for each in self.embeddings]
+        pairs = zip(self.cases, shares, strict=True)
+        return torch.cat([share if case.sign > 0 else 1 - share for case, share in pairs])
 
     @property
     def volumes(self) -> Tensor:
@@ -74,26 +60,26 @@ class Slices:
         """(N,) `patient` or `dataset` of each plane."""
         return torch.tensor([getattr(case, name) for case in self.cases])[self.volumes]
 
-    def rows(self, identifiers: Collection[str]) -> Tensor:
+    def find_rows(self, identifiers: Collection[str]) -> Tensor:
         """Planes of these volumes."""
         chosen = torch.tensor([case.identifier in identifiers for case in self.cases])
         return chosen[self.volumes].nonzero()[:, 0]
 
-    def voxel(self, row: int) -> tuple[Case, int]:
+    def find_voxel(self, row: int) -> tuple[Case, int]:
         """Volume of a plane, and the index of its middle slice along the position axis."""
         volume = int(self.volumes[row])
         case, planes = self.cases[volume], len(self.embeddings[volume])
         number = row - int((self.volumes < volume).sum())
         return case, int((number + 0.5) * case.shape[case.axis] / planes)
 
-    def metrics(self, queries: Sequence[str]) -> dict[str, float]:
+    def measure(self, queries: Sequence[str]) -> dict[str, float]:
         """Label-free metrics of the planes of some volumes.
 
         Returns:
             `effective_rank` of their centred embeddings; `position_error` and its
             `position_chance`, where there are slices of two patients.
         """
-        rows, matrix = self.rows(queries), self.matrix
+        rows, matrix = self.find_rows(queries), self.matrix
         centred = matrix[rows] - matrix[rows].mean(0)
         found = {"effective_rank": float(effective_rank(centred))}
         patients = self.numbers("patient")
@@ -102,11 +88,18 @@ class Slices:
         error, chance = position_error(matrix, self.positions, patients, rows, NEIGHBOURS)
         return {**found, "position_error": error, "position_chance": chance}
 
-    def nearest(self, rows: Tensor) -> Tensor:
+    def find_nearest(self, rows: Tensor) -> Tensor:
         """(len(rows), k) planes of other patients, nearest first."""
         return neighbours(self.matrix, self.numbers("patient"), rows, NEIGHBOURS)[0]
 
-    def _positions(self, volume: int) -> Tensor:
-        planes = len(self.embeddings[volume])
-        share = (torch.arange(planes) + 0.5) / planes
-        return share if self.cases[volume].sign > 0 else 1 - share
+
+def _join_cells(parts: Sequence[tuple[tuple[int, ...], Tensor]]) -> Tensor:
+    """Bottleneck map (F, *cells) of a volume from (first cell, (F, *cells)) of its parts."""
+    ends = torch.tensor([first + tuple(part.shape[1:]) for first, part in parts])
+    size = (ends[:, :3] + ends[:, 3:]).amax(0).tolist()
+    whole = parts[0][1].new_zeros([len(parts[0][1]), *size])
+    for first, part in parts:
+        where = [slice(f, f + n) for f, n in zip(first, part.shape[1:], strict=True)]
+        index = (slice(None), *where)
+        whole[index] = part
+    return whole

@@ -1,9 +1,12 @@
-"""Images and integer label maps of preprocessed cases; the only place of nnSSL's pre-training side
-that opens a segmentation."""
+"""What the probe reads of preprocessed cases: images, label maps, and voxels of known class.
+
+It is the only place of nnSSL's pre-training side that opens a segmentation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnssl.data.case_store import CaseError, image_file, open_image
+from nnssl.modules.features import Block
+from nnssl.nnunet.images import CaseError, image_file, open_image
 
 BACKGROUND, IGNORE = 0, "ignore"
 NO_STRUCTURE = "foreground"  # name of the mask that converters write for unlabelled data
 LEFT_OUT = -1
+VOXELS = 1000  # per class and volume, for fitting
 
 
-def structures_of(dataset_json: Mapping[str, Any]) -> dict[int, str]:
+def read_structures(dataset_json: Mapping[str, Any]) -> dict[int, str]:
     """Integer in the label map -> name, without background and `ignore`.
 
     Regions are taken apart into their integers: `label 2` where no name stands for 2 alone.
@@ -43,7 +48,7 @@ class Volumes:
 
     Attributes:
         folder: nnU-Net's preprocessed folder of the configuration.
-        structures: see `structures_of`; class k is the k-th of them, class 0 the background.
+        structures: see `read_structures`; class k is the k-th of them, class 0 the background.
         device: where tensors are put.
     """
 
@@ -66,14 +71,14 @@ class Volumes:
 
         Left out are the ignore label, nnU-Net's -1 outside the body, and unknown integers.
         """
-        raw = np.asarray(_segmentation(self.folder, identifier)).astype(np.int64)
+        raw = _read_segmentation(self.folder, identifier).astype(np.int64)
         return torch.from_numpy(self._lookup[np.clip(raw, -1, len(self._lookup) - 2) + 1])
 
     def why_unlabelled(self, identifiers: Iterable[str]) -> str | None:
         """Why there are no labels to probe with; None where there are."""
         if not set(self.structures.values()) - {NO_STRUCTURE}:
             return f"dataset.json names no structure (only background and {NO_STRUCTURE})"
-        missing = [each for each in identifiers if not _has_segmentation(self.folder, each)]
+        missing = [each for each in identifiers if not find_segmentation(self.folder, each)]
         if missing:
             return f"{len(missing)} cases have no segmentation file, for instance {missing[0]}"
         return None
@@ -86,15 +91,22 @@ class Volumes:
         return table
 
 
-def _segmentation(folder: Path, identifier: str) -> Any:
+def find_segmentation(folder: Path, identifier: str) -> Path | None:
+    """nnU-Net's file of a case's labels: their own, or (older versions) the image's archive."""
+    names = (f"{identifier}{ending}" for ending in ("_seg.b2nd", "_seg.npy", ".npz"))
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _read_segmentation(folder: Path, identifier: str) -> np.ndarray:
     """(Z, Y, X) of the first channel."""
-    if not _has_segmentation(folder, identifier):
+    file = find_segmentation(folder, identifier)
+    if file is None:
         raise CaseError(f"case {identifier}: no preprocessed segmentation in {folder}")
     try:
-        if _archive(folder, identifier).is_file() and not _own_file(folder, identifier):
-            with np.load(_archive(folder, identifier), allow_pickle=False) as archive:
-                return archive["seg"][0]
-        return open_image(image_file(folder, f"{identifier}_seg"))[:][0]
+        if file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as archive:
+                return np.asarray(archive["seg"][0])
+        return np.asarray(open_image(file)[:][0])
     except Exception as error:
         raise CaseError(
             f"case {identifier}: its segmentation in {folder} cannot be read "
@@ -102,14 +114,61 @@ def _segmentation(folder: Path, identifier: str) -> Any:
         ) from error
 
 
-def _archive(folder: Path, identifier: str) -> Path:
-    """nnU-Net's older format: image and segmentation in one file."""
-    return folder / f"{identifier}.npz"
+class Examples:
+    """Voxels of labelled cases for fitting: equally many per class at most, always the same ones.
+
+    Args:
+        volumes: reads the label maps.
+        cases: identifiers.
+    """
+
+    def __init__(self, volumes: Volumes, cases: Sequence[str]) -> None:
+        self.classes = volumes.classes
+        self._chosen = {case: choose_voxels(volumes.labels(case), case) for case in cases}
+
+    def count(self, cases: Collection[str]) -> Tensor:
+        """Examples per class (K,) in these cases."""
+        labels = [self._chosen[case][1] for case in cases]
+        return torch.bincount(torch.cat(labels), minlength=self.classes)
+
+    def __getitem__(self, case: str) -> tuple[Tensor, Tensor]:
+        """Voxels (N, 3) and classes (N,) of a case."""
+        return self._chosen[case]
+
+    def read_features(self, case: str, block: Block) -> tuple[Tensor, Tensor]:
+        """Features (N, F) and classes (N,) of the examples that lie in a block."""
+        voxels, labels = self._chosen[case]
+        features, inside = read_features_at(block, voxels)
+        return features, labels[inside]
 
 
-def _own_file(folder: Path, identifier: str) -> bool:
-    return any((folder / f"{identifier}_seg{ending}").is_file() for ending in (".b2nd", ".npy"))
+def read_features_at(block: Block, voxels: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (M, F) of those of the voxels (N, 3) of a volume that lie in a block.
+
+    Returns:
+        The features, and which voxels lie in the block, (N,) bool.
+    """
+    begin = torch.tensor(block.begin)
+    inside = ((voxels >= begin) & (voxels < begin + torch.tensor(block.shape))).all(1)
+    return block.at((voxels[inside] - begin).to(block.stages[0].device)), inside
 
 
-def _has_segmentation(folder: Path, identifier: str) -> bool:
-    return _own_file(folder, identifier) or _archive(folder, identifier).is_file()
+def choose_voxels(labels: Tensor, case: str) -> tuple[Tensor, Tensor]:
+    """At most `VOXELS` voxels per class, drawn by the case's name.
+
+    Args:
+        labels: (Z, Y, X) classes, -1: left out.
+        case: identifier.
+
+    Returns:
+        (N, 3) voxels, (N,) classes.
+    """
+    flat = labels.flatten().numpy()
+    generator = np.random.default_rng(zlib.crc32(case.encode()))
+    chosen = []
+    for number in np.unique(flat[flat >= 0]):
+        places = np.flatnonzero(flat == number)
+        chosen.append(generator.permutation(places)[:VOXELS])
+    index = np.sort(np.concatenate([*chosen, np.zeros(0, np.int64)]))
+    voxels = np.stack(np.unravel_index(index, labels.shape), axis=1)
+    return torch.from_numpy(voxels), torch.from_numpy(flat[index])

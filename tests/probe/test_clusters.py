@@ -14,9 +14,9 @@ import torch
 from nnssl.modules import unet
 from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.probe import during_training
-from nnssl.probe.clusters import cluster_volume, objective_nmi
-from nnssl.probe.encoders import initial_state, own_generators, random_network
-from nnssl.probe.run import Probe
+from nnssl.probe.clusters import cluster_volume, compute_objective_nmi
+from nnssl.probe.encoders import build_random_network, isolate_generators, read_initial_state
+from nnssl.probe.probe import Probe
 from nnssl.probe.settings import ProbeSettings
 from nnssl.training import pretraining_loop
 from nnssl.training.factory import trainer_class
@@ -72,31 +72,33 @@ def test_windows_give_every_voxel_its_own_cluster(patch_size: tuple[int, ...]) -
 
 def test_labels_are_told_by_brightness_and_not_by_noise(probe: Probe) -> None:
     """The classes differ in brightness; a partition into the classes themselves tells all."""
-    cases, _ = probe.cases()
+    cases = probe.choose_cases()
     assert cases.clusters is not None
-    known = objective_nmi(Known(bright), cases.volumes, cases.clusters)
-    noise = objective_nmi(
+    known = compute_objective_nmi(Known(bright), cases.volumes, cases.clusters)
+    noise = compute_objective_nmi(
         Known(lambda x: torch.randint(3, x[:, 0].shape)), cases.volumes, cases.clusters
     )
     assert min(known.values()) > 0.4
     assert max(noise.values()) < 0.02
     perfect = ((name, y.numpy(), y.numpy()) for name, y in classes(cases).items())
-    assert cases.clusters.nmi(perfect) == pytest.approx({"nmi": 1, "nmi_balanced": 1})
+    assert cases.clusters.compute_nmi(perfect) == pytest.approx({"nmi": 1, "nmi_balanced": 1})
 
 
 def test_examples_stand_for_all_voxels_of_their_class(probe: Probe) -> None:
     """Few voxels per class are drawn; their weights give the table of the whole volumes."""
-    cases, _ = probe.cases()
+    cases = probe.choose_cases()
     assert cases.clusters is not None
     for case in cases.scored:
         labels = cases.volumes.labels(case.identifier)
-        _, drawn = cases.clusters.examples.chosen(case.identifier)
+        _, drawn = cases.clusters.examples[case.identifier]
         sizes = cases.clusters.sizes[case.identifier]
         assert sizes.tolist() == [int((labels == k).sum()) for k in range(3)]
         assert len(drawn) < sizes.sum()
     sizes = np.sum(list(cases.clusters.sizes.values()), axis=0)
     pairs = classes(cases).items()
-    found = cases.clusters.nmi((name, (y > 0).long().numpy(), y.numpy()) for name, y in pairs)
+    found = cases.clusters.compute_nmi(
+        (name, (y > 0).long().numpy(), y.numpy()) for name, y in pairs
+    )
     for key, shares in (("nmi", sizes / sizes.sum()), ("nmi_balanced", np.full(3, 1 / 3))):
         of_labels, of_clusters = entropy(shares), entropy(np.array([shares[0], 1 - shares[0]]))
         assert found[key] == pytest.approx(2 * of_clusters / (of_labels + of_clusters))
@@ -104,7 +106,7 @@ def test_examples_stand_for_all_voxels_of_their_class(probe: Probe) -> None:
 
 def classes(cases: Any) -> dict[str, torch.Tensor]:
     """Classes of the examples of each validation volume."""
-    return {name: cases.clusters.examples.chosen(name)[1] for name in cases.clusters.sizes}
+    return {name: cases.clusters.examples[name][1] for name in cases.clusters.sizes}
 
 
 def entropy(shares: np.ndarray) -> float:
@@ -112,12 +114,12 @@ def entropy(shares: np.ndarray) -> float:
 
 
 def test_k_means_is_fitted_without_a_label(probe: Probe, monkeypatch: Any) -> None:
-    cases, _ = probe.cases()
+    cases = probe.choose_cases()
     clusters = cases.clusters
     assert clusters is not None
     assert set(clusters.places) == {case.identifier for case in cases.fitted}
     assert set(clusters.sizes) == {"p0_f0", "p0_f1"}
-    first = probe.random(cases).nmi
+    first = probe.probe_random(cases).nmi
     assert all(0 < first[key] <= 1 for key in KEYS)
     shuffled = {name: torch.randperm(3)[y] for name, (_, y) in clusters.examples._chosen.items()}
     centres = []
@@ -129,10 +131,10 @@ def test_k_means_is_fitted_without_a_label(probe: Probe, monkeypatch: Any) -> No
             return super().fit(x)
 
     monkeypatch.setattr(cluster, "KMeans", Remembering)
-    probe.random(cases)
+    probe.probe_random(cases)
     for name, y in shuffled.items():
         clusters.examples._chosen[name] = (clusters.examples._chosen[name][0], y)
-    probe.random(cases)
+    probe.probe_random(cases)
     assert np.array_equal(centres[0], centres[1])
 
 
@@ -140,13 +142,13 @@ def test_the_random_encoder_is_the_one_that_the_run_began_with(tiny_dataset: Any
     trainer = tiny_dataset.trainer(trainer_class("nnSSLMAETrainer"))
     trainer.initialize()
     checkpoint = trainer.compose_checkpoint()
-    seed, count = initial_state(checkpoint)
+    seed, count = read_initial_state(checkpoint)
     assert (seed, count) == (trainer.settings.seed, 1)
-    with own_generators(CPU, seed):
-        network = random_network(trainer.probe_fold(), CPU, count)
+    with isolate_generators(CPU, seed):
+        network = build_random_network(trainer.probe_fold(), CPU, count)
     found = unet.plain_state_dict(network)
     assert same(found, unet.plain_state_dict(trainer.objective.network))
-    assert initial_state({"network_weights": {}})[1] == 2
+    assert read_initial_state({"network_weights": {}})[1] == 2
 
 
 @pytest.fixture

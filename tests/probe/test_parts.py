@@ -12,15 +12,16 @@ import torch
 from nnssl.data.case_store import Case
 from nnssl.data.labels import LabelBudget, choose_labelled
 from nnssl.nnunet.cases import CaseRecord
-from nnssl.probe import dice
-from nnssl.probe.encoders import own_generators
+from nnssl.probe import volumes as probe_volumes
+from nnssl.probe.dice import DiceTable, compute_dice, weigh_classes
+from nnssl.probe.encoders import isolate_generators
 from nnssl.probe.fold import ProbeFold
 from nnssl.probe.slices import Slices
-from nnssl.probe.volumes import Volumes, structures_of
+from nnssl.probe.volumes import Volumes, read_structures
 
 
 def volumes(folder: Path, labels: dict[str, Any]) -> Volumes:
-    return Volumes(folder, structures_of({"labels": labels}), torch.device("cpu"))
+    return Volumes(folder, read_structures({"labels": labels}), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def volumes(folder: Path, labels: dict[str, Any]) -> Volumes:
     ],
 )  # fmt: skip
 def test_structures(labels: dict[str, Any], expected: dict[int, str]) -> None:
-    assert structures_of({"labels": labels}) == expected
+    assert read_structures({"labels": labels}) == expected
 
 
 def test_left_out_voxels(tmp_path: Path) -> None:
@@ -55,20 +56,20 @@ def test_left_out_voxels(tmp_path: Path) -> None:
 def test_voxels_for_fitting_are_bounded_valid_and_repeatable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dice, "VOXELS", 20)
+    monkeypatch.setattr(probe_volumes, "VOXELS", 20)
     labels = torch.zeros(4, 10, 10, dtype=torch.long)
     labels[:, :5] = -1
     labels[1, 7, :7] = 2
-    voxels, classes = dice.choose_voxels(labels, "case")
+    voxels, classes = probe_volumes.choose_voxels(labels, "case")
     assert torch.bincount(classes).tolist() == [20, 0, 7]
     assert torch.equal(labels[tuple(voxels.T)], classes)
-    assert torch.equal(dice.choose_voxels(labels, "case")[0], voxels)
-    assert not torch.equal(dice.choose_voxels(labels, "other")[0], voxels)
+    assert torch.equal(probe_volumes.choose_voxels(labels, "case")[0], voxels)
+    assert not torch.equal(probe_volumes.choose_voxels(labels, "other")[0], voxels)
 
 
 def test_the_background_weighs_as_much_as_all_structures() -> None:
     counts = torch.tensor([100, 10, 0, 40])
-    total = dice.class_weights(counts) * counts
+    total = weigh_classes(counts) * counts
     assert total[1] == pytest.approx(float(total[3]))
     assert total[0] == pytest.approx(float(total[1] + total[3]))
 
@@ -76,10 +77,10 @@ def test_the_background_weighs_as_much_as_all_structures() -> None:
 def test_dice_of_a_confusion() -> None:
     """Rows are labels: structure 1 has 6 true, 5 found, 4 of them right; structure 2 is absent."""
     confusion = torch.tensor([[10, 1, 0], [2, 4, 0], [0, 0, 0]])
-    values = dice.dice(confusion)
+    values = compute_dice(confusion)
     assert values[0] == pytest.approx(8 / 11)
     assert values[1].isnan()
-    table = dice.DiceTable(("a", "b"), {"x": values[None], "y": torch.tensor([[0.5, 0.2]])})
+    table = DiceTable(("a", "b"), {"x": values[None], "y": torch.tensor([[0.5, 0.2]])})
     assert table.per_structure == pytest.approx({"a": (8 / 11 + 0.5) / 2, "b": 0.2})
     assert table.mean == pytest.approx(((8 / 11 + 0.5) / 2 + 0.2) / 2)
 
@@ -91,33 +92,33 @@ def test_positions_grow_towards_the_head_and_rows_find_their_slice() -> None:
         slices.cases.append(case)
         slices.embeddings.append(torch.randn(4, 3))
     assert slices.positions.tolist() == [0.125, 0.375, 0.625, 0.875, 0.875, 0.625, 0.375, 0.125]
-    assert slices.rows(["c1"]).tolist() == [4, 5, 6, 7]
-    case, voxel = slices.voxel(5)
+    assert slices.find_rows(["c1"]).tolist() == [4, 5, 6, 7]
+    case, voxel = slices.find_voxel(5)
     assert (case.identifier, voxel) == ("c1", 3)
-    assert set(slices.metrics(["c1"])) == {"effective_rank", "position_error", "position_chance"}
+    assert set(slices.measure(["c1"])) == {"effective_rank", "position_error", "position_chance"}
 
 
 def test_the_draw_is_that_of_fine_tuning(tiny_dataset: Any) -> None:
     fold = ProbeFold.find("999", "2d", 0, "nnUNetPlans")
-    drawn = fold.draw(2, [3, 4])
+    drawn = fold.draw_labelled(2, [3, 4])
     records = {case: CaseRecord(case[:2], "Tiny") for case in fold.train}
     for seed, labelled in zip((3, 4), drawn, strict=True):
         expected = choose_labelled(LabelBudget(patients=2, seed=seed), fold.train, records)
         assert labelled.cases == expected.cases
-    assert fold.validation(1, drawn) in (["p0_f0"], ["p0_f1"])
-    assert fold.validation(5, drawn) == ["p0_f0", "p0_f1"]
+    assert fold.choose_validation(1, drawn) in (["p0_f0"], ["p0_f1"])
+    assert fold.choose_validation(5, drawn) == ["p0_f0", "p0_f1"]
 
 
-def test_own_generators_leave_the_others_alone() -> None:
+def test_isolated_generators_leave_the_others_alone() -> None:
     torch.manual_seed(1)
     np.random.seed(1)
     expected = torch.rand(3), np.random.rand(3)
     torch.manual_seed(1)
     np.random.seed(1)
-    with own_generators(torch.device("cpu")):
+    with isolate_generators(torch.device("cpu")):
         inside = torch.rand(3)
         np.random.rand(7)
-    with own_generators(torch.device("cpu")):
+    with isolate_generators(torch.device("cpu")):
         assert torch.equal(torch.rand(3), inside)
     assert torch.equal(torch.rand(3), expected[0])
     assert np.array_equal(np.random.rand(3), expected[1])

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from nnssl.probe.clusters import ClusterCases
-from nnssl.probe.dice import RIDGE, VOXELS, Examples
+from nnssl.probe.dice import RIDGE
 from nnssl.probe.encoder_probe import EncoderResult, ProbeCases, probe_encoder
-from nnssl.probe.encoders import OUTPUTS, RANDOM_SEED, own_generators, random_network
+from nnssl.probe.encoders import OUTPUTS, RANDOM_SEED, build_random_network, isolate_generators
 from nnssl.probe.fold import ProbeFold
 from nnssl.probe.settings import ProbeSettings
-from nnssl.probe.volumes import Volumes, structures_of
+from nnssl.probe.volumes import VOXELS, Examples, Volumes, read_structures
 
 RESULT_FILE = "probe.json"
 READ = (
@@ -64,55 +64,53 @@ class Probe:
 
     def check(self) -> None:
         """Raises ValueError for more labelled patients than the fold has."""
-        self._drawn()
+        self._draw()
 
-    def cases(self) -> tuple[ProbeCases, str | None]:
-        """What is read, and why no label is (None: labels are read)."""
-        drawn = self._drawn()
+    def choose_cases(self) -> ProbeCases:
+        """What is read, the same for every encoder."""
+        drawn = self._draw()
         fitted = sorted({case for labelled in drawn for case in labelled.cases})
-        scored = self.fold.validation(self.settings.probe_volumes, drawn)
-        table = {case.identifier: case for case in self.fold.table({*fitted, *scored})}
-        structures = structures_of(self.fold.dataset_json)
+        scored = self.fold.choose_validation(self.settings.probe_volumes, drawn)
+        table = {case.identifier: case for case in self.fold.read_table({*fitted, *scored})}
+        rows, held_out = (tuple(table[case] for case in part) for part in (fitted, scored))
+        draws = tuple(frozenset(labelled.cases) for labelled in drawn)
+        structures = read_structures(self.fold.dataset_json)
         volumes = Volumes(self.fold.folder, structures, self.device)
         reason = volumes.why_unlabelled([*fitted, *scored])
         if not scored and reason is None:
             reason = "no validation case is left beside the drawn patients"
-        examples = Examples(volumes, fitted) if reason is None else None
-        draws = tuple(frozenset(labelled.cases) for labelled in drawn)
-        rows, held_out = (tuple(table[case] for case in part) for part in (fitted, scored))
-        compared = None
-        if self.clusters is not None and reason is None:
-            compared = ClusterCases.of(self.clusters, volumes, rows, held_out)
-        return ProbeCases(volumes, rows, held_out, draws, examples, compared), reason
+        examples = clusters = None
+        if reason is None:
+            examples = Examples(volumes, fitted)
+            if self.clusters is not None:
+                clusters = ClusterCases.choose(self.clusters, volumes, rows, held_out)
+        return ProbeCases(volumes, rows, held_out, draws, examples, reason, clusters)
 
-    def encoder(self, make: MakeNetwork, cases: ProbeCases) -> EncoderResult:
+    def probe(self, make: MakeNetwork, cases: ProbeCases) -> EncoderResult:
         """Probes a network that is made for it; random numbers outside stay as they are."""
-        with own_generators(self.device):
+        with isolate_generators(self.device):
             return probe_encoder(make(), cases)
 
-    def random(
+    def probe_random(
         self, cases: ProbeCases, seed: int = RANDOM_SEED, outputs: int = OUTPUTS
     ) -> EncoderResult:
-        """The planned network, randomly initialised by a seed (see `initial_state`)."""
-        with own_generators(self.device, seed):
-            network = random_network(self.fold, torch.device("cpu"), outputs)
-        return self.encoder(lambda: network.to(self.device), cases)
+        """The planned network, randomly initialised by a seed (see `read_initial_state`)."""
+        with isolate_generators(self.device, seed):
+            network = build_random_network(self.fold, torch.device("cpu"), outputs)
+        return self.probe(lambda: network.to(self.device), cases)
 
-    def record(
-        self,
-        results: Mapping[str, EncoderResult],
-        cases: ProbeCases,
-        reason: str | None,
-        **more: Any,
+    def make_record(
+        self, results: Mapping[str, EncoderResult], cases: ProbeCases, **more: Any
     ) -> dict[str, Any]:
         """Content of `probe.json`."""
+        reason = cases.why_no_labels
         fitted = [sorted(draw) for draw in cases.draws] if reason is None else []
         record = {
             "labels": NOT_READ if reason else READ,
             "why_no_labels": reason,
             "choice": NOTHING_CHOOSES,
             "method": METHOD,
-            **place_of(self.fold),
+            **identify(self.fold),
             **more,
             "cases": {
                 "fitted": fitted,
@@ -131,15 +129,15 @@ class Probe:
             "encoders": {name: result.to_dict() for name, result in results.items()},
             "seconds": round(sum(result.seconds for result in results.values()), 2),
         }
-        return without_nan(record)
+        return replace_nan(record)
 
     @property
     def _seeds(self) -> Sequence[int]:
         return range(self.seed, self.seed + self.settings.probe_draws)
 
-    def _drawn(self) -> list[Any]:
+    def _draw(self) -> list[Any]:
         try:
-            return self.fold.draw(self.settings.probe_patients, self._seeds)
+            return self.fold.draw_labelled(self.settings.probe_patients, self._seeds)
         except ValueError as error:
             raise ValueError(
                 f"probe.probe_patients: found {self.settings.probe_patients} ({error}). Lower it, "
@@ -147,7 +145,7 @@ class Probe:
             ) from error
 
 
-def place_of(fold: ProbeFold) -> dict[str, Any]:
+def identify(fold: ProbeFold) -> dict[str, Any]:
     """Which dataset, plans, configuration and fold, for the record."""
     return {
         "dataset": fold.manager.dataset_name,
@@ -157,10 +155,10 @@ def place_of(fold: ProbeFold) -> dict[str, Any]:
     }
 
 
-def without_nan(value: Any) -> Any:
+def replace_nan(value: Any) -> Any:
     """NaN as null, which JSON has."""
     if isinstance(value, dict):
-        return {key: without_nan(entry) for key, entry in value.items()}
+        return {key: replace_nan(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [without_nan(entry) for entry in value]
+        return [replace_nan(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
