@@ -12,7 +12,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import nn
 
-from nnssl.config import Config, Schema, bind, completed, read_config
+from nnssl.config import Config, Schema
 from nnssl.data import labels
 from nnssl.data.labelled_slices import LabelledSlices
 from nnssl.data.labels import LabelBudget
@@ -30,11 +30,11 @@ from nnssl.nnunet import folds
 from nnssl.nnunet.cases import read_cases
 from nnssl.nnunet.checkpoint import own_part, read_checkpoint
 from nnssl.nnunet.weight_search import WeightSource
-from nnssl.training import finetuning_checkpoint, runs
-from nnssl.training.cores import limit_threads
-from nnssl.training.finetuning_settings import MAY_CHANGE, FinetuningSettings
+from nnssl.training.checkpoints import compose_finetuning, forget_open_epoch
+from nnssl.training.config_changes import refuse_overwrite, write_resolved_config
 from nnssl.training.finetuning_weights import StartingWeights
-from nnssl.training.interruptible import Interruptible
+from nnssl.training.interruptible import Interruptible, limit_threads
+from nnssl.training.settings import FinetuningSettings
 
 SCHEMA: Schema = {"training": FinetuningSettings, "weights": WeightSource, "labels": LabelBudget}
 
@@ -46,10 +46,10 @@ class nnSSLFinetuner(Interruptible):
     from the configuration: `initialize` binds it, unless `load_checkpoint` has bound a stored one.
     """
 
-    config_name: str = "nnSSLFinetuneTrainer"
+    config_name = "nnSSLFinetuneTrainer"
+    schema, may_change = SCHEMA, FinetuningSettings.may_change
 
     def begin_state(self) -> None:
-        self.config: Config | None = None
         self.weights_record: dict[str, Any] = {"loaded": []}
         self.labelled: labels.Labelled | None = None
         self.stored: dict[str, Any] | None = None
@@ -62,8 +62,7 @@ class nnSSLFinetuner(Interruptible):
     def initialize(self) -> None:
         """Bind the configuration; the seed decides everything that starts at random."""
         limit_threads(self.device)
-        if self.config is None:
-            self.config = bind(read_config(self.config_name), SCHEMA)
+        self.config = self.config or self.bind_config()
         self._apply(self.config)
         seed_everything(self.settings.seed, "network")
         super().initialize()
@@ -180,7 +179,7 @@ class nnSSLFinetuner(Interruptible):
     def _begin(self) -> None:
         """A fresh run: nothing may be overwritten; weights are looked for here and nowhere else."""
         assert self.config is not None
-        runs.refuse_overwrite(self.output_folder, self.config.sections, self.settings.overwrite)
+        refuse_overwrite(self.output_folder, self.config.sections, self.settings.overwrite)
         for path, value in self.config.overrides.items():
             self.print_to_log_file(f"Override for this run: {path} = {value!r}")
         self.weights_record = self._starting_weights().load(self._loaded_from_outside)
@@ -199,18 +198,14 @@ class nnSSLFinetuner(Interruptible):
         )
 
     def _continue(self, stored: dict[str, Any]) -> None:
-        today = bind(read_config(self.config_name), SCHEMA)
-        before = completed(Config.from_dict(stored["config"]), SCHEMA)
-        for line in runs.compare_resume(before.sections, today.sections, MAY_CHANGE):
-            self.print_to_log_file(f"Resume: {line}")
-        self.config = today
-        self._apply(today)
+        self.config = self.compare_with_today(stored["config"])
+        self._apply(self.config)
         self.lr_scheduler = self._schedule(self.optimizer)
 
     def _write_records(self) -> None:
         assert self.config is not None
         assert self.labelled is not None
-        runs.write_resolved_config(self.output_folder, self.config.to_dict())
+        write_resolved_config(self.output_folder, self.config.to_dict())
         labels.write_labelled(self.output_folder, self.labelled, self._labelled_slices())
         self.print_to_log_file(self.labelled.sentence())
 
@@ -251,7 +246,15 @@ class nnSSLFinetuner(Interruptible):
     # ------------------------------------------------------------------ checkpoints
 
     def compose_checkpoint(self) -> dict[str, Any]:
-        return finetuning_checkpoint.compose(self)
+        assert self.config is not None
+        return compose_finetuning(
+            self,
+            self.planned_network,
+            self.config,
+            self.epoch_losses,
+            self.weights_record,
+            None if self.labelled is None else self.labelled.to_dict(),
+        )
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Rebind the stored configuration, then initialise; nnU-Net restores the rest."""
@@ -265,4 +268,4 @@ class nnSSLFinetuner(Interruptible):
             self.initialize()
         super().load_checkpoint(str(filename_or_checkpoint))
         self.epoch_losses = list(self.stored["epoch_losses"])
-        finetuning_checkpoint.forget_open_epoch(self.logger, self.current_epoch)
+        forget_open_epoch(self.logger, self.current_epoch)

@@ -1,11 +1,15 @@
-"""What was logged per epoch, and its picture `progress.png`."""
+"""What is logged per epoch: terms, the change of the weights, and the picture `progress.png`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
 from nnssl.common.files import atomic_path
+from nnssl.modules import unet
 
 
 def _encoders(key: str) -> tuple[str, ...]:
@@ -106,3 +110,29 @@ class History:
             for title, keys in {**first, **alone, **common}.items()
             if (found := [k for key in keys for k in (key, f"val_{key}") if k in self.values])
         }
+
+
+class WeightChange:
+    """Remembers the encoder's first weights and measures the relative change, stage by stage.
+
+    .. math:: c_s = \\|w_s - w_s^0\\|_2 / \\|w_s^0\\|_2
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._first = self._stages(network)
+
+    @torch.no_grad()
+    def __call__(self, network: nn.Module) -> dict[str, float]:
+        """`weight_change_stage_<s>` -> c_s."""
+        now = self._stages(network)
+        return {
+            f"weight_change_stage_{s}": float((new - old).norm() / old.norm().clamp_min(1e-12))
+            for s, (new, old) in enumerate(zip(now, self._first, strict=True))
+        }
+
+    @staticmethod
+    def _stages(network: nn.Module) -> list[Tensor]:
+        return [
+            torch.cat([p.detach().float().cpu().flatten() for p in stage])
+            for stage in unet.encoder_stage_parameters(network)
+        ]

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from nnssl.training.pretrainer import nnSSLPretrainer
+from nnssl.objectives import Batch, Objective
 
 COLUMNS = 8
 
 
 @torch.no_grad()
-def save_pictures(trainer: nnSSLPretrainer, folder: Path, stem: str) -> list[Path]:
-    """Draw the views of one training batch, and what the objective has to show of it."""
-    batch = trainer.prepare(trainer.batch_maker(0))
-    panels = {"views": _views(batch["views"]), **trainer.objective.illustrate(batch)}
+def save_pictures(objective: Objective, batch: Batch, folder: Path, stem: str) -> None:
+    """Draw the views of a batch, and what the objective has to show of it."""
     folder.mkdir(parents=True, exist_ok=True)
-    return [_save(panel, folder / f"{stem}_{name}.png") for name, panel in panels.items()]
+    panels = {"views": _views(batch["views"]), **objective.illustrate(batch)}
+    for name, panel in panels.items():
+        _save(panel, folder / f"{stem}_{name}.png")
 
 
 def _views(views: dict[str, object]) -> Tensor:
@@ -35,7 +33,7 @@ def _views(views: dict[str, object]) -> Tensor:
     return torch.stack(padded)
 
 
-def _save(panel: Tensor, file: Path) -> Path:
+def _save(panel: Tensor, file: Path) -> None:
     """Rows and columns of grey (rows, columns, H, W) or coloured (..., 3) images as one picture."""
     import matplotlib
 
@@ -47,7 +45,6 @@ def _save(panel: Tensor, file: Path) -> Path:
     grid = grid.reshape(rows * height, columns * width, *panel.shape[4:])
     if grid.ndim == 3:
         plt.imsave(file, np.clip(grid, 0, 1))
-        return file
+        return
     low, high = np.percentile(grid, [1, 99])
     plt.imsave(file, grid, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
-    return file

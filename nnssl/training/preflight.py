@@ -12,6 +12,8 @@ import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from torch import Tensor, nn
 
+from nnssl.nnunet.checkpoint import save_atomically
+
 COPIES = 3  # checkpoints that lie side by side: best, latest or final, and the one being written
 
 
@@ -48,19 +50,24 @@ def check_disk(folder: Path, checkpoint_bytes: int) -> None:
         )
 
 
-def check_export(file: Path, planned: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Read a checkpoint back with nnU-Net's own loader and compare every tensor.
+def check_export(folder: Path, checkpoint: dict[str, Any], planned: nn.Module) -> None:
+    """Write a checkpoint, read it back with nnU-Net's own loader, and compare every tensor.
 
     Args:
-        file: checkpoint just written.
+        folder: where the file lies meanwhile.
+        checkpoint: as the run will write it.
         planned: a fresh network as the stock trainer builds it.
-        weights: what the file should hold under `network_weights`.
 
     Raises:
         RuntimeError: if a tensor does not come back.
     """
-    load_pretrained_weights(planned, str(file), verbose=False)
+    file = folder / "checkpoint_preflight.pth"
+    try:
+        save_atomically(checkpoint, file)
+        load_pretrained_weights(planned, str(file), verbose=False)
+    finally:
+        file.unlink(missing_ok=True)
     loaded: Mapping[str, Any] = planned.state_dict()
-    for key, value in weights.items():
+    for key, value in checkpoint["network_weights"].items():
         if ".seg_layers." not in key and not torch.equal(loaded[key].cpu(), value):
             raise RuntimeError(f"Pre-flight: {key} in {file} differs from the network's weights")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +10,26 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import distributed as dist
 
 from nnssl.common.files import read_json, write_json
-from nnssl.config import completed
 from nnssl.data.case_table import describe_axes
-from nnssl.modules import unet
-from nnssl.nnunet.checkpoint import read_checkpoint, save_atomically
+from nnssl.nnunet.checkpoint import own_part, read_checkpoint
 from nnssl.nnunet.paths import DATASET_FILE, FINAL, LATEST, PLANS_FILE
 from nnssl.nnunet.planned_network import build_network
 from nnssl.probe.during_training import TrainingProbe
-from nnssl.training import preflight, pretraining_checkpoint, runs
+from nnssl.training import preflight
+from nnssl.training.checkpoints import Progress, compose_pretraining, restore_pretraining
+from nnssl.training.config_changes import refuse_overwrite, write_resolved_config
 from nnssl.training.history import History
-from nnssl.training.interruptible import Interruptible
 from nnssl.training.pretraining_loop import PretrainingLoop
-from nnssl.training.pretraining_setup import GIVEN, SCHEMA
-from nnssl.training.settings import MAY_CHANGE
+
+NO_IMAGES: dict[str, Any] = {"images": {}, "left_out": {}}  # of runs of an older version
 
 
-class nnSSLPretrainer(Interruptible, PretrainingLoop):
-    """Pre-trains the planned U-Net with the objective of the YAML file `config_name`."""
+class nnSSLPretrainer(PretrainingLoop):
+    """Pre-trains the planned U-Net with the objective of the YAML file `config_name`.
 
-    def begin_state(self) -> None:
-        self.enable_deep_supervision = False
-        self.history = History()
-        self.epoch_terms = []
-        self.resumed = False
+    The chain `Interruptible`, `PretrainingSetup`, `PretrainingLoop` ends here: the beginning and
+    the end of a run, and its checkpoints.
+    """
 
     # ------------------------------------------------------------------ beginning and end
 
@@ -41,7 +39,7 @@ class nnSSLPretrainer(Interruptible, PretrainingLoop):
         assert self.config is not None
         folder = Path(self.output_folder)
         if not self.resumed:
-            runs.refuse_overwrite(folder, self.config.sections, self.settings.overwrite)
+            refuse_overwrite(folder, self.config.sections, self.settings.overwrite)
         self.probe = TrainingProbe(
             self.probe_fold(),
             self.probe_settings,
@@ -57,7 +55,7 @@ class nnSSLPretrainer(Interruptible, PretrainingLoop):
         self.stop.install()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         if self.local_rank == 0:
-            runs.write_resolved_config(folder, self.config.to_dict())
+            write_resolved_config(folder, self.config.to_dict())
             self._copy_plans()
         self._describe()
         if not self.resumed:
@@ -99,16 +97,10 @@ class nnSSLPretrainer(Interruptible, PretrainingLoop):
             return
         size = 4 * 4 * sum(p.numel() for p in self.network.parameters())
         preflight.check_disk(folder, size)
-        file = folder / "checkpoint_preflight.pth"
-        try:
-            save_atomically(self.compose_checkpoint(), file)
-            planned = build_network(
-                self, self.num_input_channels, self.label_manager.num_segmentation_heads, True
-            )
-            weights = unet.plain_state_dict(self.objective.network)
-            preflight.check_export(file, planned.to(self.device), weights)
-        finally:
-            file.unlink(missing_ok=True)
+        planned = build_network(
+            self, self.num_input_channels, self.label_manager.num_segmentation_heads, True
+        )
+        preflight.check_export(folder, self.compose_checkpoint(), planned.to(self.device))
         self.print_to_log_file("Pre-flight: checkpoint saved and read back by nnU-Net's own loader")
 
     def on_train_end(self) -> None:
@@ -140,19 +132,42 @@ class nnSSLPretrainer(Interruptible, PretrainingLoop):
     # ------------------------------------------------------------------ checkpoints
 
     def compose_checkpoint(self) -> dict[str, Any]:
-        return pretraining_checkpoint.compose(self)
+        assert self.config is not None
+        cases = {
+            "train": [case.identifier for case in self.train_cases],
+            "left_out": [case.identifier for case in self.val_cases],
+            "unlabelled": self.unlabelled.record(),
+        }
+        progress = Progress(
+            self.step,
+            self.current_epoch,
+            self.epoch_terms,
+            self.skipped_steps,
+            self.history.values,
+            finished=self.step >= self.settings.steps,
+        )
+        return compose_pretraining(self, self.objective, self.config, progress, cases)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """Rebind the stored configuration, then initialise and restore everything."""
+        """Bind the stored configuration, then initialise and restore everything."""
         checkpoint = filename_or_checkpoint
         if not isinstance(checkpoint, dict):
             checkpoint = read_checkpoint(checkpoint)
-        stored = completed(pretraining_checkpoint.stored_config(checkpoint), SCHEMA, GIVEN)
-        today = self.bind_config()
-        for line in runs.compare_resume(stored.sections, today.sections, MAY_CHANGE):
-            self.print_to_log_file(f"Resume: {line}")
-        self.config = pretraining_checkpoint.with_changes(stored, today, MAY_CHANGE)
+        own = own_part(checkpoint, "pretrain")
+        self.config = self.compare_with_today(own["config"])
         self.resumed = True
         if not self.was_initialized:
             self.initialize()
-        pretraining_checkpoint.restore(self, checkpoint)
+        self._take_same_images(own["cases"].get("unlabelled", NO_IMAGES))
+        progress = restore_pretraining(checkpoint, self, self.objective)
+        self.step, self.skipped_steps = progress.step, progress.skipped_steps
+        self.epoch_terms, self.history = list(progress.epoch_terms), History(progress.history)
+
+    def _take_same_images(self, record: Mapping[str, Any]) -> None:
+        """A resumed run goes on with the images without labels that it began with, whatever has
+        been added since; their number may decide the shape of the objective: it is built again."""
+        if self.unlabelled.record()["images"] == record["images"]:
+            return
+        self.print_to_log_file("Resume: other images without labels are there than when it began")
+        self.recorded_unlabelled = record
+        self.initialize()

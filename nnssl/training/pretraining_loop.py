@@ -1,4 +1,4 @@
-"""The loop of a pre-training run: what nnU-Net's hooks do per step and per epoch."""
+"""What happens in a pre-training step, in a validation step, and at the end of an epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from nnssl.nnunet.paths import BEST, LATEST
+from nnssl.nnunet.paths import BEST
 from nnssl.probe.during_training import TrainingProbe
 from nnssl.training.history import History
 from nnssl.training.pictures import save_pictures
@@ -32,12 +32,14 @@ class PretrainingLoop(PretrainingSetup):
         probe: looks at the frozen features now and then.
     """
 
-    history: History
-    epoch_terms: list[Mapping[str, float]]
-    skipped_steps = 0
     probe: TrainingProbe
-    _skipped_in_a_row = 0
-    _last_plot = 0.0
+
+    def begin_state(self) -> None:
+        super().begin_state()
+        self.history = History()
+        self.epoch_terms: list[Mapping[str, float]] = []
+        self.skipped_steps = self._skipped_in_a_row = 0
+        self._last_plot = 0.0
 
     def on_train_epoch_start(self) -> None:
         self.network.train()
@@ -56,7 +58,8 @@ class PretrainingLoop(PretrainingSetup):
         prepared = self.prepare(batch)
         self.optimizer.zero_grad(set_to_none=True)
         terms = self._forward(prepared)
-        finite = self._all_finite(terms["loss"]) and self._descend(terms["loss"])
+        (broken,) = self.agree_on(not terms["loss"].detach().isfinite())
+        finite = not broken and self._descend(terms["loss"])
         self._count_skipped(finite)
         self.step += 1
         if finite:
@@ -65,9 +68,6 @@ class PretrainingLoop(PretrainingSetup):
         self.epoch_terms.append(logged)
         self.save_or_leave()
         return logged
-
-    def save_or_leave(self) -> None:
-        """After each step, see `Interruptible`."""
 
     def _forward(self, prepared: dict[str, Any]) -> Mapping[str, Tensor]:
         with self._autocast():
@@ -78,13 +78,6 @@ class PretrainingLoop(PretrainingSetup):
         if dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=getattr(torch, dtype))
-
-    def _all_finite(self, loss: Tensor) -> bool:
-        """Whether the loss is finite on all ranks, before any of them steps."""
-        broken = (~loss.detach().isfinite()).float()
-        if self.is_ddp:
-            dist.all_reduce(broken, op=dist.ReduceOp.MAX)
-        return not bool(broken)
 
     def _descend(self, loss: Tensor) -> bool:
         """One step of the optimiser, unless the gradient, the same on all ranks, is not finite.
@@ -170,7 +163,7 @@ class PretrainingLoop(PretrainingSetup):
         better = self._better()
         self._probe_features()
         if self.current_epoch % self.save_every == 0 and self.current_epoch < self.num_epochs:
-            self.save_checkpoint(str(Path(self.output_folder) / LATEST))
+            self.save_checkpoint(self.latest_checkpoint)
         if better:
             self.save_checkpoint(str(Path(self.output_folder) / BEST))
         if self.local_rank == 0:
@@ -190,7 +183,7 @@ class PretrainingLoop(PretrainingSetup):
         if not self.probe_settings.due(self.current_epoch, self.num_epochs):
             return
         if self.current_epoch == self.num_epochs:
-            self.save_checkpoint(str(Path(self.output_folder) / LATEST))
+            self.save_checkpoint(self.latest_checkpoint)
         if self.local_rank == 0:
             terms = self.probe.run(self.current_epoch, self.step)
             self.history.add(self.current_epoch - 1, terms)
@@ -218,4 +211,7 @@ class PretrainingLoop(PretrainingSetup):
             self._last_plot = time()
             self.history.plot(folder / "progress.png", self.objective.panels)
         if last or self.current_epoch % self.settings.picture_every == 0:
-            save_pictures(self, folder / "pictures", f"epoch_{self.current_epoch:04d}")
+            batch = self.prepare(self.batch_maker(0))
+            save_pictures(
+                self.objective, batch, folder / "pictures", f"epoch_{self.current_epoch:04d}"
+            )

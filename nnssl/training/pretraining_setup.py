@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.cluster_maps import DENSE_TARGETS, Image, TargetRun
-from nnssl.config import Config, Groups, Schema, bind, read_config
+from nnssl.config import Config, Groups, Schema
 from nnssl.data.budget import Budget, BudgetRequest, divide_voxels, find_raw_patch, median_shape
 from nnssl.data.case_store import Case
 from nnssl.data.case_table import case_table
@@ -38,10 +37,10 @@ from nnssl.nnunet.planned_network import build_network, check_supported, refuse_
 from nnssl.objectives import OBJECTIVES, Context, Objective
 from nnssl.probe.fold import ProbeFold
 from nnssl.probe.settings import ProbeSettings
-from nnssl.training import pretraining_checkpoint
-from nnssl.training.cores import limit_threads
+from nnssl.training.checkpoints import load_initial
+from nnssl.training.history import WeightChange
+from nnssl.training.interruptible import Interruptible, limit_threads
 from nnssl.training.settings import PretrainingSettings
-from nnssl.training.weight_change import WeightChange
 from nnssl.views import RandomView
 
 SCHEMA: Schema = {
@@ -54,30 +53,29 @@ SCHEMA: Schema = {
 GIVEN = ("network", "context")
 
 
-class PretrainingSetup(nnUNetTrainer):
+class PretrainingSetup(Interruptible):
     """What `initialize` does, and the batches of a run.
 
     The constructor derives nothing from the configuration: `initialize` binds it (unless
     `load_checkpoint` has bound a stored one) and alone sets budget, batch and network.
     """
 
-    config_name: str = "nnSSLContrastiveTrainer"
-    config: Config | None = None
-    resumed: bool = False
-    step: int = 0
-    recorded_unlabelled: Mapping[str, Any] | None = None  # of the checkpoint of a resumed run
+    config_name = "nnSSLContrastiveTrainer"
+    schema, given, may_change = SCHEMA, GIVEN, PretrainingSettings.may_change
 
-    def bind_config(self) -> Config:
-        """Today's configuration: YAML file and overrides, checked."""
-        return bind(read_config(self.config_name), SCHEMA, GIVEN)
+    def begin_state(self) -> None:
+        super().begin_state()
+        self.enable_deep_supervision = False
+        self.resumed = False
+        self.step = 0
+        self.recorded_unlabelled: Mapping[str, Any] | None = None  # of a resumed run's checkpoint
 
     def initialize(self) -> None:
         """Bind the configuration, divide the budget, build objective and optimiser."""
         limit_threads(self.device)
         check_supported(self.configuration_manager)
         refuse_cascade(self.configuration_manager, self.configuration_name)
-        if self.config is None:
-            self.config = self.bind_config()
+        self.config = self.config or self.bind_config()
         self._apply(self.config)
         self.num_input_channels = determine_num_input_channels(
             self.plans_manager, self.configuration_manager, self.dataset_json
@@ -86,26 +84,22 @@ class PretrainingSetup(nnUNetTrainer):
         self.unlabelled = self._choose_unlabelled()
         self.drawn_cases = [*self.train_cases, *self._unlabelled_cases()]
         torch.manual_seed(self.settings.seed)
-        self.network = self._build_objective().to(self.device)
-        self._load_initial_weights()
+        self.network: nn.Module = self._build_objective().to(self.device)
+        # a resume has its own weights; the file then only says where the first ones came from
+        file = self.settings.initial_weights
+        if file is not None and (not self.resumed or Path(file).is_file()):
+            self.print_to_log_file(
+                f"Initial weights from {file}:\n{load_initial(self.objective, file)}"
+            )
         self.weight_change = WeightChange(self.objective.network)
-        if self._compiles_parts():
+        if super()._do_i_compile():
             unet.compile_parts(self.objective.network)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         if self.is_ddp:
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
-            self.network = self._distributed(self.network)
+            devices = [self.local_rank] if self.device.type == "cuda" else None
+            self.network = DistributedDataParallel(self.network, device_ids=devices)
         self.was_initialized = True
-
-    def _load_initial_weights(self) -> None:
-        """A resume has its own weights; the file then only says where the weights came from."""
-        file = self.settings.initial_weights
-        if file is not None and (not self.resumed or Path(file).is_file()):
-            pretraining_checkpoint.load_initial(self, file)
-
-    def _distributed(self, objective: nn.Module) -> Any:
-        devices = [self.local_rank] if self.device.type == "cuda" else None
-        return DistributedDataParallel(objective, device_ids=devices)
 
     def _apply(self, config: Config) -> None:
         sections = config.sections
@@ -252,22 +246,19 @@ class PretrainingSetup(nnUNetTrainer):
             self.sampling.position_axis,
         )
 
-    def _compiles_parts(self) -> bool:
-        return bool(super()._do_i_compile())
-
     def _do_i_compile(self) -> bool:
         """The objective itself is never compiled; `unet.compile_parts` compiles what it calls."""
         return False
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
         trainable = [p for p in self.network.parameters() if p.requires_grad]
+        kind, more = {
+            "adam": (torch.optim.Adam, {}),
+            "adamw": (torch.optim.AdamW, {}),
+            "sgd": (torch.optim.SGD, {"momentum": 0.99, "nesterov": True}),
+        }[self.settings.optimizer]
         rate, decay = self.settings.initial_lr, self.settings.weight_decay
-        if self.settings.optimizer == "sgd":
-            return torch.optim.SGD(
-                trainable, rate, weight_decay=decay, momentum=0.99, nesterov=True
-            ), None
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.settings.optimizer]
-        return kind(trainable, rate, weight_decay=decay), None
+        return kind(trainable, rate, weight_decay=decay, **more), None
 
     @property
     def objective(self) -> Objective:
@@ -283,12 +274,9 @@ class PretrainingSetup(nnUNetTrainer):
     def get_dataloaders(self) -> tuple[SteppedLoader, SteppedLoader | None]:
         """Loaders that begin at the step at which the run is."""
         processes = get_allowed_n_proc_DA()
-        train = SteppedLoader(self.batch_maker, self.step, processes, self._pins)
+        pins = self.device.type == "cuda"
+        train = SteppedLoader(self.batch_maker, self.step, processes, pins)
         return train, self._validation_loader(processes)
-
-    @property
-    def _pins(self) -> bool:
-        return self.device.type == "cuda"
 
     @cached_property
     def batch_maker(self) -> BatchMaker:
@@ -312,7 +300,7 @@ class PretrainingSetup(nnUNetTrainer):
         if maker is None:
             self.num_val_iterations_per_epoch = 0
             return None
-        return SteppedLoader(maker, 0, min(1, processes), self._pins)
+        return SteppedLoader(maker, 0, min(1, processes), self.device.type == "cuda")
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Move a batch to the device and make its views there."""

@@ -26,7 +26,7 @@ from nnssl.nnunet.paths import (
     parse_fold_folder,
 )
 from nnssl.nnunet.weight_search import ENVIRONMENT, RunLocation
-from nnssl.training.runs import CONFIG_FILE
+from nnssl.training.config_changes import CONFIG_FILE
 
 UNFINISHED = (LATEST, BEST)  # as `--c` looks for them
 PROBE_FILE, PROBED = "probe.json", "pretrained"

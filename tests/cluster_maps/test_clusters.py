@@ -148,9 +148,11 @@ def test_coloured_panels_keep_their_colours_and_order(tmp_path: Path) -> None:
 
     panel = torch.zeros(2, 3, 4, 5, 3)
     panel[1, 2, :, :, 0] = 1.0  # red at the bottom right
-    picture = plt.imread(_save(panel, tmp_path / "colours.png"))
+    _save(panel, tmp_path / "colours.png")
+    picture = plt.imread(tmp_path / "colours.png")
     assert picture.shape[:2] == (8, 15)
     assert picture[4:, 10:, :3].reshape(-1, 3).tolist() == [[1, 0, 0]] * 20
     assert picture[:, :10, :3].max() == 0
-    grey = plt.imread(_save(panel[..., 0], tmp_path / "grey.png"))
+    _save(panel[..., 0], tmp_path / "grey.png")
+    grey = plt.imread(tmp_path / "grey.png")
     assert grey[5, 12, :3].tolist() == [1, 1, 1]

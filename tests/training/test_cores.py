@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 
-from nnssl.training.cores import limit_threads
+from nnssl.training.interruptible import limit_threads
 
 BOUND = """
 import os, torch
-from nnssl.training.cores import limit_threads
+from nnssl.training.interruptible import limit_threads
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 torch.set_num_threads(4)
 limit_threads(torch.device("cuda"))

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from nnssl.nnunet.checkpoint import save_atomically
-from nnssl.training.runs import compare_resume, refuse_overwrite, write_resolved_config
+from nnssl.training.config_changes import compare_resume, refuse_overwrite, write_resolved_config
 
 CONFIG = {"training": {"num_epochs": 5, "overwrite": False}, "views": {"a": {"scale": (0.8, 1.2)}}}
 

@@ -16,8 +16,7 @@ from nnssl.common.environment import read_variable
 from nnssl.config import CONFIG_FOLDERS, read_config
 from nnssl.config.files import parse_yaml
 from nnssl.studies.run.spec import SCRATCH, PretrainingArm, Study, find_waiting, slug
-from nnssl.training.finetuning_settings import FinetuningSettings
-from nnssl.training.settings import PretrainingSettings
+from nnssl.training.settings import FinetuningSettings, PretrainingSettings
 
 Kind = Literal["pretrain", "finetune"]
 Role = Literal["main", "own_schedule", "added_steps"]

@@ -1,0 +1,196 @@
+"""What the checkpoints of both trainers hold, and how pre-training takes one up again.
+
+nnU-Net's own keys are read of nnU-Net's trainer; everything of ours stands under `nnssl`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+
+from nnssl.common.versions import versions
+from nnssl.config import Config
+from nnssl.finetuning.weights import load, match
+from nnssl.modules import unet
+from nnssl.nnunet.checkpoint import own_part, read_checkpoint
+from nnssl.objectives import Objective
+
+STOCK_TRAINER = "nnUNetTrainer"  # prediction builds the network through it, without nnssl
+LEAST_SHARE = 0.5  # of the wanted parameters, for `training.initial_weights`
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a pre-training run is.
+
+    Attributes:
+        step: optimiser steps taken.
+        epoch: epochs done.
+        epoch_terms: terms of each step of the epoch that is under way.
+        skipped_steps: steps whose loss or gradient was not finite.
+        history: one number per term and epoch.
+        finished: whether all steps are taken.
+    """
+
+    step: int
+    epoch: int
+    epoch_terms: Sequence[Mapping[str, float]]
+    skipped_steps: int
+    history: Mapping[str, list[float | None]]
+    finished: bool
+
+
+def compose_pretraining(
+    trainer: nnUNetTrainer,
+    objective: Objective,
+    config: Config,
+    progress: Progress,
+    cases: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A stock checkpoint of the planned U-Net, and everything else of a pre-training run.
+
+    Args:
+        trainer: whose optimiser, logger and plans are stored.
+        objective: what is trained.
+        config: the resolved configuration.
+        progress: how far the run is.
+        cases: what was trained on, and what was left out.
+    """
+    plans, network = trainer.plans_manager.plans, objective.network
+    arguments = {
+        "configuration": trainer.configuration_name,
+        "fold": trainer.fold,
+        "plans": plans,
+        "dataset_json": trainer.dataset_json,
+    }
+    own = {
+        "kind": "pretrain",
+        "objective": config.chosen("objective")[0],
+        # without the U-Net, which is stored once under `network_weights`
+        "objective_state": {
+            k: v for k, v in objective.state_dict().items() if not k.startswith("network.")
+        },
+        "trained_keys": unet.trained_keys(network, objective.trained),
+        "trained": vars(objective.trained),
+        # weights of the decoder of which only so many leading input channels are trained
+        "trained_inputs": {} if objective.trained.skips else unet.inputs_without_skips(network),
+        "plans": plans,
+        "input_channels": objective.context.input_channels,
+        **vars(progress),
+        "cases": cases,
+        "about": dict(config.about),
+    }
+    return {
+        **_stock(trainer, network),
+        "current_epoch": progress.epoch,
+        "init_args": arguments,
+        "trainer_name": type(trainer).__name__,
+        "nnssl": {**own, **_run(trainer, config)},
+    }
+
+
+def compose_finetuning(
+    trainer: nnUNetTrainer,
+    network: nn.Module,
+    config: Config,
+    epoch_losses: Sequence[float],
+    weights: Mapping[str, Any],
+    labels: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """All keys of a stock checkpoint, so that it predicts where nnssl is not installed.
+
+    Args:
+        trainer: whose optimiser, logger and plans are stored.
+        network: the planned U-Net without wrappers.
+        config: the resolved configuration.
+        epoch_losses: losses of the epoch that is under way.
+        weights: where the weights came from.
+        labels: the labelled cases.
+    """
+    own = {
+        "kind": "finetune",
+        "trainer": type(trainer).__name__,
+        "weights": weights,
+        "labels": labels,
+        "epoch_losses": epoch_losses,
+    }
+    return {
+        **_stock(trainer, network),
+        "current_epoch": trainer.current_epoch + (0 if epoch_losses else 1),
+        "init_args": trainer.my_init_kwargs,
+        "trainer_name": STOCK_TRAINER,
+        "nnssl": {**own, **_run(trainer, config)},
+    }
+
+
+def _stock(trainer: nnUNetTrainer, network: nn.Module) -> dict[str, Any]:
+    scaler = trainer.grad_scaler
+    return {
+        "network_weights": unet.plain_state_dict(network),
+        "optimizer_state": trainer.optimizer.state_dict(),
+        "grad_scaler_state": None if scaler is None else scaler.state_dict(),
+        "logging": trainer.logger.get_checkpoint(),
+        "_best_ema": trainer._best_ema,
+        "inference_allowed_mirroring_axes": trainer.inference_allowed_mirroring_axes,
+    }
+
+
+def _run(trainer: nnUNetTrainer, config: Config) -> dict[str, Any]:
+    return {
+        "config": config.to_dict(),
+        "dataset": trainer.plans_manager.dataset_name,
+        "configuration": trainer.configuration_name,
+        "fold": trainer.fold,
+        "versions": versions("nnunetv2", "torch"),
+    }
+
+
+def restore_pretraining(
+    checkpoint: Mapping[str, Any], trainer: nnUNetTrainer, objective: Objective
+) -> Progress:
+    """Put weights, optimiser and logger of a checkpoint into an initialised trainer.
+
+    Raises:
+        ValueError: the objective's state does not fit.
+    """
+    own = own_part(checkpoint, "pretrain")
+    objective.network.load_state_dict(checkpoint["network_weights"])
+    missing, unexpected = objective.load_state_dict(own["objective_state"], strict=False)
+    lost = [key for key in missing if not key.startswith("network.")]
+    if lost or unexpected:
+        raise ValueError(f"objective's state does not fit: missing {lost}, unknown {unexpected}")
+    trainer.optimizer.load_state_dict(checkpoint["optimizer_state"])
+    if trainer.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+        trainer.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+    trainer.logger.load_checkpoint(checkpoint["logging"])
+    trainer._best_ema, trainer.current_epoch = checkpoint["_best_ema"], own["epoch"]
+    return Progress(**{name: own[name] for name in Progress.__dataclass_fields__})
+
+
+def load_initial(objective: Objective, file: str) -> str:
+    """Start from the weights of another run: the parts of the U-Net that this objective trains.
+
+    Returns:
+        What was loaded, as a table.
+
+    Raises:
+        ValueError: less than half of them fits these plans.
+    """
+    network, checkpoint = objective.network, read_checkpoint(file)
+    wanted = unet.trained_keys(network, objective.trained)
+    inputs = checkpoint.get("nnssl", {}).get("trained_inputs", {})
+    source, target = checkpoint["network_weights"], network.state_dict()
+    transfer = match(source, target, wanted, trained_inputs=inputs)
+    transfer.require(LEAST_SHARE)
+    load(network, transfer)
+    return transfer.table()
+
+
+def forget_open_epoch(logger: Any, epoch: int) -> None:
+    """Drops what was logged of an unfinished epoch; the logger wants one value per epoch."""
+    logging = logger.get_checkpoint()
+    logger.load_checkpoint({key: values[:epoch] for key, values in logging.items()})
