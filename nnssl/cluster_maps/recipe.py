@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval, MinLen
 
 from nnssl.common.checks import Count, NotNegative, Positive, Whole, checked
-from nnssl.common.files import read_json, sha256_of
+from nnssl.common.files import hash_file, read_json, sha256_of
 from nnssl.data.case_store import image_file
 from nnssl.data.unlabelled.records import hash_preprocessing
 
@@ -76,7 +75,7 @@ def manifest(
 ) -> dict[str, Any]:
     """What identifies maps: the recipe, and hashes of plans, training cases and weights."""
     knobs = {**asdict(recipe), "scales": list(recipe.scales)}
-    weights = None if recipe.checkpoint is None else _sha256_of_file(Path(recipe.checkpoint))
+    weights = None if recipe.checkpoint is None else hash_file(Path(recipe.checkpoint))
     return {
         "recipe": knobs,
         "plans": hash_preprocessing(plans, configuration),
@@ -101,11 +100,3 @@ def stored(folder: Path) -> dict[str, Any]:
 def same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Whether two manifests describe the same maps."""
     return all(a.get(key) == b.get(key) for key in ("recipe", "plans", "cases", "weights"))
-
-
-def _sha256_of_file(file: Path) -> str:
-    with file.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

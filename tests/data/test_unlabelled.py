@@ -21,7 +21,7 @@ from nnssl.data.case_store import dense_target_folder
 from nnssl.data.pretraining_data import DataFolders
 from nnssl.data.unlabelled import job as unlabelled_job
 from nnssl.data.unlabelled import preprocess as unlabelled
-from nnssl.data.unlabelled.frames import frame_count, volumes
+from nnssl.data.unlabelled.frames import count_frames, read_frames
 from nnssl.data.unlabelled.job import PreprocessingPlan
 from nnssl.data.unlabelled.preprocess import (
     UnlabelledTask,
@@ -100,9 +100,9 @@ def test_a_second_run_does_what_is_missing_or_changed_only(
 ) -> None:
     preprocess_unlabelled(task, 1)
     made: list[Any] = []
-    really = unlabelled_job._record
+    really = unlabelled_job._make_record
     monkeypatch.setattr(
-        unlabelled_job, "_record", lambda *a: made.append(a[0].names[a[1]]) or really(*a)
+        unlabelled_job, "_make_record", lambda *a: made.append(a[0].names[a[1]]) or really(*a)
     )
     assert preprocess_unlabelled(task, 1).kept == 4
     assert made == []
@@ -263,12 +263,12 @@ def test_frames_are_read_one_by_one_whatever_the_format(tmp_path: Path, ending: 
     image = SimpleITK.JoinSeries([SimpleITK.GetImageFromArray(each) for each in array])
     file = tmp_path / f"cine{ending}"
     SimpleITK.WriteImage(image, str(file))
-    assert frame_count([file]) == 3
-    for number, volume in volumes([file], {1, 3}):
+    assert count_frames([file]) == 3
+    for number, volume in read_frames([file], {1, 3}):
         volume.write(tmp_path / "frame.nii")
         written = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "frame.nii")))
         assert np.array_equal(written, array[number - 1])
-    assert [number for number, _ in volumes([file], {1, 3})] == [1, 3]
+    assert [number for number, _ in read_frames([file], {1, 3})] == [1, 3]
 
 
 def test_other_formats_go_through_the_plans_reader(

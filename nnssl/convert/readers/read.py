@@ -40,7 +40,7 @@ def read_volume(
         ValueError: Unreadable, truncated, or not a volume of one value per voxel.
     """
     how = how or Reading()
-    with _in_words():
+    with explain_broken():
         image, notes = _read(paths, how, like)
         image = _one_channel(image, how, channel)
         return Volume(image, hash_files(_with_raw_data(paths)), notes)
@@ -56,7 +56,7 @@ def read_frames(paths: Sequence[Path], how: Reading | None = None) -> Volume:
     Raises:
         ValueError: Unreadable, truncated, or without a fourth axis.
     """
-    with _in_words():
+    with explain_broken():
         image, notes = _read(paths, how or Reading(), ())
         if image.GetDimension() != 4 or image.GetNumberOfComponentsPerPixel() != 1:
             raise ValueError(f"has size {image.GetSize()}; a fourth axis of frames is needed")
@@ -64,7 +64,7 @@ def read_frames(paths: Sequence[Path], how: Reading | None = None) -> Volume:
 
 
 @contextmanager
-def _in_words() -> Iterator[None]:
+def explain_broken() -> Iterator[None]:
     """Whatever the libraries raise for a broken file becomes one sentence."""
     try:
         yield

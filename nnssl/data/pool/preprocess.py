@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import SimpleITK as sitk  # noqa: N813
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnssl.common.files import read_json, write_json
+from nnssl.common.files import hash_file, read_json, write_json
 from nnssl.convert.labels import make_foreground_mask
 from nnssl.convert.volumes import be_quiet, find_orientation
 from nnssl.data.pool.members import CHANNEL, LABELS, PoolCase
@@ -151,7 +150,7 @@ def preprocess(task: PoolTask, plans: Mapping[str, Any], configuration: str) -> 
         os.replace(work / name, task.folder / name)
     work.rmdir()
     found = {
-        "sha256": sha256(task.image.read_bytes()).hexdigest(),
+        "sha256": hash_file(task.image),
         "orientation": transpose_orientation(letters, task.settings.transpose),
         "shape": shape,
         "bytes": measure_files(task.folder, task.identifier),

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
-from nnssl.convert.readers.read import BROKEN, read_volume
-from nnssl.convert.volumes import last_line
+from nnssl.convert.readers.read import explain_broken, read_volume
 
 NIFTI = (".nii.gz", ".nii")
 ITK = (".mha", ".mhd", ".nrrd", ".nhdr", ".gipl", ".hdr")
 
 
-@dataclass(frozen=True)
-class FrameVolume:
+class FrameVolume(NamedTuple):
     """One volume: its voxels in any order of axes, and how it is written as NIfTI (`.nii`)."""
 
     array: np.ndarray
     write: Callable[[Path], None]
 
-    @property
-    def finite(self) -> bool:
-        return bool(np.isfinite(self.array).all())
 
-
-def frame_count(files: Collection[Path]) -> int | None:
+def count_frames(files: Collection[Path]) -> int | None:
     """Number of frames of a cine, from the header alone; None for a volume without fourth axis.
 
     Args:
@@ -39,17 +32,14 @@ def frame_count(files: Collection[Path]) -> int | None:
     Raises:
         ValueError: The header cannot be read, or has more than four axes.
     """
-    first = next(iter(files))
-    try:
-        shape = _shape(first)
-    except (EOFError, *BROKEN) as error:
-        raise ValueError(f"cannot be read ({last_line(error)})") from error
+    with explain_broken():
+        shape = _read_shape(next(iter(files)))
     if len(shape) > 4:
         raise ValueError(f"has size {shape}; volumes of 3 axes and cines of 4 can be read")
     return shape[3] if len(shape) == 4 else None
 
 
-def volumes(
+def read_frames(
     files: Collection[Path], numbers: Collection[int] | None = None
 ) -> Iterator[tuple[int, FrameVolume]]:
     """Volumes with their numbers from 1, one after the other, in one pass through the file.
@@ -61,36 +51,29 @@ def volumes(
     Raises:
         ValueError: It cannot be read, or is truncated.
     """
-    count = frame_count(files)
-    wanted = range(1, (count or 1) + 1)
-    kind = _nifti if _is(files, NIFTI) else _itk if count is not None else _whole
-    try:
-        read = kind(list(files), count)
-        for number in wanted:
+    count, name = count_frames(files), next(iter(files)).name.lower()
+    with explain_broken():
+        open_file = _open_nifti if name.endswith(NIFTI) else _open_itk if count else _open_whole
+        read = open_file(list(files), count)
+        for number in range(1, (count or 1) + 1):
             if numbers is None or number in numbers:
                 yield number, read(number)
-    except EOFError as error:
-        raise ValueError("is truncated") from error
-    except BROKEN as error:
-        raise ValueError(f"cannot be read ({last_line(error)})") from error
 
 
-def _is(files: Collection[Path], endings: tuple[str, ...]) -> bool:
-    return next(iter(files)).name.lower().endswith(endings)
-
-
-def _shape(path: Path) -> tuple[int, ...]:
-    if _is([path], NIFTI):
+def _read_shape(path: Path) -> tuple[int, ...]:
+    if path.name.lower().endswith(NIFTI):
         return tuple(int(n) for n in nibabel.Nifti1Image.from_filename(path).shape)
-    if not _is([path], ITK):
-        return ()
+    return tuple(_read_header(path).GetSize()) if path.name.lower().endswith(ITK) else ()
+
+
+def _read_header(path: Path) -> sitk.ImageFileReader:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    return tuple(reader.GetSize())
+    return reader
 
 
-def _nifti(files: list[Path], count: int | None) -> Callable[[int], FrameVolume]:
+def _open_nifti(files: list[Path], count: int | None) -> Callable[[int], FrameVolume]:
     image = nibabel.Nifti1Image.from_filename(files[0], keep_file_open=True)
 
     def read(number: int) -> FrameVolume:
@@ -109,24 +92,22 @@ def _write_nifti(array: np.ndarray, like: Any, path: Path) -> None:
     nibabel.save(frame, path)
 
 
-def _itk(files: list[Path], count: int | None) -> Callable[[int], FrameVolume]:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(files[0]))
-    reader.ReadImageInformation()
+def _open_itk(files: list[Path], count: int | None) -> Callable[[int], FrameVolume]:
+    reader = _read_header(files[0])
     size = [*reader.GetSize()[:3], 0]
 
     def read(number: int) -> FrameVolume:
         reader.SetExtractSize(size)
         reader.SetExtractIndex([0, 0, 0, number - 1])
-        return _of_itk(reader.Execute())
+        return _wrap_itk(reader.Execute())
 
     return read
 
 
-def _whole(files: list[Path], count: int | None) -> Callable[[int], FrameVolume]:
-    return lambda number: _of_itk(read_volume(files).image)
+def _open_whole(files: list[Path], count: int | None) -> Callable[[int], FrameVolume]:
+    return lambda number: _wrap_itk(read_volume(files).image)
 
 
-def _of_itk(image: sitk.Image) -> FrameVolume:
+def _wrap_itk(image: sitk.Image) -> FrameVolume:
     array = sitk.GetArrayViewFromImage(image)
     return FrameVolume(np.array(array), lambda path: sitk.WriteImage(image, str(path)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 from collections.abc import Collection, Iterator, Mapping
@@ -15,12 +14,12 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
-from nnssl.common.files import TEMPORARY
+from nnssl.common.files import TEMPORARY, hash_file
 from nnssl.convert.readers.pictures import ENDINGS as PICTURES
 from nnssl.convert.sources import Problem
 from nnssl.convert.volumes import be_quiet, last_line
 from nnssl.data.thumbnails import read_thumbnail
-from nnssl.data.unlabelled.frames import NIFTI, frame_count, volumes
+from nnssl.data.unlabelled.frames import NIFTI, count_frames, read_frames
 from nnssl.data.unlabelled.records import (
     SourceFile,
     UnlabelledImage,
@@ -32,7 +31,6 @@ from nnssl.data.unlabelled.records import (
 from nnssl.data.unlabelled.sources import ImageSource
 from nnssl.nnunet.images import direction_in, image_file, open_image
 
-BLOCK = 2**20  # bytes read at once for a hash
 IMAGE = "image"  # name of what is being preprocessed
 BESIDE = {".mhd": (".raw", ".zraw"), ".hdr": (".img",)}  # voxels in a file of their own
 READS_PICTURES = "NaturalImage2DIO"
@@ -159,11 +157,13 @@ def check_source(source: ImageSource, root: Path, plan: PreprocessingPlan) -> Ch
     """Read every voxel; whatever is wrong comes back as a problem, never as an exception."""
     be_quiet()
     try:
-        files = tuple(replace(f, sha256=_sha256(root / f.path)) for f in stamp_files(root, source))
-        frames = _frames(source, root)
+        files = tuple(
+            replace(f, sha256=hash_file(root / f.path)) for f in stamp_files(root, source)
+        )
+        frames = _count_frames(source, root)
         _check_voxels(source, root)
         with TemporaryDirectory() as folder:
-            first = next(iter(_readable(source, root, plan, Path(folder), {1})))[1]
+            first = next(iter(_make_readable(source, root, plan, Path(folder), {1})))[1]
             _check_reading(first, plan)
     except (ValueError, OSError) as error:
         return CheckedImage(source, problems=(Problem(source.place, str(error)),))
@@ -189,18 +189,17 @@ def write_images(
     be_quiet()
     with TemporaryDirectory(dir=collection, prefix=TEMPORARY) as folder:
         scratch = Path(folder)
-        for number, files in _readable(checked.source, root, plan, scratch, numbers):
+        for number, files in _make_readable(checked.source, root, plan, scratch, numbers):
             with TemporaryDirectory(dir=scratch) as own:
                 made, properties = plan.preprocess(files, Path(own))
-                record = _record(checked, number, made, properties, plan)
-                record_file(collection, record.identifier).unlink(
-                    missing_ok=True
-                )  # of another image
+                record = _make_record(checked, number, made, properties, plan)
+                old = record_file(collection, record.identifier)  # of another image
+                old.unlink(missing_ok=True)
                 os.replace(made, collection / f"{record.identifier}{made.suffix}")
             write_image_record(collection, record)
 
 
-def _record(
+def _make_record(
     checked: CheckedImage, number: int, made: Path, properties: Any, plan: PreprocessingPlan
 ) -> UnlabelledImage:
     shape = [int(n) for n in open_image(made).shape]
@@ -215,13 +214,13 @@ def _record(
         shape=(shape[1], shape[2], shape[3]),
         spacing=tuple(float(x) for x in properties["spacing"]),
         direction=tuple(direction_in(properties)),
-        orientation=orientation_in(properties),
+        orientation=_find_orientation(properties),
         voxels=plan.voxels,
         thumbnail=encode_thumbnail(read_thumbnail(made)),
     )
 
 
-def _readable(
+def _make_readable(
     source: ImageSource,
     root: Path,
     plan: PreprocessingPlan,
@@ -231,18 +230,18 @@ def _readable(
     """Per volume the files that the plans' reader takes: the source's own, or NIfTI in scratch."""
     channels = [[root / path for path in channel] for channel in source.channels]
     whole = all(len(paths) == 1 and plan.reads(paths[0]) for paths in channels)
-    if whole and _frames(source, root) is None:
+    if whole and _count_frames(source, root) is None:
         yield 1, [paths[0] for paths in channels]
         return
-    for together in zip(*(volumes(paths, numbers) for paths in channels), strict=True):
+    for together in zip(*(read_frames(paths, numbers) for paths in channels), strict=True):
         files = [scratch / f"volume_{channel:04d}.nii" for channel in range(len(together))]
         for file, (_, volume) in zip(files, together, strict=True):
             volume.write(file)
         yield together[0][0], files
 
 
-def _frames(source: ImageSource, root: Path) -> int | None:
-    counts = {frame_count([root / path for path in channel]) for channel in source.channels}
+def _count_frames(source: ImageSource, root: Path) -> int | None:
+    counts = {count_frames([root / path for path in channel]) for channel in source.channels}
     if len(counts) > 1:
         raise ValueError(f"has channels with different numbers of frames: {counts}")
     return counts.pop()
@@ -252,9 +251,9 @@ def _check_voxels(source: ImageSource, root: Path) -> None:
     """NIfTI and cines are complete and finite (ITK fills what is missing); see `_check_reading`."""
     for channel in source.channels:
         paths = [root / path for path in channel]
-        if paths[0].name.lower().endswith(NIFTI) or frame_count(paths) is not None:
-            for number, volume in volumes(paths):
-                if not volume.finite:
+        if paths[0].name.lower().endswith(NIFTI) or count_frames(paths) is not None:
+            for number, volume in read_frames(paths):
+                if not np.isfinite(volume.array).all():
                     raise ValueError(f"holds values that are not finite (volume {number})")
 
 
@@ -277,18 +276,10 @@ def _check_reading(files: list[Path], plan: PreprocessingPlan) -> None:
         raise ValueError("holds values that are not finite")
 
 
-def orientation_in(properties: Mapping[str, Any]) -> str:
+def _find_orientation(properties: Mapping[str, Any]) -> str:
     """Where the axes x, y, z of an image grow, for instance `LPS`, from nnU-Net's properties."""
     matrix = np.array(direction_in(properties)).reshape(3, 3)
     if "nibabel_stuff" in properties:  # in NIfTI's world, where x grows to the right
         matrix[:2] *= -1
     letters = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(matrix.ravel())
     return str(letters)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

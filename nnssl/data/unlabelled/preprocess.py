@@ -5,26 +5,24 @@ from __future__ import annotations
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from nnssl.common.files import TEMPORARY, write_json
 from nnssl.common.parallel import for_each
-from nnssl.convert.sources import ConversionError, Problem
+from nnssl.convert.sources import ConversionError, Problem, count_problems
 from nnssl.data.unlabelled.job import (
     CheckedImage,
     PreprocessingPlan,
     check_source,
-    name_frames,
     stamp_files,
     write_images,
 )
 from nnssl.data.unlabelled.records import (
     MANIFEST,
     UNLABELLED,
-    SourceFile,
     UnlabelledImage,
     find_collections,
     is_there,
@@ -120,31 +118,28 @@ def preprocess_unlabelled(task: UnlabelledTask, workers: int) -> PreprocessingOu
     _check_manifest(task)
     records = read_records(task.folder)
     mine = share(sources, task.part)
-    untouched = _find_untouched(task, mine, records)
-    # nothing of the untouched is opened: their records know how many frames they have
-    to_check = [source for source in mine if source.place not in untouched]
-    checked = for_each(
-        partial(check_source, root=task.source, plan=task.plan), to_check, workers, "check"
-    )
+    checked = _find_untouched(task, mine, records)
+    places = {each.source.place for each in checked}
+    others = [source for source in mine if source.place not in places]
+    check = partial(check_source, root=task.source, plan=task.plan)
+    checked += for_each(check, others, workers, "check")
     problems += [problem for each in checked for problem in each.problems]
     problems += _find_collisions(task, sources, checked, records)
     if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        count = count_problems(problems)
         raise ConversionError(f"{count} in {task.source}; nothing was written:", problems)
     _prepare(task)
-    for source in mine:
-        _update_records(task, untouched.get(source.place, ()), source)
     by_name = {record.identifier: record for record in records}
-    jobs, kept = [], sum(map(len, untouched.values()))
+    jobs, kept = [], 0
     for each in checked:
         named = [by_name[name] for name in each.names.values() if name in by_name]
         same = [record for record in named if _is_same(task, record, each)]
-        _update_records(task, same, each.source, each.files)
-        _drop_lost_frames(task, each, records)
+        _update_records(task, same, each)
         kept += len(same)
         there = {record.identifier for record in same}
         if missing := [number for number, name in each.names.items() if name not in there]:
             jobs.append((each, missing))
+    _drop_lost_frames(task, checked, records)
     for_each(partial(_write, task=task), jobs, workers, "preprocess")
     places = {source.place for source in sources}
     made = {name for each, _ in jobs for name in each.names.values()}
@@ -248,56 +243,49 @@ def _prepare(task: UnlabelledTask) -> None:
 
 def _find_untouched(
     task: UnlabelledTask, sources: Sequence[ImageSource], records: Sequence[UnlabelledImage]
-) -> dict[str, list[UnlabelledImage]]:
-    """Place -> its images, where all are there and no file has been touched since."""
+) -> list[CheckedImage]:
+    """Sources whose images are all there, and whose files have not been touched; none is opened."""
     by_place: dict[str, list[UnlabelledImage]] = defaultdict(list)
     for record in records:
         by_place[record.place].append(record)
-    untouched = {}
+    untouched = []
     for source in sources:
-        found = by_place.get(source.place)
-        if not found:
-            continue
-        names = set(name_frames(source.identifier, found[0].frames).values())
-        now = [file.stamp for file in stamp_files(task.source, source)]
-        if {record.identifier for record in found} == names and all(
-            [file.stamp for file in record.files] == now and _is_current(task, record)
-            for record in found
-        ):
-            untouched[source.place] = found
+        if found := by_place.get(source.place):
+            known = CheckedImage(source, found[0].frames, found[0].files)
+            now = [file.stamp for file in stamp_files(task.source, source)]
+            stamps = [[file.stamp for file in record.files] for record in found]
+            there = {record.identifier for record in found if _is_same(task, record, known)}
+            if there == set(known.names.values()) and all(each == now for each in stamps):
+                untouched.append(known)
     return untouched
 
 
 def _is_same(task: UnlabelledTask, record: UnlabelledImage, checked: CheckedImage) -> bool:
     """Whether the image of a record was made from these very files."""
     before, now = ([file.sha256 for file in each.files] for each in (record, checked))
-    return before == now and _is_current(task, record)
-
-
-def _is_current(task: UnlabelledTask, record: UnlabelledImage) -> bool:
-    return record.voxels == task.plan.voxels and is_there(task.folder, record)
+    is_current = record.voxels == task.plan.voxels and is_there(task.folder, record)
+    return before == now and is_current
 
 
 def _drop_lost_frames(
-    task: UnlabelledTask, checked: CheckedImage, records: Sequence[UnlabelledImage]
+    task: UnlabelledTask, checked: Sequence[CheckedImage], records: Sequence[UnlabelledImage]
 ) -> None:
     """Images of frames that a source does not have any more."""
-    names = set(checked.names.values())
+    places = {each.source.place for each in checked}
+    names = {name for each in checked for name in each.names.values()}
     for record in records:
-        if record.place == checked.source.place and record.identifier not in names:
+        if record.place in places and record.identifier not in names:
             record_file(task.folder, record.identifier).unlink(missing_ok=True)
             if is_there(task.folder, record):
                 image_file(task.folder, record.identifier).unlink()
 
 
 def _update_records(
-    task: UnlabelledTask,
-    images: Iterable[UnlabelledImage],
-    source: ImageSource,
-    files: tuple[SourceFile, ...] | None = None,
+    task: UnlabelledTask, images: Sequence[UnlabelledImage], checked: CheckedImage
 ) -> None:
     """Images stay; their records follow another pattern for patients, or another time of files."""
+    source = checked.source
     for image in images:
-        now = image.move_to(source.place, source.patient, files or image.files)
+        now = replace(image, place=source.place, patient=source.patient, files=checked.files)
         if now != image:
             write_image_record(task.folder, now)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +86,6 @@ class UnlabelledImage:
         """Hash of what the voxels come from; a copy of the same file elsewhere has the same."""
         hashes = [file.sha256 for file in self.files]
         return sha256_of([hashes, self.frame, self.voxels])
-
-    def move_to(self, place: str, patient: str, files: Iterable[SourceFile]) -> UnlabelledImage:
-        """The same image, found in another place, as another patient's, with other times."""
-        return replace(self, place=place, patient=patient, files=tuple(files))
 
     def decode_thumbnail(self) -> np.ndarray:
         """The thumbnail, (cells,)."""
