@@ -21,9 +21,8 @@ from nnssl.cli.command import command
 from nnssl.common.files import read_json
 from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.nnunet.paths import plans_file
-from nnssl.nnunet.plan_like import KEEPABLE, like_plans
-from nnssl.nnunet.plan_source import PlanSource, planned_network, source_of
-from nnssl.nnunet.planned_network import check_supported
+from nnssl.nnunet.plan_like import KEEPABLE, PlanSource, plan_like, read_source
+from nnssl.nnunet.planned_network import build_planned_network, check_supported
 from nnssl.nnunet.plans import write_new_plans
 from nnssl.nnunet.weight_search import ENVIRONMENT, WeightSource
 from nnssl.training.finetuning_weights import compare_inputs, plan_transfer
@@ -60,7 +59,7 @@ def _write(options: argparse.Namespace) -> None:
     configuration = options.configuration or source.name
     name = options.name or _default_name(source)
     target, dataset = read_json(path), read_json(path.with_name("dataset.json"))
-    plans, remarks = like_plans(target, dataset, source, configuration, name, options.keep)
+    plans, remarks = plan_like(target, dataset, source, configuration, name, options.keep)
     loaded = _loaded(plans, configuration, dataset, checkpoint)
     remarks += compare_inputs(checkpoint, PlansManager(plans), configuration)
     written = write_new_plans(path.parent, plans)
@@ -76,7 +75,7 @@ def _write(options: argparse.Namespace) -> None:
 
 def _source(file: Path, checkpoint: Mapping[str, Any]) -> PlanSource:
     try:
-        return source_of(checkpoint)
+        return read_source(checkpoint)
     except ValueError as error:
         raise ValueError(f"{file} cannot be planned after: {error}") from error
 
@@ -93,7 +92,7 @@ def _loaded(
 ) -> str:
     """What fine-tuning will load into the planned network; less than everything is an error."""
     check_supported(PlansManager(dict(plans)).get_configuration(configuration))
-    network = planned_network(plans, configuration, dataset)
+    network = build_planned_network(plans, configuration, dataset)
     found = plan_transfer(network, checkpoint, WeightSource(min_share=1.0), cascade=False)
     return f"of the pre-trained encoder {found.share:.0%} load ({len(found.loaded)} tensors)"
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from nnssl.cli.command import command
 from nnssl.common.files import read_json, write_json
 from nnssl.nnunet.paths import plans_file
-from nnssl.nnunet.small_plans import small_plans
+from nnssl.nnunet.small_plans import shrink_plans
 
 
 @command("nnssl_plan_small")
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
 def _write(options: argparse.Namespace) -> None:
     path = plans_file(options.dataset_id, options.plans)
     sizes = {key: getattr(options, key) for key in ("spacing", "patch", "batch", "features")}
-    plans, warnings = small_plans(read_json(path), options.configuration, options.name, **sizes)
+    plans, warnings = shrink_plans(read_json(path), options.configuration, options.name, **sizes)
     write_json(path.with_name(f"{options.name}.json"), plans)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -25,6 +25,7 @@ from nnssl.data.unlabelled.records import find_collections, read_images, read_ma
 from nnssl.data.unlabelled.sources import FileChoice
 from nnssl.leakage.test_set import load_test_thumbnails, read_test_set
 from nnssl.nnunet.paths import own_folder, plans_file
+from nnssl.nnunet.plans import read_plans
 
 
 @command("nnssl_preprocess_unlabelled", resumes=True)
@@ -59,10 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> None:
     file = plans_file(options.dataset_id, options.plans)
-    plans = read_json(file)
-    if options.configuration not in plans["configurations"]:
-        known = ", ".join(plans["configurations"])
-        raise ValueError(f"-c: found {options.configuration}, {file.name} has {known}")
+    plans = read_plans(file, options.configuration)
     plan = PreprocessingPlan(
         plans, options.configuration, read_json(file.with_name("dataset.json"))
     )

@@ -16,6 +16,7 @@ from nnssl.cluster_maps.handcrafted import Window
 from nnssl.cluster_maps.upsample import Upsampling, upsample
 from nnssl.modules import unet
 from nnssl.nnunet.checkpoint import own_part, read_checkpoint
+from nnssl.nnunet.planned_network import build_network
 
 CELL = 8  # voxels per cell of the default stage
 
@@ -129,7 +130,6 @@ def windows(shape: Sequence[int], patch: Sequence[int]) -> Iterator[Window]:
 
 def _network(checkpoint: str) -> nn.Module:
     """The planned U-Net of a pre-training checkpoint, with its weights."""
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     content = read_checkpoint(checkpoint)
@@ -137,14 +137,7 @@ def _network(checkpoint: str) -> nn.Module:
     manager = PlansManager(own["plans"]).get_configuration(own["configuration"])
     weights = content["network_weights"]
     last = [key for key in weights if key.startswith("decoder.seg_layers.")]
-    network = get_network_from_plans(
-        manager.network_arch_class_name,
-        manager.network_arch_init_kwargs,
-        manager.network_arch_init_kwargs_req_import,
-        own["input_channels"],
-        len(weights[sorted(last)[-1]]),
-        deep_supervision=False,
-    )
+    network = build_network(manager, own["input_channels"], len(weights[sorted(last)[-1]]))
     network.load_state_dict(weights)
     return network
 

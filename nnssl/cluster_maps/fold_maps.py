@@ -18,6 +18,7 @@ from nnssl.data.pretraining_data import DataFolders
 from nnssl.data.unlabelled.records import find_collections, hash_preprocessing, read_images
 from nnssl.nnunet import folds
 from nnssl.nnunet.paths import SPLITS_FILE, dataset_number, plans_file
+from nnssl.nnunet.plans import read_plans
 from nnssl.objectives import DenseTargets
 
 DEFAULT_NAME = "clusters"  # of the dense targets
@@ -52,10 +53,7 @@ def cluster_dataset(
         ValueError: dataset, plans, configuration or preprocessed images are not there.
     """
     file = plans_file(dataset_id, plans_name, root)
-    plans = read_json(file)
-    if configuration not in plans["configurations"]:
-        known = ", ".join(plans["configurations"])
-        raise ValueError(f"-c: found {configuration}, {file.name} has {known}")
+    plans = read_plans(file, configuration)
     identifier = _configuration(plans, configuration)["data_identifier"]
     folders = DataFolders.of(file.parent / identifier, recipe.fold)
     if not folders.preprocessed.is_dir():

@@ -12,7 +12,6 @@ from zlib import crc32
 
 import numpy as np
 from scipy import ndimage
-from skimage.filters import threshold_otsu
 
 from nnssl.cluster_maps import recipe as recipes
 from nnssl.cluster_maps.handcrafted import HandcraftedFeatures
@@ -20,12 +19,12 @@ from nnssl.cluster_maps.makers import Image
 from nnssl.cluster_maps.recipe import MANIFEST, ClusterRecipe
 from nnssl.common.files import atomic_path, write_json
 from nnssl.common.parallel import for_each
+from nnssl.common.tissue import find_tissue
 from nnssl.data.case_store import image_file, open_image
 
 PASSES = 5  # of k-means over the sampled voxels
 CHUNK = 8192  # voxels per step of k-means
 HIGHEST_SCORE = 3.0  # standard deviations at which features are cut off
-OTSU_SPAN = 4096  # values per slice that a threshold is found from
 
 
 @dataclass(frozen=True)
@@ -88,11 +87,7 @@ def body(image: np.ndarray) -> np.ndarray:
     Args:
         image: (Z, Y, X), first channel.
     """
-    step = max(1, image.size // (OTSU_SPAN * len(image)))
-    values = image.reshape(-1)[::step]
-    if float(values.min()) == float(values.max()):
-        return np.ones(image.shape, bool)
-    tissue = image > threshold_otsu(values)
+    tissue = find_tissue(image)
     filled = [
         ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(s, 3), iterations=3))[3:-3, 3:-3]
         for s in tissue

@@ -7,9 +7,9 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-from skimage.filters import threshold_otsu
 
 from nnssl.common.files import atomic_path
+from nnssl.common.tissue import find_tissue
 from nnssl.data.unlabelled.records import UNLABELLED
 from nnssl.nnunet.images import CaseError, image_file, open_image
 
@@ -17,7 +17,6 @@ __all__ = ["Case", "CaseError", "TissueShare", "image_file", "open_image", "tiss
 
 CELL = 8  # voxels per tissue cell and in-plane axis
 MOST_KEPT = 64  # cases whose open file or table one process keeps
-NOMINAL_SPAN = 4096  # values looked at per slice to find a threshold
 
 
 @dataclass(frozen=True)
@@ -133,12 +132,7 @@ def tissue_cells(image: np.ndarray) -> np.ndarray:
     Returns:
         float16 (Z, ceil(Y / CELL), ceil(X / CELL)); all ones for a constant image.
     """
-    step = max(1, image.size // (NOMINAL_SPAN * max(1, image.shape[0])))
-    values = image.reshape(-1)[::step]
-    if float(values.min()) == float(values.max()):
-        tissue = np.ones(image.shape, np.float32)
-    else:
-        tissue = (image > threshold_otsu(values)).astype(np.float32)
+    tissue = find_tissue(image).astype(np.float32)
     padded = np.pad(tissue, [(0, 0), *((0, -size % CELL) for size in image.shape[1:])])
     z, y, x = padded.shape
     return padded.reshape(z, y // CELL, CELL, x // CELL, CELL).mean((2, 4)).astype(np.float16)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nnssl.nnunet.plan_source import PlanSource, channels_of, planned_network, total_strides
-from nnssl.nnunet.small_plans import (
-    configuration_of,
-    padding_warnings,
-    refuse_name,
-    with_one_configuration,
-    with_spacing,
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnssl.nnunet.planned_network import build_planned_network, count_channels
+from nnssl.nnunet.plans import (
+    change_spacing,
+    find_configuration,
+    keep_one_configuration,
+    warn_of_padding,
 )
 
 SPACING, PATCH, BATCH, NORMALISATION = "spacing", "patch", "batch", "normalisation"
@@ -29,7 +30,82 @@ ROUNDING = 1e-6
 UNLIKE = 2  # spacings whose anisotropy differs by more than this factor are told to the user
 
 
-def like_plans(
+@dataclass(frozen=True)
+class PlanSource:
+    """What a checkpoint says about itself.
+
+    Attributes:
+        dataset: Dataset it was trained on.
+        name: Name of its configuration.
+        plans: Its plans.
+        configuration: The configuration, inherited entries filled in.
+        channels: Input channels of its first convolution.
+    """
+
+    dataset: str
+    name: str
+    plans: Mapping[str, Any]
+    configuration: Mapping[str, Any]
+    channels: int
+
+    @property
+    def dimension(self) -> int:
+        """2 or 3."""
+        return len(self.configuration["patch_size"])
+
+    @property
+    def strides(self) -> list[int]:
+        """See :func:`total_strides`."""
+        return total_strides(self.configuration)
+
+
+def total_strides(configuration: Mapping[str, Any]) -> list[int]:
+    """Product of all strides, per axis; a patch is divisible by them."""
+    stages = configuration["architecture"]["arch_kwargs"]["strides"]
+    return [math.prod(axis) for axis in zip(*stages, strict=True)]
+
+
+def read_source(checkpoint: Mapping[str, Any]) -> PlanSource:
+    """Dataset, plans and configuration of a checkpoint of nnSSL or nnU-Net v2.
+
+    Args:
+        checkpoint: As read, with the key ``network_weights``.
+
+    Raises:
+        ValueError: It does not say by which plans it was trained, or they are incomplete.
+    """
+    own, stock = (checkpoint.get(key) or {} for key in ("nnssl", "init_args"))
+    plans = own.get("plans", stock.get("plans"))
+    name = own.get("configuration", stock.get("configuration"))
+    if not isinstance(plans, Mapping) or name not in plans.get("configurations", {}):
+        raise ValueError(
+            "it does not say by which plans and configuration it was trained; give a checkpoint "
+            "that an nnSSL or nnU-Net v2 trainer wrote (checkpoint_final.pth)"
+        )
+    try:
+        manager = PlansManager(copy.deepcopy(dict(plans))).get_configuration(name)
+        source = PlanSource(
+            dataset=own.get("dataset") or plans["dataset_name"],
+            name=str(name),
+            plans=plans,
+            configuration=manager.configuration,
+            channels=_input_channels(checkpoint["network_weights"]),
+        )
+        if len(source.strides) != source.dimension:
+            raise ValueError(f"strides of {len(source.strides)} axes, patch of {source.dimension}")
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"its plans or weights are incomplete ({error!r})") from error
+    return source
+
+
+def _input_channels(weights: Mapping[str, Any]) -> int:
+    kernels = [tensor for tensor in weights.values() if getattr(tensor, "ndim", 0) > 2]
+    if not kernels:
+        raise ValueError("network_weights has no convolution")
+    return int(kernels[0].shape[1])
+
+
+def plan_like(
     target: Mapping[str, Any],
     dataset: Mapping[str, Any],
     source: PlanSource,
@@ -47,7 +123,7 @@ def like_plans(
     Args:
         target: Content of the target's plans file; it is not changed.
         dataset: Content of the target's ``dataset.json``.
-        source: See :func:`nnssl.nnunet.plan_source.source_of`.
+        source: See `read_source`.
         configuration: Configuration of the target.
         name: Name of the new plans.
         keep: What is the checkpoint's rather than the target's, of ``KEEPABLE``. A kept spacing
@@ -60,20 +136,23 @@ def like_plans(
         ValueError: Another dimension, an unknown configuration, or normalisation to be kept for
             another number of channels.
     """
-    planned = configuration_of(target, configuration)
-    refuse_name(target, name)
+    planned = find_configuration(target, configuration)
     _check_dimension(source, configuration, len(planned["patch_size"]))
     spacing = source.configuration["spacing"] if SPACING in keep else planned["spacing"]
-    new = with_spacing(planned, spacing)
+    new = change_spacing(planned, spacing)
     new["architecture"] = copy.deepcopy(source.configuration["architecture"])
-    plans = with_one_configuration(target, name, configuration, new)
+    plans = keep_one_configuration(target, name, configuration, new)
     new = plans["configurations"][configuration]
     if NORMALISATION in keep:
-        _keep_normalisation(plans, new, source, channels_of(dataset))
-    memory = _Memory.of(target, plans, configuration, dataset)
+        _keep_normalisation(plans, new, source, count_channels(dataset))
+    voxels = math.prod(planned["patch_size"]) * planned["batch_size"]
+    memory = _Memory(
+        voxels * _measure_per_voxel(target, configuration, dataset),
+        _measure_per_voxel(plans, configuration, dataset),
+    )
     remarks = _resize(planned, new, source, memory, keep)
-    channels = _remark_on_channels(source, channels_of(dataset))
-    return plans, [*remarks, *padding_warnings(new), *_remark_on_shape(source, new), *channels]
+    channels = _remark_on_channels(source, count_channels(dataset))
+    return plans, [*remarks, *warn_of_padding(new), *_remark_on_shape(source, new), *channels]
 
 
 @dataclass(frozen=True)
@@ -83,33 +162,16 @@ class _Memory:
     planned: float
     per_voxel: float
 
-    @classmethod
-    def of(
-        cls,
-        target: Mapping[str, Any],
-        plans: Mapping[str, Any],
-        configuration: str,
-        dataset: Mapping[str, Any],
-    ) -> _Memory:
-        planned = target["configurations"][configuration]
-        sizes = []
-        for each in (target, plans):
-            network: Any = planned_network(each, configuration, dataset)
-            strides = each["configurations"][configuration]["architecture"]["arch_kwargs"][
-                "strides"
-            ]
-            total = [math.prod(axis) for axis in zip(*strides, strict=True)]
-            sizes.append(float(network.compute_conv_feature_map_size(total)) / math.prod(total))
-        voxels = math.prod(planned["patch_size"]) * planned["batch_size"]
-        return cls(voxels * sizes[0], sizes[1])
-
     def fits(self, patch: Sequence[int], batch: int) -> bool:
         """Whether a step stays within what was planned."""
         return self.per_voxel * math.prod(patch) * batch <= self.planned * (1 + ROUNDING)
 
 
-def _per_voxel(plans: Mapping[str, Any], configuration: str, dataset: Mapping[str, Any]) -> float:
-    network: Any = planned_network(plans, configuration, dataset)
+def _measure_per_voxel(
+    plans: Mapping[str, Any], configuration: str, dataset: Mapping[str, Any]
+) -> float:
+    """Size of a network's feature maps per voxel of the patch, by nnU-Net's own measure."""
+    network: Any = build_planned_network(plans, configuration, dataset)
     strides = total_strides(plans["configurations"][configuration])
     return float(network.compute_conv_feature_map_size(strides)) / math.prod(strides)
 
@@ -128,7 +190,7 @@ def _resize(
     else:
         sizes = zip(planned["patch_size"], planned["spacing"], new["spacing"], strict=True)
         wanted = [voxels * old / mm for voxels, old, mm in sizes]
-        patch = nearest_patch(wanted, source.strides, lambda size: memory.fits(size, least))
+        patch = find_nearest_patch(wanted, source.strides, lambda size: memory.fits(size, least))
     voxels = math.prod(patch)
     most = math.prod(planned["patch_size"]) * planned["batch_size"] / voxels
     batch = int(min(memory.planned / (memory.per_voxel * voxels), most) + ROUNDING)
@@ -142,7 +204,9 @@ def _resize(
     ]
 
 
-def nearest_patch(wanted: Sequence[float], strides: Sequence[int], fits: Any) -> list[int]:
+def find_nearest_patch(
+    wanted: Sequence[float], strides: Sequence[int], fits: Callable[[Sequence[int]], bool]
+) -> list[int]:
     """The patch nearest to a wanted one that divides by the strides and fits.
 
     Args:

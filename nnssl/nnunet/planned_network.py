@@ -1,10 +1,13 @@
-"""The network that nnU-Net plans, built the same way with every supported nnU-Net version."""
+"""The network that plans describe: built in one place, and refused where nnSSL cannot use it."""
 
 from __future__ import annotations
 
-import inspect
+import copy
+from collections.abc import Mapping
 from typing import Any
 
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 SUPPORTED = ("PlainConvUNet", "ResidualEncoderUNet")
@@ -31,23 +34,50 @@ def refuse_cascade(configuration_manager: Any, configuration: str) -> None:
 
 
 def build_network(
-    trainer: Any, input_channels: int, output_channels: int, deep_supervision: bool
+    configuration_manager: Any,
+    input_channels: int,
+    output_channels: int,
+    deep_supervision: bool = False,
 ) -> nn.Module:
-    """Planned network through the trainer's own `build_network_architecture` (two signatures)."""
-    build = trainer.build_network_architecture
-    manager = trainer.configuration_manager
-    if "plans_manager" in inspect.signature(build).parameters:
-        network = build(
-            trainer.plans_manager, manager, input_channels, output_channels, deep_supervision
-        )
-    else:
-        network = build(
-            manager.network_arch_class_name,
-            manager.network_arch_init_kwargs,
-            manager.network_arch_init_kwargs_req_import,
+    """The planned network with nnU-Net's own initial weights, as every nnU-Net trainer builds it.
+
+    Args:
+        configuration_manager: nnU-Net's view of one configuration.
+        input_channels: of the first convolution.
+        output_channels: of the segmentation layers.
+        deep_supervision: whether it returns the outputs of all resolutions.
+
+    Raises:
+        ValueError: it cannot be built.
+    """
+    try:
+        network = get_network_from_plans(
+            configuration_manager.network_arch_class_name,
+            configuration_manager.network_arch_init_kwargs,
+            configuration_manager.network_arch_init_kwargs_req_import,
             input_channels,
             output_channels,
-            deep_supervision,
+            deep_supervision=deep_supervision,
         )
+    except (KeyError, TypeError, ValueError, ImportError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"the planned network cannot be built ({error!r})") from error
     assert isinstance(network, nn.Module)
     return network
+
+
+def build_planned_network(
+    plans: Mapping[str, Any], configuration: str, dataset: Mapping[str, Any]
+) -> nn.Module:
+    """As `build_network`, with the input channels and labels of ``dataset.json``.
+
+    Raises:
+        ValueError: it cannot be built.
+    """
+    manager = PlansManager(copy.deepcopy(dict(plans))).get_configuration(configuration)
+    channels, labels = count_channels(dataset), len(dataset["labels"])
+    return build_network(manager, channels, labels, deep_supervision=True)
+
+
+def count_channels(dataset: Mapping[str, Any]) -> int:
+    """Number of input channels that ``dataset.json`` names."""
+    return len(dataset.get("channel_names", dataset.get("modality", {})))

@@ -1,12 +1,79 @@
-"""Plans files of a preprocessed dataset: found, and written without touching another."""
+"""Plans: read, changed as a copy, and written without touching others."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnssl.common.files import read_json, write_json
+
+PADDING_WARNING = 1.5  # a patch this many times the median image is mostly padding
+
+
+def read_plans(file: Path, configuration: str) -> dict[str, Any]:
+    """The content of a plans file that has a configuration.
+
+    Raises:
+        ValueError: it has not.
+    """
+    plans: dict[str, Any] = read_json(file)
+    if configuration not in plans["configurations"]:
+        known = ", ".join(plans["configurations"])
+        raise ValueError(f"configuration is {configuration!r}; {file.name} has {known} (-c)")
+    return plans
+
+
+def find_configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """One configuration of plans.
+
+    Raises:
+        ValueError: It is unknown, or inherits from another.
+    """
+    known = plans.get("configurations", {})
+    if name not in known:
+        raise ValueError(f"configuration is {name!r}; the plans have {', '.join(known) or 'none'}")
+    if parent := known[name].get("inherits_from"):
+        raise ValueError(f"configuration {name} inherits from {parent}: take {parent} instead")
+    found: dict[str, Any] = known[name]
+    return found
+
+
+def keep_one_configuration(
+    plans: Mapping[str, Any], name: str, configuration: str, content: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Copy of plans under another name, with this configuration alone and its own data folder.
+
+    The configuration is a single stage: what ties it to a cascade is left out.
+
+    Raises:
+        ValueError: The name is that of the plans themselves.
+    """
+    if name == plans.get("plans_name"):
+        raise ValueError(f"name is {name!r}, that of the plans it starts from; give another --name")
+    single = {key: value for key, value in content.items() if key != "next_stage"}
+    single["data_identifier"] = f"{name}_{configuration}"
+    rest = {key: value for key, value in plans.items() if key != "configurations"}
+    return copy.deepcopy({**rest, "plans_name": name, "configurations": {configuration: single}})
+
+
+def change_spacing(planned: Mapping[str, Any], spacing: Sequence[float]) -> dict[str, Any]:
+    """Copy of a configuration with another spacing, the median image in its voxels."""
+    sizes = zip(planned["median_image_size_in_voxels"], planned["spacing"], spacing, strict=True)
+    median = [voxels * mm / new for voxels, mm, new in sizes]
+    changed = {"spacing": list(spacing), "median_image_size_in_voxels": median}
+    return {**copy.deepcopy(dict(planned)), **changed}
+
+
+def warn_of_padding(planned: Mapping[str, Any]) -> list[str]:
+    """A sentence for every axis along which the patch is much longer than the median image."""
+    pairs = zip(planned["patch_size"], planned["median_image_size_in_voxels"], strict=True)
+    return [
+        f"patch axis {axis} is {length} voxels, the median image only {median:.0f}: mostly padding"
+        for axis, (length, median) in enumerate(pairs)
+        if length > PADDING_WARNING * median
+    ]
 
 
 def write_new_plans(folder: Path, plans: Mapping[str, Any]) -> Path:

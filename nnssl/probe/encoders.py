@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import Tensor, nn
 
 from nnssl.finetuning.weights import load, match
 from nnssl.modules.unet import Trained, trained_keys
+from nnssl.nnunet.planned_network import build_network
 from nnssl.probe.fold import ProbeFold
 
 RANDOM_SEED = 20_000_003
@@ -62,16 +62,8 @@ def build_random_network(
     With the seed and the number of outputs of a pre-training run it is as that run began.
     """
     manager = fold.configuration_manager
-    network = get_network_from_plans(
-        manager.network_arch_class_name,
-        manager.network_arch_init_kwargs,
-        manager.network_arch_init_kwargs_req_import,
-        determine_num_input_channels(fold.manager, manager, fold.dataset_json),
-        outputs,
-        allow_init=True,
-        deep_supervision=False,
-    )
-    return network.to(device)
+    channels = determine_num_input_channels(fold.manager, manager, fold.dataset_json)
+    return build_network(manager, channels, outputs).to(device)
 
 
 def build_network_with(

@@ -18,6 +18,7 @@ from nnssl.nnunet import folds
 from nnssl.nnunet.cases import CaseRecord, read_cases
 from nnssl.nnunet.paths import DATASET_FILE, SPLITS_FILE, own_folder, plans_file
 from nnssl.nnunet.planned_network import check_supported, refuse_cascade
+from nnssl.nnunet.plans import read_plans
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,7 @@ class ProbeFold:
             ValueError: the variable is not set, or a file, configuration or fold is missing.
         """
         file = plans_file(dataset, plans)
-        base, content = file.parent, read_json(file)
-        if configuration not in content["configurations"]:
-            known = ", ".join(content["configurations"])
-            raise ValueError(f"configuration: found {configuration!r}, allowed: {known}")
+        base, content = file.parent, read_plans(file, configuration)
         manager = PlansManager(content).get_configuration(configuration)
         check_supported(manager)
         refuse_cascade(manager, configuration)

@@ -98,7 +98,10 @@ class nnSSLPretrainer(PretrainingLoop):
         size = 4 * 4 * sum(p.numel() for p in self.network.parameters())
         preflight.check_disk(folder, size)
         planned = build_network(
-            self, self.num_input_channels, self.label_manager.num_segmentation_heads, True
+            self.configuration_manager,
+            self.num_input_channels,
+            self.label_manager.num_segmentation_heads,
+            deep_supervision=True,
         )
         preflight.check_export(folder, self.compose_checkpoint(), planned.to(self.device))
         self.print_to_log_file("Pre-flight: checkpoint saved and read back by nnU-Net's own loader")

@@ -170,7 +170,7 @@ class PretrainingSetup(Interruptible):
         kind = OBJECTIVES[name]
         planned_channels = self.label_manager.num_segmentation_heads
         channels = kind.output_channels(self.num_input_channels) or planned_channels
-        network = build_network(self, self.num_input_channels, channels, deep_supervision=False)
+        network = build_network(self.configuration_manager, self.num_input_channels, channels)
         self.budget = self._divide(network, kind)
         context = Context(
             self.num_input_channels,

@@ -181,7 +181,7 @@ def test_mistakes_end_with_one_message(
 
 def test_other_places_are_refused(folder: Path, checkpoint: Callable[..., Path]) -> None:
     weights = ["--weights", str(checkpoint("good.pth")), "-device", "cpu"]
-    with pytest.raises(SystemExit, match="configuration: found '3d', allowed: 2d"):
+    with pytest.raises(SystemExit, match=r"configuration is '3d'; nnUNetPlans\.json has 2d"):
         main(["998", "3d", "0", *weights])
     with pytest.raises(SystemExit, match="fold 4"):
         main(["998", "2d", "4", *weights])

@@ -277,7 +277,10 @@ def test_the_command(no_pool, capsys):
         ("900", "needs --from"),
         ("900 --from 998 997 --plans-of 999", "dataset 997: .* found none"),
         ("900 --from 998 --plans-of 998", "nnUNetPlans.json does not exist; run first"),
-        ("900 --from 998 --plans-of 999 -c 3d", "no configuration 3d; it has 2d, 3d_fullres"),
+        (
+            "900 --from 998 --plans-of 999 -c 3d",
+            "configuration is '3d'; nnUNetPlans.json has 2d, 3d_fullres",
+        ),
         ("998 --from 999 --plans-of 999", "id 998 is taken|other members"),
         ("998 --check", "is not a pool"),
     ],

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from nnssl.nnunet.plan_source import planned_network
+from nnssl.nnunet.planned_network import build_planned_network
 
 UNETS = "dynamic_network_architectures.architectures.unet."
 
@@ -77,7 +77,7 @@ def checkpoint(entry: dict[str, Any], name: str, channels: int = 1, own: bool = 
     trained = {**plans("SourcePlans"), "dataset_name": "Dataset900_Pool"}
     trained["configurations"] = {name: copy.deepcopy(entry)}
     trained["foreground_intensity_properties_per_channel"] = {"0": {"mean": 7.0}}
-    weights = planned_network(trained, name, dataset(channels)).state_dict()
+    weights = build_planned_network(trained, name, dataset(channels)).state_dict()
     said = {"plans": trained, "configuration": name}
     if not own:
         return {"network_weights": weights, "init_args": said}

@@ -8,8 +8,8 @@ import math
 import pytest
 from networks import checkpoint, configuration, dataset, plans
 
-from nnssl.nnunet.plan_like import KEEPABLE, like_plans, nearest_patch
-from nnssl.nnunet.plan_source import planned_network, source_of
+from nnssl.nnunet.plan_like import KEEPABLE, find_nearest_patch, plan_like, read_source
+from nnssl.nnunet.planned_network import build_planned_network
 
 PLANNED = configuration([52, 40], [1.0, 1.0], batch=12)
 TARGET = plans(c2d=PLANNED)
@@ -17,14 +17,14 @@ SMALL = configuration([32, 32], [2.5, 2.0], (4, 8, 8, 8), batch=3)
 
 
 def like(source_entry, target=TARGET, name="2d", keep=(), channels=1, own=True):
-    source = source_of(checkpoint(source_entry, name, own=own))
-    found, remarks = like_plans(target, dataset(channels), source, name, "Like", keep)
+    source = read_source(checkpoint(source_entry, name, own=own))
+    found, remarks = plan_like(target, dataset(channels), source, name, "Like", keep)
     return found, found["configurations"][name], remarks
 
 
 def feature_maps(content, patch) -> float:
     return float(
-        planned_network(content, "2d", dataset()).compute_conv_feature_map_size(list(patch))
+        build_planned_network(content, "2d", dataset()).compute_conv_feature_map_size(list(patch))
     )
 
 
@@ -75,9 +75,9 @@ def test_what_never_fits_is_said():
 
 
 def test_nearest_patch():
-    assert nearest_patch([250, 198, 9], [32, 32, 1], lambda _: True) == [256, 192, 9]
-    assert nearest_patch([10, 40], [32, 32], lambda _: True) == [64, 64]
-    few = nearest_patch([256, 128], [32, 32], lambda patch: math.prod(patch) <= 160 * 96)
+    assert find_nearest_patch([250, 198, 9], [32, 32, 1], lambda _: True) == [256, 192, 9]
+    assert find_nearest_patch([10, 40], [32, 32], lambda _: True) == [64, 64]
+    few = find_nearest_patch([256, 128], [32, 32], lambda patch: math.prod(patch) <= 160 * 96)
     assert few == [160, 96]  # the shape stays near the wanted one
 
 
@@ -123,16 +123,16 @@ def test_three_dimensions_and_another_anisotropy():
     ("patch", "found"), [([16, 16, 16], "3D network .*2d is 2D"), ([16, 16], "2D network .*is 3D")]
 )
 def test_another_dimension_is_refused(patch: list[int], found: str):
-    source = source_of(checkpoint(configuration(patch, [1.0] * len(patch)), "some"))
+    source = read_source(checkpoint(configuration(patch, [1.0] * len(patch)), "some"))
     both = plans(c2d=PLANNED, c3d_fullres=configuration([16, 16, 16], [1, 1, 1]))
     other = "2d" if len(patch) == 3 else "3d_fullres"
     with pytest.raises(ValueError, match=found):
-        like_plans(both, dataset(), source, other, "Like")
+        plan_like(both, dataset(), source, other, "Like")
 
 
 def test_the_name_of_the_targets_plans_is_refused():
     with pytest.raises(ValueError, match="name is 'nnUNetPlans'"):
-        like_plans(TARGET, dataset(), source_of(checkpoint(SMALL, "2d")), "2d", "nnUNetPlans")
+        plan_like(TARGET, dataset(), read_source(checkpoint(SMALL, "2d")), "2d", "nnUNetPlans")
 
 
 def broken(part: str) -> dict:
@@ -161,4 +161,4 @@ def broken(part: str) -> dict:
 )
 def test_a_checkpoint_that_does_not_describe_itself(part: str, message: str):
     with pytest.raises(ValueError, match=message):
-        source_of(broken(part))
+        read_source(broken(part))

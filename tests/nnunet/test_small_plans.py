@@ -8,7 +8,7 @@ import pytest
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnssl.nnunet.small_plans import small_plans, strides_and_kernels
+from nnssl.nnunet.small_plans import plan_strides, shrink_plans
 
 UNETS = "dynamic_network_architectures.architectures.unet"
 
@@ -54,7 +54,7 @@ def plans(dimension: int, residual: bool = False) -> dict:
 
 
 def test_defaults_2d():
-    small, warnings = small_plans(plans(2), "full", "Small")
+    small, warnings = shrink_plans(plans(2), "full", "Small")
     configuration = small["configurations"]["full"]
     assert (small["plans_name"], list(small["configurations"])) == ("Small", ["full"])
     assert small["dataset_name"] == "Dataset027_ACDC"
@@ -70,7 +70,7 @@ def test_defaults_2d():
 
 
 def test_defaults_3d_keep_spacing_and_warn_of_padding():
-    small, warnings = small_plans(plans(3), "full", "Small")
+    small, warnings = shrink_plans(plans(3), "full", "Small")
     configuration = small["configurations"]["full"]
     assert configuration["spacing"] == [10.0, 1.5625, 1.5625]
     assert (configuration["patch_size"], configuration["batch_size"]) == ([32, 32, 32], 4)
@@ -88,14 +88,16 @@ def test_defaults_3d_keep_spacing_and_warn_of_padding():
         ([16, 16], [4, 1], 2, [[1, 1], [1, 2]], [[1, 3], [3, 3]]),  # coarse axis waits
     ],
 )
-def test_strides_and_kernels(patch, spacing, stages, strides, kernels):
-    assert strides_and_kernels(patch, spacing, stages) == (strides, kernels)
+def test_plan_strides(patch, spacing, stages, strides, kernels):
+    assert plan_strides(patch, spacing, stages) == (strides, kernels)
 
 
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("dimension", [2, 3])
 def test_nnunet_builds_the_network(dimension: int, residual: bool):
-    small, _ = small_plans(plans(dimension, residual), "full", "Small", patch=[16], features=[4, 8])
+    small, _ = shrink_plans(
+        plans(dimension, residual), "full", "Small", patch=[16], features=[4, 8]
+    )
     configuration = small["configurations"]["full"]
     architecture = configuration["architecture"]
     network = get_network_from_plans(
@@ -115,7 +117,7 @@ def test_nnunet_builds_the_network(dimension: int, residual: bool):
 def test_the_original_is_not_changed():
     original = plans(2)
     before = copy.deepcopy(original)
-    small_plans(original, "full", "Small")
+    shrink_plans(original, "full", "Small")
     assert original == before
 
 
@@ -136,4 +138,4 @@ def test_the_original_is_not_changed():
 )
 def test_mistakes_are_named(options: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        small_plans(plans(2), **({"configuration": "full", "name": "Small"} | options))
+        shrink_plans(plans(2), **({"configuration": "full", "name": "Small"} | options))

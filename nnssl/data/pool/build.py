@@ -29,6 +29,7 @@ from nnssl.data.pool.settings import (
     plan_mix,
 )
 from nnssl.nnunet.paths import CASES_FILE, DATASET_FILE, SPLITS_FILE, Roots, plans_file
+from nnssl.nnunet.plans import read_plans
 
 
 @dataclass(frozen=True)
@@ -169,14 +170,8 @@ def build(made: PoolDraft, workers: int) -> dict[str, Any]:
 
 def _read_plans(roots: Roots, number: int, request: PoolRequest) -> dict[str, Any]:
     """Plans of a dataset under the name asked for, with the configuration asked for."""
-    path = plans_file(number, request.plans, roots.preprocessed)
-    plans: dict[str, Any] = read_json(path)
-    if request.configuration not in plans["configurations"]:
-        known = ", ".join(plans["configurations"])
-        raise ValueError(
-            f"{path} has no configuration {request.configuration}; it has {known} (-c)"
-        )
-    return plans
+    file = plans_file(number, request.plans, roots.preprocessed)
+    return read_plans(file, request.configuration)
 
 
 def _refuse_another(made: PoolDraft) -> None:
