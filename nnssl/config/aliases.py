@@ -10,7 +10,11 @@ from functools import cache
 from typing import Any
 
 # Former path -> path now, in the same section.
-ALIASES: dict[str, str] = {}
+ALIASES: dict[str, str] = {
+    "training.crop": "training.patch_size",
+    "sampling.spread": "sampling.centre_spread",
+    "sampling.min_occupancy": "sampling.min_tissue",
+}
 # Path of a knob that is gone -> the only value that it could have; * is any group.
 GONE = {"views.*.kind": "random"}
 

@@ -98,13 +98,13 @@ def check_patch_size(patch_size: Sequence[int], stride: Sequence[int]) -> None:
     """Raise ValueError unless the patch divides by the strides and keeps 2 bottleneck cells."""
     if len(patch_size) != len(stride):
         raise ValueError(
-            f"training.crop: found {list(patch_size)}, allowed are {len(stride)} numbers here"
+            f"training.patch_size: found {list(patch_size)}, allowed are {len(stride)} numbers here"
         )
     for size, step in zip(patch_size, stride, strict=True):
         if size % step or size < 2 * step:
             raise ValueError(
-                f"training.crop: found {list(patch_size)}, allowed are multiples of the network's "
-                f"total strides {list(stride)}, at least {[2 * s for s in stride]}"
+                f"training.patch_size: found {list(patch_size)}, allowed are multiples of the "
+                f"network's total strides {list(stride)}, at least {[2 * s for s in stride]}"
             )
 
 

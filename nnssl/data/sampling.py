@@ -29,10 +29,10 @@ class Sampling:
         partitions: number of parts S.
         volumes: number of volumes m per step; null: what the budget allows.
         position_axis: `head_feet`, `slice` (array axis 0), or an array axis.
-        spread: share of the reachable positions, around the middle of the volume, on the axes
-            across `position_axis`, in every mode; 1: everywhere, 0: the middle only. Contrast
+        centre_spread: share of the reachable positions, around the middle of the volume, on the
+            axes across `position_axis`, in every mode; 1: everywhere, 0: the middle only. Contrast
             across volumes needs patches that show comparable anatomy.
-        min_occupancy: smallest share of tissue in a patch, found from the image.
+        min_tissue: smallest share of tissue in a patch, found from the image.
         max_background: the same bound as largest share of background voxels (`bg_max`), or null;
             the stricter of the two counts. Padding is background.
         tries: places tried before the one with most tissue is taken.
@@ -44,8 +44,8 @@ class Sampling:
     partitions: Annotated[int, Ge(2)] = 4
     volumes: Count | None = None
     position_axis: Literal["head_feet", "slice", 0, 1, 2] = "head_feet"
-    spread: Fraction = 1.0
-    min_occupancy: Annotated[float, Interval(ge=0, lt=1)] = 0.2
+    centre_spread: Fraction = 1.0
+    min_tissue: Annotated[float, Interval(ge=0, lt=1)] = 0.2
     max_background: Annotated[float, Interval(gt=0, le=1)] | None = None
     tries: Count = 8
     unlabelled: bool | Sequence[str] = True
@@ -58,7 +58,7 @@ class Sampling:
     def least_tissue(self) -> float:
         """Smallest share of tissue that both bounds allow."""
         background = 1.0 if self.max_background is None else self.max_background
-        return max(self.min_occupancy, 1 - background)
+        return max(self.min_tissue, 1 - background)
 
     @property
     def structured(self) -> bool:
@@ -134,7 +134,7 @@ class Sampler:
         return (
             f"a patch of {self.extent.tolist()} voxels leaves no {self._parts} different positions "
             f"along array axis {axes} (longest volume: {longest} voxels). A patch of at most "
-            f"{longest - self._parts + 1} voxels on that axis would do: set training.crop, "
+            f"{longest - self._parts + 1} voxels on that axis would do: set training.patch_size, "
             "or fewer sampling.partitions, or sampling.mode: random."
         )
 
@@ -200,7 +200,7 @@ class Sampler:
         return begin
 
     def _around_middle(self, spare: int, rng: np.random.Generator) -> int:
-        reach = round(self.sampling.spread * spare)
+        reach = round(self.sampling.centre_spread * spare)
         low = (spare - reach) // 2
         return int(rng.integers(low, low + reach + 1))
 

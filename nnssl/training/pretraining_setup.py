@@ -202,7 +202,7 @@ class PretrainingSetup(Interruptible):
             parts,
             median_shape(manager.median_image_size_in_voxels, len(planned)),
             axis,
-            tuple(self.settings.crop) if self.settings.crop is not None else None,
+            tuple(self.settings.patch_size) if self.settings.patch_size is not None else None,
             None if sampling.volumes is None else sampling.volumes * parts,
         )
         patch_size, samples = divide_voxels(request)

@@ -28,7 +28,7 @@ class PretrainingSettings:
         precision: of the matrix arithmetic. `auto`: float16 with loss scaling on CUDA, as nnU-Net,
             and float32 elsewhere; `bfloat16` also speeds up CPUs that compute in it.
         seed: run seed, of weights, sampling and views.
-        crop: size of a view in voxels, or null for what the budget allows.
+        patch_size: size of a full view in voxels, or null for what the budget allows.
         voxel_budget: multiple of the voxels that nnU-Net's plan allows.
         initial_weights: checkpoint to start from, or null.
         save_every: epochs between two `checkpoint_latest` (ten minutes at the latest).
@@ -48,7 +48,7 @@ class PretrainingSettings:
     clip_gradient: Positive = 12.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: Whole = 0
-    crop: Sequence[Count] | None = None
+    patch_size: Sequence[Count] | None = None
     voxel_budget: Positive = 1.0
     initial_weights: str | None = None
     save_every: Count = 25

@@ -38,7 +38,7 @@ def visible_blocks(
     if count <= least_visible:
         raise ValueError(
             f"masks: found {count} blocks per image ({list(cells)}), allowed are more than "
-            f"{least_visible}. Choose a larger patch (training.crop) or smaller blocks."
+            f"{least_visible}. Choose a larger patch (training.patch_size) or smaller blocks."
         )
     hidden = min(max(1, round(mask_ratio * count)), count - least_visible)
     visible = np.ones((len(keys), count), dtype=bool)

@@ -14,7 +14,7 @@ NAME = "nnSSLShortCommandTrainer"
 SHORT = """
 extends: nnSSLContrastiveTrainer
 training: {num_epochs: 4, num_iterations_per_epoch: 5, num_val_iterations_per_epoch: 0,
-           crop: [16, 16], warmup_epochs: 1}
+           patch_size: [16, 16], warmup_epochs: 1}
 sampling: {partitions: 2, volumes: 2}
 objective: {hidden_features: 16, embedding_features: 8}
 """
@@ -57,7 +57,7 @@ def test_bad_input_is_one_message(tiny_dataset, trainer_yaml, capsys, arguments,
 
 def test_missing_cluster_maps_are_one_message(tiny_dataset, trainer_yaml):
     """A dry run makes nothing that stays, so it does not make the maps either."""
-    trainer_yaml(NAME, "extends: nnSSLPixelClusteringTrainer\ntraining: {crop: [16, 16]}\n")
+    trainer_yaml(NAME, "extends: nnSSLPixelClusteringTrainer\ntraining: {patch_size: [16, 16]}\n")
     with pytest.raises(SystemExit, match="nnssl_cluster -d 999 -c 2d -p nnUNetPlans -f 0"):
         estimate.main(["999", "2d", "0", "-tr", NAME, "-device", "cpu", "--steps", "1"])
 

@@ -68,12 +68,12 @@ def test_a_copied_line_is_what_a_shell_runs(study_file, tmp_path, capsys, monkey
 
 def test_overrides_are_checked_before_anything_runs(study_file, tmp_path):
     text = STUDY.replace("num_epochs: 2, num_iterations_per_epoch: 5", "num_epoch: 2")
-    study_file.write_text(text.replace("num_epochs: 2, num", "crop: x, num"))
+    study_file.write_text(text.replace("num_epochs: 2, num", "patch_size: x, num"))
     with pytest.raises(SystemExit) as ended:
         main(["run", str(study_file), "-o", str(tmp_path / "out")])
     told = str(ended.value)
     assert "'num_epoch' is no knob (did you mean training.num_epochs" in told
-    assert "training.crop = 'x'" in told
+    assert "training.patch_size = 'x'" in told
     assert not (tmp_path / "out").exists()
 
 

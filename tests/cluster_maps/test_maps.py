@@ -25,7 +25,7 @@ CASES = 10
 SHORT = """
 extends: nnSSLPixelClusteringTrainer
 training: {num_epochs: 1, num_iterations_per_epoch: 3, num_val_iterations_per_epoch: 1,
-           crop: [16, 16], warmup_epochs: 0, picture_every: 1}
+           patch_size: [16, 16], warmup_epochs: 0, picture_every: 1}
 objective: {clusters: 4}
 """
 

@@ -28,7 +28,7 @@ from nnssl.common.checks import (
     knobs,
 )
 from nnssl.config import Config, Groups, bind, completed, find_configs, read_config
-from nnssl.config.aliases import ALIASES, warn
+from nnssl.config.aliases import ALIASES, renamed, warn
 
 if TYPE_CHECKING:
     from nowhere import Network
@@ -41,7 +41,7 @@ INSTALLED = Path(__file__).parents[2] / "nnssl_configs"
 class Training:
     num_epochs: int = 400
     initial_lr: float = 1e-3
-    crop: Sequence[int] | None = None
+    patch_size: Sequence[int] | None = None
     overwrite: bool = False
     parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
@@ -121,7 +121,7 @@ def test_defaults_are_filled_in(folder):
         "training": {
             "num_epochs": 7,
             "initial_lr": 0.01,
-            "crop": None,
+            "patch_size": None,
             "overwrite": False,
             "parts": {},
         },
@@ -157,7 +157,7 @@ objective: {pairs: among, network: mine}
     for expected in (
         f"training.num_epochs = 'ten' in {path}: must be an integer",
         f"training.num_epoch = 3 in {path}: unknown knob (did you mean 'num_epochs'?); "
-        "allowed: num_epochs, initial_lr, crop, overwrite, parts",
+        "allowed: num_epochs, initial_lr, patch_size, overwrite, parts",
         f"training.overwrite = 1 in {path}: must be true or false",
         f"view: unknown section in {path} (did you mean 'views'?); "
         "allowed: training, views, objective",
@@ -339,7 +339,7 @@ def aliases(monkeypatch):
     renamings = {
         "training.epochs": "training.num_epochs",
         "views.*.angle": "views.*.rotation",
-        "training.size": "training.crop",
+        "training.size": "training.patch_size",
     }
     for former, now in renamings.items():
         monkeypatch.setitem(ALIASES, former, now)
@@ -370,6 +370,14 @@ def test_a_child_overrides_its_parent_in_either_spelling(aliases, write):
     assert f"training.num_epochs = 'ten' in {path}: must" in error_of(lambda: bound("nnSSLWrong"))
 
 
+def test_the_knobs_that_have_a_former_spelling():
+    former = {"training": {"crop": [8, 8]}, "sampling": {"spread": 0.3, "min_occupancy": 0.1}}
+    assert renamed(former) == {
+        "training": {"patch_size": [8, 8]},
+        "sampling": {"centre_spread": 0.3, "min_tissue": 0.1},
+    }
+
+
 def test_both_spellings_in_one_file_are_an_error(aliases, write):
     write("nnSSLBoth.yaml", "extends: nnSSLBase\ntraining: {epochs: 3, num_epochs: 5}\n")
     assert "both are given, keep the latter" in error_of(lambda: bound("nnSSLBoth"))
@@ -380,7 +388,7 @@ def test_overrides_take_former_spellings(aliases, folder, text, capsys):
     config = bound(overrides=f"{text} 'size=[8, 8]' local.angle=4")
     assert config.overrides == {
         "training.num_epochs": 3,
-        "training.crop": [8, 8],
+        "training.patch_size": [8, 8],
         "views.local.rotation": 4,
     }
     assert "is now called training.num_epochs" in capsys.readouterr().err
@@ -446,12 +454,15 @@ def test_extends_merges_deeply(write, folder):
 
 
 def test_null_removes_an_inherited_group_and_sets_a_plain_knob(write):
-    write("nnSSLBase.yaml", BASE.replace("num_epochs: 7", "crop: [64, 64]"))
-    write("nnSSLChild.yaml", "extends: nnSSLBase\nviews: {local: null}\ntraining: {crop: null}\n")
+    write("nnSSLBase.yaml", BASE.replace("num_epochs: 7", "patch_size: [64, 64]"))
+    write(
+        "nnSSLChild.yaml",
+        "extends: nnSSLBase\nviews: {local: null}\ntraining: {patch_size: null}\n",
+    )
     assert list(read_config("nnSSLChild").sections["views"]) == ["global"]
     config = bound("nnSSLChild")
     assert list(config.sections["views"]) == ["global"]
-    assert config.sections["training"]["crop"] is None
+    assert config.sections["training"]["patch_size"] is None
 
 
 def test_choosing_another_objective_drops_the_inherited_knobs(write):
@@ -561,14 +572,16 @@ def test_every_installed_file_reads(monkeypatch):
 
 
 def test_overrides_by_unique_name_by_tail_and_by_full_path(folder, monkeypatch):
-    text = "num_epochs=2 global.rotation=0 objective.temperature=0.2 'crop=[64, 64]' pool=null"
+    text = (
+        "num_epochs=2 global.rotation=0 objective.temperature=0.2 'patch_size=[64, 64]' pool=null"
+    )
     monkeypatch.setenv("nnssl_overrides", text)
     config = bind(read_config("nnSSLBase"), SCHEMA, given=("network",))
     assert config.overrides == {
         "training.num_epochs": 2,
         "views.global.rotation": 0,
         "objective.temperature": 0.2,
-        "training.crop": [64, 64],
+        "training.patch_size": [64, 64],
         "objective.pool": None,
     }
     assert config.sections["training"]["num_epochs"] == 2
@@ -605,4 +618,4 @@ def test_wrong_overrides_are_problems_of_the_run(folder, text, expected):
 
 
 def test_an_override_that_is_no_yaml_is_an_error(folder):
-    assert "not valid YAML" in error_of(lambda: bound(overrides="crop=[1,"))
+    assert "not valid YAML" in error_of(lambda: bound(overrides="patch_size=[1,"))

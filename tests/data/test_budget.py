@@ -59,7 +59,7 @@ def test_users_patch_size_and_samples_are_taken() -> None:
 
 @pytest.mark.parametrize("patch_size", [(60, 64), (8, 64), (64,)])
 def test_users_patch_size_must_fit_the_network(patch_size: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"training\.crop"):
+    with pytest.raises(ValueError, match=r"training\.patch_size"):
         divide_voxels(request(patch_size=patch_size))
 
 

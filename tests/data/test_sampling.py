@@ -121,7 +121,7 @@ def test_same_key_same_places_and_another_rank_others() -> None:
 
 
 def test_patches_are_steered_towards_tissue() -> None:
-    table, sampling = cases([9] * 6), Sampling("partitioned", min_occupancy=0.9, tries=30)
+    table, sampling = cases([9] * 6), Sampling("partitioned", min_tissue=0.9, tries=30)
     steered = Sampler(table, (16, 16), 8, sampling, RightHalf())
     free = Sampler(table, (16, 16), 8, sampling, Everywhere())
     columns = [p.begin[2] for step in range(20) for p in steered.draw((0, step, 0))]
@@ -135,10 +135,10 @@ def test_background_is_bounded_as_tissue_is_and_the_stricter_bound_counts() -> N
     same = [
         Sampler(table, (16, 16), 8, Sampling("partitioned", tries=30, **bound), RightHalf())
         for bound in (
-            {"min_occupancy": 0.9},
+            {"min_tissue": 0.9},
             {"max_background": 0.1},
-            {"min_occupancy": 0.5, "max_background": 0.1},
-            {"min_occupancy": 0.9, "max_background": 1.0},
+            {"min_tissue": 0.5, "max_background": 0.1},
+            {"min_tissue": 0.9, "max_background": 1.0},
         )
     ]
     drawn = [[sampler.draw((0, step, 0)) for step in range(10)] for sampler in same]
@@ -149,7 +149,7 @@ def test_background_is_bounded_as_tissue_is_and_the_stricter_bound_counts() -> N
 
 @pytest.mark.parametrize("mode", ["partitioned", "random"])
 def test_centres_stay_near_the_middle_across_the_position_axis(mode: Mode) -> None:
-    sampler = Sampler(cases([9]), (16, 16), 4, Sampling(mode, spread=0.5), Everywhere())
+    sampler = Sampler(cases([9]), (16, 16), 4, Sampling(mode, centre_spread=0.5), Everywhere())
     places = [p.begin for step in range(200) for p in sampler.draw((0, step, 0))]
     assert {rows for _, rows, _ in places} == set(range(6, 19))
     assert {columns for _, _, columns in places} == set(range(6, 19))
@@ -178,10 +178,10 @@ def test_volumes_too_short_for_the_parts_are_left_out() -> None:
     [
         ("partitions", 1),
         ("volumes", 0),
-        ("min_occupancy", 1.0),
+        ("min_tissue", 1.0),
         ("max_background", 0.0),
         ("tries", 0),
-        ("spread", 1.1),
+        ("centre_spread", 1.1),
         ("position_axis", 3),
     ],
 )

@@ -23,7 +23,7 @@ JOB = DryRun("999", "2d")
 PRETRAIN = """
 extends: nnSSLContrastiveTrainer
 training: {num_epochs: 3, num_iterations_per_epoch: 2, num_val_iterations_per_epoch: 1,
-           crop: [16, 16], warmup_epochs: 1, picture_every: 9}
+           patch_size: [16, 16], warmup_epochs: 1, picture_every: 9}
 sampling: {partitions: 2, volumes: 2}
 objective: {hidden_features: 16, embedding_features: 8}
 """

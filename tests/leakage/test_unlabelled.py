@@ -32,7 +32,7 @@ __all__ = ["add_cine", "pretrainer"]
 
 PIXELS = """
 extends: nnSSLPixelClusteringTrainer
-training: {crop: [16, 16]}
+training: {patch_size: [16, 16]}
 objective: {clusters: 4}
 """
 

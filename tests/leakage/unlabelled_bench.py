@@ -19,7 +19,7 @@ from nnssl.training.factory import trainer_class
 SHORT = """
 extends: nnSSLContrastiveTrainer
 training: {num_epochs: 1, num_iterations_per_epoch: 2, num_val_iterations_per_epoch: 1,
-           crop: [16, 16], warmup_epochs: 0}
+           patch_size: [16, 16], warmup_epochs: 0}
 sampling: {partitions: 2, volumes: 3}
 objective: {hidden_features: 16, embedding_features: 8}
 probe: {probe_at_end: false}

@@ -26,7 +26,7 @@ from tests.probe.test_probe import same
 TRAINER = """
 extends: nnSSLClusteringTrainer
 training: {num_epochs: 1, num_iterations_per_epoch: 3, num_val_iterations_per_epoch: 1,
-           crop: [16, 16], warmup_epochs: 0, picture_every: 9}
+           patch_size: [16, 16], warmup_epochs: 0, picture_every: 9}
 objective: {prototypes: 5, hidden_features: 16, embedding_features: 8, momentum: 0.9}
 probe: {probe_draws: 1, probe_at_end: %s}
 """

@@ -22,7 +22,7 @@ from nnssl.training.history import History
 TRAINER = """
 extends: nnSSLContrastiveTrainer
 training: {num_epochs: 2, num_iterations_per_epoch: 2, num_val_iterations_per_epoch: 1,
-           crop: %s, warmup_epochs: 0, picture_every: 9}
+           patch_size: %s, warmup_epochs: 0, picture_every: 9}
 sampling: {partitions: 2, volumes: 2}
 objective: {hidden_features: 16, embedding_features: 8}
 probe: {%s}

@@ -27,7 +27,7 @@ YAML = """
 kind: pretrain
 objective: {name: quarters, quarters: 4}
 training: {num_epochs: 1, num_iterations_per_epoch: 2, num_val_iterations_per_epoch: 1,
-           crop: [16, 16], warmup_epochs: 0, picture_every: 1}
+           patch_size: [16, 16], warmup_epochs: 0, picture_every: 1}
 probe: {probe_at_end: false}
 """
 

@@ -14,7 +14,7 @@ from nnssl.training.settings import PretrainingSettings
 SHORT = """
 extends: %s
 training: {num_epochs: 1, num_iterations_per_epoch: 2, num_val_iterations_per_epoch: 1,
-           crop: [16, 16], warmup_epochs: 0, precision: %s}
+           patch_size: [16, 16], warmup_epochs: 0, precision: %s}
 probe: {probe_at_end: false}
 """
 

@@ -26,7 +26,7 @@ from nnssl.training.pretrainer import nnSSLPretrainer
 SHORT = """
 extends: nnSSLContrastiveTrainer
 training: {num_epochs: 2, num_iterations_per_epoch: 3, num_val_iterations_per_epoch: 1,
-           crop: %s, warmup_epochs: 1, picture_every: 1}
+           patch_size: %s, warmup_epochs: 1, picture_every: 1}
 sampling: {partitions: 2, volumes: 2}
 objective: {hidden_features: 16, embedding_features: 8}
 probe: {probe_at_end: false}
@@ -35,7 +35,7 @@ probe: {probe_at_end: false}
 FINISHED = ("clustering", "mae", "spark", "models_genesis", "pcrlv2")
 TOY_TRAINING = """
 training: {num_epochs: 1, num_iterations_per_epoch: 2, num_val_iterations_per_epoch: 1,
-           crop: [16, 16], warmup_epochs: 0}
+           patch_size: [16, 16], warmup_epochs: 0}
 probe: {probe_at_end: false}
 """
 
@@ -50,10 +50,10 @@ def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture
 def short(trainer_yaml: Callable[[str, str], str]) -> Callable[..., type]:
-    """`short(name, extra, crop)`: class of a two-epoch trainer."""
+    """`short(name, extra, patch_size)`: class of a two-epoch trainer."""
 
-    def make(name: str = "nnSSLShort", extra: str = "", crop: str = "[16, 16]") -> type:
-        trainer_yaml(name, SHORT % crop + extra)
+    def make(name: str = "nnSSLShort", extra: str = "", patch_size: str = "[16, 16]") -> type:
+        trainer_yaml(name, SHORT % patch_size + extra)
         trainer_class.cache_clear()
         return trainer_class(name)
 
@@ -72,13 +72,16 @@ def weights(trainer: nnSSLPretrainer) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("configuration", "crop", "fold"), [("2d", "[16, 16]", 0), ("3d_fullres", "[4, 16, 16]", "all")]
+    ("configuration", "patch_size", "fold"),
+    [("2d", "[16, 16]", 0), ("3d_fullres", "[4, 16, 16]", "all")],
 )
 def test_walk(
-    tiny_dataset: Any, short: Callable[..., type], configuration: str, crop: str, fold: Any
+    tiny_dataset: Any, short: Callable[..., type], configuration: str, patch_size: str, fold: Any
 ) -> None:
     """A run leaves what is promised, and moves the encoder only."""
-    trainer = run(tiny_dataset, short(crop=crop), configuration=configuration, fold=fold)
+    trainer = run(
+        tiny_dataset, short(patch_size=patch_size), configuration=configuration, fold=fold
+    )
     folder = Path(trainer.output_folder)
     assert {f.name for f in folder.iterdir()} >= {
         "checkpoint_final.pth", "progress.png", "resolved_config.yaml", "pictures",
@@ -290,7 +293,7 @@ def test_dishonest_splits_are_refused(
 def test_patch_as_large_as_the_volume_says_which_patch_would_do(
     tiny_dataset: Any, short: Callable[..., type]
 ) -> None:
-    kind = short(crop="[8, 16, 16]")
+    kind = short(patch_size="[8, 16, 16]")
     with pytest.raises(ValueError, match="would do"):
         run(tiny_dataset, kind, configuration="3d_fullres")
 

@@ -15,7 +15,7 @@ NAME = "nnSSLTogether"
 SETTINGS = """
 extends: nnSSLContrastiveTrainer
 training: {num_epochs: 2, num_iterations_per_epoch: 3, num_val_iterations_per_epoch: 1,
-           crop: [16, 16], warmup_epochs: 1}
+           patch_size: [16, 16], warmup_epochs: 1}
 sampling: {partitions: 2, volumes: 2}
 objective: {hidden_features: 16, embedding_features: 8, normalisation: layer}
 probe: {probe_patients: 1, probe_draws: 1, probe_volumes: 1}
