@@ -8,12 +8,11 @@ from collections.abc import Sequence
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
-    """Aligns columns; the widest column is wrapped where the terminal is too narrow."""
+    """Aligns columns; all but the first are wrapped where the terminal is too narrow."""
     width = width or shutil.get_terminal_size((120, 24)).columns
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    widest = widths.index(max(widths))
-    others = sum(widths) - widths[widest] + 2 * (len(widths) - 1)
-    widths[widest] = min(widths[widest], max(20, width - others))
+    while sum(widths) + 2 * (len(widths) - 1) > width and max(widths[1:]) > 20:
+        widths[widths.index(max(widths[1:]), 1)] -= 1
     rule = ["-" * size for size in widths]
     return "\n".join(line for row in (header, rule, *rows) for line in _lines(row, widths))
 

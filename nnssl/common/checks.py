@@ -133,7 +133,8 @@ def describe(annotation: Any, limits: str = "") -> str:
         return describe(arguments[0], _limits(arguments[1:]) + limits)
     if origin in UNIONS:
         wider = [item for item in arguments if item is not int or float not in arguments]
-        return " or ".join(dict.fromkeys(describe(item, limits) for item in wider))
+        words = list(dict.fromkeys(describe(item, limits) for item in wider))
+        return (", or " if "," in "".join(words) else " or ").join(words)
     if origin is Literal:
         return "one of " + ", ".join(repr(item) for item in arguments)
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
@@ -181,13 +182,13 @@ def plain(value: Any) -> Any:
     return value
 
 
-def near(name: str, options: Collection[str]) -> str:
+def suggest(name: str, options: Collection[str]) -> str:
     """Returns a hint such as " (did you mean 'rotation'?)", or nothing."""
     matches = get_close_matches(name, list(options), n=3, cutoff=0.6)
     return f" (did you mean {' or '.join(repr(m) for m in matches)}?)" if matches else ""
 
 
-def knobs(function: Callable[..., Any], given: Collection[str] = ()) -> dict[str, Knob]:
+def find_knobs(function: Callable[..., Any], given: Collection[str] = ()) -> dict[str, Knob]:
     """Returns the keyword parameters of `function` that a file may set.
 
     Args:

@@ -1,7 +1,7 @@
 """A YAML file is a trainer: finds, merges, checks and freezes configurations."""
 
-from nnssl.config.aliases import renamed
-from nnssl.config.config import Config, bind, completed
+from nnssl.config.aliases import rename_knobs
+from nnssl.config.config import Config, bind, complete
 from nnssl.config.files import CONFIG_FOLDERS, TRAINER_PREFIX, RawConfig, find_configs, read_config
 from nnssl.config.overrides import OVERRIDES
 from nnssl.config.schema import Groups, Schema
@@ -15,8 +15,8 @@ __all__ = [
     "RawConfig",
     "Schema",
     "bind",
-    "completed",
+    "complete",
     "find_configs",
     "read_config",
-    "renamed",
+    "rename_knobs",
 ]

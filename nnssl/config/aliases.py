@@ -19,7 +19,7 @@ ALIASES: dict[str, str] = {
 GONE = {"views.*.kind": "random"}
 
 
-def renamed(sections: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
+def rename_knobs(sections: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
     """Returns a copy of `sections` in which every knob has its spelling of today.
 
     Args:

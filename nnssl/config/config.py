@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nnssl.common.checks import REQUIRED, Knob, MismatchError, describe, fit, near, plain
-from nnssl.config.aliases import renamed
+from nnssl.common.checks import REQUIRED, Knob, MismatchError, describe, fit, plain, suggest
+from nnssl.config.aliases import rename_knobs
 from nnssl.config.files import RawConfig
 from nnssl.config.overrides import OVERRIDES, override
-from nnssl.config.schema import SELECTOR, KnobTarget, Schema, targets
+from nnssl.config.schema import SELECTOR, KnobTarget, Schema, find_targets
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class Config:
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
         """Rebuilds what `to_dict` returned, without any file; knobs get their names of today."""
         parts = deepcopy(dict(values))
-        sections = renamed(parts.pop("sections"))
+        sections = rename_knobs(parts.pop("sections"))
         return cls(_sections=sections, sources=tuple(parts.pop("sources")), **parts)
 
 
-def completed(stored: Config, schema: Schema, given: Collection[str] = ()) -> Config:
+def complete(stored: Config, schema: Schema, given: Collection[str] = ()) -> Config:
     """A stored configuration with the defaults of knobs that did not exist when it was written.
 
     Raises:
@@ -117,11 +117,11 @@ def _bind_sections(
 ) -> dict[str, Any]:
     for name in [name for name in sections if name not in schema]:
         problems.append(
-            f"{name}: unknown section in {origin(name)}{near(name, schema)}; "
+            f"{name}: unknown section in {origin(name)}{suggest(name, schema)}; "
             f"allowed: {', '.join(schema)}"
         )
     bound: dict[str, Any] = {name: {} for name in schema}
-    for target in targets(sections, schema, origin, problems):
+    for target in find_targets(sections, schema, origin, problems):
         values = _bind_target(target, given, origin, problems)
         section, _, group = target.path.partition(".")
         (bound[section] if group else bound).update({group or section: values})
@@ -137,7 +137,7 @@ def _bind_target(
         path = f"{target.path}.{name}"
         problems.append(
             f"{path} = {target.values[name]!r} in {origin(path)}: unknown knob"
-            f"{near(str(name), allowed)}; allowed: {', '.join(allowed) or 'none'}"
+            f"{suggest(str(name), allowed)}; allowed: {', '.join(allowed) or 'none'}"
         )
     for name, knob in allowed.items():
         path = f"{target.path}.{name}"

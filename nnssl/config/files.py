@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from nnssl.common.checks import near
-from nnssl.config.aliases import renamed
+from nnssl.common.checks import suggest
+from nnssl.config.aliases import rename_knobs
 
 CONFIG_FOLDERS = "nnssl_configs"
 TRAINER_PREFIX = "nnSSL"
@@ -165,7 +165,7 @@ def _chain(name: str, files: Mapping[str, Path]) -> Iterator[tuple[Path, dict[st
         if current not in files:
             raise ValueError(_unknown(current, chain, files))
         content = _read(files[current])
-        yield files[current], renamed(content, str(files[current]))
+        yield files[current], rename_knobs(content, str(files[current]))
         chain.append(current)
         current = content.get("extends")
 
@@ -174,7 +174,7 @@ def _unknown(name: Any, chain: list[str], files: Mapping[str, Path]) -> str:
     where = f"{files[chain[-1]]}: extends names" if chain else "there is no trainer"
     folders = ", ".join(str(folder) for folder in (*user_folders(), INSTALLED))
     return (
-        f"{where} {name!r}{near(str(name), files)}; known: {', '.join(files) or 'none'} "
+        f"{where} {name!r}{suggest(str(name), files)}; known: {', '.join(files) or 'none'} "
         f"(searched in {folders}; nnssl_trainers prints them)"
     )
 
@@ -221,9 +221,8 @@ def _check_header(
         raise ValueError(f"{file}: about = {about!r}; must be a mapping")
     for key in about:
         if key not in ABOUT:
-            raise ValueError(
-                f"{file}: about.{key}: unknown{near(str(key), ABOUT)}; allowed: {', '.join(ABOUT)}"
-            )
+            hint, allowed = suggest(str(key), ABOUT), ", ".join(ABOUT)
+            raise ValueError(f"{file}: about.{key}: unknown{hint}; allowed: {allowed}")
 
 
 def _mentions(content: Mapping[str, Any], parts: list[str]) -> bool:

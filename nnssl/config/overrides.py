@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from nnssl.common.checks import near
+from nnssl.common.checks import suggest
 from nnssl.config.aliases import former_paths, warn
 from nnssl.config.files import parse_yaml
-from nnssl.config.schema import SELECTOR, Schema, targets
+from nnssl.config.schema import SELECTOR, Schema, find_targets
 
 OVERRIDES = "nnssl_overrides"
 
@@ -23,7 +23,7 @@ def override(
 ) -> dict[str, Any]:
     """Applies the overrides to `sections` in place; what chooses a callable comes first."""
     pairs = dict(_parse_overrides(text, problems))
-    chosen = [target for target in targets(sections, schema, str, []) if target.choices]
+    chosen = [target for target in find_targets(sections, schema, str, []) if target.choices]
     applied = {}
     for target in chosen:
         path = f"{target.path}.{SELECTOR}"
@@ -33,7 +33,7 @@ def override(
             _set(sections, target.path, {**(target.values if same else {}), SELECTOR: choice})
     paths = [
         f"{target.path}.{name}"
-        for target in targets(sections, schema, str, [])
+        for target in find_targets(sections, schema, str, [])
         for name in target.allowed(given)
     ]
     for key, value in pairs.items():
@@ -63,7 +63,7 @@ def _no_match(key: str, matches: list[str], paths: list[str]) -> str:
     if matches:
         return f"{OVERRIDES}: {key!r} is ambiguous; write one of {', '.join(matches)}"
     last = key.rpartition(".")[2]
-    hints = [p for p in paths if near(last, [p.rpartition(".")[2]])]
+    hints = [p for p in paths if suggest(last, [p.rpartition(".")[2]])]
     hint = f" (did you mean {' or '.join(hints)}?)" if hints else ""
     return f"{OVERRIDES}: {key!r} is no knob{hint}; allowed: {', '.join(paths)}"
 

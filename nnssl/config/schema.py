@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nnssl.common.checks import Knob, knobs, near
+from nnssl.common.checks import Knob, find_knobs, suggest
 
 SELECTOR = "name"
 ABSENT = "<absent>"
@@ -38,10 +38,10 @@ class KnobTarget:
 
     def allowed(self, given: Collection[str]) -> dict[str, Knob]:
         """Returns the knobs that a file may set here."""
-        return knobs(self.function, (*given, SELECTOR) if self.choices else given)
+        return find_knobs(self.function, (*given, SELECTOR) if self.choices else given)
 
 
-def targets(
+def find_targets(
     sections: Mapping[str, Any],
     schema: Schema,
     origin: Callable[[str], str],
@@ -68,6 +68,6 @@ def targets(
         else:
             path = f"{name}.{SELECTOR}"
             problems.append(
-                f"{path} = {choice!r} in {origin(path)}: unknown{near(str(choice), section)}; "
+                f"{path} = {choice!r} in {origin(path)}: unknown{suggest(str(choice), section)}; "
                 f"allowed: {', '.join(section)}"
             )

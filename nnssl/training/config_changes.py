@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from nnssl.config import renamed
+from nnssl.config import rename_knobs
 from nnssl.nnunet.checkpoint import plain, read_checkpoint
 from nnssl.nnunet.paths import FINAL
 
@@ -92,7 +92,7 @@ def _allowed(name: str, may_change: Collection[str]) -> bool:
 def _differing(
     stored: Mapping[str, Any], today: Mapping[str, Any], ignored: set[str]
 ) -> list[tuple[str, Any, Any]]:
-    old, new = (_flat(plain(renamed(c.get("sections", c)))) for c in (stored, today))
+    old, new = (_flat(plain(rename_knobs(c.get("sections", c)))) for c in (stored, today))
     names = [name for name in {**old, **new} if not _allowed(name, ignored)]
     pairs = ((name, old.get(name, _NOT_SET), new.get(name, _NOT_SET)) for name in names)
     return [(name, a, b) for name, a, b in pairs if a != b]

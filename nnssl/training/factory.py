@@ -6,7 +6,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from nnssl.config import TRAINER_PREFIX, read_config
+from nnssl.config import TRAINER_PREFIX, Schema, read_config
 
 BASES = {
     "pretrain": ("nnssl.training.pretrainer", "nnSSLPretrainer"),
@@ -25,9 +25,19 @@ def trainer_class(name: str) -> type:
     if not name.startswith(TRAINER_PREFIX):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     raw = read_config(name)
-    module, base = BASES[raw.kind]
     members = {"__doc__": raw.about.get("summary"), "config_name": name}
-    return type(name, (getattr(import_module(module), base),), members)
+    return type(name, (_base(raw.kind),), members)
+
+
+def schema_of(kind: str) -> tuple[Schema, tuple[str, ...]]:
+    """What the trainers of a kind bind to, and the arguments that code supplies; loads torch."""
+    trainer = _base(kind)
+    return trainer.schema, trainer.given
+
+
+def _base(kind: str) -> Any:
+    module, name = BASES[kind]
+    return getattr(import_module(module), name)
 
 
 def __getattr__(name: str) -> Any:

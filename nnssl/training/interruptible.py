@@ -15,7 +15,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed as dist
 
-from nnssl.config import Config, Schema, bind, completed, read_config
+from nnssl.config import Config, Schema, bind, complete, read_config
 from nnssl.data.stepped_loader import SteppedLoader
 from nnssl.nnunet.checkpoint import save_atomically
 from nnssl.nnunet.paths import LATEST
@@ -119,7 +119,7 @@ class Interruptible(nnUNetTrainer):
             ValueError: they differ in more than `may_change`.
         """
         before, today = Config.from_dict(stored), self.bind_config()
-        before = completed(before, self.schema, self.given)
+        before = complete(before, self.schema, self.given)
         for line in compare_resume(before.sections, today.sections, self.may_change):
             self.print_to_log_file(f"Resume: {line}")
         return today

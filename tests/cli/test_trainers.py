@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from nnssl.cli import trainers
 from nnssl.cli.table import table
+from nnssl.common.checks import REQUIRED, find_knobs, fit
 from nnssl.config import find_configs
+from nnssl.config.files import INSTALLED
+from nnssl.training.factory import schema_of
 
 
 @pytest.fixture
@@ -68,6 +74,40 @@ def test_an_unknown_name_lists_near_ones(folder):
         trainers.main(["--bibtex", "nnSSLFinetuneTrain"])
 
 
+def test_the_list_loads_neither_torch_nor_nnunet():
+    code = """
+import sys
+from nnssl.cli import trainers
+assert trainers.main([]) == 0
+heavy = {"torch", "numpy", "nnunetv2", "pydantic"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_knobs_of_a_trainer_are_printed(folder, capsys):
+    (folder / "nnSSLMineTrainer.yaml").write_text(
+        "extends: nnSSLContrastiveTrainer\ntraining: {num_epochs: 7}\n"
+    )
+    assert trainers.main(["--knobs", "nnSSLMineTrainer"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "training.num_epochs 7 an integer of at least 1 epochs of the run." in lines
+    assert any(line.startswith("objective.temperature 0.1 a number above 0") for line in lines)
+    assert any(line.startswith("views.global.count 2 ") for line in lines)
+
+
+SHIPPED = sorted(name for name in find_configs() if find_configs()[name].is_relative_to(INSTALLED))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_knob_of_every_trainer_has_a_meaning(name, monkeypatch):
+    monkeypatch.setenv("nnssl_configs", "")
+    knobs = trainers.explain_trainer(name)
+    assert len(knobs) > 20
+    silent = [knob.knob for knob in knobs if not knob.meaning]
+    assert [knob for knob in silent if not knob.startswith("objective.")] == []
+
+
 def test_a_table_is_aligned_and_wraps_its_widest_column():
     text = table(("a", "long"), [("x", "word " * 8), ("yyy", "")], width=30)
     assert text.splitlines() == [
@@ -77,3 +117,14 @@ def test_a_table_is_aligned_and_wraps_its_widest_column():
         "     word word word",
         "yyy",
     ]
+
+
+def test_every_default_is_allowed():
+    for kind in ("pretrain", "finetune"):
+        schema, given = schema_of(kind)
+        for section in schema.values():
+            section = getattr(section, "function", section)
+            for function in section.values() if isinstance(section, dict) else [section]:
+                for name, knob in find_knobs(function, given).items():
+                    if knob.default is not REQUIRED:
+                        assert fit(knob.default, knob.annotation) == knob.default, (function, name)

@@ -24,11 +24,11 @@ from nnssl.common.checks import (
     Rule,
     checked,
     describe,
+    find_knobs,
     fit,
-    knobs,
 )
-from nnssl.config import Config, Groups, bind, completed, find_configs, read_config
-from nnssl.config.aliases import ALIASES, renamed, warn
+from nnssl.config import Config, Groups, bind, complete, find_configs, read_config
+from nnssl.config.aliases import ALIASES, rename_knobs, warn
 
 if TYPE_CHECKING:
     from nowhere import Network
@@ -239,6 +239,7 @@ def test_fitting_values(value, annotation, expected):
         (0, None, "null"),
         (1, Literal[True, "yes"], "one of True, 'yes'"),
         ("b", int | None, "an integer or null"),
+        ("b", list[int] | None, "a list, each an integer, or null"),
         ("ab", Sequence[str], "a list, each a text"),
         ([1, "b"], list[int], "a list, each an integer"),
         ([1], tuple[int, int], "a list [an integer, an integer]"),
@@ -256,8 +257,8 @@ def test_inherited_constructors_and_annotations_for_type_checkers_only():
     class Child(Restoration):
         pass
 
-    assert list(knobs(Child, given=("network",))) == ["mask_ratio"]
-    assert knobs(Child, given=("network",))["mask_ratio"].annotation is float
+    assert list(find_knobs(Child, given=("network",))) == ["mask_ratio"]
+    assert find_knobs(Child, given=("network",))["mask_ratio"].annotation is float
 
 
 BOUNDS = [
@@ -326,7 +327,7 @@ def test_a_call_from_code_is_checked_like_a_file():
 
 
 def test_a_checked_class_keeps_its_signature_copies_and_pickles():
-    assert list(knobs(Drawn, given=("network", "count"))) == ["shift"]
+    assert list(find_knobs(Drawn, given=("network", "count"))) == ["shift"]
     assert pickle.loads(pickle.dumps(Labels(2))) == copy.deepcopy(Labels(2)) == Labels(2)
     assert "patients" in error_of(lambda: dataclasses.replace(Labels(2), patients=-1))
 
@@ -372,7 +373,7 @@ def test_a_child_overrides_its_parent_in_either_spelling(aliases, write):
 
 def test_the_knobs_that_have_a_former_spelling():
     former = {"training": {"crop": [8, 8]}, "sampling": {"spread": 0.3, "min_occupancy": 0.1}}
-    assert renamed(former) == {
+    assert rename_knobs(former) == {
         "training": {"patch_size": [8, 8]},
         "sampling": {"centre_spread": 0.3, "min_tissue": 0.1},
     }
@@ -401,7 +402,7 @@ def test_a_stored_configuration_gets_the_spelling_of_today_silently(aliases, fol
     training["epochs"] = training.pop("num_epochs")
     values["sections"]["views"]["local"]["kind"] = "random"  # a knob that is gone
     stored = Config.from_dict(values)
-    assert completed(stored, SCHEMA, ("network",)).sections == bound().sections
+    assert complete(stored, SCHEMA, ("network",)).sections == bound().sections
     assert capsys.readouterr().err == ""
 
 
@@ -431,11 +432,11 @@ def test_it_cannot_be_changed(folder):
 def test_a_knob_that_came_later_has_its_default_in_a_stored_configuration(folder):
     values = bound().to_dict()
     del values["sections"]["training"]["num_epochs"]
-    filled = completed(Config.from_dict(values), SCHEMA, ("network",))
+    filled = complete(Config.from_dict(values), SCHEMA, ("network",))
     assert filled.sections["training"]["num_epochs"] == Training().num_epochs
     values["sections"]["training"]["gone"] = 1
     with pytest.raises(ValueError, match=r"training\.gone = 1 in stored configuration"):
-        completed(Config.from_dict(values), SCHEMA, ("network",))
+        complete(Config.from_dict(values), SCHEMA, ("network",))
 
 
 # ---------------------------------------------------------------- extends

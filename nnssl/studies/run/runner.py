@@ -137,18 +137,14 @@ def check_overrides(cells: Sequence[Cell]) -> None:
 
 
 def _find_problems(cells: Sequence[Cell]) -> Iterator[str]:
-    from nnssl.training import finetuner, pretraining_setup  # they load torch and nnU-Net
+    from nnssl.training.factory import schema_of  # loads torch and nnU-Net
 
-    schemas = {
-        "pretrain": (pretraining_setup.SCHEMA, pretraining_setup.GIVEN),
-        "finetune": (finetuner.SCHEMA, ()),
-    }
     for cell in cells:
         raw = read_config(cell.trainer)
         if raw.kind != cell.kind:
             yield f"{cell.method}: {cell.trainer} is a trainer of kind {raw.kind}, not {cell.kind}"
             continue
-        schema, given = schemas[cell.kind]
+        schema, given = schema_of(cell.kind)
         try:
             bind(raw, schema, given, overrides=write_overrides(cell.overrides))
         except ValueError as error:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from annotated_types import Gt, MinLen
 
-from nnssl.common.checks import Count, Rule, Whole, near, plain
+from nnssl.common.checks import Count, Rule, Whole, plain, suggest
 from nnssl.common.files import atomic_path
 from nnssl.config import Groups, RawConfig, Schema, bind, find_configs
 from nnssl.config.files import INSTALLED, parse_yaml, user_folders
@@ -201,7 +201,7 @@ def _find_file(name_or_path: str | Path) -> Path:
     known = find_studies()
     if str(name_or_path) not in known:
         raise ValueError(
-            f"there is no study {str(name_or_path)!r}{near(str(name_or_path), known)}; known: "
+            f"there is no study {str(name_or_path)!r}{suggest(str(name_or_path), known)}; known: "
             f"{', '.join(known) or 'none'}; or give the path of a YAML file"
         )
     return known[str(name_or_path)]
@@ -221,7 +221,7 @@ def _read_yaml(file: Path) -> RawConfig:
         raise ValueError(f"{file}: about = {about!r}; must be a mapping of texts")
     for key in about:
         if key not in ABOUT:
-            hint, allowed = near(str(key), ABOUT), ", ".join(ABOUT)
+            hint, allowed = suggest(str(key), ABOUT), ", ".join(ABOUT)
             raise ValueError(f"{file}: about.{key}: unknown{hint}; allowed: {allowed}")
     return RawConfig(file.stem, "study", about, sections, ((file, content),))
 
@@ -270,7 +270,7 @@ def _trainer_problems(study: Study) -> Iterator[str]:
             if trainer is not None and trainer not in known and not waited_for:
                 yield (
                     f"{section}.{name}.{knob} = {trainer!r}: there is no such trainer"
-                    f"{near(trainer, known)}; known: {', '.join(known)}. A method that does not "
+                    f"{suggest(trainer, known)}; known: {', '.join(known)}. A method that does not "
                     "exist yet says waits: trainer"
                 )
 
