@@ -13,7 +13,7 @@ from nnssl.modules import unet
 from nnssl.modules.blocks import cells_of, enlarge
 from nnssl.objectives.base import Batch, Context
 from nnssl.objectives.reconstruction import Corrupted, ReconstructionObjective
-from nnssl.views.masks import visible_blocks
+from nnssl.views.cells import draw_visible_cells
 
 CLEAN: Mapping[str, Any] = dict.fromkeys(
     ("noise", "blur", "brightness", "contrast", "low_resolution", "gamma", "gamma_inverted")
@@ -73,7 +73,9 @@ class MAEObjective(ReconstructionObjective):
     def corrupt(self, batch: Batch) -> Corrupted:
         image = batch["views"]["global_0"].image
         cells = cells_of(image.shape[2:], self.block)
-        blocks = visible_blocks(batch["key"], cells, self.mask_ratio, "mask", self.least_visible)
+        blocks = draw_visible_cells(
+            batch["key"], cells, self.mask_ratio, "mask", self.least_visible
+        )
         blocks = blocks.to(image.device, non_blocking=True)
         visible = enlarge(blocks, image.shape[2:])
         target = _normalised(image, self.block) if self.normalise_target else image

@@ -10,7 +10,7 @@ from torch import nn
 from nnssl.objectives.base import Batch, Context
 from nnssl.objectives.mae import CLEAN
 from nnssl.objectives.reconstruction import Corrupted, ReconstructionObjective
-from nnssl.views.deformations import Deformations
+from nnssl.views.deformations import deform
 
 
 class ModelsGenesisObjective(ReconstructionObjective):
@@ -26,7 +26,7 @@ class ModelsGenesisObjective(ReconstructionObjective):
     Differs from the paper: deformations act within each image's robust range instead of [0, 1], and
     the loss is taken on the image as nnU-Net normalised it, with a linear output in the place of a
     sigmoid; local shuffling is computed for all voxels at once, with as many windows per voxel as
-    the paper has in a cube of 64 x 64 x 32 (`nnssl.views.local_shuffle` tells what that changes);
+    the paper has in a cube of 64 x 64 x 32 (`nnssl.views.deformations.local_shuffle` tells what that changes);
     each channel has its own intensity curve; views are rotated and scaled a little before.
 
     Shapes: view (B, C, *S).
@@ -57,10 +57,22 @@ class ModelsGenesisObjective(ReconstructionObjective):
         position: float = 0.0,
     ) -> None:
         super().__init__(network, context, skips=skips, position=position)
-        self.deform = Deformations(
-            shuffle=shuffle, nonlinear=nonlinear, paint=paint, outpaint=outpaint
+        self.shuffle, self.nonlinear, self.paint, self.outpaint = (
+            shuffle,
+            nonlinear,
+            paint,
+            outpaint,
         )
 
     def corrupt(self, batch: Batch) -> Corrupted:
         image = batch["views"]["global_0"].image
-        return Corrupted(self.deform(image, batch["key"], "global_0"), image)
+        deformed = deform(
+            image,
+            batch["key"],
+            "global_0",
+            shuffle=self.shuffle,
+            nonlinear=self.nonlinear,
+            paint=self.paint,
+            outpaint=self.outpaint,
+        )
+        return Corrupted(deformed, image)

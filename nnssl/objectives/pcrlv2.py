@@ -19,9 +19,9 @@ from nnssl.modules.heads import LevelHead, Pooling
 from nnssl.objectives.base import Batch, Context
 from nnssl.objectives.mae import CLEAN
 from nnssl.objectives.reconstruction import Corrupted, ReconstructionObjective
+from nnssl.views.cells import swap_cells
 from nnssl.views.intensity import Intensity
 from nnssl.views.randomness import generator
-from nnssl.views.swapping import swap_cells
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from nnssl.modules import cluster_metrics, metrics, unet
 from nnssl.modules.features import evaluating
 from nnssl.modules.grids import compose, invert, sample
 from nnssl.objectives.base import Batch, Context, DenseTargets, Objective
-from nnssl.views.view import View
+from nnssl.views import View
 
 
 class PixelClusteringObjective(Objective):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from nnssl.views.random_view import RandomView
-from nnssl.views.view import View
+from nnssl.views.random_view import RandomView, View
 
 __all__ = ["RandomView", "View"]

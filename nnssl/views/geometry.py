@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnssl.common.checks import flag, interval, number, per_axis
 from nnssl.modules.grids import sample
 from nnssl.views.randomness import generator
 
@@ -31,20 +30,7 @@ class Geometry:
     with the size of the patch; a view of scale 1 sees as many voxels as it has. The rotation R acts
     in millimetres.
 
-    Args:
-        rotation: largest angle in degrees, 0 to 180. In 3D about an axis of any direction.
-        scale: smallest and largest field of view, relative to the view's size; log-uniform, equal
-            on all axes.
-        stretch: at least 1; each axis is further scaled by a log-uniform factor in
-            [1 / stretch, stretch].
-        shift: largest offset of the view's centre along each axis, as fraction of the patch.
-        flip: probability of mirroring each axis, or a list of the array axes that are mirrored with
-            probability 0.5.
-        rotate_coarse: whether 3D images are rotated out of the fine plane although one spacing is
-            more than three times another.
-
-    Raises:
-        ValueError: a parameter is outside its range.
+    The arguments are those of `RandomView`.
     """
 
     def __init__(
@@ -56,12 +42,9 @@ class Geometry:
         flip: float | Sequence[int],
         rotate_coarse: bool,
     ) -> None:
-        self.rotation = math.radians(number("rotation", rotation, 0, 180))
-        self.scale = interval("scale", scale, 0.01, 100)
-        self.stretch = number("stretch", stretch, 1, 10)
-        self.shift = number("shift", shift, 0, 10)
-        self.flip = _checked_flip(flip)
-        self.rotate_coarse = flag("rotate_coarse", rotate_coarse)
+        self.rotation, self.scale = math.radians(rotation), tuple(scale)
+        self.stretch, self.shift, self.rotate_coarse = stretch, shift, rotate_coarse
+        self.flip = tuple(flip) if isinstance(flip, Sequence) else float(flip)
 
     def draw(
         self,
@@ -112,8 +95,12 @@ class Geometry:
         Raises:
             ValueError: naming the parameter.
         """
-        per_axis("patch_size", patch_size, dimension)
-        per_axis("spacing", spacing, dimension)
+        for name, value in (("patch_size", patch_size), ("spacing", spacing)):
+            if len(value) != dimension or not all(item > 0 for item in value):
+                raise ValueError(
+                    f"{name} is {list(value)}; allowed are {dimension} numbers above 0, one per "
+                    "image axis"
+                )
         if not isinstance(self.flip, float) and max(self.flip, default=0) >= dimension:
             raise ValueError(
                 f"flip is {list(self.flip)}; allowed are the image's axes 0 to {dimension - 1}"
@@ -131,7 +118,7 @@ class Geometry:
 
 
 class Placement:
-    """Drawn affines of a batch, ready to cut images and dense_targets out of raw patches.
+    """Drawn affines of a batch, ready to cut images and dense targets out of raw patches.
 
     Args:
         affines: (B, d, d+1) float64 of `Geometry.draw`.
@@ -220,18 +207,4 @@ def _rotation(
     skew *= math.sqrt(2) / max(float(np.linalg.norm(skew)), 1e-12)
     return np.asarray(
         np.eye(dimension) + math.sin(angle) * skew + (1 - math.cos(angle)) * skew @ skew
-    )
-
-
-def _checked_flip(flip: object) -> float | tuple[int, ...]:
-    if isinstance(flip, int | float):
-        return number("flip", flip, 0, 1)
-    is_axes = isinstance(flip, Sequence) and all(
-        isinstance(axis, int) and not isinstance(axis, bool) and 0 <= axis <= 2 for axis in flip
-    )
-    if is_axes:
-        return tuple(flip)  # type: ignore[arg-type]
-    raise ValueError(
-        f"flip is {flip!r}; allowed is one probability from 0 to 1, or a list of the array axes "
-        "(0, 1, 2) that are mirrored with probability 0.5"
     )

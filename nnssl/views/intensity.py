@@ -9,14 +9,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated, TypeVar
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
-from nnssl.common.checks import interval, number
+from nnssl.common.checks import Fraction, Rule
 from nnssl.views.geometry import fine_axes
 from nnssl.views.randomness import generator, torch_generator
+
+S = TypeVar("S")
+RISING = Rule(lambda given: given[-2] <= given[-1], "the smaller first")
+Change = Annotated[tuple[Fraction, S, S], RISING]  # [probability, lowest, highest strength]
+UpTo10 = Annotated[float, Interval(ge=0, le=10)]
+UpTo100 = Annotated[float, Interval(ge=0, le=100)]
+Offset = Annotated[float, Interval(ge=-10, le=10)]
+Resolution = Annotated[float, Interval(ge=0.01, le=1)]
+Exponent = Annotated[float, Interval(ge=0.1, le=10)]
 
 QUANTILES = (0.005, 0.995)  # robust range of an image, for gamma
 QUANTILE_VOXELS = 4096  # voxels that suffice to estimate it
@@ -93,14 +104,14 @@ def gamma_inverted(image: Tensor, strength: Tensor, context: IntensityContext) -
 
 
 Operation = Callable[[Tensor, Tensor, IntensityContext], Tensor]
-OPERATIONS: dict[str, tuple[Operation, float, float]] = {  # in nnU-Net's order; allowed strengths
-    "noise": (noise, 0, 10),
-    "blur": (blur, 0, 100),
-    "brightness": (brightness, -10, 10),
-    "contrast": (contrast, 0, 10),
-    "low_resolution": (low_resolution, 0.01, 1),
-    "gamma": (gamma, 0.1, 10),
-    "gamma_inverted": (gamma_inverted, 0.1, 10),
+OPERATIONS: dict[str, Operation] = {  # in nnU-Net's order
+    "noise": noise,
+    "blur": blur,
+    "brightness": brightness,
+    "contrast": contrast,
+    "low_resolution": low_resolution,
+    "gamma": gamma,
+    "gamma_inverted": gamma_inverted,
 }
 
 
@@ -112,18 +123,11 @@ class Intensity:
         probability: that a sample is changed, 0 to 1.
         low: smallest strength; drawn per sample and channel.
         high: largest strength.
-
-    Raises:
-        ValueError: a parameter is outside its range.
     """
 
     def __init__(self, name: str, probability: float, low: float, high: float) -> None:
-        if name not in OPERATIONS:
-            raise ValueError(f"name is {name!r}; allowed are {', '.join(OPERATIONS)}")
-        self.name = name
-        self._apply, lowest, highest = OPERATIONS[name]
-        self.probability = number(f"{name}: the probability", probability, 0, 1)
-        self.low, self.high = interval(f"{name}: the range", (low, high), lowest, highest)
+        self.name, self._apply = name, OPERATIONS[name]
+        self.probability, self.low, self.high = probability, low, high
 
     def draw(self, random: np.random.Generator, channels: int) -> np.ndarray | None:
         """Strength per channel, or None where the sample stays as it is."""
@@ -153,6 +157,12 @@ class Intensity:
         context = IntensityContext(keys[list(chosen)], salt, spacing)
         changed = self._apply(image[rows], strengths, context)
         return image.index_copy(0, rows, changed)
+
+
+def make_intensities(**changes: Sequence[float] | None) -> list[Intensity]:
+    """Operations in nnU-Net's order, each [probability, lowest, highest strength]; without null."""
+    given = {name: changes.get(name) for name in OPERATIONS}
+    return [Intensity(name, *change) for name, change in given.items() if change is not None]
 
 
 def _mean(image: Tensor) -> Tensor:

@@ -4,18 +4,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
-from nnssl.common.checks import flag, number, whole
-from nnssl.views.geometry import Geometry, Placement, place
-from nnssl.views.intensity import OPERATIONS, Intensity
-from nnssl.views.view import View
+from nnssl.common.checks import Count, Fraction, checked
+from nnssl.views.geometry import Geometry, place
+from nnssl.views.intensity import (
+    RISING,
+    Change,
+    Exponent,
+    Offset,
+    Resolution,
+    UpTo10,
+    UpTo100,
+    make_intensities,
+)
+
+Zoom = Annotated[float, Interval(ge=0.01, le=100)]
+Axis = Annotated[int, Interval(ge=0, le=2)]
 
 
+@dataclass
+class View:
+    """One augmented version of each raw patch, and where it lies in the raw patch.
+
+    Attributes:
+        image: (B, C, *S) float32.
+        matrix: (B, d, d+1) float32, maps normalised coordinates of the view to those of the raw
+            patch (`align_corners=False`, component order of `affine_grid`: last array axis first).
+        dense_targets: integer maps (B, *S) int64 on the same grid, -1 where nothing is known.
+    """
+
+    image: Tensor
+    matrix: Tensor
+    dense_targets: dict[str, Tensor] = field(default_factory=dict)
+
+
+@checked
 class RandomView:
     """A group of independently drawn views of every raw patch of a batch.
 
@@ -24,23 +54,24 @@ class RandomView:
     noise, blur, brightness, contrast, low resolution, gamma.
 
     Args:
-        count: views per raw patch, at least 1.
-        size_fraction: size of a view relative to the patch, above 0; small ones are local views.
-        rotation: largest angle in degrees, 0 to 180. In 3D about an axis of any direction; where
-            one spacing is more than three times the finest, within the fine plane.
-        scale: smallest and largest field of view, relative to the view's own size.
-        stretch: at least 1; every axis is scaled by a further factor in [1 / stretch, stretch].
+        count: views per raw patch.
+        size_fraction: size of a view relative to the patch; small ones are local views.
+        rotation: largest angle in degrees. In 3D about an axis of any direction; where one spacing
+            is more than three times the finest, within the fine plane.
+        scale: smallest and largest field of view, relative to the view's own size; log-uniform,
+            equal on all axes.
+        stretch: every axis is scaled by a further log-uniform factor in [1 / stretch, stretch].
         shift: largest offset of the centre along each axis, as fraction of the patch.
         flip: probability of mirroring each axis, or a list of the array axes that are mirrored with
             probability 0.5.
         rotate_coarse: rotate out of the fine plane in spite of a coarse axis.
-        noise: standard deviation, in standard deviations of the image.
-        blur: sigma in voxels of the finest axis.
-        brightness: added, in standard deviations of the image.
+        noise: standard deviation of Gaussian noise, in standard deviations of the image.
+        blur: sigma of a Gaussian blur, in voxels of the finest axis.
+        brightness: what is added, in standard deviations of the image.
         contrast: factor about the mean.
         low_resolution: simulated resolution, as fraction of the real one.
-        gamma: exponent on the image's robust range.
-        gamma_inverted: the same for the negative image.
+        gamma: exponent on the image's robust range; above 1 darkens.
+        gamma_inverted: the same for the negative image; above 1 brightens.
         original_first: the first view is the centred patch, without any augmentation.
 
     Raises:
@@ -50,39 +81,34 @@ class RandomView:
     def __init__(
         self,
         *,
-        count: int = 2,
-        size_fraction: float = 1.0,
-        rotation: float = 15.0,
-        scale: Sequence[float] = (0.8, 1.25),
-        stretch: float = 1.1,
-        shift: float = 0.1,
-        flip: float | Sequence[int] = 0.5,
+        count: Count = 2,
+        size_fraction: Annotated[float, Interval(ge=0.01, le=10)] = 1.0,
+        rotation: Annotated[float, Interval(ge=0, le=180)] = 15.0,
+        scale: Annotated[tuple[Zoom, Zoom], RISING] = (0.8, 1.25),
+        stretch: Annotated[float, Interval(ge=1, le=10)] = 1.1,
+        shift: UpTo10 = 0.1,
+        flip: Fraction | Sequence[Axis] = 0.5,
         rotate_coarse: bool = False,
-        noise: Sequence[float] | None = (0.2, 0.0, 0.2),
-        blur: Sequence[float] | None = (0.2, 0.5, 1.0),
-        brightness: Sequence[float] | None = (0.5, -0.3, 0.3),
-        contrast: Sequence[float] | None = (0.5, 0.7, 1.3),
-        low_resolution: Sequence[float] | None = (0.2, 0.5, 1.0),
-        gamma: Sequence[float] | None = (0.3, 0.7, 1.5),
-        gamma_inverted: Sequence[float] | None = (0.1, 0.7, 1.5),
+        noise: Change[UpTo10] | None = (0.2, 0.0, 0.2),
+        blur: Change[UpTo100] | None = (0.2, 0.5, 1.0),
+        brightness: Change[Offset] | None = (0.5, -0.3, 0.3),
+        contrast: Change[UpTo10] | None = (0.5, 0.7, 1.3),
+        low_resolution: Change[Resolution] | None = (0.2, 0.5, 1.0),
+        gamma: Change[Exponent] | None = (0.3, 0.7, 1.5),
+        gamma_inverted: Change[Exponent] | None = (0.1, 0.7, 1.5),
         original_first: bool = False,
     ) -> None:
-        self.count = whole("count", count, 1)
-        self.size_fraction = number("size_fraction", size_fraction, 0.01, 10)
+        self.count, self.size_fraction, self.original_first = count, size_fraction, original_first
         self.geometry = Geometry(rotation, scale, stretch, shift, flip, rotate_coarse)
-        chosen = {
-            "noise": noise,
-            "blur": blur,
-            "brightness": brightness,
-            "contrast": contrast,
-            "low_resolution": low_resolution,
-            "gamma": gamma,
-            "gamma_inverted": gamma_inverted,
-        }
-        self.intensities = [
-            _intensity(name, chosen[name]) for name in OPERATIONS if chosen[name] is not None
-        ]
-        self.original_first = flag("original_first", original_first)
+        self.intensities = make_intensities(
+            noise=noise,
+            blur=blur,
+            brightness=brightness,
+            contrast=contrast,
+            low_resolution=low_resolution,
+            gamma=gamma,
+            gamma_inverted=gamma_inverted,
+        )
 
     def size(self, patch_size: Sequence[int]) -> tuple[int, ...]:
         """Voxels of a view per array axis: `patch_size * size_fraction`, rounded, at least 1."""
@@ -160,29 +186,11 @@ class RandomView:
             spacing,
         )
         image = placement.image(raw_patch)
-        if not original:
-            image = self._change(image, keys, name, spacing)
-        return View(image, placement.matrix(raw_patch.device), _dense_targets(batch, placement))
-
-    def _change(self, image: Tensor, keys: Tensor, name: str, spacing: Sequence[float]) -> Tensor:
-        for intensity in self.intensities:
+        for intensity in [] if original else self.intensities:
             image = intensity(image, keys, name, spacing)
-        return image
-
-
-def _dense_targets(batch: Mapping[str, Any], placement: Placement) -> dict[str, Tensor]:
-    dense_targets = batch.get("dense_targets", {})
-    return {
-        name: placement.dense_target(dense_target) for name, dense_target in dense_targets.items()
-    }
-
-
-def _intensity(name: str, triple: Sequence[float] | None) -> Intensity:
-    if not isinstance(triple, Sequence) or len(triple) != 3:
-        raise ValueError(
-            f"{name} is {triple!r}; allowed are [probability, lowest, highest strength] or null"
-        )
-    return Intensity(name, *triple)
+        maps = batch.get("dense_targets", {}).items()
+        dense_targets = {target: placement.dense_target(values) for target, values in maps}
+        return View(image, placement.matrix(raw_patch.device), dense_targets)
 
 
 def _same_parity(needed: float, size: int) -> int:

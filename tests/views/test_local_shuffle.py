@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import ks_2samp
 
-from nnssl.views.local_shuffle import WINDOWS_PER_VOXEL, local_shuffle
+from nnssl.views.deformations import WINDOWS_PER_VOXEL, local_shuffle
 
 SIZES = [(100, 80), (30, 40, 50)]
 
@@ -35,7 +35,7 @@ def both(image: np.ndarray, repetitions: int = 4) -> tuple[np.ndarray, np.ndarra
     original = np.stack([sequential(image, random) for _ in range(repetitions)])
     keys = torch.tensor([[4, 0, 0, row] for row in range(repetitions)])
     batch = torch.from_numpy(image)[None].expand(repetitions, *image.shape)
-    return original, local_shuffle(batch, keys, "v", WINDOWS_PER_VOXEL).numpy()
+    return original, local_shuffle(batch, keys, "v").numpy()
 
 
 @pytest.mark.parametrize("size", SIZES)

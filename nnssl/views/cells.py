@@ -1,7 +1,8 @@
-"""Exchange of small pieces of an image."""
+"""Cells of a grid over the image: hidden (masked autoencoding), or exchanged (PCRLv2)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,40 @@ from torch import Tensor
 
 from nnssl.views.randomness import generator
 
-CELLS = 8  # per axis
+SWAP_CELLS = 8  # per axis
+
+
+def draw_visible_cells(
+    keys: Tensor, cells: Sequence[int], mask_ratio: float, salt: str, least_visible: int = 1
+) -> Tensor:
+    """Which cells of a grid stay visible: a fixed number of them, drawn per sample.
+
+    `round(mask_ratio * cells)` cells are hidden, but at least one, and `least_visible` stay.
+
+    Args:
+        keys: int64 (B, 4) on the CPU.
+        cells: cells per array axis (d,).
+        mask_ratio: share of the cells that is hidden, between 0 and 1.
+        salt: names the use; different salts give independent masks.
+        least_visible: cells that are never hidden.
+
+    Returns:
+        (B, 1, *cells) bool on the CPU, True where visible.
+
+    Raises:
+        ValueError: too few cells.
+    """
+    count = math.prod(cells)
+    if count <= least_visible:
+        raise ValueError(
+            f"masks: found {count} blocks per image ({list(cells)}), allowed are more than "
+            f"{least_visible}. Choose a larger patch (training.patch_size) or smaller blocks."
+        )
+    hidden = min(max(1, round(mask_ratio * count)), count - least_visible)
+    visible = np.ones((len(keys), count), dtype=bool)
+    for row, key in enumerate(keys):
+        visible[row, generator(key, salt).permutation(count)[:hidden]] = False
+    return torch.from_numpy(visible.reshape(len(keys), 1, *cells))
 
 
 def swap_cells(image: Tensor, keys: Tensor, salt: str, share: float) -> Tensor:
@@ -26,7 +60,7 @@ def swap_cells(image: Tensor, keys: Tensor, salt: str, share: float) -> Tensor:
         (B, C, *S).
     """
     size = image.shape[2:]
-    side = [max(1, length // CELLS) for length in size]
+    side = [max(1, length // SWAP_CELLS) for length in size]
     cells = [length // step for length, step in zip(size, side, strict=True)]
     offsets = np.stack([_offsets(key, salt, cells, side, share) for key in keys])  # (B, d, cells)
     source = torch.zeros(len(keys), *size, dtype=torch.int64, device=image.device)
