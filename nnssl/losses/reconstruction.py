@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 
-def reconstruction_loss(restored: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+def reconstruction_loss(answer: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """`sum_v w_v (x'_v - x_v)^2 / sum_v w_v`: mean squared error over the voxels that count.
 
     Computed in float32 (float64 for float64 input), under autocast too. Without any weight above
     zero the loss is 0.
 
     Args:
-        restored: x', (B, C, *S), any floating type.
+        answer: x', (B, C, *S), any floating type.
         target: x, (B, C, *S).
         weight: w, (B, 1, *S) or (B, C, *S), at least 0; None: all voxels count alike.
 
@@ -30,13 +30,13 @@ def reconstruction_loss(restored: Tensor, target: Tensor, weight: Tensor | None 
 
     Differs from the paper: nothing.
     """
-    if restored.shape != target.shape:
+    if answer.shape != target.shape:
         raise ValueError(
-            f"restored has shape {tuple(restored.shape)}; allowed is that of the target, "
+            f"answer has shape {tuple(answer.shape)}; allowed is that of the target, "
             f"{tuple(target.shape)}"
         )
-    kind = torch.promote_types(torch.promote_types(restored.dtype, target.dtype), torch.float32)
-    return _mean((restored.to(kind) - target.to(kind)).square(), weight)
+    kind = torch.promote_types(torch.promote_types(answer.dtype, target.dtype), torch.float32)
+    return _mean((answer.to(kind) - target.to(kind)).square(), weight)
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ class Trained:
     output: bool = False
 
 
-def supported(network: nn.Module) -> None:
+def check_network(network: nn.Module) -> None:
     """Raises ValueError unless the network is one of the two U-Nets that this file knows."""
     if type(network) not in (PlainConvUNet, ResidualEncoderUNet):
         raise ValueError(
@@ -138,12 +138,11 @@ def compile_parts(network: nn.Module) -> None:
         part.compile()
 
 
-def checked_stage(network: nn.Module, stage: int) -> int:
-    """The number of an encoder stage, if there is such a one."""
+def check_stage(network: nn.Module, stage: int) -> None:
+    """Raises ValueError unless the encoder has a stage of this number."""
     count = len(_encoder(network).stages)
     if not 0 <= stage < count:
         raise ValueError(f"stage: found {stage}, allowed are 0 to {count - 1} or null")
-    return stage
 
 
 def strides(network: nn.Module) -> list[list[int]]:

@@ -88,7 +88,7 @@ class Objective(nn.Module):
 
     def __init__(self, network: nn.Module, context: Context) -> None:
         super().__init__()
-        unet.supported(network)
+        unet.check_network(network)
         self.network = network
         self.context = context
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import permutations
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from torch.nn import Module, ModuleList, functional
 
+from nnssl.common.checks import Count, Fraction, Positive, Whole
 from nnssl.losses.clustering import cluster_shares, sinkhorn, swapped_prediction
 from nnssl.modules import cluster_metrics, metrics, unet
 from nnssl.modules.features import evaluating
@@ -42,12 +44,33 @@ class ClusteringObjective(Objective):
     code radioSSL, task `cluster_patch`.
 
     Differs from the paper: SwAV clusters whole images; here every token has a code (as in the
-    thesis). Differs from the thesis' code: the codes stay in the order of their tokens (there a
-    reshape scrambles them); the views are aligned by linear interpolation, with their rotation
-    and flips, instead of resizing integer boxes; predictions are cosines over a temperature; the
-    cross entropy is not divided by K; background counts less; target network and memory bank.
+    thesis). One iteration balances the tokens of both views together, in SwAV each view alone;
+    prototypes learn from the first step on; AdamW; target network and memory bank. Differs from the
+    thesis' code: the codes stay in the order of their tokens (there a reshape scrambles them); the
+    views are aligned by linear interpolation, with their rotation and flips, instead of resizing
+    integer boxes; predictions are cosines over a temperature; the projector has two layers and
+    normalises, there it is one linear map; the cross entropy is not divided by K; background counts
+    less; views change in geometry and intensity.
 
     Shapes: views (B, C, *S); tokens (V, B, *T, K) scores, T cells per axis.
+
+    Args:
+        prototypes: number K of clusters.
+        temperature: divisor of the cosines of predictions; smaller ones ask for surer predictions.
+        epsilon: smoothness of the codes; towards 0 they become hard.
+        iterations: rounds of the Sinkhorn-Knopp iteration; more give prototypes more equal shares.
+        codes_from: whether the codes balance the tokens of this batch alone, or with a memory bank.
+        memory_bank: tokens that the bank holds.
+        momentum: of a target network that gives the codes, 1 at the end of the training; null: the
+            online network gives them.
+        stage: encoder stage whose cells are the tokens, 0 the finest, and the last that is trained;
+            null: the deepest with at most 8 voxels per token and axis.
+        hidden_features: width of the projector's hidden layers.
+        embedding_features: D, the length of an embedding.
+        projector_layers: linear layers of the projector; 1 is a single linear map.
+        normalisation: what follows the projector's hidden layers.
+        background_weight: weight of a token without tissue, in the loss and in the balance.
+        min_overlap: share of each other that two views must see, else the pair does not count.
     """
 
     best = None
@@ -59,27 +82,26 @@ class ClusteringObjective(Objective):
         network: Module,
         context: Context,
         *,
-        prototypes: int = 50,
-        temperature: float = 0.1,
-        epsilon: float = 0.05,
-        iterations: int = 3,
+        prototypes: Annotated[int, Ge(2)] = 50,
+        temperature: Positive = 0.1,
+        epsilon: Positive = 0.05,
+        iterations: Count = 3,
         codes_from: Literal["batch", "memory_bank"] = "batch",
-        memory_bank: int = 4096,
-        momentum: float | None = None,
-        stage: int | None = None,
-        hidden_features: int = 256,
-        embedding_features: int = 64,
-        projector_layers: int = 2,
+        memory_bank: Count = 4096,
+        momentum: Fraction | None = None,
+        stage: Whole | None = None,
+        hidden_features: Count = 256,
+        embedding_features: Count = 64,
+        projector_layers: Count = 2,
         normalisation: Normalisation = "batch",
-        background_weight: float = 0.1,
-        min_overlap: float = 0.3,
+        background_weight: Fraction = 0.1,
+        min_overlap: Fraction = 0.3,
     ) -> None:
         super().__init__(network, context)
-        _check(temperature, momentum, background_weight, min_overlap)
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
         self.momentum, self.background_weight = momentum, background_weight
         self.min_overlap = min_overlap
-        self.stage = _checked_stage(network, stage)
+        self.stage = _choose_stage(network, stage)
         self.projector = MLP(
             unet.output_channels(network)[self.stage],
             hidden_features,
@@ -190,15 +212,11 @@ class ClusteringObjective(Objective):
     @torch.no_grad()
     def _weights(self, batch: Batch, cells: list[int]) -> Tensor:
         """(V, B, *T)."""
-        background = self.background_weight
-        views = batch["views"].values()
-        sizes = [view.image.shape[2:] for view in views]
-        return torch.stack(
-            [
-                token_weights(batch, view.matrix, size, cells, background)
-                for view, size in zip(views, sizes, strict=True)
-            ]
-        )
+        weights = [
+            token_weights(batch, v.matrix, v.image.shape[2:], cells, self.background_weight)
+            for v in batch["views"].values()
+        ]
+        return torch.stack(weights)
 
     @torch.no_grad()
     def _seen(self, matrix_a: Tensor, matrix_b: Tensor, cells: list[int]) -> Tensor:
@@ -243,26 +261,10 @@ def _agreement(scores: Tensor, codes: Tensor, weights: Tensor) -> Tensor:
     return (right * weights).sum() / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
 
 
-def _checked_stage(network: Module, stage: int | None) -> int:
+def _choose_stage(network: Module, stage: int | None) -> int:
     """The stage, by default the deepest with at most `TOKEN_STRIDE` voxels per token and axis."""
-    count = len(unet.output_channels(network))
-    if stage is not None and not 0 <= stage < count:
-        raise ValueError(f"stage: found {stage}, allowed are 0 to {count - 1} or null")
     if stage is not None:
+        unet.check_stage(network, stage)
         return stage
     totals = torch.tensor(unet.strides(network)).cumprod(0).amax(1)
     return max(0, int((totals <= TOKEN_STRIDE).sum()) - 1)
-
-
-def _check(
-    temperature: float, momentum: float | None, background_weight: float, min_overlap: float
-) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature: found {temperature}, allowed are numbers above 0")
-    for name, value in (
-        ("momentum", momentum),
-        ("background_weight", background_weight),
-        ("min_overlap", min_overlap),
-    ):
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"{name}: found {value}, allowed are numbers from 0 to 1")

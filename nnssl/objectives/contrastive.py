@@ -34,10 +34,30 @@ class ContrastiveObjective(Objective):
     Chen et al., *A simple framework for contrastive learning*, ICML 2020, arXiv:2002.05709.
 
     Differs from the paper: every group of the batch is used, no image is zero, any number of
-    partitions works, a part is a quantile of reachable positions, all pairs that qualify count,
-    and the projector normalises (InstanceNorm leaves next to nothing for plain pooling to tell).
+    partitions works, a part is a quantile of reachable positions, all pairs that qualify count; the
+    projector normalises (InstanceNorm leaves next to nothing for plain pooling to tell). Views are
+    rotated, zoomed, shifted and mirrored instead of cropped (in 3D along the position axis too: the
+    part of a view is that of its centre), and besides brightness and contrast they change by noise,
+    blur, resolution and gamma. G^D- has no unaugmented image beside the views, as the published
+    code has, unless the views say `original_first`. AdamW instead of Adam.
 
     Shapes: views (B, C, *S) each, V of them; embeddings (V * B, D).
+
+    Args:
+        pairs: which pairs are positive and which negative, see above.
+        temperature: divisor of the cosine similarity; a larger one looks less at the hardest pairs.
+        pooling: from the feature map to a vector: mean, mean and deviation, means over a grid of
+            cells, or maximum.
+        grid: cells per axis of the pooling `grid`; more keep more of where things lie.
+        hidden_features: width of the projector's hidden layers.
+        embedding_features: D, the length of an embedding.
+        projector_layers: linear layers of the projector; 1 is a single linear map.
+        normalisation: what follows the projector's hidden layers.
+        stage: encoder stage that is contrasted, 0 the finest, and the last that is trained; null:
+            the bottleneck.
+        dataset_similar: the datasets show the same anatomy, so that the same part of another one is
+            no negative.
+        within_dataset: negatives come from the anchor's own dataset only.
     """
 
     sampling = "partitioned"
@@ -67,12 +87,11 @@ class ContrastiveObjective(Objective):
         within_dataset: bool = False,
     ) -> None:
         super().__init__(network, context)
-        features = unet.output_channels(network)
-        if stage is not None and stage >= len(features):
-            raise ValueError(f"stage: found {stage}, allowed are 0 to {len(features) - 1} or null")
+        if stage is not None:
+            unet.check_stage(network, stage)
         self.pairs, self.temperature, self.stage = pairs, temperature, stage
         self.dataset_similar, self.within_dataset = dataset_similar, within_dataset
-        width = features[-1 if stage is None else stage]
+        width = unet.output_channels(network)[-1 if stage is None else stage]
         self.pool = SpatialPooling(width, pooling, dimension=len(context.patch_size), grid=grid)
         self.projector = MLP(
             self.pool.out_features,

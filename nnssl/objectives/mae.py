@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nnssl.common.checks import Count, NotNegative
 from nnssl.modules import unet
 from nnssl.modules.blocks import cells_of, enlarge
 from nnssl.objectives.base import Batch, Context
 from nnssl.objectives.reconstruction import Corrupted, ReconstructionObjective
 from nnssl.views.cells import draw_visible_cells
 
+MaskRatio = Annotated[float, Interval(gt=0, lt=1)]
 CLEAN: Mapping[str, Any] = dict.fromkeys(
     ("noise", "blur", "brightness", "contrast", "low_resolution", "gamma", "gamma_inverted")
 )  # no change of intensities: the view is the target
 
 
 class MAEObjective(ReconstructionObjective):
-    r"""Hide blocks of the image, restore them, and count only what was hidden.
+    r"""Hide blocks of the image, reconstruct them, and count only what was hidden.
 
     .. math:: L = \frac{1}{|M|} \sum_{v \in M} (f(x \odot (1 - M))_v - x_v)^2
 
@@ -34,14 +37,14 @@ class MAEObjective(ReconstructionObjective):
     scalable vision learners*, CVPR 2022, arXiv:2111.06377, for the normalised target.
 
     Differs from the paper: works in 2D and for several channels (hidden together); voxels outside
-    the volume are not told from others.
+    the volume are not told from others; the views are rotated, zoomed and mirrored; AdamW.
 
     Shapes: view (B, C, *S), S divisible by the blocks.
 
     Args:
-        mask_ratio: share of the blocks that is hidden, between 0 and 1.
+        mask_ratio: share of the blocks that is hidden; more is harder.
         block: voxels of a block per array axis; null: the bottleneck's stride.
-        normalise_target: restore each block's deviation from its own mean, in its own standard
+        normalise_target: reconstruct each block's deviation from its own mean, in its own standard
             deviations.
         skips: whether the decoder sees skip connections.
         position: weight of the voxels' positions, see `ReconstructionObjective`.
@@ -57,15 +60,13 @@ class MAEObjective(ReconstructionObjective):
         network: nn.Module,
         context: Context,
         *,
-        mask_ratio: float = 0.75,
-        block: Sequence[int] | None = None,
+        mask_ratio: MaskRatio = 0.75,
+        block: Sequence[Count] | None = None,
         normalise_target: bool = False,
         skips: bool = True,
-        position: float = 0.0,
+        position: NotNegative = 0.0,
     ) -> None:
         super().__init__(network, context, skips=skips, position=position)
-        if not 0 < mask_ratio < 1:
-            raise ValueError(f"mask_ratio: found {mask_ratio}, allowed are numbers between 0 and 1")
         self.mask_ratio, self.normalise_target = mask_ratio, normalise_target
         self.block = tuple(unet.total_stride(network) if block is None else block)
         cells_of(context.patch_size, self.block)

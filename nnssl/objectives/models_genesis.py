@@ -1,4 +1,4 @@
-"""Models Genesis: restore what four deformations did to the image."""
+"""Models Genesis: undo what four deformations did to the image."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from nnssl.common.checks import Fraction, NotNegative
 from nnssl.objectives.base import Batch, Context
 from nnssl.objectives.mae import CLEAN
 from nnssl.objectives.reconstruction import Corrupted, ReconstructionObjective
@@ -14,7 +15,7 @@ from nnssl.views.deformations import deform
 
 
 class ModelsGenesisObjective(ReconstructionObjective):
-    r"""Restore an image after local shuffling, a non-linear intensity curve, and a painting.
+    r"""Reconstruct an image after local shuffling, a non-linear intensity curve, and a painting.
 
     .. math:: L = \frac{1}{|x|} \sum_v (f(g(x))_v - x_v)^2
 
@@ -26,8 +27,10 @@ class ModelsGenesisObjective(ReconstructionObjective):
     Differs from the paper: deformations act within each image's robust range instead of [0, 1], and
     the loss is taken on the image as nnU-Net normalised it, with a linear output in the place of a
     sigmoid; local shuffling is computed for all voxels at once, with as many windows per voxel as
-    the paper has in a cube of 64 x 64 x 32 (`nnssl.views.deformations.local_shuffle` tells what that changes);
-    each channel has its own intensity curve; views are rotated and scaled a little before.
+    the paper has in a cube of 64 x 64 x 32 (`local_shuffle` in `nnssl.views.deformations` tells
+    what that changes); each channel has its own intensity curve; views are rotated and scaled a
+    little before, and mirrored along each axis with probability 0.5 (there along a random axis with
+    0.4, up to three times); AdamW instead of SGD.
 
     Shapes: view (B, C, *S).
 
@@ -49,30 +52,21 @@ class ModelsGenesisObjective(ReconstructionObjective):
         network: nn.Module,
         context: Context,
         *,
-        shuffle: float = 0.5,
-        nonlinear: float = 0.9,
-        paint: float = 0.9,
-        outpaint: float = 0.8,
+        shuffle: Fraction = 0.5,
+        nonlinear: Fraction = 0.9,
+        paint: Fraction = 0.9,
+        outpaint: Fraction = 0.8,
         skips: bool = True,
-        position: float = 0.0,
+        position: NotNegative = 0.0,
     ) -> None:
         super().__init__(network, context, skips=skips, position=position)
-        self.shuffle, self.nonlinear, self.paint, self.outpaint = (
-            shuffle,
-            nonlinear,
-            paint,
-            outpaint,
-        )
+        self.chances = {
+            "shuffle": shuffle,
+            "nonlinear": nonlinear,
+            "paint": paint,
+            "outpaint": outpaint,
+        }
 
     def corrupt(self, batch: Batch) -> Corrupted:
         image = batch["views"]["global_0"].image
-        deformed = deform(
-            image,
-            batch["key"],
-            "global_0",
-            shuffle=self.shuffle,
-            nonlinear=self.nonlinear,
-            paint=self.paint,
-            outpaint=self.outpaint,
-        )
-        return Corrupted(deformed, image)
+        return Corrupted(deform(image, batch["key"], "global_0", **self.chances), image)

@@ -1,9 +1,9 @@
-"""PCRLv2: restoration and siamese comparison on the levels of the decoder."""
+"""PCRLv2: reconstruction and siamese comparison on the levels of the decoder."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nnssl.common.checks import Fraction
 from nnssl.losses.reconstruction import reconstruction_loss
 from nnssl.losses.siamese import symmetric_loss
 from nnssl.modules import metrics, unet
@@ -20,7 +21,7 @@ from nnssl.objectives.base import Batch, Context
 from nnssl.objectives.mae import CLEAN
 from nnssl.objectives.reconstruction import Corrupted, ReconstructionObjective
 from nnssl.views.cells import swap_cells
-from nnssl.views.intensity import Intensity
+from nnssl.views.intensity import Change, Exponent, UpTo10, UpTo100, make_intensities
 from nnssl.views.randomness import generator
 
 
@@ -40,7 +41,7 @@ class Embedded:
 
 
 class PCRLv2Objective(ReconstructionObjective):
-    r"""Restore one view, and compare all views, on a randomly drawn level of the decoder.
+    r"""Reconstruct one view, and compare all views, on a randomly drawn level of the decoder.
 
     .. math:: L = |D(\tilde x_1) - x_1|^2 + \beta |r_s(\tilde x_1) - x_1|^2
         + l_s(\tilde x_1, \tilde x_2) + \frac{1}{2n} \sum_{i=1}^n \sum_{g=1}^2
@@ -48,7 +49,7 @@ class PCRLv2Objective(ReconstructionObjective):
 
     x are the two global views and y the n local ones, the tilde their corrupted appearance;
     :math:`l_s(a, b) = -\frac12 [\cos(p_s(a), z_s(b)) + \cos(p_s(b), z_s(a))]` with z held constant;
-    s, s_i are levels drawn uniformly; r_s restores from level s;
+    s, s_i are levels drawn uniformly; r_s reconstructs from level s;
     :math:`\beta = \frac12 (1 + \cos \pi t)` fades out over the training, t from 0 to 1.
 
     Reference: Zhou, Lu, Chen, Yang, Yu, *A unified visual information preservation framework for
@@ -58,7 +59,7 @@ class PCRLv2Objective(ReconstructionObjective):
     gradient in every step); batch statistics are taken over the views of one size; the global views
     overlap because of their ranges, without drawing again; linear output; cells are exchanged
     in 2D too, where the paper cuts holes; local views whose size the strides do not divide are
-    resampled.
+    resampled; AdamW instead of SGD.
 
     Shapes: global views (B, C, *S), local views (B, C, *T).
 
@@ -67,9 +68,10 @@ class PCRLv2Objective(ReconstructionObjective):
             of its convolutions that read skips are not trained.
         pooling: how maps are pooled before the embedding (`average` is the paper's).
         swap: share of the cells of a global view that change their place.
-        noise: [probability, lowest, highest strength] of noise on what the network sees, or null.
-        blur: the same for blur.
-        gamma: the same for gamma.
+        noise: [probability, lowest, highest strength] of noise on what the network sees, in
+            standard deviations of the image; null: none.
+        blur: the same of blur, in voxels of the finest axis.
+        gamma: the same of an exponent on the image's robust range.
     """
 
     best = None
@@ -108,17 +110,14 @@ class PCRLv2Objective(ReconstructionObjective):
         *,
         skips: bool = False,
         pooling: Pooling = "average",
-        swap: float = 0.2,
-        noise: Sequence[float] | None = (0.5, 0.0, 0.25),
-        blur: Sequence[float] | None = (0.5, 0.5, 1.5),
-        gamma: Sequence[float] | None = (0.5, 0.7, 1.5),
+        swap: Fraction = 0.2,
+        noise: Change[UpTo10] | None = (0.5, 0.0, 0.25),
+        blur: Change[UpTo100] | None = (0.5, 0.5, 1.5),
+        gamma: Change[Exponent] | None = (0.5, 0.7, 1.5),
     ) -> None:
         super().__init__(network, context, skips=skips)
-        if not 0 <= swap <= 1:
-            raise ValueError(f"swap: found {swap}, allowed are numbers from 0 to 1")
         self.swap = swap
-        chosen = {"noise": noise, "blur": blur, "gamma": gamma}
-        self.intensities = [Intensity(k, *v) for k, v in chosen.items() if v is not None]
+        self.intensities = make_intensities(noise=noise, blur=blur, gamma=gamma)
         features = unet.output_channels(network)[-2::-1]  # from the bottleneck upwards
         dimension = len(context.patch_size)
         self.heads = nn.ModuleList(
@@ -132,9 +131,9 @@ class PCRLv2Objective(ReconstructionObjective):
         whole = self._embed([task.image, self._appearance(batch, "global_1")])
         local_names = [name for name in batch["views"] if name.startswith("local_")]
         chosen = self._levels(keys, 1 + len(local_names)).to(task.image.device)
-        restored = unet.project_out(self.network, _first(whole.levels[-1], len(keys)))
+        found = unet.project_out(self.network, _first(whole.levels[-1], len(keys)))
         terms = {
-            "reconstruction_loss": reconstruction_loss(restored, task.target),
+            "reconstruction_loss": reconstruction_loss(found, task.target),
             "level_reconstruction_loss": self._level_reconstruction(whole, task.target, chosen[0]),
             "global_loss": self._compare(whole, chosen[0]),
         }
@@ -216,12 +215,12 @@ class PCRLv2Objective(ReconstructionObjective):
         return (torch.stack(losses, 1) * chosen).sum(1).mean()
 
     def _level_reconstruction(self, whole: Embedded, target: Tensor, chosen: Tensor) -> Tensor:
-        restored = [
+        found = [
             head.reconstruct(_first(level, len(target)), target.shape[2:])  # type: ignore[operator]
             for head, level in zip(self.heads, whole.levels, strict=True)
         ]
         weights = chosen.reshape(*chosen.shape, *[1] * (target.ndim - 1))
-        return reconstruction_loss((torch.stack(restored) * weights).sum(0), target)
+        return reconstruction_loss((torch.stack(found) * weights).sum(0), target)
 
     @torch.no_grad()
     def _metrics(

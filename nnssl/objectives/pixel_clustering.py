@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import permutations
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from nnssl.losses.clustering import cluster_shares, map_cross_entropy
@@ -43,9 +44,18 @@ class PixelClusteringObjective(Objective):
     axis, here the softmax is over K; it fits k-means anew on every batch, here once on all
     training cases of the fold; it swaps between crops whose features were computed apart; the
     planned U-Net keeps its skip connections unless `skips` is false (the thesis trains without);
-    air is left out.
+    air is left out. By default the clusters are those of handcrafted features, in which position
+    has the weight 2 (the thesis: DINO features of slices); views change in geometry and intensity
+    (there crops only); AdamW instead of SGD.
 
     Shapes: views (B, C, *S) with dense target (B, *S); logits (B, K, *S).
+
+    Args:
+        maps: name of the cluster maps, as `nnssl_cluster` wrote them.
+        clusters: number K of their clusters.
+        loss: every view against its own map, or against that of another view where both overlap.
+        balanced: every cluster has the same share of the loss, however few voxels it has.
+        skips: whether the decoder sees skip connections.
     """
 
     decodes = True
@@ -58,14 +68,12 @@ class PixelClusteringObjective(Objective):
         context: Context,
         *,
         maps: str = "clusters",
-        clusters: int = 50,
+        clusters: Annotated[int, Ge(2)] = 50,
         loss: Literal["swapped", "cross_entropy"] = "cross_entropy",
         balanced: bool = False,
         skips: bool = True,
     ) -> None:
         super().__init__(network, context)
-        if clusters < 2:
-            raise ValueError(f"clusters: found {clusters}, allowed are whole numbers from 2")
         self.dense_targets = (DenseTargets(maps, "clusters", clusters),)
         self.maps, self.count, self.loss, self.skips = maps, clusters, loss, skips
         self.cluster_count = clusters

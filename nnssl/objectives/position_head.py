@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,8 @@ from nnssl.modules import metrics
 BINS = 8  # per axis of the volume
 
 
-@dataclass(frozen=True)
-class Told:
-    """What a head told, and what that costs.
+class PositionTerms(NamedTuple):
+    """What the answers of a head cost.
 
     Attributes:
         loss: scalar with gradient; equal logits cost 1.
@@ -58,7 +57,7 @@ class PositionHead(nn.Module):
         convolution = {2: nn.Conv2d, 3: nn.Conv3d}[dimension]
         self.project = convolution(features, 3 * BINS, 1)
 
-    def forward(self, x: Tensor, place: Tensor) -> Told:
+    def forward(self, x: Tensor, place: Tensor) -> PositionTerms:
         """Compare what features tell with where voxels are.
 
         Args:
@@ -71,7 +70,7 @@ class PositionHead(nn.Module):
         bins = ((place + 1) / 2 * BINS).floor().clamp(0, BINS - 1).long()
         target = torch.where(inside, bins, -1)  # (B, 3, *S)
         loss = map_cross_entropy(logits.flatten(0, 1), target.flatten(0, 1)) / math.log(BINS)
-        return Told(loss, _constant(target), _error(logits.detach(), place, inside))
+        return PositionTerms(loss, _constant(target), _error(logits.detach(), place, inside))
 
 
 @torch.no_grad()

@@ -1,8 +1,7 @@
-"""What objectives share that restore an image from a corrupted one through the U-Net."""
+"""What objectives share that reconstruct an image from a corrupted one through the U-Net."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from nnssl.common.checks import NotNegative
 from nnssl.losses.reconstruction import reconstruction_loss, trivial_losses
 from nnssl.modules import unet
 from nnssl.modules.positions import voxel_positions
@@ -21,7 +21,7 @@ PICTURES = 8  # samples that are drawn
 
 @dataclass(frozen=True)
 class Corrupted:
-    """A task of restoration.
+    """A task of reconstruction.
 
     Attributes:
         image: what the network sees, (B, C, *S).
@@ -46,7 +46,7 @@ class ReconstructionObjective(Objective):
 
     With a `position` weight a second linear head on the same features tells where each voxel lies
     in its volume (`nnssl.objectives.position_head`), and its loss is added with this weight: what
-    is restored can often be read off the surroundings, a position needs anatomy.
+    is hidden can often be read off the surroundings, a position needs anatomy.
 
     Args:
         skips: whether the decoder sees skip connections.
@@ -58,11 +58,14 @@ class ReconstructionObjective(Objective):
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {"loss": ("mean_image_loss", "identity_loss")}
 
     def __init__(
-        self, network: nn.Module, context: Context, *, skips: bool = True, position: float = 0.0
+        self,
+        network: nn.Module,
+        context: Context,
+        *,
+        skips: bool = True,
+        position: NotNegative = 0.0,
     ) -> None:
         super().__init__(network, context)
-        if not 0 <= position < math.inf:
-            raise ValueError(f"position: found {position}, allowed are finite numbers from 0")
         self.skips, self.position = skips, position
         finest = unet.output_channels(network)[0]
         self.locate = PositionHead(finest, len(context.patch_size)) if position else None
@@ -84,22 +87,22 @@ class ReconstructionObjective(Objective):
         features = unet.encode(self.network, task.image)
         return unet.decode(self.network, features, use_skips=self.skips)[-1]
 
-    def restore(self, task: Corrupted) -> Tensor:
+    def reconstruct(self, task: Corrupted) -> Tensor:
         """What the U-Net makes of the corrupted image, (B, C, *S)."""
         return unet.project_out(self.network, self.decode(task))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         task = self.corrupt(batch)
         features = self.decode(task)
-        restored = unet.project_out(self.network, features)
-        loss = reconstruction_loss(restored, task.target, task.weight)
+        found = unet.project_out(self.network, features)
+        loss = reconstruction_loss(found, task.target, task.weight)
         terms = {"loss": loss, **self.trivial(task)}
         return terms if self.locate is None else self._with_positions(terms, batch, features)
 
     def _with_positions(
         self, terms: dict[str, Tensor], batch: Batch, features: Tensor
     ) -> dict[str, Tensor]:
-        """Terms of a restoration and of the positions together."""
+        """Terms of a reconstruction and of the positions together."""
         assert self.locate is not None
         matrix = batch["views"]["global_0"].matrix
         told = self.locate(features, voxel_positions(batch, matrix, features.shape[2:]))
@@ -118,14 +121,13 @@ class ReconstructionObjective(Objective):
 
     @torch.no_grad()
     def illustrate(self, batch: Batch) -> dict[str, Tensor]:
-        """`restoration`, (4, n, H, W): target, corrupted, restored and absolute error."""
+        """`reconstruction`, (4, n, H, W): target, corrupted, reconstructed, absolute error."""
         task = self.corrupt(batch)
-        restored = self.restore(task).float()
-        target = task.target.float()
-        error = (restored - target).abs() * (1 if task.weight is None else task.weight)
-        rows = [_slice(image) for image in (target, task.image, restored, error)]
+        found, target = self.reconstruct(task).float(), task.target.float()
+        error = (found - target).abs() * (1 if task.weight is None else task.weight)
+        rows = [_slice(image) for image in (target, task.image, found, error)]
         rows[3] = rows[3] + rows[0].amin((1, 2), keepdim=True)  # no error is black
-        return {"restoration": torch.stack(rows)}
+        return {"reconstruction": torch.stack(rows)}
 
 
 def _slice(image: Tensor) -> Tensor:

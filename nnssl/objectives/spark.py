@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from nnssl.common.checks import Count, NotNegative
 from nnssl.modules import unet
 from nnssl.modules.masked_unet import MaskedEncoder, fill_hidden
 from nnssl.objectives.base import Context
-from nnssl.objectives.mae import MAEObjective
+from nnssl.objectives.mae import MAEObjective, MaskRatio
 from nnssl.objectives.reconstruction import Corrupted
 
 
@@ -36,10 +37,10 @@ class SparkObjective(MAEObjective):
     Shapes: view (B, C, *S), S divisible by the blocks.
 
     Args:
-        mask_ratio: share of the blocks that is hidden, between 0 and 1; two stay at least.
+        mask_ratio: share of the blocks that is hidden; more is harder; two stay at least.
         block: voxels of a block per array axis, multiples of the bottleneck's stride, which is also
             what null means.
-        normalise_target: restore each block's deviation from its own mean, in its own standard
+        normalise_target: reconstruct each block's deviation from its own mean, in its own standard
             deviations.
         position: weight of the voxels' positions, see `ReconstructionObjective`.
     """
@@ -51,10 +52,10 @@ class SparkObjective(MAEObjective):
         network: nn.Module,
         context: Context,
         *,
-        mask_ratio: float = 0.75,
-        block: Sequence[int] | None = None,
+        mask_ratio: MaskRatio = 0.75,
+        block: Sequence[Count] | None = None,
         normalise_target: bool = False,
-        position: float = 0.0,
+        position: NotNegative = 0.0,
     ) -> None:
         super().__init__(
             network,
@@ -64,7 +65,12 @@ class SparkObjective(MAEObjective):
             normalise_target=normalise_target,
             position=position,
         )
-        self._refuse_small_blocks()
+        stride = unet.total_stride(network)
+        if any(size % step for size, step in zip(self.block, stride, strict=True)):
+            raise ValueError(
+                f"block: found {list(self.block)}, allowed are multiples of the bottleneck's "
+                f"stride {stride}, or null"
+            )
         self.encoder = MaskedEncoder(network)
         axes = [1] * len(context.patch_size)
         self.tokens = nn.ParameterList(
@@ -80,11 +86,3 @@ class SparkObjective(MAEObjective):
             for features, token in zip(stages, self.tokens, strict=True)
         ]
         return unet.decode(self.network, filled)[-1]
-
-    def _refuse_small_blocks(self) -> None:
-        stride = unet.total_stride(self.network)
-        if any(size % step for size, step in zip(self.block, stride, strict=True)):
-            raise ValueError(
-                f"block: found {list(self.block)}, allowed are multiples of the bottleneck's "
-                f"stride {stride}, or null"
-            )

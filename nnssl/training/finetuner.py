@@ -66,7 +66,7 @@ class nnSSLFinetuner(Interruptible):
         self._apply(self.config)
         seed_everything(self.settings.seed, "network")
         super().initialize()
-        unet.supported(self.planned_network)
+        unet.check_network(self.planned_network)
         self.planned_network.register_load_state_dict_post_hook(self._note_loading)
 
     def _apply(self, config: Config) -> None:

@@ -1,4 +1,4 @@
-"""Restoration loss and trivial answers: slow NumPy, closed forms, invariances."""
+"""Reconstruction loss and trivial answers: slow NumPy, closed forms, invariances."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_nothing_to_restore_costs_nothing() -> None:
 
 
 def test_shapes_must_agree() -> None:
-    with pytest.raises(ValueError, match=r"restored has shape \(1, 1, 4\)"):
+    with pytest.raises(ValueError, match=r"answer has shape \(1, 1, 4\)"):
         reconstruction_loss(torch.zeros(1, 1, 4), torch.zeros(1, 2, 4))
 
 

@@ -86,7 +86,7 @@ def test_with_everything_visible_or_without_a_mask_nothing_changes(
     plain = u.encode(unet, unet_input)
     assert all(torch.equal(found, wanted) for found, wanted in zip(plain, expected, strict=True))
     assert list(unet.state_dict()) == keys
-    u.supported(unet)
+    u.check_network(unet)
 
 
 def test_gradients_of_hidden_voxels_are_zero(unet: nn.Module, unet_input: torch.Tensor) -> None:

@@ -45,17 +45,17 @@ def test_fact_10_a_merged_copy_is_overwritten_by_its_aliases(make_unet):
     assert torch.equal(network.encoder.stages[0][0].convs[0].conv.weight, before)
 
 
-def test_supported_names_the_class_and_the_allowed_ones(unet):
-    u.supported(unet)
+def test_another_network_names_the_class_and_the_allowed_ones(unet):
+    u.check_network(unet)
     with pytest.raises(ValueError, match=r"Linear.*PlainConvUNet, ResidualEncoderUNet"):
-        u.supported(nn.Linear(1, 1))
+        u.check_network(nn.Linear(1, 1))
 
 
-def test_supported_refuses_a_subclass_that_may_compute_otherwise(make_unet):
+def test_check_network_refuses_a_subclass_that_may_compute_otherwise(make_unet):
     network = make_unet(2)
     network.__class__ = type("Other", (type(network),), {})
     with pytest.raises(ValueError, match="Other"):
-        u.supported(network)
+        u.check_network(network)
 
 
 def test_encode_equals_the_encoder(unet, unet_input):
@@ -272,10 +272,10 @@ def test_stages_share_out_the_encoder(unet):
 
 
 def test_a_stage_that_the_encoder_has_not_is_named(make_unet):
-    assert u.checked_stage(make_unet(2), 2) == 2
+    u.check_stage(make_unet(2), 2)
     for wrong in (-1, 3):
         with pytest.raises(ValueError, match=f"stage: found {wrong}, allowed are 0 to 2 or null"):
-            u.checked_stage(make_unet(2), wrong)
+            u.check_stage(make_unet(2), wrong)
 
 
 def test_sizes_of_stages_and_what_the_strides_divide(make_unet):

@@ -190,15 +190,6 @@ def test_target_network_follows_and_gives_the_codes(make_unet: Callable[..., nn.
     torch.testing.assert_close(made.target[2].module.weight, expected)
 
 
-@pytest.mark.parametrize(
-    ("knob", "value"),
-    [("temperature", 0), ("momentum", 1.5), ("background_weight", -1), ("min_overlap", 2)],
-)
-def test_bad_knobs_are_named(make_unet: Callable[..., nn.Module], knob: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{knob}: found {value}"):
-        objective(make_unet, **{knob: value})
-
-
 def test_pictures_show_image_and_clusters_in_colour(make_unet: Callable[..., nn.Module]) -> None:
     panel = objective(make_unet).illustrate(batch())["clusters"]
     assert panel.shape == (4, 4, *PATCH_SIZE, 3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 from toys import TOYS
 
+from nnssl.common import checks
 from nnssl.modules import unet
 from nnssl.objectives import OBJECTIVES, Context, Objective
 from nnssl.views import RandomView
@@ -174,3 +177,52 @@ def test_forbidden_network_is_named() -> None:
     context = Context(1, (16, 16), (1.0, 1.0))
     with pytest.raises(ValueError, match="PlainConvUNet"):
         OBJECTIVES["contrastive"](nn.Conv2d(1, 1, 3), context)
+
+
+BAD = [
+    ("contrastive", {"temperature": 0}, "temperature = 0 must be a number above 0"),
+    ("contrastive", {"pooling": "mean"}, "pooling = 'mean' must be one of 'average', 'moments'"),
+    ("contrastive", {"projector_layers": 0}, "projector_layers = 0 must be an integer of at least"),
+    ("contrastive", {"stage": 7}, "stage: found 7, allowed are 0 to 2 or null"),
+    ("clustering", {"temperature": 0}, "temperature = 0"),
+    ("clustering", {"epsilon": 0}, "epsilon = 0"),
+    ("clustering", {"iterations": 0}, "iterations = 0"),
+    ("clustering", {"prototypes": 1}, "prototypes = 1"),
+    ("clustering", {"memory_bank": 0}, "memory_bank = 0"),
+    ("clustering", {"momentum": 1.5}, "momentum = 1.5"),
+    ("clustering", {"background_weight": -1}, "background_weight = -1"),
+    ("clustering", {"min_overlap": 2}, "min_overlap = 2"),
+    ("clustering", {"normalisation": "group"}, "normalisation = 'group' must be one of 'none'"),
+    ("clustering", {"stage": 3}, "stage: found 3"),
+    ("pixel_clustering", {"clusters": 1}, "clusters = 1 must be an integer of at least 2"),
+    ("mae", {"mask_ratio": 0}, "mask_ratio = 0 must be a number above 0 and below 1"),
+    ("mae", {"mask_ratio": 1.0}, "mask_ratio = 1.0"),
+    ("mae", {"position": -1.0}, "position = -1.0"),
+    ("mae", {"position": float("inf")}, "position = inf"),
+    ("spark", {"position": float("nan")}, "position = nan"),
+    (
+        "models_genesis",
+        {"shuffle": -1},
+        "shuffle = -1 must be a number of at least 0 and",
+    ),
+    ("models_genesis", {"nonlinear": 1.5, "paint": -1}, "nonlinear = 1.5 .*; paint = -1 "),
+    ("models_genesis", {"outpaint": 1.5}, "outpaint = 1.5"),
+    ("pcrlv2", {"swap": 1.5}, "swap = 1.5"),
+    ("pcrlv2", {"noise": [0.5, 0.3, 0.1]}, r"noise = \[0.5, 0.3, 0.1\] .*the smaller first"),
+]
+
+
+@pytest.mark.parametrize(("name", "knobs", "message"), BAD)
+def test_bad_knobs_are_named(
+    make_unet: Callable[..., nn.Module], name: str, knobs: dict[str, Any], message: str
+) -> None:
+    context = Context(1, (16, 16), (1.0, 1.0))
+    with pytest.raises(ValueError, match=message):
+        OBJECTIVES[name](make_unet(2, classes=1), context, **knobs)
+
+
+@pytest.mark.parametrize("kind", [*OBJECTIVES.values(), RandomView])
+def test_every_knob_has_a_line_of_meaning(kind: type) -> None:
+    meanings = inspect.getdoc(kind).split("Args:")[1].split("Raises:")[0]
+    described = re.findall(r"^    (\w+): .", meanings, re.MULTILINE)
+    assert described == list(checks.knobs(kind, ("network", "context")))

@@ -81,11 +81,6 @@ def test_an_earlier_stage_trains_only_up_to_it(make_unet: Callable[..., nn.Modul
         objective(make_unet, stage=7)
 
 
-def test_temperature_must_be_positive(make_unet: Callable[..., nn.Module]) -> None:
-    with pytest.raises(ValueError, match="temperature = 0 must be a number above 0"):
-        objective(make_unet, temperature=0)
-
-
 def test_two_processes_equal_one_in_value_and_gradient(
     make_unet: Callable[..., nn.Module], two_processes: Callable[..., list[Any]]
 ) -> None:

@@ -48,7 +48,7 @@ def test_the_loss_is_the_error_of_hidden_voxels_only(make_unet: Callable[..., nn
     made = objective(make_unet)
     batch = with_views(make_batch(2, 1), MAEObjective)
     task = made.corrupt(batch)
-    restored = made.restore(task).detach()
+    restored = made.reconstruct(task).detach()
     hidden = task.weight.bool()
     expected = (restored - task.target)[hidden].square().mean()
     torch.testing.assert_close(made(batch)["loss"].detach(), expected)
@@ -116,7 +116,7 @@ def test_panels_show_target_corrupted_restored_and_error(
 ) -> None:
     made = objective(make_unet, dimension)
     batch = with_views(make_batch(dimension, 1), MAEObjective)
-    panel = made.illustrate(batch)["restoration"]
+    panel = made.illustrate(batch)["reconstruction"]
     assert panel.shape == (4, 4, 16, 16)
     task = made.corrupt(batch)
     middle = (slice(None), 0) if dimension == 2 else (slice(None), 0, 4)
@@ -126,9 +126,9 @@ def test_panels_show_target_corrupted_restored_and_error(
     torch.testing.assert_close(panel[3] - panel[0].amin((1, 2), keepdim=True), error)
 
 
-def test_bad_knobs_are_named(make_unet: Callable[..., nn.Module]) -> None:
-    with pytest.raises(ValueError, match="mask_ratio: found 0"):
-        objective(make_unet, mask_ratio=0)
+def test_blocks_that_do_not_tile_the_patch_are_refused(
+    make_unet: Callable[..., nn.Module],
+) -> None:
     with pytest.raises(ValueError, match=r"block: found \[5, 4\]"):
         objective(make_unet, block=[5, 4])
     with pytest.raises(ValueError, match=r"block: found \[4\]"):

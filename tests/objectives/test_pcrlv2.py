@@ -119,7 +119,7 @@ def test_the_siamese_loss_is_that_of_the_formula(make_unet: Callable[..., nn.Mod
     assert float(made(full)["global_loss"]) == pytest.approx(terms, abs=1e-5)
 
 
-def test_the_restoration_of_levels_fades_out(make_unet: Callable[..., nn.Module]) -> None:
+def test_the_reconstruction_of_levels_fades_out(make_unet: Callable[..., nn.Module]) -> None:
     made, full = objective(make_unet), batch()
     parts = ("reconstruction_loss", "global_loss", "local_loss")
     for progress in (0.0, 0.25, 1.0):
@@ -194,7 +194,7 @@ def test_it_works_without_local_views(make_unet: Callable[..., nn.Module]) -> No
     assert terms["loss"].isfinite()
 
 
-def test_only_the_first_view_is_restored_and_its_target_is_clean(
+def test_only_the_first_view_is_reconstructed_and_its_target_is_clean(
     make_unet: Callable[..., nn.Module],
 ) -> None:
     made, full = objective(make_unet), batch()
@@ -248,8 +248,3 @@ def test_views_that_the_strides_do_not_divide_are_resampled(
     fitted = made._fitted(image)
     assert all(length % 4 == 0 and length >= 8 for length in fitted.shape[2:])
     assert fitted.unique().tolist() == [3.0]
-
-
-def test_a_bad_share_is_named(make_unet: Callable[..., nn.Module]) -> None:
-    with pytest.raises(ValueError, match=r"swap: found 1.5"):
-        objective(make_unet, swap=1.5)

@@ -126,8 +126,6 @@ def test_whole_network_is_trained_and_named_maps_are_read(
     keys: list[str] = unet.trained_keys(made.network, made.trained)
     assert any(key.startswith("decoder.stages.1.") for key in keys)
     assert not any("seg_layers" in key for key in keys)
-    with pytest.raises(ValueError, match="clusters: found 1"):
-        objective(make_unet, clusters=1)
 
 
 def test_pictures_show_image_target_and_prediction(make_unet: Callable[..., nn.Module]) -> None:

@@ -26,18 +26,18 @@ def objective(make_unet: Callable[..., nn.Module], dimension: int = 2, **knobs: 
 
 
 @pytest.mark.parametrize("dimension", [2, 3])
-def test_what_is_hidden_does_not_change_what_is_restored(
+def test_what_is_hidden_does_not_change_what_is_reconstructed(
     make_unet: Callable[..., nn.Module], dimension: int
 ) -> None:
     made = objective(make_unet, dimension)
     batch = with_views(make_batch(dimension, 1), SparkObjective)
     task = made.corrupt(batch)
-    restored = made.restore(task)
+    reconstructed = made.reconstruct(task)
     view = batch["views"]["global_0"]
     view.image = view.image + 5 * task.weight
     other = made.corrupt(batch)
     assert not torch.equal(other.target, task.target)
-    assert torch.equal(made.restore(other), restored)
+    assert torch.equal(made.reconstruct(other), reconstructed)
 
 
 def test_tokens_are_learned_and_not_part_of_the_network(
@@ -51,7 +51,7 @@ def test_tokens_are_learned_and_not_part_of_the_network(
     assert all(token.grad.any() for token in made.tokens)
 
 
-def test_the_tokens_change_what_is_restored(make_unet: Callable[..., nn.Module]) -> None:
+def test_the_tokens_change_what_is_reconstructed(make_unet: Callable[..., nn.Module]) -> None:
     made = objective(make_unet)
     batch = with_views(make_batch(2, 1), SparkObjective)
     loss = made(batch)["loss"].detach()
