@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnssl.cluster_maps.handcrafted import Window
-from nnssl.cluster_maps.upsample import Upsampling, upsample
 from nnssl.modules import unet
 from nnssl.nnunet.checkpoint import own_part, read_checkpoint
 from nnssl.nnunet.planned_network import build_network
 
+Upsampling = Literal["linear", "bilateral"]
 CELL = 8  # voxels per cell of the default stage
+SIGMA_CELLS = 0.7  # of the Gaussian over distance, in cells
+SIGMA_GUIDE = 0.5  # of the Gaussian over intensity, in standard deviations of the guide
 
 
 class EncoderFeatures:
@@ -37,11 +39,10 @@ class EncoderFeatures:
         self.network = _network(checkpoint).eval()
         totals = np.cumprod(unet.strides(self.network), 0).max(1)
         self.stage = max(0, int((totals <= CELL).sum()) - 1) if stage is None else stage
-        self.width = unet.output_channels(self.network)[self.stage]
         self.upsampling, self.patch = upsampling, tuple(patch)
 
-    def weights(self, channels: int) -> np.ndarray:
-        return np.ones(self.width)
+    def weights(self, features: int) -> np.ndarray:
+        return np.ones(features)
 
     @torch.no_grad()
     def windows(self, image: np.ndarray) -> Iterator[tuple[Window, np.ndarray]]:
@@ -92,8 +93,8 @@ class TransformerFeatures:
             for key, default in (("mean", (0.5,) * 3), ("std", (0.5,) * 3))
         )
 
-    def weights(self, channels: int) -> np.ndarray:
-        return np.ones(self.network.num_features)
+    def weights(self, features: int) -> np.ndarray:
+        return np.ones(features)
 
     @torch.no_grad()
     def windows(self, image: np.ndarray) -> Iterator[tuple[Window, np.ndarray]]:
@@ -128,16 +129,74 @@ def windows(shape: Sequence[int], patch: Sequence[int]) -> Iterator[Window]:
         yield tuple(slice(b, e) for b, e in zip(begin, ends, strict=True))  # type: ignore[misc]
 
 
+def upsample(features: Tensor, guide: Tensor, kind: Upsampling) -> Tensor:
+    """Features at the guide's resolution.
+
+    `bilateral`: every voxel takes the mean of the cells around it, weighted by Gaussians of their
+    distance and of the difference between the voxel's and the cell's mean intensity.
+
+    Args:
+        features: (B, F, *s).
+        guide: images (B, C, *S).
+        kind: `linear` or `bilateral`.
+
+    Returns:
+        (B, F, *S) float32.
+
+    Reference:
+        Kopf, Cohen, Lischinski, Uyttendaele: Joint bilateral upsampling. ACM Transactions on
+        Graphics 26, 2007. (FeatUp, arXiv:2403.10516, learns the weights of the same form.)
+    """
+    features, guide = features.float(), guide.float()
+    if kind == "linear":
+        mode = "bilinear" if guide.ndim == 4 else "trilinear"
+        return functional.interpolate(features, guide.shape[2:], mode=mode)
+    cells = features.shape[2:]
+    coarse = functional.interpolate(guide, cells, mode="area")
+    spread = guide.std().clamp_min(1e-6) * SIGMA_GUIDE
+    places = [_places(n, m, guide.device) for n, m in zip(guide.shape[2:], cells, strict=True)]
+    total = torch.zeros(*features.shape[:2], *guide.shape[2:], device=guide.device)
+    weights = torch.zeros(len(guide), 1, *guide.shape[2:], device=guide.device)
+    for offset in product((-1, 0, 1), repeat=len(cells)):
+        index = [
+            (place.round().long() + step).clamp(0, n - 1)
+            for place, step, n in zip(places, offset, cells, strict=True)
+        ]
+        distance = _squares([p - i for p, i in zip(places, index, strict=True)])
+        difference = (guide - _take(coarse, index)).square().sum(1, keepdim=True) / spread**2
+        weight = torch.exp(-0.5 * (distance / SIGMA_CELLS**2 + difference))
+        total += weight * _take(features, index)
+        weights += weight
+    linear = upsample(features, guide, "linear")
+    return torch.where(weights > 1e-6, total / weights.clamp_min(1e-6), linear)
+
+
+def _places(voxels: int, cells: int, device: torch.device) -> Tensor:
+    """Where the voxels lie, in cells."""
+    return (torch.arange(voxels, device=device) + 0.5) * cells / voxels - 0.5
+
+
+def _take(maps: Tensor, index: Sequence[Tensor]) -> Tensor:
+    for axis, chosen in enumerate(index):
+        maps = maps.index_select(axis + 2, chosen)
+    return maps
+
+
+def _squares(differences: Sequence[Tensor]) -> Tensor:
+    """Squared distance on the grid, (*S)."""
+    grids = torch.meshgrid(*differences, indexing="ij")
+    return torch.stack(grids).square().sum(0)
+
+
 def _network(checkpoint: str) -> nn.Module:
     """The planned U-Net of a pre-training checkpoint, with its weights."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     content = read_checkpoint(checkpoint)
-    own = own_part(content, "pretrain")
+    own, weights = own_part(content, "pretrain"), content["network_weights"]
     manager = PlansManager(own["plans"]).get_configuration(own["configuration"])
-    weights = content["network_weights"]
-    last = [key for key in weights if key.startswith("decoder.seg_layers.")]
-    network = build_network(manager, own["input_channels"], len(weights[sorted(last)[-1]]))
+    outputs = len(weights["decoder.seg_layers.0.weight"])
+    network = build_network(manager, own["input_channels"], outputs)
     network.load_state_dict(weights)
     return network
 

@@ -8,10 +8,9 @@ from typing import Any
 
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from nnssl.cluster_maps import recipe as recipes
 from nnssl.cluster_maps.makers import Image, TargetRun
 from nnssl.cluster_maps.maps import MapJob, make_maps
-from nnssl.cluster_maps.recipe import MANIFEST, ClusterRecipe
+from nnssl.cluster_maps.recipe import MANIFEST, ClusterRecipe, hash_cases, read_manifest
 from nnssl.common.files import read_json, write_json
 from nnssl.common.locks import held
 from nnssl.data.pretraining_data import DataFolders
@@ -115,7 +114,7 @@ def make_missing(wanted: DenseTargets, run: TargetRun, log: Callable[[str], None
 def _recipe(wanted: DenseTargets, run: TargetRun) -> ClusterRecipe | None:
     """By what missing maps are to be made; None where none are missing or others are there."""
     folder = run.folders.dense_target(wanted.name)
-    found = recipes.stored(folder)
+    found = read_manifest(folder)
     if not found:
         known = wanted.name == DEFAULT_NAME
         return ClusterRecipe(clusters=wanted.classes, fold=run.folders.fold) if known else None
@@ -144,7 +143,7 @@ def check_maps(wanted: DenseTargets, run: TargetRun) -> None:
 
 
 def _problem(folder: Path, wanted: DenseTargets, run: TargetRun) -> str | None:
-    found, fold, hashes = recipes.stored(folder), run.folders.fold, _hashes(run)
+    found, fold, hashes = read_manifest(folder), run.folders.fold, _hashes(run)
     if not found:
         made = sorted(file.parent.name for file in folder.parent.glob(f"fold_*/{MANIFEST}"))
         return f"none were made for fold {fold} (made: {', '.join(made) or 'none'})"
@@ -165,7 +164,7 @@ def _hashes(run: TargetRun) -> dict[str, str]:
     """What the run's maps must have been made from."""
     return {
         "plans": hash_preprocessing(run.plans, _configuration(run.plans, run.configuration)),
-        "cases": recipes.cases_hash(run.folders.preprocessed, run.training),
+        "cases": hash_cases(run.folders.preprocessed, run.training),
     }
 
 

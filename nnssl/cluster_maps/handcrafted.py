@@ -28,9 +28,9 @@ class HandcraftedFeatures:
         self.sigmas = [[*flat, *(scale * ratio for ratio in per_axis)] for scale in scales]
         self.position = position
 
-    def weights(self, channels: int) -> np.ndarray:
-        """Weight of each feature after standardisation, (F,)."""
-        return np.array([1.0] * (3 * channels * len(self.sigmas)) + [self.position] * 3)
+    def weights(self, features: int) -> np.ndarray:
+        """Weight of each of the F features after standardisation, (F,)."""
+        return np.array([1.0] * (features - 3) + [self.position] * 3)
 
     def windows(self, image: np.ndarray) -> Iterator[tuple[Window, np.ndarray]]:
         """Slabs of the volume with their features.

@@ -13,10 +13,16 @@ from zlib import crc32
 import numpy as np
 from scipy import ndimage
 
-from nnssl.cluster_maps import recipe as recipes
+from nnssl.cluster_maps.deep_features import EncoderFeatures, TransformerFeatures
 from nnssl.cluster_maps.handcrafted import HandcraftedFeatures
 from nnssl.cluster_maps.makers import Image
-from nnssl.cluster_maps.recipe import MANIFEST, ClusterRecipe
+from nnssl.cluster_maps.recipe import (
+    MANIFEST,
+    ClusterRecipe,
+    is_same,
+    make_manifest,
+    read_manifest,
+)
 from nnssl.common.files import atomic_path, write_json
 from nnssl.common.parallel import for_each
 from nnssl.common.tissue import find_tissue
@@ -66,22 +72,22 @@ def make_maps(
     Returns:
         Share of each cluster among all voxels that have one.
     """
-    wanted = recipes.manifest(job.recipe, plans, configuration, job.preprocessed, training)
-    if not recipes.same(recipes.stored(job.folder), wanted):
+    wanted = make_manifest(job.recipe, plans, configuration, job.preprocessed, training)
+    if not is_same(read_manifest(job.folder), wanted):
         shutil.rmtree(job.folder, ignore_errors=True)
         job.folder.mkdir(parents=True)
         write_json(job.folder / MANIFEST, wanted)
-    if not _centres(job.folder).is_file():
+    if not _centres_file(job.folder).is_file():
         _fit(job, training, workers)
     missing = [image for image in images if not image.is_mapped(job.folder)]
     for_each(partial(_assign, job), missing, workers, "Cluster maps")
-    counts = np.sum([_counts(i.map(job.folder), job.recipe.clusters) for i in images], axis=0)
+    counts = np.sum([_count(i.map(job.folder), job.recipe.clusters) for i in images], axis=0)
     shares = (counts / max(1, counts.sum())).tolist()
     write_json(job.folder / MANIFEST, {**wanted, "shares": shares})
     return shares
 
 
-def body(image: np.ndarray) -> np.ndarray:
+def find_body(image: np.ndarray) -> np.ndarray:
     """Voxels inside the outline of tissue: above Otsu's threshold, small gaps and holes filled.
 
     Args:
@@ -103,9 +109,9 @@ def _fit(job: MapJob, training: Sequence[str], workers: int) -> None:
     files = [job.folder / "samples" / f"{case}.npy" for case in sorted(training)]
     pool = np.concatenate([np.load(file, allow_pickle=False) for file in files])
     mean, scale = pool.mean(0), pool.std(0).clip(1e-6)
-    points = _scaled(pool, mean, scale, _feature_weights(job, training[0]))
+    points = _scale(pool, mean, scale, _source(job).weights(pool.shape[1]))
     centres = k_means(points, job.recipe.clusters, job.recipe.seed)
-    with atomic_path(_centres(job.folder), sole_writer=True) as part:
+    with atomic_path(_centres_file(job.folder), sole_writer=True) as part:
         np.savez(part, centres=centres, mean=mean, scale=scale)
     shutil.rmtree(job.folder / "samples")
 
@@ -145,13 +151,13 @@ def _sample(job: MapJob, count: int, case: str) -> None:
 def _assign(job: MapJob, image: Image) -> None:
     """Nearest centre of every voxel of an image, written as a dense target."""
     voxels, allowed = _read(job, image)
-    with np.load(_centres(job.folder), allow_pickle=False) as fitted:
+    with np.load(_centres_file(job.folder), allow_pickle=False) as fitted:
         centres, mean, scale = (fitted[key] for key in ("centres", "mean", "scale"))
-    weights = _source(job).weights(len(voxels))
+    weights = _source(job).weights(len(mean))
     clusters = np.full(allowed.shape, -1, np.int16)
     for window, features in _source(job).windows(voxels):
         inside = allowed[window]
-        points = _scaled(features[:, inside].T, mean, scale, weights)
+        points = _scale(features[:, inside].T, mean, scale, weights)
         nearest = (points @ centres.T - 0.5 * (centres**2).sum(1)).argmax(1)
         part = np.full(inside.shape, -1, np.int16)
         part[inside] = nearest
@@ -159,7 +165,7 @@ def _assign(job: MapJob, image: Image) -> None:
     save_map(clusters, image.map(job.folder))
 
 
-def _scaled(
+def _scale(
     points: np.ndarray, mean: np.ndarray, scale: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
     """Standardised features (N, F), weighted; cut off, so that no outliers get clusters alone."""
@@ -172,7 +178,7 @@ def _read(job: MapJob, image: Image) -> tuple[np.ndarray, np.ndarray]:
     file = image_file(image.folder or job.preprocessed, image.identifier)
     voxels = np.asarray(open_image(file)[:], np.float32)
     keep = job.recipe.keep_air
-    return voxels, np.ones(voxels.shape[1:], bool) if keep else body(voxels[0])
+    return voxels, np.ones(voxels.shape[1:], bool) if keep else find_body(voxels[0])
 
 
 def save_map(clusters: np.ndarray, file: Path) -> None:
@@ -186,7 +192,7 @@ def save_map(clusters: np.ndarray, file: Path) -> None:
         blosc2.asarray(clusters[None], urlpath=str(part), chunks=chunks, cparams=cparams)
 
 
-def _counts(file: Path, clusters: int) -> np.ndarray:
+def _count(file: Path, clusters: int) -> np.ndarray:
     found = np.asarray(open_image(file)[:]).reshape(-1).astype(np.int64)
     return np.bincount(found + 1, minlength=clusters + 1)[1:]
 
@@ -197,21 +203,10 @@ def _source(job: MapJob) -> Any:
     recipe = job.recipe
     if recipe.source == "handcrafted":
         return HandcraftedFeatures(recipe.scales, job.spacing, recipe.position)
-    from nnssl.cluster_maps import deep_features
-
     if recipe.source == "self":
-        return deep_features.EncoderFeatures(
-            str(recipe.checkpoint), recipe.stage, recipe.upsampling, job.patch
-        )
-    return deep_features.TransformerFeatures(
-        recipe.model, recipe.checkpoint, recipe.size, recipe.upsampling
-    )
+        return EncoderFeatures(str(recipe.checkpoint), recipe.stage, recipe.upsampling, job.patch)
+    return TransformerFeatures(recipe.model, recipe.checkpoint, recipe.size, recipe.upsampling)
 
 
-def _feature_weights(job: MapJob, case: str) -> np.ndarray:
-    channels = open_image(image_file(job.preprocessed, case)).shape[0]
-    return np.asarray(_source(job).weights(channels))
-
-
-def _centres(folder: Path) -> Path:
+def _centres_file(folder: Path) -> Path:
     return folder / "centres.npz"

@@ -66,7 +66,7 @@ class ClusterRecipe:
             raise ValueError(f"checkpoint: {self.checkpoint} does not exist")
 
 
-def manifest(
+def make_manifest(
     recipe: ClusterRecipe,
     plans: Mapping[str, Any],
     configuration: Mapping[str, Any],
@@ -79,24 +79,24 @@ def manifest(
     return {
         "recipe": knobs,
         "plans": hash_preprocessing(plans, configuration),
-        "cases": cases_hash(preprocessed, training),
+        "cases": hash_cases(preprocessed, training),
         "weights": weights,
     }
 
 
-def cases_hash(preprocessed: Path, identifiers: Sequence[str]) -> str:
+def hash_cases(preprocessed: Path, identifiers: Sequence[str]) -> str:
     """Hash of the cases' identifiers and of the sizes of their files."""
     return sha256_of(
         {name: image_file(preprocessed, name).stat().st_size for name in sorted(identifiers)}
     )
 
 
-def stored(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder of maps; empty where there is none."""
     file = folder / MANIFEST
     return read_json(file) if file.is_file() else {}
 
 
-def same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+def is_same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Whether two manifests describe the same maps."""
     return all(a.get(key) == b.get(key) for key in ("recipe", "plans", "cases", "weights"))

@@ -13,19 +13,19 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch.nn.functional import interpolate
 
 from nnssl.cluster_maps import handcrafted
-from nnssl.cluster_maps.deep_features import TransformerFeatures, windows
+from nnssl.cluster_maps.deep_features import TransformerFeatures, upsample, windows
 from nnssl.cluster_maps.handcrafted import HandcraftedFeatures
-from nnssl.cluster_maps.maps import body, k_means
-from nnssl.cluster_maps.nmi import contingency, normalised_mutual_information
+from nnssl.cluster_maps.maps import find_body, k_means
 from nnssl.cluster_maps.recipe import ClusterRecipe
-from nnssl.cluster_maps.upsample import upsample
+from nnssl.probe.nmi import contingency, normalised_mutual_information
 from nnssl.training.pictures import _save
 
 
 def whole(features: HandcraftedFeatures, image: np.ndarray) -> np.ndarray:
     """(F, Z, Y, X), put together from the windows."""
-    result = np.full((len(features.weights(len(image))), *image.shape[1:]), np.nan)
-    for window, part in features.windows(image):
+    parts = list(features.windows(image))
+    result = np.full((len(parts[0][1]), *image.shape[1:]), np.nan)
+    for window, part in parts:
         result[(slice(None), *window)] = part
     return result
 
@@ -90,10 +90,10 @@ def test_body_is_filled_and_air_is_outside() -> None:
     image = np.zeros((2, 40, 40), np.float32)
     image[:, 8:32, 8:32] = 1.0
     image[:, 16:24, 16:24] = 0.0  # dark, but inside
-    found = body(image)
+    found = find_body(image)
     assert found[:, 8:32, 8:32].all()
     assert not found[:, :6].any()
-    assert body(np.ones((2, 8, 8))).all()
+    assert find_body(np.ones((2, 8, 8))).all()
 
 
 def test_nmi_is_scikit_learn_s() -> None:

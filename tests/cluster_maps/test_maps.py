@@ -15,7 +15,7 @@ import torch
 
 from nnssl.cluster_maps import maps
 from nnssl.cluster_maps.fold_maps import cluster_dataset, fold_cases
-from nnssl.cluster_maps.recipe import ClusterRecipe, stored
+from nnssl.cluster_maps.recipe import ClusterRecipe, read_manifest
 from nnssl.common.locks import held
 from nnssl.data.loader import RawPatchReader
 from nnssl.training.factory import trainer_class
@@ -45,7 +45,7 @@ def test_maps_are_made_once_resumed_and_rebuilt(tiny_dataset: Any) -> None:
     first = times(folder)
     assert len(first) == CASES
     assert folder == tiny_dataset.preprocessed / "nnssl" / "nnUNetPlans_2d" / "clusters/fold_0"
-    assert sum(stored(folder)["shares"]) == pytest.approx(1)
+    assert sum(read_manifest(folder)["shares"]) == pytest.approx(1)
     (folder / "p1_f0.b2nd").unlink()
     make(tiny_dataset)
     again = times(folder)
@@ -53,7 +53,7 @@ def test_maps_are_made_once_resumed_and_rebuilt(tiny_dataset: Any) -> None:
     make(tiny_dataset, ClusterRecipe(clusters=3, samples=4000, scales=(1.0,)))
     rebuilt = times(folder)
     assert all(rebuilt[name] != again[name] for name in first)
-    assert len(stored(folder)["shares"]) == 3
+    assert len(read_manifest(folder)["shares"]) == 3
 
 
 def test_maps_are_dense_targets_of_the_images(tiny_dataset: Any) -> None:
@@ -103,7 +103,7 @@ def test_our_own_encoder_gives_features(tiny_dataset: Any, tmp_path: Path) -> No
     recipe = ClusterRecipe("self", clusters=3, samples=2000, checkpoint=str(file), stage=1)
     folder = make(tiny_dataset, recipe)
     assert len(times(folder)) == CASES
-    assert sum(share > 0 for share in stored(folder)["shares"]) == 3
+    assert sum(share > 0 for share in read_manifest(folder)["shares"]) == 3
 
 
 def test_a_run_refuses_maps_that_do_not_fit_and_takes_those_that_do(
@@ -150,7 +150,7 @@ def test_a_run_makes_the_maps_that_it_lacks_and_leaves_others_alone(
     folder = tiny_dataset.preprocessed / "nnssl" / "nnUNetPlans_2d" / "clusters/fold_0"
     made = times(folder)
     assert len(made) == CASES
-    assert stored(folder)["recipe"] == {
+    assert read_manifest(folder)["recipe"] == {
         **asdict(ClusterRecipe(clusters=4)),
         "scales": list(ClusterRecipe.scales),
     }
@@ -164,7 +164,7 @@ def test_a_run_makes_the_maps_that_it_lacks_and_leaves_others_alone(
     after = times(other)
     assert set(after) - set(before) == {"p1_f0.b2nd"}
     assert {name: after[name] for name in before} == before
-    assert stored(folder)["recipe"]["samples"] == RECIPE.samples
+    assert read_manifest(folder)["recipe"]["samples"] == RECIPE.samples
 
     dino = tiny_dataset.trainer(trainer_class("nnSSLDino"))
     dino.initialize()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.stats import entropy
 
 
 def contingency(
@@ -27,16 +28,7 @@ def normalised_mutual_information(table: np.ndarray) -> float:
 
     NaN where there is only one label or no place at all.
     """
-    total = table.sum()
-    if total == 0 or (table.sum(0) > 0).sum() < 2:
+    if not table.any() or (table.sum(0) > 0).sum() < 2:
         return float("nan")
-    joint = table / total
-    of_clusters, of_labels, of_both = (
-        _entropy(p) for p in (joint.sum(1), joint.sum(0), joint.ravel())
-    )
+    of_clusters, of_labels, of_both = map(entropy, (table.sum(1), table.sum(0), table.ravel()))
     return float(2 * (of_clusters + of_labels - of_both) / (of_clusters + of_labels))
-
-
-def _entropy(shares: np.ndarray) -> float:
-    kept = shares[shares > 0]
-    return float(-(kept * np.log(kept)).sum())
