@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from nnssl.cli.command import command
 from nnssl.cli.table import table
-from nnssl.studies.run.runner import Options, Selection, run_study
+from nnssl.studies.run.runner import Selection, run_study
+from nnssl.studies.run.slurm import JobLimits
 from nnssl.studies.run.spec import Study, find_studies, find_waiting, read_study
 from nnssl.studies.run.status import read_status
 
@@ -52,10 +53,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     part.add_argument("--only", nargs="+", metavar="METHOD", help="these methods; scratch is one")
     slurm = parser.add_argument_group("--executor slurm (needs submitit)")
     slurm.add_argument("--partition")
-    slurm.add_argument("--hours", type=float, default=24.0, help="limit of a job (%(default)s)")
-    slurm.add_argument("--memory", type=int, default=32, help="GB of a job (%(default)s)")
-    slurm.add_argument("--gpus-per-task", type=int, default=1, help="0: CPU (%(default)s)")
-    slurm.add_argument("--cpus-per-task", type=int, default=12, help="(%(default)s)")
+    slurm.add_argument("--hours", type=float, help="limit of a job (%(default)s)")
+    slurm.add_argument("--memory", type=int, help="GB of a job (%(default)s)")
+    slurm.add_argument("--gpus-per-task", type=int, help="0: CPU (%(default)s)")
+    slurm.add_argument("--cpus-per-task", type=int, help="(%(default)s)")
+    parser.set_defaults(**vars(JobLimits()))
     parser.set_defaults(action=_run)
 
 
@@ -73,28 +75,25 @@ def _number(text: str) -> int | float:
 
 
 def _run(options: argparse.Namespace) -> int:
-    slurm = ("partition", "hours", "memory", "gpus_per_task", "cpus_per_task")
-    knobs: dict[str, Any] = {name: getattr(options, name) for name in slurm}
-    selection = Selection(options.folds, options.repetitions, options.budgets, options.only)
+    jobs = None
+    if options.executor == "slurm":
+        jobs = JobLimits(**{each.name: getattr(options, each.name) for each in fields(JobLimits)})
     return run_study(
         options.study,
         options.output,
-        Options(
-            executor=options.executor,
-            processes=options.processes,
-            devices=options.devices,
-            selection=selection,
-            dry_run=options.dry_run,
-            slurm=knobs,
-        ),
+        Selection(options.folds, options.repetitions, options.budgets, options.only),
+        processes=options.processes,
+        devices=options.devices,
+        jobs=jobs,
+        dry_run=options.dry_run,
     )
 
 
 def _status(options: argparse.Namespace) -> int:
     found = read_status(options.folder)
-    for part in (found.pretraining, found.finetuning):
-        if part.rows:
-            print(table(part.header, part.rows), end="\n\n")
+    for rows in (found.pretraining, found.finetuning):
+        if rows:
+            print(table(list(rows[0]), [list(row.values()) for row in rows]), end="\n\n")
     print("\n".join([*found.lines, ", ".join(f"{n} {word}" for word, n in found.counts.items())]))
     return 1 if "FAILED" in found.counts else 0
 

@@ -12,10 +12,12 @@ from dataclasses import replace
 import pytest
 
 from nnssl.studies.run.devices import Slot
-from nnssl.studies.run.slurm import CellJob, _group_by_need, _set_limits, _start_after, submit
+from nnssl.studies.run.slurm import CellJob, JobLimits, _group_by_need, _start_after, submit
 
 submitit = pytest.importorskip("submitit")
 CPU = Slot(arguments=("-device", "cpu"))
+ON_CPU = JobLimits(gpus_per_task=0, cpus_per_task=1)
+LIMITS = JobLimits("gpu", 1.5, 16, 1, 6, processes=4)
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def test_arrays_behind_the_pretrainings_that_are_not_done(study_folder):
 
 def test_a_study_through_submitit(small, stage, capsys):
     """The real executor of submitit, which starts processes here instead of Slurm jobs."""
-    assert submit(small, small.cells, gpus_per_task=0, cpus_per_task=1, cluster="local") == 0
+    assert submit(small, small.cells, ON_CPU, cluster="local") == 0
     assert "3 jobs are submitted" in capsys.readouterr().out
     end = time.monotonic() + 60
     while not all(map(small.is_done, small.cells)):
@@ -76,8 +78,7 @@ def test_slurm_is_asked_for_dependencies():
             }
         },
     ]
-    _set_limits(executor, 4, "gpu", 1.5, 16, 1, 6)
-    asked = executor.asked[-1]
+    asked = LIMITS.parameters()
     assert (asked["timeout_min"], asked["mem_gb"], asked["gpus_per_node"]) == (90, 16, 1)
     assert (asked["slurm_partition"], asked["slurm_array_parallelism"]) == ("gpu", 4)
 
@@ -87,7 +88,7 @@ def test_slurm_understands_what_it_is_asked_for(small, tmp_path):
     from submitit.slurm.slurm import _make_sbatch_string
 
     executor = submitit.AutoExecutor(tmp_path, cluster="debug")
-    _set_limits(executor, 4, "gpu", 1.5, 16, 1, 6)
+    executor.update_parameters(**LIMITS.parameters())
     dependency = {"dependency": "afterok:1", "kill-on-invalid-dep": "yes"}
     text = _make_sbatch_string("train", tmp_path, additional_parameters=dependency)
     assert "#SBATCH --dependency=afterok:1" in text
@@ -140,4 +141,4 @@ def test_when_the_time_is_over_the_training_saves_and_goes_on_later(small, stage
 def test_without_submitit_the_error_says_what_to_do(small, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ValueError, match="pip install submitit"):
-        submit(small, small.cells)
+        submit(small, small.cells, LIMITS)

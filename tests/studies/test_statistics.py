@@ -91,9 +91,9 @@ def test_with_one_patient_it_is_the_t_test_over_repetitions():
 
 def test_where_patients_are_all_alike_it_is_the_t_test_over_repetitions():
     values = np.random.default_rng(6).normal(0.03, 0.05, (6, 1)) + np.zeros((6, 20))
-    effect = estimate_effect([values], level=0.9)
+    effect = estimate_effect([values])
     expected = stats.ttest_1samp(values[:, 0], 0.0)
-    interval = expected.confidence_interval(0.9)
+    interval = expected.confidence_interval(0.95)
     assert effect.p == pytest.approx(expected.pvalue)
     assert (effect.low, effect.high) == pytest.approx((interval.low, interval.high))
     assert effect.components["patient"] == effect.components["residual"] == 0

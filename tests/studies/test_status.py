@@ -21,8 +21,9 @@ def test_a_fresh_study_waits(study_folder):
     replace(study_folder, study=replace(study_folder.study, pretraining=arms)).write()
     found = read_status(study_folder.path)
     assert found.counts == {"waiting": 15}
-    assert found.finetuning.header == ("method", "schedule", "patients", "fold", "r0", "r1")
-    assert found.finetuning.rows[0] == ("scratch", "standard", "1", "0", "waiting", "waiting")
+    waiting = {"r0": "waiting", "r1": "waiting"}
+    scratch = {"method": "scratch", "schedule": "standard", "patients": "1", "fold": "0", **waiting}
+    assert found.finetuning[0] == scratch
     assert found.lines == [
         "left out: X waits for the trainer nnSSLNoneTrainer, which does not exist yet"
     ]
@@ -34,12 +35,13 @@ def test_done_failed_and_blocked_are_told(study_folder, stage):
     LocalRunner(study_folder, study_folder.cells, make_slots(["cpu"], 3)).run()
     found = read_status(study_folder.path)
     assert found.counts == {"FAILED": 2, "done": 11, "blocked": 2}
-    rows = {(row[0], row[2]): row[4:] for row in found.finetuning.rows}
+    rows = {(row["method"], row["patients"]): (row["r0"], row["r1"]) for row in found.finetuning}
     cell = next(c for c in study_folder.cells if c.id == "gd-p1-r1-f0-standard")
     dice = study_folder.dice(cell)
     assert rows["G^D", "1"] == ("blocked", f"{dice:.3f}")
     assert rows["scratch", "2"][1] == "FAILED"
-    assert found.pretraining.rows[0] == ("G^D", "nnSSLContrastiveTrainer", "0", "0", "FAILED")
+    first = ("G^D", "nnSSLContrastiveTrainer", "0", "0", "FAILED")
+    assert tuple(found.pretraining[0].values()) == first
     assert "    something went wrong" in found.lines
     assert any("scratch-p2-r1-f0-standard, see /" in line for line in found.lines)
 

@@ -10,7 +10,8 @@ import numpy as np
 from scipy import stats
 from scipy.optimize import isotonic_regression
 
-LEAST_REPETITIONS = 5  # for an interval
+from nnssl.studies.analysis.statistics import LEAST_REPETITIONS, LEVEL
+
 RESAMPLES = 2000
 
 
@@ -53,11 +54,7 @@ class LabelsSaved:
 
 
 def estimate_labels_saved(
-    budgets: Sequence[float],
-    scratch: np.ndarray,
-    method: np.ndarray,
-    level: float = 0.95,
-    seed: int = 0,
+    budgets: Sequence[float], scratch: np.ndarray, method: np.ndarray
 ) -> LabelsSaved:
     """Reads scratch's curve backwards: the budget at which it first reaches the method's Dice.
 
@@ -73,22 +70,18 @@ def estimate_labels_saved(
         budgets: B positive numbers of labels, ascending.
         scratch: (R, B) Dice of scratch per repetition, patients averaged; or (B,).
         method: of the method, same shape; row r of both is the same repetition.
-        level: level of the interval.
-        seed: of the resampling.
 
     Raises:
         ValueError: wrong shapes, budgets that do not ascend, or missing values.
     """
     grid, arms = _check(budgets, scratch, method)
-    needed = _read_backwards(grid, *(_make_monotone(arm.mean(0)) for arm in arms))
-    repetitions = arms.shape[1]
+    curves = [_make_monotone(arm.mean(0)) for arm in arms]
+    needed = _read_backwards(grid, *curves)
     low = high = None
-    if repetitions >= LEAST_REPETITIONS:
-        low, high = _estimate_interval(grid, arms, level, np.random.default_rng(seed))
-    curves = [tuple(map(float, _make_monotone(arm.mean(0)))) for arm in arms]
-    return LabelsSaved(
-        tuple(map(float, grid)), needed, low, high, level, scratch=curves[0], method=curves[1]
-    )
+    if arms.shape[1] >= LEAST_REPETITIONS:
+        low, high = _estimate_interval(grid, arms)
+    own, reached = (tuple(map(float, curve)) for curve in curves)
+    return LabelsSaved(tuple(map(float, grid)), needed, low, high, LEVEL, own, reached)
 
 
 def _check(
@@ -136,10 +129,10 @@ def _find_first_reach(log_grid: np.ndarray, curve: np.ndarray, value: float) -> 
 
 
 def _estimate_interval(
-    grid: np.ndarray, arms: np.ndarray, level: float, generator: np.random.Generator
+    grid: np.ndarray, arms: np.ndarray
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     repetitions = arms.shape[1]
-    drawn = generator.integers(repetitions, size=(RESAMPLES, repetitions))
+    drawn = np.random.default_rng(0).integers(repetitions, size=(RESAMPLES, repetitions))
     means = arms[:, drawn].mean(2)  # (2, RESAMPLES, B)
     found = np.array(
         [
@@ -147,10 +140,8 @@ def _estimate_interval(
             for s, m in zip(*means, strict=True)
         ]
     )
-    wide = stats.t.ppf((1 + level) / 2, repetitions - 1) * math.sqrt(
-        repetitions / (repetitions - 1)
-    )
-    tail = float(stats.norm.sf(wide))
+    widening = math.sqrt(repetitions / (repetitions - 1))
+    tail = float(stats.norm.sf(stats.t.ppf((1 + LEVEL) / 2, repetitions - 1) * widening))
     low = np.quantile(found, tail, axis=0, method="inverted_cdf")
     high = np.quantile(found, 1 - tail, axis=0, method="inverted_cdf")
     return tuple(map(float, low)), tuple(map(float, high))

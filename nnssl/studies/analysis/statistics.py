@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
+LEVEL = 0.95  # of every interval
 LEAST_REPETITIONS = 5  # for a p-value, and as many less one beyond the first of each fold
 LEAST_SEED_FREEDOM = 2  # seeds beyond the first, summed over folds, that an interval can rest on
 ROUNDING = 1e-12  # scatter below this share of the largest value is rounding
@@ -81,23 +82,23 @@ class MeanVariance:
     patient: float
     residual: float
 
-    def interval(self, level: float) -> tuple[float, float]:
+    @property
+    def interval(self) -> tuple[float, float]:
         """Student's interval of the mean."""
         if self.variance == 0:
             return self.mean, self.mean
-        half = float(stats.t.ppf((1 + level) / 2, self.freedom)) * self.variance**0.5
+        half = float(stats.t.ppf((1 + LEVEL) / 2, self.freedom)) * self.variance**0.5
         return self.mean - half, self.mean + half
 
-    def p_value(self) -> float:
-        """Two-sided, of the hypothesis that the mean is 0; nan where nothing scatters."""
+    @property
+    def p_value(self) -> float | None:
+        """Two-sided, of the hypothesis that the mean is 0; None where nothing scatters."""
         if self.variance == 0:
-            return 1.0 if self.mean == 0 else float("nan")
+            return 1.0 if self.mean == 0 else None
         return float(2 * stats.t.sf(abs(self.mean) / self.variance**0.5, self.freedom))
 
 
-def estimate_effect(
-    differences: Sequence[np.ndarray], level: float = 0.95, groups: Seeds | None = None
-) -> Effect:
+def estimate_effect(differences: Sequence[np.ndarray], groups: Seeds | None = None) -> Effect:
     """Mean paired difference over repetitions crossed with patients, nested in folds.
 
     Variance by `estimate_crossed_mean`. With `groups`, the differences are also averaged within
@@ -109,7 +110,6 @@ def estimate_effect(
     Args:
         differences: one (R, P) array per fold, method minus scratch; frames and structures were
             averaged before. A patient without a value in some repetition is left out of all.
-        level: level of the interval, between 0 and 1.
         groups: per fold, the pre-training seed of each of the R repetitions. Folds never share a
             run: equal names in two folds are two runs. None: one run per fold.
 
@@ -117,25 +117,32 @@ def estimate_effect(
         ValueError: wrong shapes, a repetition without any value, or more patients left out than
             kept.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level: found {level}, allowed between 0 and 1")
     folds, left_out = _check_folds(differences)
+    seeds = [[0] * len(fold) for fold in folds] if groups is None else groups
+    if [len(each) for each in seeds] != [len(fold) for fold in folds]:
+        raise ValueError(
+            f"groups: found {[len(each) for each in seeds]} seeds per fold, but the folds have "
+            f"{[len(fold) for fold in folds]} repetitions; one seed per repetition is needed"
+        )
     found = estimate_crossed_mean(folds)
-    seeds = _check_groups(folds, groups)
+    components = {name: getattr(found, name) for name in ("repetition", "patient", "residual")}
+    between = _estimate_between_seeds(folds, seeds)
+    components |= {} if between is None else {"pretraining_seed": between}
     basis, covers = _choose_basis(found, folds, seeds)
-    low, high = basis.interval(level)
+    low, high = basis.interval
     rows = tuple(float(value) for fold in folds for value in fold.mean(1))
+    enough = len(rows) >= LEAST_REPETITIONS and len(rows) - len(folds) >= LEAST_REPETITIONS - 1
     return Effect(
         mean=found.mean,
         low=low,
         high=high,
-        level=level,
-        p=_test(basis, _is_too_few(len(rows), len(folds))),
+        level=LEVEL,
+        p=basis.p_value if enough else None,
         p_holm=None,
         per_repetition=rows,
         repetitions=len(rows),
         patients=sum(fold.shape[1] for fold in folds),
-        components=_name_components(found, folds, seeds),
+        components=components,
         folds=len(folds),
         left_out=left_out,
         freedom=basis.freedom,
@@ -144,19 +151,18 @@ def estimate_effect(
 
 
 def estimate_mean(
-    values: Sequence[np.ndarray], level: float = 0.95, groups: Seeds | None = None
+    values: Sequence[np.ndarray], groups: Seeds | None = None
 ) -> tuple[float, float, float]:
     """Mean of one arm with its interval, as in `estimate_effect`.
 
     Args:
         values: one (R, P) array per fold.
-        level: level of the interval.
         groups: pre-training seed of each repetition, per fold.
 
     Returns:
         mean, low, high; the ends are nan with a single repetition per fold.
     """
-    effect = estimate_effect(values, level, groups)
+    effect = estimate_effect(values, groups)
     return effect.mean, effect.low, effect.high
 
 
@@ -241,15 +247,6 @@ def estimate_crossed_mean(folds: Sequence[np.ndarray]) -> MeanVariance:
     )
 
 
-def _is_too_few(repetitions: int, folds: int) -> bool:
-    return repetitions < LEAST_REPETITIONS or repetitions - folds < LEAST_REPETITIONS - 1
-
-
-def _test(basis: MeanVariance, too_few: bool) -> float | None:
-    p = basis.p_value()
-    return None if too_few or np.isnan(p) else p
-
-
 def _check_folds(differences: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
     """Arrays without missing values, and how many patients that cost."""
     if isinstance(differences, np.ndarray) and differences.ndim != 3:
@@ -286,53 +283,30 @@ def _drop_incomplete_patients(number: int, fold: np.ndarray) -> np.ndarray:
     return fold[:, kept]
 
 
-def _check_groups(folds: Sequence[np.ndarray], groups: Seeds | None) -> Seeds:
-    seeds = [[0] * len(fold) for fold in folds] if groups is None else groups
-    if [len(each) for each in seeds] != [len(fold) for fold in folds]:
-        raise ValueError(
-            f"groups: found {[len(each) for each in seeds]} seeds per fold, but the folds have "
-            f"{[len(fold) for fold in folds]} repetitions; one seed per repetition is needed"
-        )
-    return seeds
-
-
 def _choose_basis(
     found: MeanVariance, folds: Sequence[np.ndarray], seeds: Seeds
 ) -> tuple[MeanVariance, tuple[str, ...]]:
     """The variance that the interval rests on, and what it covers."""
-    conditional = ("repetition", "patient")
-    counts = [_count_members(each) for each in seeds]
-    if sum(len(each) - 1 for each in counts) < LEAST_SEED_FREEDOM or min(map(len, counts)) < 2:
-        return found, conditional
-    by_seed = estimate_crossed_mean(
-        [_average_seeds(f, s) for f, s in zip(folds, seeds, strict=True)]
-    )
-    unequal = max(len(each) * sum((n / sum(each)) ** 2 for n in each) for each in counts)
+    covers = ("repetition", "patient")
+    parts = [_split_by_seed(fold, names) for fold, names in zip(folds, seeds, strict=True)]
+    if sum(len(each) - 1 for each in parts) < LEAST_SEED_FREEDOM or min(map(len, parts)) < 2:
+        return found, covers
+    by_seed = estimate_crossed_mean([np.stack([s.mean(0) for s in each]) for each in parts])
+    counts = [np.array([len(seed) for seed in each]) for each in parts]
+    unequal = max(len(each) * float(((each / each.sum()) ** 2).sum()) for each in counts)
     variance = max(found.variance, unequal * by_seed.variance)
     # a variance of 0 has no degrees of freedom
     freedom = by_seed.freedom if by_seed.variance else found.freedom
-    return replace(found, variance=variance, freedom=freedom), (*conditional, "pretraining_seed")
+    return replace(found, variance=variance, freedom=freedom), (*covers, "pretraining_seed")
 
 
-def _name_components(
-    found: MeanVariance, folds: Sequence[np.ndarray], seeds: Seeds
-) -> dict[str, float]:
-    components = {
-        "repetition": found.repetition,
-        "patient": found.patient,
-        "residual": found.residual,
-    }
-    between = _estimate_between_seeds([fold.mean(1) for fold in folds], seeds)
-    return components if between is None else {**components, "pretraining_seed": between}
-
-
-def _estimate_between_seeds(rows: Sequence[np.ndarray], seeds: Seeds) -> float | None:
+def _estimate_between_seeds(folds: Sequence[np.ndarray], seeds: Seeds) -> float | None:
     """Variance between seeds beyond that between repetitions of a seed; None if inseparable."""
     within = freedom_within = between = freedom_between = shrink = 0.0
-    for means, names in zip(rows, seeds, strict=True):
-        of_seed = [means[_find_members(names, name)] for name in dict.fromkeys(names)]
-        within += sum(float(((each - each.mean()) ** 2).sum()) for each in of_seed)
-        freedom_within += len(means) - len(of_seed)
+    for fold, names in zip(folds, seeds, strict=True):
+        of_seed = _split_by_seed(fold.mean(1), names)
+        within += _sum_squares([each - each.mean() for each in of_seed])
+        freedom_within += len(fold) - len(of_seed)
         averages = np.array([each.mean() for each in of_seed])
         between += float(((averages - averages.mean()) ** 2).sum())
         freedom_between += len(of_seed) - 1
@@ -343,17 +317,9 @@ def _estimate_between_seeds(rows: Sequence[np.ndarray], seeds: Seeds) -> float |
     return max(0.0, between / freedom_between - expected)
 
 
-def _average_seeds(fold: np.ndarray, names: Sequence[Hashable]) -> np.ndarray:
-    """(seeds, P): the fold averaged over the repetitions of each seed."""
-    return np.stack([fold[_find_members(names, name)].mean(0) for name in dict.fromkeys(names)])
-
-
-def _count_members(names: Sequence[Hashable]) -> list[int]:
-    return [len(_find_members(names, name)) for name in dict.fromkeys(names)]
-
-
-def _find_members(names: Sequence[Hashable], name: Hashable) -> list[int]:
-    return [i for i, other in enumerate(names) if other == name]
+def _split_by_seed(values: np.ndarray, names: Sequence[Hashable]) -> list[np.ndarray]:
+    """The rows of every seed, seeds in the order of their first row."""
+    return [values[[n == name for n in names]] for name in dict.fromkeys(names)]
 
 
 def _estimate_freedom(variance: float, parts: np.ndarray, freedom: np.ndarray) -> float:

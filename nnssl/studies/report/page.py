@@ -110,27 +110,26 @@ def _render(
 ) -> str:
     from jinja2 import Environment, PackageLoader
 
-    page = {
-        "title": f"Study {found.folder.study.name}",
-        "summary": found.folder.study.summary,
-        "setting": _describe_setting(found),
-        "warnings": _list_warnings(found, leaked),
-        "sentences": found.sentences,
-        "tables": make_tables(found),
-        "pictures": pictures,
-        "overlays": overlays,
-        "leaks": [(title, each.findings) for title, each in leaked.items()],
-        "open_cells": tabulate_open_runs(found.records),
-        "all_cells": tabulate_runs(found.records),
-        "waiting": find_waiting(found.folder.study),
-        "splits": hash_splits(found.folder),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "version": __version__,
-        "study": (found.folder.path / STUDY_FILE).read_text(encoding="utf-8"),
-        "configurations": list(read_configurations(found.folder, found.records)),
-    }
-    loader = PackageLoader("nnssl.studies.report", "")
-    return Environment(loader=loader, autoescape=True).get_template(TEMPLATE).render(page=page)
+    folder = found.folder
+    environment = Environment(loader=PackageLoader("nnssl.studies.report", ""), autoescape=True)
+    return environment.get_template(TEMPLATE).render(
+        study=folder.study,
+        found=found,
+        setting=_describe_setting(found),
+        warnings=_list_warnings(found, leaked),
+        tables=make_tables(found),
+        pictures=pictures,
+        overlays=overlays,
+        leaks=[(title, each.findings) for title, each in leaked.items()],
+        open_cells=tabulate_open_runs(found.records),
+        all_cells=tabulate_runs(found.records),
+        waiting=find_waiting(folder.study),
+        splits=hash_splits(folder),
+        date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        version=__version__,
+        study_file=(folder.path / STUDY_FILE).read_text(encoding="utf-8"),
+        configurations=list(read_configurations(folder, found.records)),
+    )
 
 
 def _describe_setting(found: Findings) -> str:
@@ -157,8 +156,8 @@ def _list_warnings(found: Findings, leaked: Mapping[str, Contamination]) -> list
 
 
 def _write_table(table: ReportTable) -> str:
-    lines = [f"| {' | '.join(table.header)} |", "|" + "---|" * len(table.header)]
-    lines += [f"| {' | '.join(map(_escape, row))} |" for row in table.rows]
+    lines = [f"| {' | '.join(table.rows[0])} |", "|" + "---|" * len(table.rows[0])]
+    lines += [f"| {' | '.join(map(_escape, row.values()))} |" for row in table.rows]
     return "\n".join([f"### {table.title}", "", *lines, *(["", table.note] if table.note else [])])
 
 

@@ -13,7 +13,7 @@ from nnssl.studies.report.provenance import CellRecord
 from nnssl.studies.report.verdict import AGAINST, write_p, write_signed
 from nnssl.studies.run.spec import SCRATCH
 
-ROLES = {"main": "", "own_schedule": "own schedule", "added_steps": "added steps"}
+ROLES = {"main": "", "own_schedule": " (own schedule)", "added_steps": " (added steps)"}
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,12 @@ class ReportTable:
 
     Attributes:
         title: heading.
-        header: names of the columns.
-        rows: the cells.
+        rows: column -> text; all with the same columns.
         note: how to read it.
     """
 
     title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: list[dict[str, str]]
     note: str = ""
 
 
@@ -45,34 +43,31 @@ def make_tables(found: Findings) -> list[ReportTable]:
 
 def tabulate_open_runs(records: Sequence[CellRecord]) -> ReportTable:
     """What is not done."""
-    rows = tuple((e.cell.id, e.state, e.command) for e in records if e.state != "done")
-    return ReportTable("Runs that are not done", ("run", "state", "command"), rows)
+    rows = [
+        {"run": each.cell.id, "state": each.state, "command": each.command}
+        for each in records
+        if each.state != "done"
+    ]
+    return ReportTable("Runs that are not done", rows)
 
 
 def tabulate_runs(records: Sequence[CellRecord]) -> ReportTable:
     """Every run with what repeats it."""
-    header = (
-        *("run", "state", "seed", "pre-training seed", "finished (UTC)", "hours", "machine"),
-        *("versions", "command"),
-    )
-    rows = tuple(
-        (
-            *(each.cell.id, each.state, _write_text(each.cell.repetition)),
-            *(_write_text(each.cell.pretraining_seed), each.finished or "n/a"),
-            write_number(each.hours, 2),
-            ", ".join(str(v) for v in each.machine.values()) or "not recorded",
-            ", ".join(f"{k} {v}" for k, v in each.versions.items()) or "not recorded",
-            each.command,
-        )
+    rows = [
+        {
+            "run": each.cell.id,
+            "state": each.state,
+            "seed": _write_seed(each.cell.repetition),
+            "pre-training seed": _write_seed(each.cell.pretraining_seed),
+            "finished (UTC)": each.finished or "n/a",
+            "hours": _write_number(each.hours, 2),
+            "machine": ", ".join(str(v) for v in each.machine.values()) or "not recorded",
+            "versions": ", ".join(f"{k} {v}" for k, v in each.versions.items()) or "not recorded",
+            "command": each.command,
+        }
         for each in records
-    )
-    note = "The seed draws labelled cases and fine-tuning alike."
-    return ReportTable("Every run", header, rows, note)
-
-
-def write_number(value: float | None, digits: int = 3) -> str:
-    """A number, `n/a` where there is none."""
-    return "n/a" if value is None or pd.isna(value) else f"{value:.{digits}f}"
+    ]
+    return ReportTable("Every run", rows, "The seed draws labelled cases and fine-tuning alike.")
 
 
 def _tabulate_scores(found: Findings) -> ReportTable:
@@ -82,98 +77,84 @@ def _tabulate_scores(found: Findings) -> ReportTable:
     groups = sorted(
         found.table.groupby(keys, sort=False), key=lambda item: (item[0][0], item[0][1] != "main")
     )
-    header = (
-        *("labels", "arm", "schedule", "runs", "labelled volumes", "labelled slices"),
-        *("mean Dice", "Dice of each run", "HD95 (mm)", f"surface Dice ({found.tolerance:g} mm)"),
-        "structures missed",
-    )
-    rows = tuple(_describe_arm(key, part, planned[key], found.unit) for key, part in groups)
+    rows = []
+    for key, part in groups:
+        budget, role, schedule, method = key
+        per_run = part.groupby(["fold", "repetition", "structure"])[["dice", "hd95", "nsd"]].mean()
+        runs = per_run.groupby(level=["fold", "repetition"]).mean()
+        missed = int(((part["dice"] == 0) & part["hd95"].isna()).sum())
+        rows.append(
+            {
+                "labels": f"{budget:g} {found.unit}",
+                "arm": f"{method}{ROLES[role]}",
+                "schedule": schedule,
+                "runs": f"{len(runs)} of {planned[key]}",
+                "labelled volumes": _write_range(part, "labelled_volumes"),
+                "labelled slices": _write_range(part, "labelled_slices"),
+                "mean Dice": _write_number(runs["dice"].mean()),
+                "Dice of each run": " ".join(map(_write_number, runs["dice"])),
+                "HD95 (mm)": _write_number(runs["hd95"].mean(), 1),
+                f"surface Dice ({found.tolerance:g} mm)": _write_number(runs["nsd"].mean()),
+                "structures missed": f"{missed} of {int(part['dice'].notna().sum())}",
+            }
+        )
     note = (
         "Each score is the mean over structures of the mean over validation cases, as nnU-Net "
         "computes it, on the original grid; then the mean over runs. Runs: done of planned. "
         "Structures missed: found in only one of prediction and reference; they count as Dice 0 "
         "and surface Dice 0, and have no HD95."
     )
-    return ReportTable("Scores", header, rows, note)
-
-
-def _describe_arm(key: tuple, part: pd.DataFrame, planned: int, unit: str) -> tuple[str, ...]:
-    budget, role, schedule, method = key
-    metrics = ["dice", "hd95", "nsd"]
-    per_cell = part.groupby(["fold", "repetition", "structure"])[metrics].mean()
-    runs = per_cell.groupby(level=["fold", "repetition"]).mean()
-    missed = int(((part["dice"] == 0) & part["hd95"].isna()).sum())
-    return (
-        f"{budget:g} {unit}",
-        method + (f" ({ROLES[role]})" if ROLES[role] else ""),
-        schedule,
-        f"{len(runs)} of {planned}",
-        _write_range(part, "labelled_volumes"),
-        _write_range(part, "labelled_slices"),
-        write_number(runs["dice"].mean()),
-        " ".join(write_number(value) for value in runs["dice"]),
-        write_number(runs["hd95"].mean(), 1),
-        write_number(runs["nsd"].mean()),
-        f"{missed} of {int(part['dice'].notna().sum())}",
-    )
-
-
-def _write_range(part: pd.DataFrame, column: str) -> str:
-    values = part.drop_duplicates("cell")[column].dropna()
-    if values.empty:
-        return "n/a"
-    low, high = int(values.min()), int(values.max())
-    return str(low) if low == high else f"{low} to {high}"
+    return ReportTable("Scores", rows, note)
 
 
 def _tabulate_differences(found: Findings) -> ReportTable:
     """Every comparison with its interval; p-values only where some were computed."""
     tested = any(row.effect.p_holm is not None for row in found.comparisons)
-    header = (
-        *("labels", "method", "compared with", "schedule of scratch", "repetitions", "patients"),
-        *("mean difference in Dice", "95 % interval", "each repetition"),
-        *(("Holm-corrected p",) if tested else ()),
-    )
     rows = []
     for row in found.comparisons:
         effect = row.effect
-        cells = (
-            *(
-                f"{row.budget:g} {found.unit}",
-                row.method,
-                AGAINST[row.baseline],
-                row.scratch_schedule,
-            ),
-            *(str(effect.repetitions), str(effect.patients), write_signed(effect.mean)),
-            f"{write_signed(effect.low)} to {write_signed(effect.high)}",
-            " ".join(write_signed(value) for value in effect.per_repetition),
+        p = {"Holm-corrected p": write_p(effect.p_holm).removeprefix("= ")} if tested else {}
+        rows.append(
+            {
+                "labels": f"{row.budget:g} {found.unit}",
+                "method": row.method,
+                "compared with": AGAINST[row.baseline],
+                "schedule of scratch": row.scratch_schedule,
+                "repetitions": str(effect.repetitions),
+                "patients": str(effect.patients),
+                "mean difference in Dice": write_signed(effect.mean),
+                "95 % interval": f"{write_signed(effect.low)} to {write_signed(effect.high)}",
+                "each repetition": " ".join(map(write_signed, effect.per_repetition)),
+                **p,
+            }
         )
-        rows.append(cells + ((write_p(effect.p_holm).removeprefix("= "),) if tested else ()))
     note = (
         "Positive: the method is better. Frames and structures are averaged within a patient; "
         "patients and repetitions are crossed random factors. With fewer than 5 repetitions there "
         "is no p-value, and an interval only describes. The best own schedule of scratch is chosen "
         "on these validation cases, per budget, in scratch's favour."
     )
-    return ReportTable("Difference to scratch", header, tuple(rows), note)
+    return ReportTable("Difference to scratch", rows, note)
 
 
 def _tabulate_labels_saved(found: Findings) -> ReportTable:
     """How many labels scratch needs for the Dice of a method."""
-    rows = tuple(
-        (
-            *(f"{budget:g} {found.unit}", method, schedule, write_number(value.method[i])),
-            f"{value.text(i)} {found.unit}",
-        )
-        for (method, schedule), value in found.labels_saved.items()
-        for i, budget in enumerate(value.budgets)
-    )
+    rows = [
+        {
+            "labels of the method": f"{budget:g} {found.unit}",
+            "method": method,
+            "schedule": schedule,
+            "its Dice": _write_number(saved.method[i]),
+            "scratch needs": f"{saved.text(i)} {found.unit}",
+        }
+        for (method, schedule), saved in found.labels_saved.items()
+        for i, budget in enumerate(saved.budgets)
+    ]
     note = (
         "Read from scratch's monotone curve, linear in log2 of the labels; nothing is "
         "extrapolated beyond the budgets that were run."
     )
-    header = ("labels of the method", "method", "schedule", "its Dice", "scratch needs")
-    return ReportTable("Labels saved", header, rows, note)
+    return ReportTable("Labels saved", rows, note)
 
 
 def _tabulate_cost(records: Sequence[CellRecord]) -> ReportTable:
@@ -185,15 +166,30 @@ def _tabulate_cost(records: Sequence[CellRecord]) -> ReportTable:
         before = [each for each in timed if each.cell.id in needed]
         after = [e for e in timed if e.cell.method == method and e.cell.kind == "finetune"]
         both = [*before, *after]
-        pretraining = _write_hours(before) if method != SCRATCH else "none"
-        hours = f"{sum(each.hours or 0.0 for each in both):.2f}"
-        sources = [
-            ", ".join(sorted(s)) for s in ({e.device for e in both}, {e.source for e in both})
-        ]
-        rows.append((method, pretraining, _write_hours(after), hours, *sources))
-    header = ("arm", "pre-training", "training on labels", "hours in all", "device", "taken from")
+        rows.append(
+            {
+                "arm": method,
+                "pre-training": _write_hours(before) if method != SCRATCH else "none",
+                "training on labels": _write_hours(after),
+                "hours in all": f"{sum(each.hours or 0.0 for each in both):.2f}",
+                "device": ", ".join(sorted({each.device for each in both})),
+                "taken from": ", ".join(sorted({each.source for each in both})),
+            }
+        )
     note = "Wall clock of all attempts, failed and interrupted ones included, with validation."
-    return ReportTable("Cost", header, tuple(rows), note)
+    return ReportTable("Cost", rows, note)
+
+
+def _write_range(part: pd.DataFrame, column: str) -> str:
+    values = part.drop_duplicates("cell")[column].dropna()
+    if values.empty:
+        return "n/a"
+    low, high = int(values.min()), int(values.max())
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _write_number(value: float | None, digits: int = 3) -> str:
+    return "n/a" if value is None or pd.isna(value) else f"{value:.{digits}f}"
 
 
 def _write_hours(records: Sequence[CellRecord]) -> str:
@@ -203,5 +199,5 @@ def _write_hours(records: Sequence[CellRecord]) -> str:
     return f"{len(records)} x {mean:.2f} h"
 
 
-def _write_text(value: object) -> str:
-    return "" if value is None else str(value)
+def _write_seed(seed: int | None) -> str:
+    return "" if seed is None else str(seed)

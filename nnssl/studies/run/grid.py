@@ -23,7 +23,7 @@ Role = Literal["main", "own_schedule", "added_steps"]
 UNITS = {"patients": "p", "volumes": "v", "slices": "s", "percentage": "pc"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """One run.
 
@@ -50,15 +50,15 @@ class Cell:
     kind: Kind
     method: str
     trainer: str
-    schedule: str
-    budget: float | None
+    schedule: str = ""
+    budget: float | None = None
     unit: str
     fold: int | str
-    repetition: int | None
-    pretraining_seed: int | None
+    repetition: int | None = None
+    pretraining_seed: int | None = None
     overrides: Mapping[str, Any]
-    needs: str | None
-    role: Role
+    needs: str | None = None
+    role: Role = "main"
     dataset: int | str
     plans: str
 
@@ -160,15 +160,10 @@ def _make_pretraining(study: Study, method: str, name: str, fold: int, repetitio
         kind="pretrain",
         method=method,
         trainer=arm.trainer,
-        schedule="",
-        budget=None,
         unit=study.unit,
         fold=of_fold,
-        repetition=None,
         pretraining_seed=seed,
         overrides={**arm.overrides, "training.seed": seed},
-        needs=None,
-        role="main",
         dataset=study.dataset if arm.dataset is None else arm.dataset,
         plans=study.plans if arm.plans is None else arm.plans,
     )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
 
 from nnssl.config import bind, read_config
 from nnssl.studies.run.attempts import next_command, next_variables
@@ -15,6 +14,7 @@ from nnssl.studies.run.devices import Slot, make_slots
 from nnssl.studies.run.folder import PROGRAM, StudyFolder, grow_study, join_values
 from nnssl.studies.run.grid import Cell, Kind, write_overrides
 from nnssl.studies.run.local import CellOutcome, LocalRunner
+from nnssl.studies.run.slurm import JobLimits, submit
 from nnssl.studies.run.spec import SCRATCH, Study, find_waiting, read_study
 
 SECONDS_PER_STEP = 0.15  # assumed; small plans on one core, or default plans on a GPU
@@ -68,60 +68,49 @@ class Selection:
         )
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to run a study.
-
-    Attributes:
-        executor: `local`, or `slurm` (needs `submitit`).
-        processes: side by side; on Slurm, jobs at once.
-        devices: numbers of GPUs or `cpu`, for `local`; None: what is there.
-        selection: which part of the study.
-        dry_run: prints the commands and an estimate only.
-        program: stand-in for `nnUNetv2_train`, for tests of the scheduling; it gets the same
-            arguments and environment.
-        slurm: partition, hours, memory, gpus_per_task, cpus_per_task and cluster, for `slurm`.
-    """
-
-    executor: Literal["local", "slurm"] = "local"
-    processes: int | None = None
-    devices: Sequence[str] | None = None
-    selection: Selection = field(default_factory=Selection)
-    dry_run: bool = False
-    program: tuple[str, ...] = (PROGRAM,)
-    slurm: dict[str, Any] = field(default_factory=dict)
-
-
-def run_study(name_or_path: str | Path, folder: str | Path, options: Options) -> int:
+def run_study(
+    name_or_path: str | Path,
+    folder: str | Path,
+    selection: Selection,
+    processes: int | None = None,
+    devices: Sequence[str] | None = None,
+    jobs: JobLimits | None = None,
+    dry_run: bool = False,
+    program: tuple[str, ...] = (PROGRAM,),
+) -> int:
     """Runs a study, or the rest of it; returns the exit code.
 
     Args:
         name_or_path: name or file of the study.
         folder: of the results; running again continues what is there.
-        options: how.
+        selection: which part of the study.
+        processes: side by side on this machine.
+        devices: numbers of GPUs or `cpu`, on this machine; None: what is there.
+        jobs: runs the study through Slurm; None: on this machine.
+        dry_run: prints the commands and an estimate only.
+        program: see `StudyFolder`.
 
     Raises:
         ValueError: the study is wrong, or the folder holds another one.
     """
     path = Path(folder).expanduser().absolute()
-    study = grow_study(path, options.selection.extend(read_study(name_or_path)))
-    runs = StudyFolder(study, path, options.program)
-    chosen = options.selection.choose(runs)
+    study = grow_study(path, selection.extend(read_study(name_or_path)))
+    runs = StudyFolder(study, path, program)
+    chosen = selection.choose(runs)
     check_overrides(chosen)
     for cell in chosen:
         runs.fold_folder(cell)  # a dataset that is not there is told before anything runs
     for method, reason in find_waiting(study).items():
         print(f"left out: {method} {reason}")
-    if options.dry_run:
-        _print_commands(runs, chosen, options)
+    if dry_run:
+        slots = [Slot()] if jobs else make_slots(devices, processes)
+        _print_commands(runs, chosen, slots)
+        print(_estimate(runs, chosen, processes or len(slots)))
         return 0
     runs.write()
-    if options.executor == "slurm":
-        from nnssl.studies.run.slurm import submit
-
-        return submit(runs, chosen, options.processes, **options.slurm)
-    slots = make_slots(options.devices, options.processes)
-    outcome = LocalRunner(runs, chosen, slots).run()
+    if jobs is not None:
+        return submit(runs, chosen, jobs)
+    outcome = LocalRunner(runs, chosen, make_slots(devices, processes)).run()
     _print_outcome(outcome, len(chosen))
     return outcome.exit_code
 
@@ -151,23 +140,17 @@ def _find_problems(cells: Sequence[Cell]) -> Iterator[str]:
             yield f"{cell.method}: {error}"
 
 
-def _print_commands(folder: StudyFolder, chosen: Sequence[Cell], options: Options) -> None:
-    slots = [Slot()]
-    if options.executor == "local":
-        slots = make_slots(options.devices, options.processes)
+def _print_commands(folder: StudyFolder, chosen: Sequence[Cell], slots: Sequence[Slot]) -> None:
+    """Every cell's command with its environment, to be copied into a shell."""
     for number, cell in enumerate(chosen):
+        slot = slots[number % len(slots)]
         state = "done already" if folder.is_done(cell) else f"after {cell.needs}"
         remark = f"  ({state})" if state != "after None" else ""
-        print(f"# {cell.id}{remark}\n{_write_command(folder, cell, slots[number % len(slots)])}")
-    print(_estimate(folder, chosen, options.processes or len(slots)))
-
-
-def _write_command(folder: StudyFolder, cell: Cell, slot: Slot) -> str:
-    """A cell's command with its environment, to be copied into a shell."""
-    variables = next_variables(folder, cell, slot)
-    pairs = [f"{name}={shlex.quote(value)}" for name, value in variables.items() if value]
-    unset = [part for name, value in variables.items() if not value for part in ("-u", name)]
-    return " ".join(["env", *unset, *pairs, shlex.join(next_command(folder, cell, slot))])
+        variables = next_variables(folder, cell, slot)
+        unset = [part for name, value in variables.items() if not value for part in ("-u", name)]
+        pairs = [f"{name}={shlex.quote(value)}" for name, value in variables.items() if value]
+        command = ["env", *unset, *pairs, shlex.join(next_command(folder, cell, slot))]
+        print(f"# {cell.id}{remark}\n{' '.join(command)}")
 
 
 def _estimate(folder: StudyFolder, cells: Sequence[Cell], processes: int) -> str:

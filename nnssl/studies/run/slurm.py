@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import Any
 
@@ -68,37 +69,69 @@ class CellJob:
         return done
 
 
+@dataclass(frozen=True)
+class JobLimits:
+    """What Slurm is asked for.
+
+    Attributes:
+        partition: of Slurm.
+        hours: time limit of a job; it is queued again when that is over.
+        memory: GB per job.
+        gpus_per_task: 0 trains on the CPU.
+        cpus_per_task: cores per job.
+        processes: jobs at once; None: Slurm's own limit.
+    """
+
+    partition: str | None = None
+    hours: float = 24.0
+    memory: int = 32
+    gpus_per_task: int = 1
+    cpus_per_task: int = 12
+    processes: int | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        """As submitit names them."""
+        limits = {
+            "name": "nnssl_study",
+            "timeout_min": max(1, round(60 * self.hours)),
+            "mem_gb": self.memory,
+            "gpus_per_node": self.gpus_per_task,
+            "cpus_per_task": self.cpus_per_task,
+            "slurm_partition": self.partition,
+            "slurm_array_parallelism": self.processes,
+            "slurm_signal_delay_s": round(attempts.SECONDS_TO_SAVE) + 60,
+            "slurm_setup": [f"export SUBMITIT_PREEMPT_SIGNAL={PREEMPT_SIGNAL}"],
+        }
+        return {name: value for name, value in limits.items() if value is not None}
+
+
 def submit(
-    folder: StudyFolder,
-    cells: Sequence[Cell],
-    processes: int | None = None,
-    partition: str | None = None,
-    hours: float = 24.0,
-    memory: int = 32,
-    gpus_per_task: int = 1,
-    cpus_per_task: int = 12,
-    cluster: str = "slurm",
+    folder: StudyFolder, cells: Sequence[Cell], limits: JobLimits, cluster: str = "slurm"
 ) -> int:
     """Submits what is not done as job arrays and prints their ids; returns the exit code.
 
     Args:
         folder: the study.
         cells: what to run, with everything that it needs.
-        processes: jobs at once; None: Slurm's own limit.
-        partition: of Slurm.
-        hours: time limit of a job; it is queued again when that is over.
-        memory: GB per job.
-        gpus_per_task: 0 trains on the CPU.
-        cpus_per_task: cores per job.
+        limits: of every job.
         cluster: `slurm`; `local` and `debug` run on this machine, to try it out.
 
     Raises:
         ValueError: `submitit` is not installed.
     """
-    executor = _make_executor(folder, cluster)
-    _set_limits(executor, processes, partition, hours, memory, gpus_per_task, cpus_per_task)
-    device = () if gpus_per_task else ("-device", "cpu")
-    slot = Slot(count_workers(cpus_per_task), arguments=device)
+    set_default("SUBMITIT_PREEMPT_SIGNAL", PREEMPT_SIGNAL)  # read at submitit's import
+    try:
+        import submitit
+    except ImportError:
+        raise ValueError(
+            "--executor slurm needs the package submitit: pip install submitit (or run on this "
+            "machine: --executor local)"
+        ) from None
+    timeouts = {"slurm_max_num_timeout": MOST_TIMEOUTS} if cluster == "slurm" else {}
+    executor = submitit.AutoExecutor(folder.path / "slurm", cluster=cluster, **timeouts)
+    executor.update_parameters(**limits.parameters())
+    device = () if limits.gpus_per_task else ("-device", "cpu")
+    slot = Slot(count_workers(limits.cpus_per_task), arguments=device)
     jobs: dict[str, Any] = {}
     for needs, group in _group_by_need(folder, cells):
         _start_after(executor, jobs.get(needs or ""), cluster)
@@ -109,42 +142,6 @@ def submit(
         print(f"{job.job_id}  {cell_id}")
     print(f"{len(jobs)} jobs are submitted; see them with: nnssl_study status {folder.path}")
     return 0
-
-
-def _make_executor(folder: StudyFolder, cluster: str) -> Any:
-    set_default("SUBMITIT_PREEMPT_SIGNAL", PREEMPT_SIGNAL)  # read at submitit's import
-    try:
-        import submitit
-    except ImportError:
-        raise ValueError(
-            "--executor slurm needs the package submitit: pip install submitit (or run on this "
-            "machine: --executor local)"
-        ) from None
-    timeouts = {"slurm_max_num_timeout": MOST_TIMEOUTS} if cluster == "slurm" else {}
-    return submitit.AutoExecutor(folder.path / "slurm", cluster=cluster, **timeouts)
-
-
-def _set_limits(
-    executor: Any,
-    processes: int | None,
-    partition: str | None,
-    hours: float,
-    memory: int,
-    gpus_per_task: int,
-    cpus_per_task: int,
-) -> None:
-    limits: dict[str, Any] = {
-        "name": "nnssl_study",
-        "timeout_min": max(1, round(60 * hours)),
-        "mem_gb": memory,
-        "gpus_per_node": gpus_per_task,
-        "cpus_per_task": cpus_per_task,
-        "slurm_partition": partition,
-        "slurm_array_parallelism": processes,
-        "slurm_signal_delay_s": round(attempts.SECONDS_TO_SAVE) + 60,
-        "slurm_setup": [f"export SUBMITIT_PREEMPT_SIGNAL={PREEMPT_SIGNAL}"],
-    }
-    executor.update_parameters(**{k: v for k, v in limits.items() if v is not None})
 
 
 def _group_by_need(

@@ -57,7 +57,7 @@ class FinetuningArm:
 
     Attributes:
         trainer: name of the fine-tuning trainer.
-        scratch_trainer: name of its twin with random weights.
+        scratch_trainer: name of the same trainer with random weights.
         overrides: knobs of both, as in `nnssl_overrides`.
     """
 

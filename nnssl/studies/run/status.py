@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,26 +15,18 @@ from nnssl.studies.run.spec import find_waiting
 
 
 @dataclass(frozen=True)
-class StatusTable:
-    """A heading and rows of equally many texts."""
-
-    header: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-
-
-@dataclass(frozen=True)
 class Status:
     """What `nnssl_study status` prints.
 
     Attributes:
-        pretraining: a row per pre-training.
+        pretraining: a row (column -> text) per pre-training.
         finetuning: a row per method, schedule, budget and fold; a column per repetition.
         lines: arms that wait, and the end of the log of what has failed.
         counts: state -> number of cells.
     """
 
-    pretraining: StatusTable
-    finetuning: StatusTable
+    pretraining: list[dict[str, str]]
+    finetuning: list[dict[str, str]]
     lines: list[str]
     counts: dict[str, int]
 
@@ -79,32 +70,31 @@ def describe_state(folder: StudyFolder, cell: Cell) -> str:
     return f"stopped{phase}" if folder.can_continue(cell) else "waiting"
 
 
-def _tabulate_pretrainings(folder: StudyFolder, states: dict[str, str]) -> StatusTable:
-    rows = [
-        (cell.method, cell.trainer, str(cell.pretraining_seed), str(cell.fold), states[cell.id])
+def _tabulate_pretrainings(folder: StudyFolder, states: dict[str, str]) -> list[dict[str, str]]:
+    return [
+        {
+            "method": cell.method,
+            "trainer": cell.trainer,
+            "seed": str(cell.pretraining_seed),
+            "fold": str(cell.fold),
+            "state": states[cell.id],
+        }
         for cell in folder.cells
         if cell.kind == "pretrain"
     ]
-    return StatusTable(("method", "trainer", "seed", "fold", "state"), rows)
 
 
-def _tabulate_finetunings(folder: StudyFolder, states: dict[str, str]) -> StatusTable:
+def _tabulate_finetunings(folder: StudyFolder, states: dict[str, str]) -> list[dict[str, str]]:
     """By fold, schedule and budget; the order of methods stays."""
-    repetitions = range(folder.study.repetitions)
-    rows: dict[tuple[str, ...], list[str]] = {}
+    rows: dict[tuple, dict[str, str]] = {}
     for cell in folder.cells:
-        if cell.repetition is not None:
-            row = (cell.method, cell.schedule, f"{cell.budget:g}", str(cell.fold))
-            rows.setdefault(row, ["-" for _ in repetitions])[cell.repetition] = states[cell.id]
-    header = (
-        "method",
-        "schedule",
-        folder.study.unit,
-        "fold",
-        *(f"r{each}" for each in repetitions),
-    )
-    ordered = sorted(rows, key=lambda row: (row[3], row[1], float(row[2])))
-    return StatusTable(header, [(*row, *rows[row]) for row in ordered])
+        if cell.budget is not None:
+            where = {"method": cell.method, "schedule": cell.schedule}
+            where |= {folder.study.unit: f"{cell.budget:g}", "fold": str(cell.fold)}
+            repetitions = {f"r{each}": "-" for each in range(folder.study.repetitions)}
+            key = (str(cell.fold), cell.schedule, cell.budget, cell.method)
+            rows.setdefault(key, where | repetitions)[f"r{cell.repetition}"] = states[cell.id]
+    return [rows[key] for key in sorted(rows, key=lambda key: key[:3])]
 
 
 def _write_remarks(folder: StudyFolder, states: dict[str, str]) -> list[str]:
