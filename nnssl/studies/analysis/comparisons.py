@@ -135,10 +135,10 @@ def compare_labels(table: pd.DataFrame) -> dict[tuple[str, str], LabelsSaved]:
 def _compare_arm(arms: Arms, arm: Arm) -> Iterator[Comparison]:
     _, _, schedule, budget = arm
     scratch = [each for each in arms.arms if each[1] == SCRATCH and each[3] == budget]
-    twin = [each for each in scratch if each[0] == "main" and each[2] == schedule]
+    alike = [each for each in scratch if each[0] == "main" and each[2] == schedule]
     own = [each for each in scratch if each[0] in ("main", "own_schedule")]
     longer = [e for e in scratch if e[0] == "added_steps" and e[2].startswith(f"{schedule}_and_")]
-    yield from _compare_with_best(arms, arm, "equal schedule", twin)
+    yield from _compare_with_best(arms, arm, "equal schedule", alike)
     if any(each[0] == "own_schedule" for each in own):
         yield from _compare_with_best(arms, arm, "best own schedule", own)
     yield from _compare_with_best(arms, arm, "added steps", longer)

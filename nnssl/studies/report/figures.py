@@ -177,13 +177,15 @@ def draw_structures(found: Findings) -> Picture:
 
 def draw_patients(found: Findings) -> Picture | None:
     """Dice of every validation patient: scratch against method, all repetitions."""
-    if not found.twins:
+    if not found.at_equal_schedule:
         return None
     look = choose_looks(found.methods)
-    methods = list(dict.fromkeys(each.method for each in found.twins))
+    methods = list(dict.fromkeys(each.method for each in found.at_equal_schedule))
     figure, axes = make_panels(len(methods), 3.9, 3.9, most=3)
     for axis, method in zip(axes, methods, strict=True):
-        points = np.concatenate([_find_points(found, e) for e in found.twins if e.method == method])
+        points = np.concatenate(
+            [_find_points(found, e) for e in found.at_equal_schedule if e.method == method]
+        )
         axis.scatter(*points.T, s=14, alpha=0.5, lw=0, color=look[method]["color"], rasterized=True)
         axis.axline((0, 0), slope=1, color="black", lw=1)
         share = np.mean(points[:, 1] > points[:, 0])
@@ -284,7 +286,7 @@ def draw_cost(found: Findings) -> Picture | None:
 def _find_smallest_budget(found: Findings) -> list[Comparison]:
     """Of every method the comparison at equal schedule with the smallest budget."""
     rows: dict[str, Comparison] = {}
-    for row in sorted(found.twins, key=lambda row: row.budget):
+    for row in sorted(found.at_equal_schedule, key=lambda row: row.budget):
         rows.setdefault(row.method, row)
     return list(rows.values())
 

@@ -72,8 +72,8 @@ class Findings:
         return sorted(found, key=lambda method: method != SCRATCH)
 
     @property
-    def twins(self) -> list[Comparison]:
-        """Comparisons at equal schedule."""
+    def at_equal_schedule(self) -> list[Comparison]:
+        """Comparisons with scratch that was trained alike."""
         return [each for each in self.comparisons if each.baseline == "equal schedule"]
 
     @cached_property

@@ -56,8 +56,8 @@ def judge(comparisons: Sequence[Comparison]) -> Literal["gain", "loss", "none", 
     significant = [each for each in comparisons if (each.effect.p_holm or 0.0) < ALPHA]
     if len(significant) == len(comparisons) and all(e.effect.mean > 0 for e in comparisons):
         return "gain"
-    twins = [each for each in significant if each.baseline == "equal schedule"]
-    return "loss" if any(each.effect.mean < 0 for each in twins) else "none"
+    alike = [each for each in significant if each.baseline == "equal schedule"]
+    return "loss" if any(each.effect.mean < 0 for each in alike) else "none"
 
 
 def _write_sentence(method: str, where: str, rows: list[Comparison]) -> str:
@@ -70,9 +70,9 @@ def _write_sentence(method: str, where: str, rows: list[Comparison]) -> str:
         gain = f"{method} gains {_write_size(hardest)} over {against}"
         return f"{gain} {where} {_write_numbers(hardest)}."
     if found == "loss":
-        twin = next(row for row in rows if row.baseline == "equal schedule")
-        against = AGAINST[twin.baseline]
-        return f"{method} lies {_write_size(twin)} below {against} {where} {_write_numbers(twin)}."
+        row = next(row for row in rows if row.baseline == "equal schedule")
+        against = AGAINST[row.baseline]
+        return f"{method} lies {_write_size(row)} below {against} {where} {_write_numbers(row)}."
     shown = max(rows, key=lambda row: row.effect.p_holm or 0.0)
     return (
         f"No difference between {method} and {AGAINST[shown.baseline]} was shown {where} "
