@@ -18,7 +18,7 @@ from nnssl.cli.table import table
 from nnssl.common.environment import read_variable
 from nnssl.config import find_configs, read_config
 from nnssl.nnunet import registration
-from nnssl.nnunet.paths import PREPROCESSED, RAW, RESULTS
+from nnssl.nnunet.paths import PREPROCESSED, RAW, RESULTS, WEIGHTS
 
 PACKAGES = (
     "torch",
@@ -35,7 +35,7 @@ FOLDERS = (RAW, PREPROCESSED, RESULTS)
 OPTIONAL = (
     "nnssl_configs",
     "nnssl_overrides",
-    "nnssl_pretrained_weights",
+    WEIGHTS,
     "nnUNet_extTrainer",
     "nnUNet_compile",
     "CUDA_VISIBLE_DEVICES",

@@ -20,11 +20,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnssl.cli.command import command
 from nnssl.common.files import read_json
 from nnssl.nnunet.checkpoint import read_checkpoint
-from nnssl.nnunet.paths import plans_file
+from nnssl.nnunet.paths import WEIGHTS, plans_file
 from nnssl.nnunet.plan_like import KEEPABLE, PlanSource, plan_like, read_source
 from nnssl.nnunet.planned_network import build_planned_network, check_supported
 from nnssl.nnunet.plans import write_new_plans
-from nnssl.nnunet.weight_search import ENVIRONMENT, WeightSource
+from nnssl.nnunet.runs import WeightSource
 from nnssl.training.finetuning_weights import compare_inputs, plan_transfer
 
 
@@ -101,7 +101,7 @@ def _say_what_next(options: argparse.Namespace, name: str, configuration: str) -
     number = options.dataset_id
     print(
         f"next: nnUNetv2_preprocess -d {number} -plans_name {name} -c {configuration}\n"
-        f"then: {ENVIRONMENT}={shlex.quote(str(options.checkpoint.absolute()))} "
+        f"then: {WEIGHTS}={shlex.quote(str(options.checkpoint.absolute()))} "
         f"nnUNetv2_train {number} {configuration} 0 -tr nnSSLFinetuneTrainer -p {name}"
     )
 

@@ -13,7 +13,7 @@ from nnssl.cli.table import table
 from nnssl.nnunet.paths import RESULTS, root_folder
 
 if TYPE_CHECKING:
-    from nnssl.training.run_list import Run
+    from nnssl.nnunet.runs import Run
 
 HEADER = ("", "trainer", "dataset", "plans", "configuration", "fold", "state", "epoch", "date")
 METRICS = {
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("dataset", nargs="?", help="number or name of a dataset; default: all")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
-    from nnssl.training.run_list import list_runs
+    from nnssl.nnunet.runs import list_runs
 
     runs = list_runs(root_folder(RESULTS), options.dataset)
     print(json.dumps([run.to_dict() for run in runs], indent=2) if options.json else _text(runs))

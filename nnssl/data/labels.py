@@ -13,8 +13,8 @@ from annotated_types import Interval, MinLen
 from nnssl.common.checks import Count, Whole, checked
 from nnssl.common.files import write_json
 from nnssl.nnunet.cases import CaseRecord
+from nnssl.nnunet.paths import LABELLED_FILE
 
-LABELLED_FILE = "labelled_cases.json"
 UNITS = ("patients", "volumes", "percentage", "slices", "cases")
 
 

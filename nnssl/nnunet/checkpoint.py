@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from nnssl.common.files import atomic_path
+from nnssl.nnunet.paths import WEIGHTS
 
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 RUNS = {"pretrain": "pre-training", "finetune": "fine-tuning"}
 NAMED_IN = {
     "pretrain": "training.initial_weights",
-    "finetune": "the environment variable nnssl_pretrained_weights",
+    "finetune": f"the environment variable {WEIGHTS}",
 }
 _NUMPY_TYPES = ("bool", *_INTEGERS, "float16", "float32", "float64")
 

@@ -10,6 +10,7 @@
     nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION/
         plans.json, dataset.json
         fold_F/                             checkpoints, training_log_*.txt, validation/summary.json
+                                            resolved_config.yaml, labelled_cases.json, probe.json
 """
 
 from __future__ import annotations
@@ -30,7 +31,11 @@ SPLITS_FILE = "splits_final.json"
 OWN = "nnssl"  # nnSSL's folder in a preprocessed dataset
 CASES_FILE = Path(OWN) / "cases.json"
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
+CHECKPOINTS = (FINAL, LATEST, BEST)  # in the order in which `--c` looks for them
 SUMMARY = Path("validation") / "summary.json"
+CONFIG_FILE, LABELLED_FILE = "resolved_config.yaml", "labelled_cases.json"  # ours, of a run
+PROBE_FILE = "probe.json"
+WEIGHTS = "nnssl_pretrained_weights"  # variable that names the checkpoint to start from
 _CHANNEL = re.compile(r"_\d{4}$")  # ends the stem of a raw image of one channel
 
 

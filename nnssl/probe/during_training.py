@@ -12,13 +12,14 @@ import torch
 from nnssl.common.files import write_json
 from nnssl.modules import unet
 from nnssl.nnunet.checkpoint import read_checkpoint
+from nnssl.nnunet.paths import PROBE_FILE
 from nnssl.objectives import Objective
 from nnssl.probe import pictures
 from nnssl.probe.clusters import compute_objective_nmi
 from nnssl.probe.encoder_probe import EncoderResult, ProbeCases
 from nnssl.probe.encoders import build_network_with, count_outputs, isolate_generators
 from nnssl.probe.fold import ProbeFold
-from nnssl.probe.probe import RESULT_FILE, Probe
+from nnssl.probe.probe import Probe
 from nnssl.probe.settings import ProbeSettings
 
 PRETRAINED, RANDOM, REFERENCE = "pretrained", "random", "reference"
@@ -100,7 +101,7 @@ class TrainingProbe:
         if cases.clusters is not None:
             own = compute_objective_nmi(self.objective, cases.volumes, cases.clusters)
             more["clusters"] = own
-        write_json(self.folder / RESULT_FILE, self.probe.make_record(results, cases, **more))
+        write_json(self.folder / PROBE_FILE, self.probe.make_record(results, cases, **more))
         slices = results[PRETRAINED].slices
         fold = self.probe.fold
         pictures.draw(slices, cases.queries, fold.partitions, self.folder / "pictures", fold.folder)

@@ -18,7 +18,6 @@ from nnssl.probe.fold import ProbeFold
 from nnssl.probe.settings import ProbeSettings
 from nnssl.probe.volumes import VOXELS, Examples, Volumes, read_structures
 
-RESULT_FILE = "probe.json"
 READ = (
     "The labels of the cases under `fitted` and `scored` were read by this probe, never by "
     "pre-training."

@@ -10,9 +10,8 @@ import yaml
 
 from nnssl.config import rename_knobs
 from nnssl.nnunet.checkpoint import plain, read_checkpoint
-from nnssl.nnunet.paths import FINAL
+from nnssl.nnunet.paths import CONFIG_FILE, FINAL
 
-CONFIG_FILE = "resolved_config.yaml"
 _NOT_SET = "(not set)"
 
 

@@ -29,7 +29,7 @@ from nnssl.modules import unet
 from nnssl.nnunet import folds
 from nnssl.nnunet.cases import read_cases
 from nnssl.nnunet.checkpoint import own_part, read_checkpoint
-from nnssl.nnunet.weight_search import WeightSource
+from nnssl.nnunet.runs import WeightSource
 from nnssl.training.checkpoints import compose_finetuning, forget_open_epoch
 from nnssl.training.config_changes import refuse_overwrite, write_resolved_config
 from nnssl.training.finetuning_weights import StartingWeights

@@ -11,13 +11,13 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnssl.common.environment import read_variable
 from nnssl.finetuning.weights import OUTPUT_LAYERS, Transfer, load, match, wanted_keys
 from nnssl.leakage.check import Evaluation
 from nnssl.leakage.policy import SourceJudgement, judge_source
-from nnssl.nnunet import weight_search as search
+from nnssl.nnunet import runs
 from nnssl.nnunet.checkpoint import read_checkpoint
-from nnssl.nnunet.weight_search import WeightSource
+from nnssl.nnunet.paths import WEIGHTS
+from nnssl.nnunet.runs import WeightSource
 
 COMPARED = ("spacing", "normalization_schemes", "use_mask_for_norm")
 
@@ -50,10 +50,10 @@ class StartingWeights:
         Args:
             loaded_from_outside: whether `-pretrained_weights` has filled the network already.
         """
-        named = search.named_file(self.knobs, read_variable(search.ENVIRONMENT))
+        named = runs.find_named_file(self.knobs)
         if loaded_from_outside:
             return self._accept_loaded(named)
-        if self.knobs.source == search.NONE and named is None:
+        if self.knobs.source == runs.NONE and named is None:
             self.log("Weights: all random (weights.source: none)")
             random = SourceJudgement(contaminated=False)
             return {"source": None, "how": "random", "loaded": [], **random.record}
@@ -61,7 +61,7 @@ class StartingWeights:
         return self._load_file(named or self._find_file(), how)
 
     def _accept_loaded(self, named: Path | None) -> dict[str, Any]:
-        if self.knobs.source == search.NONE:
+        if self.knobs.source == runs.NONE:
             raise ValueError(
                 "-pretrained_weights was given to a trainer with weights.source: none, whose "
                 "weights are random by design. Leave it out, or use nnSSLFinetuneTrainer."
@@ -70,7 +70,7 @@ class StartingWeights:
         if checkpoint and not _has_weights(self.network, checkpoint["network_weights"]):
             raise ValueError(
                 f"-pretrained_weights has loaded other weights than those of {named}, which "
-                f"weights.source or {search.ENVIRONMENT} names. Give one of them only."
+                f"weights.source or {WEIGHTS} names. Give one of them only."
             )
         names = [name for name, _ in self.network.named_parameters()]
         keys = [name for name in names if OUTPUT_LAYERS not in f".{name}"]
@@ -84,13 +84,13 @@ class StartingWeights:
         return {**record, **judgement.record}
 
     def _find_file(self) -> Path:
-        place = search.RunLocation(
+        place = runs.RunLocation(
             results=self.results,
             plans=self.plans.plans_name,
             configuration=self._pretraining_configuration,
             fold=self.evaluation.fold,
         )
-        return search.find_finished_run(place, self.knobs.trainer)
+        return runs.find_finished_run(place, self.knobs.trainer)
 
     def _load_file(self, file: Path, how: str) -> dict[str, Any]:
         checkpoint = read_checkpoint(file)

@@ -15,7 +15,7 @@ from nnssl.common.files import read_json, write_json
 from nnssl.common.parallel import for_each
 from nnssl.convert.volumes import be_quiet
 from nnssl.nnunet.cases import read_cases
-from nnssl.nnunet.paths import SUMMARY
+from nnssl.nnunet.paths import LABELLED_FILE, SUMMARY
 from nnssl.studies.analysis.surface import TOLERANCE, measure_case
 from nnssl.studies.analysis.validation import Validation
 from nnssl.studies.run.folder import StudyFolder
@@ -97,7 +97,7 @@ def _make_rows(
     assert surface is not None
     names = run.structures
     records = read_cases(run.preprocessed or Path(fold.parents[1].name), run.scores)
-    path = fold / "labelled_cases.json"
+    path = fold / LABELLED_FILE
     labels = read_json(path) if path.is_file() else {}
     common = {
         "cell": cell.id,

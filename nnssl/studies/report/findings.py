@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from nnssl.common.files import read_json
+from nnssl.nnunet.paths import PROBE_FILE
 from nnssl.studies.analysis.comparisons import Arms, Comparison, compare, compare_labels
 from nnssl.studies.analysis.labels_saved import LabelsSaved
 from nnssl.studies.analysis.table import collect_scores
@@ -17,8 +18,6 @@ from nnssl.studies.report.provenance import CellRecord, read_learning_curve, rea
 from nnssl.studies.report.verdict import write_verdict
 from nnssl.studies.run.folder import StudyFolder, open_study
 from nnssl.studies.run.spec import SCRATCH
-
-PROBE_FILE = "probe.json"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.common.files import read_json, sha256_of
-from nnssl.nnunet.paths import FINAL, SPLITS_FILE, find_training_logs
+from nnssl.nnunet.paths import CONFIG_FILE, FINAL, SPLITS_FILE, find_training_logs
 from nnssl.studies.analysis.validation import Validation
 from nnssl.studies.run.folder import State, StudyFolder
 from nnssl.studies.run.grid import Cell
@@ -121,7 +121,7 @@ def read_configurations(
     seen = set()
     for each in records:
         if each.state == "done" and each.cell.trainer not in seen:
-            file = folder.fold_folder(each.cell) / "resolved_config.yaml"
+            file = folder.fold_folder(each.cell) / CONFIG_FILE
             if file.is_file():
                 seen.add(each.cell.trainer)
                 title = f"{each.cell.trainer} (cell {each.cell.id})"

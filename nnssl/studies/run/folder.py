@@ -12,14 +12,13 @@ from typing import Any, Literal
 from nnssl.common.files import read_json
 from nnssl.config import OVERRIDES
 from nnssl.nnunet import paths
-from nnssl.nnunet.paths import FINAL, LATEST, SUMMARY, find_training_logs
+from nnssl.nnunet.paths import FINAL, LATEST, SUMMARY, WEIGHTS, find_training_logs
 from nnssl.studies.run.grid import Cell, list_cells, write_overrides
 from nnssl.studies.run.spec import Study, read_study, write_study
 
 STUDY_FILE = "study.yaml"
 RECORD = "cell.json"
 PROGRAM = "nnUNetv2_train"
-WEIGHTS = "nnssl_pretrained_weights"  # as in nnssl.nnunet.weight_search, which loads torch
 EPOCH = re.compile(r": Epoch (\d+)\s*$", re.M)
 MOST_LINES = 10
 State = Literal["done", "unfinished", "failed", "missing"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nnssl.common.environment import set_variables
 from nnssl.nnunet.checkpoint import save_atomically
-from nnssl.nnunet.weight_search import RunLocation, WeightSource, find_finished_run, named_file
+from nnssl.nnunet.paths import WEIGHTS
+from nnssl.nnunet.runs import RunLocation, WeightSource, find_finished_run, find_named_file
 
 
 @pytest.fixture
@@ -65,22 +67,27 @@ def test_several_are_listed_with_the_line_to_choose_each(place):
         find_finished_run(place, "nnSSLMAETrainer")
 
 
+def find(knobs, named_in_environment):
+    with set_variables({WEIGHTS: named_in_environment or ""}):
+        return find_named_file(knobs)
+
+
 def test_names_from_yaml_and_environment(tmp_path):
     a, b = tmp_path / "a.pth", tmp_path / "b.pth"
     for file in (a, b):
         file.touch()
     in_yaml = WeightSource(source=str(a))
-    assert named_file(WeightSource(), None) is None
-    assert named_file(WeightSource(source="none"), None) is None
-    assert named_file(WeightSource(), str(b)) == b
-    assert named_file(in_yaml, None) == a
-    assert named_file(in_yaml, f"{tmp_path}/./a.pth").samefile(a)
+    assert find(WeightSource(), None) is None
+    assert find(WeightSource(source="none"), None) is None
+    assert find(WeightSource(), str(b)) == b
+    assert find(in_yaml, None) == a
+    assert find(in_yaml, f"{tmp_path}/./a.pth").samefile(a)
     with pytest.raises(ValueError, match="Remove one of them"):
-        named_file(in_yaml, str(b))
+        find(in_yaml, str(b))
     with pytest.raises(ValueError, match=r"weights\.source is 'none'"):
-        named_file(WeightSource(source="none"), str(b))
+        find(WeightSource(source="none"), str(b))
     with pytest.raises(FileNotFoundError, match="environment variable"):
-        named_file(WeightSource(), str(tmp_path / "c.pth"))
+        find(WeightSource(), str(tmp_path / "c.pth"))
 
 
 def test_bad_knobs():

@@ -12,8 +12,7 @@ import torch
 import yaml
 
 from nnssl.nnunet.checkpoint import save_atomically
-from nnssl.nnunet.weight_search import RunLocation, find_finished_run
-from nnssl.training.run_list import list_runs
+from nnssl.nnunet.runs import RunLocation, find_finished_run, list_runs
 
 TRAINING = {"num_epochs": 4, "num_iterations_per_epoch": 5}
 HISTORY = {
@@ -50,7 +49,7 @@ def only(folder, **options):
     return run
 
 
-def test_a_finished_run_with_gauges_and_the_line_that_uses_it(tmp_path, write):
+def test_a_finished_run_with_metrics_and_the_line_that_uses_it(tmp_path, write):
     folder = write("nnSSLATrainer")
     (folder / "probe.json").write_text(
         json.dumps({"encoders": {"pretrained": {"dice": 0.5}, "random": {"dice": 0.1}}})
@@ -82,7 +81,7 @@ def test_several_that_fit_are_named(tmp_path, write):
         assert run.command.startswith(name)
     assert other.command == first.command.split("; ")[1].replace("2d 0", "2d all")
     with pytest.raises(ValueError, match="2 finished pre-training runs fit"):
-        find_finished_run(first.place, None)
+        find_finished_run(first.location, None)
 
 
 def test_unfinished_is_continued_and_not_begun_is_started(tmp_path, write):

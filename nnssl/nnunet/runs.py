@@ -1,0 +1,339 @@
+"""Pre-training runs under `nnUNet_results`: all of them, and the one that fine-tuning takes."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any, Literal
+
+import yaml
+from annotated_types import Interval
+
+from nnssl.common.checks import Count, checked
+from nnssl.common.environment import read_variable
+from nnssl.common.files import read_json
+from nnssl.config import TRAINER_PREFIX
+from nnssl.nnunet.checkpoint import own_part, read_checkpoint
+from nnssl.nnunet.paths import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    FINAL,
+    LATEST,
+    PROBE_FILE,
+    RESULTS,
+    WEIGHTS,
+    find_dataset_names,
+    find_fold_folders,
+    fold_folder,
+    parse_fold_folder,
+)
+
+SEARCH, NONE = "search", "none"
+YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # compiled: ten times faster
+ANY_TRAINER = f"{TRAINER_PREFIX}*"
+FINETUNER = "nnSSLFinetuneTrainer"
+State = Literal["finished", "unfinished", "not begun", "broken"]
+METRICS = ("train_loss", "val_loss", "weight_change", "effective_rank", "probe_dice")
+
+
+@checked
+@dataclass(frozen=True)
+class WeightSource:
+    """Section `weights`: where the weights come from and what of them is used.
+
+    Attributes:
+        source: `search` (the finished pre-training run of the same dataset, plans, configuration
+            and fold), `none` (random weights), or the path of a checkpoint of nnSSL or nnU-Net.
+            The environment variable `nnssl_pretrained_weights` names a file too.
+        trainer: lets the search find the runs of this pre-training trainer only.
+        part: `trained`: everything that was trained, the decoder too; or `encoder`.
+        stages: only the first of the encoder's stages, and no decoder; null: all.
+        min_share: the run stops when less than this share of the wanted parameters loads.
+        allow_contamination: weights of another dataset that have seen what this fold evaluates are
+            taken all the same, and the checkpoint says so.
+    """
+
+    source: str = SEARCH
+    trainer: str | None = None
+    part: Literal["encoder", "trained"] = "trained"
+    stages: Count | None = None
+    min_share: Annotated[float, Interval(gt=0, le=1)] = 0.5
+    allow_contamination: bool = False
+
+
+@dataclass(frozen=True)
+class RunLocation:
+    """Where runs lie that differ by their trainer only.
+
+    Attributes:
+        results: `nnUNet_results/<dataset>`.
+        plans: name of the plans.
+        configuration: the configuration of the pre-training run.
+        fold: its fold; a run on `all` is found for fold `all` only.
+    """
+
+    results: Path
+    plans: str
+    configuration: str
+    fold: int | str
+
+    def find_folders(self, trainer: str) -> list[Path]:
+        """Folders of the fold of one trainer; a star stands for any text."""
+        return find_fold_folders(self.results, trainer, self.plans, self.configuration, self.fold)
+
+    def make_command(self, trainer: str) -> str:
+        """The command that trains here."""
+        return (
+            f"nnUNetv2_train {self.results.name} {self.configuration} {self.fold} "
+            f"-p {self.plans} -tr {trainer}"
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pre-training of one fold.
+
+    Attributes:
+        trainer, dataset, plans, configuration, fold: from the names of its folders.
+        folder: of the fold.
+        state: `finished`, `unfinished` (it can be continued), `not begun` (it stopped before its
+            first checkpoint) or `broken` (a file cannot be read).
+        date: of its last checkpoint, else of its configuration.
+        epoch, epochs: done, and planned; None where unknown.
+        metrics: last values, see `METRICS`; what was not measured is missing.
+        problem: what is broken.
+        command: the line that uses it, continues it or starts it anew.
+    """
+
+    trainer: str
+    dataset: str
+    plans: str
+    configuration: str
+    fold: str
+    folder: Path
+    state: State
+    date: str
+    epoch: int | None = None
+    epochs: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    problem: str = ""
+    command: str = ""
+
+    @property
+    def location(self) -> RunLocation:
+        return RunLocation(self.folder.parents[1], self.plans, self.configuration, self.fold)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+def list_runs(results: Path, dataset: str | None = None) -> list[Run]:
+    """All pre-training runs, by dataset, configuration, fold and trainer.
+
+    Args:
+        results: `nnUNet_results`.
+        dataset: number or name of one dataset, or None for all.
+
+    Raises:
+        ValueError: there is no such folder or dataset.
+    """
+    if not results.is_dir():
+        raise ValueError(f"{results} does not exist; {RESULTS} must name a folder")
+    datasets = _find_datasets(results, dataset)
+    folders = [folder for each in datasets for folder in find_fold_folders(each, ANY_TRAINER)]
+    found = [run for run in map(_read_run, folders) if run is not None]
+    found.sort(key=lambda run: (run.dataset, run.plans, run.configuration, run.fold, run.trainer))
+    final = Counter(run.location for run in found if (run.folder / FINAL).is_file())
+    return [replace(run, command=_make_line(run, final[run.location] == 1)) for run in found]
+
+
+def _find_datasets(results: Path, dataset: str | None) -> list[Path]:
+    everything = sorted(folder for folder in results.glob("Dataset*") if folder.is_dir())
+    if dataset is None:
+        return everything
+    if chosen := find_dataset_names(dataset, results):
+        return [results / name for name in chosen]
+    names = ", ".join(folder.name for folder in everything) or "none"
+    raise ValueError(f"{results} holds no run of dataset {dataset}; it has {names}")
+
+
+def _read_run(folder: Path) -> Run | None:
+    """The run of a fold's folder; None for one that is no pre-training."""
+    trainer, plans, configuration, fold = parse_fold_folder(folder)
+    file = next((folder / n for n in CHECKPOINTS if (folder / n).is_file()), None)
+    config, problem = _read_config(folder / CONFIG_FILE)
+    if config.get("kind", "pretrain") != "pretrain" or not (config or problem or file):
+        return None
+    run = Run(
+        trainer,
+        folder.parents[1].name,
+        plans,
+        configuration,
+        fold,
+        folder,
+        "broken" if problem else "not begun",
+        _read_date(file or folder / CONFIG_FILE),
+        epochs=_find_epochs(config),
+        problem=problem,
+    )
+    return run if file is None else _add_checkpoint(run, file)
+
+
+def _read_config(file: Path) -> tuple[dict[str, Any], str]:
+    """Content of `resolved_config.yaml` and what is wrong with it; both empty without a file."""
+    if not file.is_file():
+        return {}, ""
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), YAML_LOADER)
+        if not isinstance(content, dict) or not isinstance(content["sections"]["training"], dict):
+            raise ValueError("it is no configuration")
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        return {}, f"{file.name} cannot be read: {str(error).splitlines()[0]}"
+    return content, ""
+
+
+def _add_checkpoint(run: Run, file: Path) -> Run | None:
+    """What the checkpoint tells; its tensors stay unread."""
+    try:
+        checkpoint = read_checkpoint(file, mmap=True)
+        if checkpoint.get("nnssl", {}).get("kind", "pretrain") != "pretrain":
+            return None
+        own = own_part(checkpoint, "pretrain")
+        return replace(
+            run,
+            state="broken" if run.problem else "finished" if file.name == FINAL else "unfinished",
+            epoch=own.get("epoch"),
+            epochs=_find_epochs(own.get("config", {})) or run.epochs,
+            metrics={
+                **_find_metrics(own.get("history", {})),
+                **_read_probe(run.folder / PROBE_FILE),
+            },
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        named = not isinstance(error, TypeError | AttributeError)  # readers name the file
+        text = str(error) if named else f"{file} holds something unexpected ({error})"
+        return replace(run, state="broken", problem=text)
+
+
+def _find_epochs(config: Mapping[str, Any]) -> int | None:
+    """How many are planned."""
+    return config.get("sections", {}).get("training", {}).get("num_epochs")
+
+
+def _find_metrics(history: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
+    """Last losses and effective rank; the weight change is the mean over the encoder's stages."""
+    last = {key: column[-1] for key, column in history.items() if column}
+    known = {key: value for key, value in last.items() if value is not None}
+    change = [value for key, value in known.items() if key.startswith("weight_change_stage_")]
+    mean = {"weight_change": fmean(change)} if change else {}
+    return {**{key: known[key] for key in METRICS if key in known}, **mean}
+
+
+def _read_probe(file: Path) -> dict[str, float]:
+    """Mean Dice of the frozen features, where the probe has run and read labels."""
+    if not file.is_file():
+        return {}
+    content = read_json(file)
+    encoders = content.get("encoders", {}) if isinstance(content, dict) else {}
+    value = encoders.get("pretrained", {}).get("dice")
+    return {} if value is None else {"probe_dice": float(value)}
+
+
+def _read_date(file: Path) -> str:
+    return datetime.fromtimestamp(file.stat().st_mtime).isoformat(" ", "minutes")
+
+
+def _make_line(run: Run, alone: bool) -> str:
+    """The line to go on with.
+
+    Fine-tuning finds the only finished run of its dataset, plans, configuration and fold by itself;
+    where there are several, or one that cannot be read, the line names the file.
+    """
+    if run.state == "broken":
+        return ""
+    if run.state == "finished":
+        name = "" if alone else f"export {WEIGHTS}={shlex.quote(str(run.folder / FINAL))}; "
+        return name + run.location.make_command(FINETUNER)
+    return run.location.make_command(run.trainer) + (" --c" if run.state == "unfinished" else "")
+
+
+def find_named_file(knobs: WeightSource) -> Path | None:
+    """The file that the environment or the YAML names; None where neither does.
+
+    Raises:
+        ValueError: they contradict each other.
+        FileNotFoundError: there is no such file.
+    """
+    environment = read_variable(WEIGHTS)
+    in_yaml = None if knobs.source in (SEARCH, NONE) else Path(knobs.source).expanduser()
+    in_environment = Path(environment).expanduser() if environment else None
+    if in_environment and knobs.source == NONE:
+        raise ValueError(
+            "weights.source is 'none' (random weights), but the environment variable "
+            f"{WEIGHTS} names {in_environment}. Unset the variable, or train with a trainer "
+            "that takes weights."
+        )
+    if in_yaml and in_environment and in_yaml.resolve() != in_environment.resolve():
+        raise ValueError(
+            f"weights.source names {in_yaml}, the environment variable {WEIGHTS} names "
+            f"{in_environment}. Remove one of them."
+        )
+    file = in_environment or in_yaml
+    if file is not None and not file.is_file():
+        raise FileNotFoundError(
+            f"the weights {file} do not exist; they are named by "
+            f"{f'the environment variable {WEIGHTS}' if in_environment else 'weights.source'}"
+        )
+    return file
+
+
+def find_finished_run(place: RunLocation, trainer: str | None) -> Path:
+    """The final checkpoint of the one finished pre-training run, of any or of one trainer.
+
+    Raises:
+        FileNotFoundError: there is none; the message has the command that makes one.
+        ValueError: there are several; the message has the lines that choose one.
+    """
+    files = [folder / FINAL for folder in place.find_folders(trainer or ANY_TRAINER)]
+    found = [file for file in files if file.is_file() and _is_pretraining(file)]
+    if not found:
+        raise FileNotFoundError(_say_none(place, trainer))
+    if len(found) > 1:
+        raise ValueError(_say_several(found))
+    return found[0]
+
+
+def _is_pretraining(file: Path) -> bool:
+    """A fine-tuned run lies in a folder of the same pattern."""
+    return read_checkpoint(file).get("nnssl", {}).get("kind") == "pretrain"
+
+
+def _say_none(place: RunLocation, trainer: str | None) -> str:
+    name = trainer or ANY_TRAINER
+    where = fold_folder(place.results, name, place.plans, place.configuration, place.fold)
+    unfinished = [f for f in place.find_folders(name) if (f / LATEST).is_file()]
+    lines = [f"No finished pre-training run was found as {where / FINAL}."]
+    for folder in unfinished:
+        name, *_ = parse_fold_folder(folder)
+        lines.append(f"{folder} is not finished; finish it with: {place.make_command(name)} --c")
+    if not unfinished:
+        lines.append(f"Pre-train first: {place.make_command(trainer or 'nnSSLContrastiveTrainer')}")
+    lines.append(
+        f"Or name a file: export {WEIGHTS}=/path/to/{FINAL}, or `source:` in the section "
+        "`weights`. From random weights: -tr nnSSLScratchTrainer."
+    )
+    return "\n".join(lines)
+
+
+def _say_several(files: list[Path]) -> str:
+    lines = [f"{len(files)} finished pre-training runs fit; nnSSL does not guess. Choose one of:"]
+    for file in files:
+        trainer, *_ = parse_fold_folder(file.parent)
+        lines.append(f"  export {WEIGHTS}={file}")
+        lines.append(f"    or, in the YAML: weights: {{trainer: {trainer}}}")
+    return "\n".join(lines)
