@@ -13,7 +13,7 @@ from nnssl.cluster_maps.maps import MapJob, make_maps
 from nnssl.cluster_maps.recipe import MANIFEST, ClusterRecipe, hash_cases, read_manifest
 from nnssl.common.files import read_json, write_json
 from nnssl.common.locks import held
-from nnssl.data.pretraining_data import DataFolders
+from nnssl.data.case_table import DataFolders
 from nnssl.data.unlabelled.records import find_collections, hash_preprocessing, read_images
 from nnssl.nnunet import folds
 from nnssl.nnunet.paths import SPLITS_FILE, dataset_number, plans_file
@@ -54,7 +54,7 @@ def cluster_dataset(
     file = plans_file(dataset_id, plans_name, root)
     plans = read_plans(file, configuration)
     identifier = _configuration(plans, configuration)["data_identifier"]
-    folders = DataFolders.of(file.parent / identifier, recipe.fold)
+    folders = DataFolders(file.parent / identifier, recipe.fold)
     if not folders.preprocessed.is_dir():
         raise ValueError(f"{folders.preprocessed} does not exist; run first: nnUNetv2_preprocess")
     return _make(folders, plans, configuration, recipe, name, workers)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.data.case_store import dense_target_folder, image_file
-from nnssl.data.pretraining_data import DataFolders
+from nnssl.data.case_table import DataFolders, dense_target_folder
+from nnssl.nnunet.images import image_file
 from nnssl.objectives import DenseTargets
 
 

@@ -26,7 +26,7 @@ from nnssl.cluster_maps.recipe import (
 from nnssl.common.files import atomic_path, write_json
 from nnssl.common.parallel import for_each
 from nnssl.common.tissue import find_tissue
-from nnssl.data.case_store import image_file, open_image
+from nnssl.nnunet.images import image_file, open_image
 
 PASSES = 5  # of k-means over the sampled voxels
 CHUNK = 8192  # voxels per step of k-means

@@ -11,8 +11,8 @@ from annotated_types import Interval, MinLen
 
 from nnssl.common.checks import Count, NotNegative, Positive, Whole, checked
 from nnssl.common.files import hash_file, read_json, sha256_of
-from nnssl.data.case_store import image_file
 from nnssl.data.unlabelled.records import hash_preprocessing
+from nnssl.nnunet.images import image_file
 
 Source = Literal["handcrafted", "self", "dino"]
 MANIFEST = "manifest.json"

@@ -145,6 +145,6 @@ def find_raw_patch(patch_size: Sequence[int], wanted: Sequence[int]) -> tuple[in
     return tuple(size + (size - c) % 2 for c, size in zip(patch_size, sizes, strict=True))
 
 
-def median_shape(median: Sequence[float], dimension: int) -> tuple[float, ...]:
+def find_median_shape(median: Sequence[float], dimension: int) -> tuple[float, ...]:
     """Median volume on three axes; nnU-Net's 2D plans state two, the slices being unlimited."""
     return tuple(median) if len(median) == 3 else (math.inf, *median)

@@ -1,4 +1,4 @@
-"""Which cases a fold trains on, with shape, patient, origin and orientation of each."""
+"""The cases of a fold, with shape, patient, origin and orientation of each, and where they lie."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import os
 import pickle
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from nnssl.common.files import write_json
-from nnssl.data.case_store import Case
+from nnssl.data.unlabelled.records import UNLABELLED
 from nnssl.nnunet.cases import read_cases
 from nnssl.nnunet.images import CaseError, direction_in, image_file, open_image
+from nnssl.nnunet.paths import own_folder
 
 PositionAxis = Literal["head_feet", "slice"] | int
 TOWARDS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
@@ -23,9 +25,75 @@ _Name = TypeVar("_Name", str, tuple[str, str])
 REORIENTING = "NibabelIOWithReorient"
 
 
-def case_table(
+@dataclass(frozen=True)
+class Case:
+    """One preprocessed case, with what the sampler has to know about it.
+
+    Attributes:
+        identifier: nnU-Net's case identifier.
+        patient: number of the patient, for drawing distinct patients.
+        dataset: number of the dataset of origin.
+        shape: shape of the volume (3 axes, array order).
+        axis: array axis along which position is measured.
+        sign: +1 if position grows with the index, else -1.
+        folder: where its image lies; None: the preprocessed folder of the configuration.
+    """
+
+    identifier: str
+    patient: int
+    dataset: int
+    shape: tuple[int, int, int]
+    axis: int
+    sign: int
+    folder: Path | None = None
+
+
+def dense_target_folder(maps: Path, folder: Path | None) -> Path:
+    """Where the dense targets of images lie.
+
+    Args:
+        maps: folder of one kind of dense targets.
+        folder: of the images, see `Case`; those of a pool lie in a folder of the pool's name.
+    """
+    return maps if folder is None else maps / UNLABELLED / folder.name
+
+
+@dataclass(frozen=True)
+class DataFolders:
+    """Where a configuration's data lie.
+
+    Attributes:
+        preprocessed: nnU-Net's folder (`data_identifier`); nothing of ours is written there.
+        fold: number, or `all`; every fold has dense targets of its own, made from its own
+            training cases.
+    """
+
+    preprocessed: Path
+    fold: int | str
+
+    @property
+    def own(self) -> Path:
+        """nnSSL's folder for it, `nnUNet_preprocessed/DatasetXXX/nnssl/<data_identifier>`."""
+        return own_folder(self.preprocessed)
+
+    def dense_target(self, name: str) -> Path:
+        """Folder of one dense target of this fold, whether it is there or not."""
+        return self.own / name / f"fold_{self.fold}"
+
+    def find_dense_targets(self, names: Sequence[str]) -> dict[str, Path]:
+        """Folders of dense targets; a missing one stops the run."""
+        folders = {name: self.dense_target(name) for name in names}
+        for name, folder in folders.items():
+            if not folder.is_dir():
+                raise ValueError(
+                    f"dense targets {name!r} of fold {self.fold} are not in {folder}. Cluster "
+                    f"maps are made with: nnssl_cluster -f {self.fold} --name {name}"
+                )
+        return folders
+
+
+def read_case_table(
     folder: Path,
-    own_folder: Path,
     identifiers: Iterable[str],
     transpose: Sequence[int],
     position_axis: PositionAxis,
@@ -34,8 +102,8 @@ def case_table(
     """Cases in sorted order of their identifiers.
 
     Args:
-        folder: nnU-Net's preprocessed folder of the configuration (`data_identifier`).
-        own_folder: where nnssl keeps its files for it; the table is cached there.
+        folder: nnU-Net's preprocessed folder of the configuration (`data_identifier`); what is read
+            of the images is cached in nnSSL's folder for it.
         identifiers: cases of the fold.
         transpose: `transpose_forward` of the plans.
         position_axis: knob of the sampling.
@@ -46,12 +114,12 @@ def case_table(
     records = read_cases(folder.parent, identifiers)
     as_in_file = reader != REORIENTING
     orientations = {i: records[i].orientation if as_in_file else None for i in identifiers}
-    geometry = _geometry(folder, own_folder / "geometry.json", orientations)
-    patients = _numbers((records[i].dataset, records[i].patient) for i in identifiers)
-    datasets = _numbers(records[i].dataset for i in identifiers)
+    geometry = _read_cached_geometry(folder, own_folder(folder) / "geometry.json", orientations)
+    patients = _number((records[i].dataset, records[i].patient) for i in identifiers)
+    datasets = _number(records[i].dataset for i in identifiers)
     table = []
     for i in identifiers:
-        axis, sign = anatomical_axis(geometry[i]["direction"], transpose, position_axis)
+        axis, sign = find_anatomical_axis(geometry[i]["direction"], transpose, position_axis)
         shape = tuple(int(n) for n in geometry[i]["shape"])
         record = records[i]
         patient = patients[record.dataset, record.patient]
@@ -68,7 +136,7 @@ def describe_axes(table: Sequence[Case]) -> str:
     )
 
 
-def anatomical_axis(
+def find_anatomical_axis(
     direction: Sequence[float], transpose: Sequence[int], position_axis: PositionAxis
 ) -> tuple[int, int]:
     """Array axis and sign of the head direction.
@@ -87,11 +155,11 @@ def anatomical_axis(
     return axis, (-1 if along[axis] < 0 else 1)
 
 
-def _numbers(names: Iterable[_Name]) -> dict[_Name, int]:
+def _number(names: Iterable[_Name]) -> dict[_Name, int]:
     return {name: number for number, name in enumerate(sorted(set(names)))}
 
 
-def _geometry(
+def _read_cached_geometry(
     folder: Path, cache: Path, orientations: Mapping[str, str | None]
 ) -> Mapping[str, Any]:
     """Shape and direction per case, read once and kept while the files stay the same."""
@@ -121,7 +189,7 @@ def _read_geometry(file: Path, identifier: str, orientation: str | None) -> dict
     try:
         shape = [int(n) for n in open_image(file).shape[1:]]
         if orientation is not None:
-            return {"shape": shape, "direction": direction_of(orientation)}
+            return {"shape": shape, "direction": parse_orientation(orientation)}
         with file.with_name(f"{identifier}.pkl").open("rb") as stream:
             properties = pickle.load(stream)
     except Exception as error:
@@ -129,7 +197,7 @@ def _read_geometry(file: Path, identifier: str, orientation: str | None) -> dict
     return {"shape": shape, "direction": direction_in(properties)}
 
 
-def direction_of(orientation: str) -> list[float]:
+def parse_orientation(orientation: str) -> list[float]:
     """3x3 direction matrix, row-major, of three letters such as `LPS`: where x, y and z grow.
 
     Raises:

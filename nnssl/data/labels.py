@@ -78,7 +78,7 @@ class Labelled:
         numbers = {"number_of_patients": len(self.patients), "number_of_volumes": len(self.cases)}
         return {**asdict(self), **numbers}
 
-    def sentence(self) -> str:
+    def describe(self) -> str:
         """One line for the log."""
         chosen = "all training cases" if self.unit == "all" else f"{self.unit}: {self.value}"
         return (
@@ -114,13 +114,13 @@ def choose_labelled(
         slices = _draw_slices(budget.slices, budget.seed, sorted(train), depth)
         chosen = list(slices)
     elif budget.cases is not None:
-        chosen = _named(budget.cases, train)
+        chosen = _check_named(budget.cases, train)
     elif budget.volumes is not None:
-        _available("volumes", budget.volumes, len(train))
-        chosen = _first_volumes(volumes, _order(volumes, budget.seed))[: budget.volumes]
+        _check_available("volumes", budget.volumes, len(train))
+        chosen = _take_in_turn(volumes, _shuffle(volumes, budget.seed))[: budget.volumes]
     else:
-        count = _number_of_patients(budget, len(volumes))
-        chosen = [case for name in _order(volumes, budget.seed)[:count] for case in volumes[name]]
+        count = _count_patients(budget, len(volumes))
+        chosen = [case for name in _shuffle(volumes, budget.seed)[:count] for case in volumes[name]]
     chosen = sorted(chosen)
     patients = sorted({records[case].patient for case in chosen})
     value = getattr(budget, budget.unit, None)
@@ -142,20 +142,20 @@ def write_labelled(folder: str | Path, labelled: Labelled, slices: int | None) -
     write_json(Path(folder) / LABELLED_FILE, {**labelled.to_dict(), "number_of_slices": slices})
 
 
-def _order(patients: Mapping[str, Any], seed: int) -> list[str]:
+def _shuffle(patients: Mapping[str, Any], seed: int) -> list[str]:
     names = sorted(patients)
     return [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
 
 
-def _number_of_patients(budget: LabelBudget, available: int) -> int:
+def _count_patients(budget: LabelBudget, available: int) -> int:
     if budget.percentage is not None:
         return max(1, round(budget.percentage / 100 * available))
     wanted = available if budget.patients is None else budget.patients
-    _available("patients", wanted, available)
+    _check_available("patients", wanted, available)
     return wanted
 
 
-def _available(unit: str, wanted: int, available: int) -> None:
+def _check_available(unit: str, wanted: int, available: int) -> None:
     if wanted > available:
         raise ValueError(
             f"labels.{unit}: found {wanted}, but this fold has {available} {unit} for training; "
@@ -173,7 +173,7 @@ def _draw_slices(
             "of slices is for 2d only. Allowed here: patients, volumes, percentage or cases."
         )
     places = [(case, index) for case in cases for index in range(depth(case))]
-    _available("slices", wanted, len(places))
+    _check_available("slices", wanted, len(places))
     order = np.random.default_rng(seed).permutation(len(places))[:wanted]
     slices: dict[str, list[int]] = {}
     for case, index in sorted(places[i] for i in order):
@@ -181,12 +181,12 @@ def _draw_slices(
     return slices
 
 
-def _first_volumes(volumes: Mapping[str, list[str]], order: Sequence[str]) -> list[str]:
+def _take_in_turn(volumes: Mapping[str, list[str]], order: Sequence[str]) -> list[str]:
     rounds = max(len(cases) for cases in volumes.values())
     return [volumes[name][i] for i in range(rounds) for name in order if i < len(volumes[name])]
 
 
-def _named(cases: Sequence[str], train: Sequence[str]) -> list[str]:
+def _check_named(cases: Sequence[str], train: Sequence[str]) -> list[str]:
     if missing := sorted(set(cases) - set(train)):
         raise ValueError(
             f"labels.cases: {', '.join(missing[:10])} are not training cases of this fold (a "

@@ -10,7 +10,8 @@ import numpy as np
 from annotated_types import Ge, Interval
 
 from nnssl.common.checks import Count, Fraction, checked
-from nnssl.data.case_store import Case, TissueShare
+from nnssl.data.case_table import Case
+from nnssl.data.tissue import TissueShare
 from nnssl.modules.positions import extent3
 
 Mode = Literal["random", "partitioned", "balanced"]
@@ -96,9 +97,10 @@ class Sampler:
         sampling: Sampling,
         tissue: TissueShare,
     ) -> None:
-        self.cases, self.extent = list(cases), np.array(extent3(patch_size))
+        self.cases, self.patch_size = list(cases), tuple(patch_size)
+        self.extent = np.array(extent3(patch_size))
         self.sampling, self.samples, self.tissue = sampling, samples, tissue
-        self.eligible = self._eligible()
+        self.eligible = self._find_eligible()
 
     def draw(self, key: Sequence[int]) -> list[PatchPlace]:
         """Places of one step.
@@ -107,28 +109,28 @@ class Sampler:
             key: (run seed, step, rank), the only source of randomness.
         """
         volumes = np.random.default_rng([*map(int, key), 0])
-        numbers, parts = self._numbers(volumes)
+        numbers, parts = self._draw_cases(volumes)
         return [
-            self._place(number, part, np.random.default_rng([*map(int, key), 1, j]))
+            self._draw_place(number, part, np.random.default_rng([*map(int, key), 1, j]))
             for j, (number, part) in enumerate(zip(numbers, parts, strict=True))
         ]
 
-    def _eligible(self) -> list[int]:
+    def _find_eligible(self) -> list[int]:
         if not self.sampling.structured:
             return list(range(len(self.cases)))
-        kept = [i for i, case in enumerate(self.cases) if self._places(case) >= self._parts]
+        kept = [i for i, case in enumerate(self.cases) if self._count_places(case) >= self._parts]
         if not kept:
-            raise ValueError(self._too_large())
+            raise ValueError(self._say_too_large())
         return kept
 
     @property
     def _parts(self) -> int:
         return self.sampling.partitions
 
-    def _places(self, case: Case) -> int:
+    def _count_places(self, case: Case) -> int:
         return int(case.shape[case.axis] - self.extent[case.axis] + 1)
 
-    def _too_large(self) -> str:
+    def _say_too_large(self) -> str:
         longest = max(case.shape[case.axis] for case in self.cases)
         axes = sorted({case.axis for case in self.cases})
         return (
@@ -138,29 +140,29 @@ class Sampler:
             "or fewer sampling.partitions, or sampling.mode: random."
         )
 
-    def _numbers(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    def _draw_cases(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         if not self.sampling.structured:
             drawn = rng.choice(
                 self.eligible, self.samples, replace=len(self.eligible) < self.samples
             )
             return [int(i) for i in drawn], [-1] * self.samples
-        volumes = self._volumes(rng, self.samples // self._parts)
+        volumes = self._draw_volumes(rng, self.samples // self._parts)
         parts = list(range(self._parts))
         return [v for v in volumes for _ in parts], parts * len(volumes)
 
-    def _volumes(self, rng: np.random.Generator, count: int) -> list[int]:
+    def _draw_volumes(self, rng: np.random.Generator, count: int) -> list[int]:
         if self.sampling.mode == "partitioned":
-            return self._distinct(rng, self.eligible, count)
+            return self._draw_distinct(rng, self.eligible, count)
         datasets = sorted({self.cases[i].dataset for i in self.eligible})
         order = rng.permutation(datasets)
         drawn: list[int] = []
         for k, dataset in enumerate(order):
             share = count // len(order) + (k < count % len(order))
             members = [i for i in self.eligible if self.cases[i].dataset == dataset]
-            drawn += self._distinct(rng, members, share)
+            drawn += self._draw_distinct(rng, members, share)
         return drawn
 
-    def _distinct(self, rng: np.random.Generator, members: list[int], count: int) -> list[int]:
+    def _draw_distinct(self, rng: np.random.Generator, members: list[int], count: int) -> list[int]:
         """`count` volumes of distinct patients; patients repeat when they run out."""
         by_patient: dict[int, list[int]] = {}
         for i in members:
@@ -171,13 +173,13 @@ class Sampler:
             drawn += [int(rng.choice(by_patient[p])) for p in patients]
         return drawn
 
-    def _place(self, number: int, part: int, rng: np.random.Generator) -> PatchPlace:
+    def _draw_place(self, number: int, part: int, rng: np.random.Generator) -> PatchPlace:
         case = self.cases[number]
         best, best_share = None, -1.0
         for _ in range(self.sampling.tries):
-            begin = self._begin(case, part, rng)
+            begin = self._draw_begin(case, part, rng)
             box = np.stack([begin, begin + self.extent], 1)
-            share = self.tissue.share(case.identifier, box, case.folder)
+            share = self.tissue.find_share(case.identifier, box, case.folder)
             if share > best_share:
                 best, best_share = begin, share
             if share >= self.sampling.least_tissue:
@@ -185,26 +187,28 @@ class Sampler:
         assert best is not None
         return PatchPlace(number, (int(best[0]), int(best[1]), int(best[2])))
 
-    def _begin(self, case: Case, part: int, rng: np.random.Generator) -> np.ndarray:
+    def _draw_begin(self, case: Case, part: int, rng: np.random.Generator) -> np.ndarray:
         begin = np.empty(3, int)
         for axis in range(3):
             spare = case.shape[axis] - self.extent[axis]
             if spare <= 0:
                 begin[axis] = spare // 2  # the patch is larger than the volume: centred
             elif axis != case.axis:
-                begin[axis] = self._around_middle(spare, rng)
+                begin[axis] = self._draw_around_middle(spare, rng)
             elif part >= 0:
-                begin[axis] = self._in_part(spare + 1, part if case.sign > 0 else -1 - part, rng)
+                begin[axis] = self._draw_in_part(
+                    spare + 1, part if case.sign > 0 else -1 - part, rng
+                )
             else:
                 begin[axis] = rng.integers(spare + 1)
         return begin
 
-    def _around_middle(self, spare: int, rng: np.random.Generator) -> int:
+    def _draw_around_middle(self, spare: int, rng: np.random.Generator) -> int:
         reach = round(self.sampling.centre_spread * spare)
         low = (spare - reach) // 2
         return int(rng.integers(low, low + reach + 1))
 
-    def _in_part(self, places: int, part: int, rng: np.random.Generator) -> int:
+    def _draw_in_part(self, places: int, part: int, rng: np.random.Generator) -> int:
         """First voxel i with floor((i + 0.5) * S / places) = part."""
         part %= self._parts
         low = int(np.ceil(part * places / self._parts - 0.5))

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nnssl.data.case_store import Case
-from nnssl.data.case_table import PositionAxis, anatomical_axis
+from nnssl.data.case_table import Case, PositionAxis, find_anatomical_axis
 from nnssl.data.thumbnails import stack_thumbnails
 from nnssl.data.unlabelled.job import PreprocessingPlan
 from nnssl.data.unlabelled.records import (
@@ -112,7 +111,7 @@ class ChosenImages:
             patient = patients.setdefault(key, max(patients.values(), default=-1) + 1)
             next_origin = max(datasets.values(), default=-1) + 1
             origin = datasets.setdefault(member.dataset, next_origin)
-            axis, sign = anatomical_axis(image.direction, transpose, position_axis)
+            axis, sign = find_anatomical_axis(image.direction, transpose, position_axis)
             case = Case(image.identifier, patient, origin, image.shape, axis, sign, member.folder)
             made.append(case)
         return made

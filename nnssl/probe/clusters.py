@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nnssl.cluster_maps.deep_features import windows
-from nnssl.data.case_store import Case
+from nnssl.data.case_table import Case
 from nnssl.modules.features import Block
 from nnssl.probe.nmi import contingency, normalised_mutual_information
 from nnssl.probe.volumes import Examples, Volumes, read_features_at

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nnssl.data.case_store import Case
+from nnssl.data.case_table import Case
 from nnssl.modules.features import Block, encode_blocks, evaluating
 from nnssl.probe.clusters import ClusterCases, FeatureClusters
 from nnssl.probe.dice import DiceTable, Fit, Scorer

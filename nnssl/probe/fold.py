@@ -11,12 +11,11 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnssl.common.files import read_json
-from nnssl.data.case_store import Case
-from nnssl.data.case_table import PositionAxis, case_table
+from nnssl.data.case_table import Case, PositionAxis, read_case_table
 from nnssl.data.labels import LabelBudget, Labelled, choose_labelled
 from nnssl.nnunet import folds
 from nnssl.nnunet.cases import CaseRecord, read_cases
-from nnssl.nnunet.paths import DATASET_FILE, SPLITS_FILE, own_folder, plans_file
+from nnssl.nnunet.paths import DATASET_FILE, SPLITS_FILE, plans_file
 from nnssl.nnunet.planned_network import check_supported, refuse_cascade
 from nnssl.nnunet.plans import read_plans
 
@@ -34,7 +33,7 @@ class ProbeFold:
         train: training cases.
         val: validation cases.
         partitions: parts of a volume that the pictures colour.
-        position_axis: knob of the sampling, see `case_table`.
+        position_axis: knob of the sampling, see `read_case_table`.
     """
 
     plans: dict[str, Any]
@@ -83,9 +82,8 @@ class ProbeFold:
 
     def read_table(self, cases: Iterable[str]) -> list[Case]:
         """Shape, patient, origin and position axis of cases, numbered together."""
-        own = own_folder(self.folder)
         transpose, reader = self.plans["transpose_forward"], self.plans["image_reader_writer"]
-        return case_table(self.folder, own, cases, transpose, self.position_axis, reader)
+        return read_case_table(self.folder, cases, transpose, self.position_axis, reader)
 
     def draw_labelled(self, patients: int, seeds: Sequence[int]) -> list[Labelled]:
         """Labelled training patients, once per seed, in the nested order of fine-tuning.

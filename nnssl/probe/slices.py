@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nnssl.data.case_store import Case
+from nnssl.data.case_table import Case
 from nnssl.modules.features import Block
 from nnssl.modules.metrics import effective_rank
 from nnssl.modules.retrieval import neighbours, plane_embeddings, position_error

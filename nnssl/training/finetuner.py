@@ -14,10 +14,10 @@ from torch import nn
 
 from nnssl.config import Config, Schema
 from nnssl.data import labels
-from nnssl.data.labelled_slices import LabelledSlices
 from nnssl.data.labels import LabelBudget
 from nnssl.data.stepped_loader import SteppedLoader
 from nnssl.data.supervised_batches import (
+    LabelledSlices,
     SeededBatches,
     seed_everything,
     single_threaded_augmentation,
@@ -207,7 +207,7 @@ class nnSSLFinetuner(Interruptible):
         assert self.labelled is not None
         write_resolved_config(self.output_folder, self.config.to_dict())
         labels.write_labelled(self.output_folder, self.labelled, self._labelled_slices())
-        self.print_to_log_file(self.labelled.sentence())
+        self.print_to_log_file(self.labelled.describe())
 
     def _labelled_slices(self) -> int:
         assert self.labelled is not None

@@ -16,11 +16,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.cluster_maps import DENSE_TARGETS, Image, TargetRun
 from nnssl.config import Config, Groups, Schema
-from nnssl.data.budget import Budget, BudgetRequest, divide_voxels, find_raw_patch, median_shape
-from nnssl.data.case_store import Case
-from nnssl.data.case_table import case_table
-from nnssl.data.loader import BatchMaker
-from nnssl.data.pretraining_data import DataFolders, batch_maker, validation_maker
+from nnssl.data.budget import (
+    Budget,
+    BudgetRequest,
+    divide_voxels,
+    find_median_shape,
+    find_raw_patch,
+)
+from nnssl.data.case_table import Case, DataFolders, read_case_table
+from nnssl.data.pretraining_batches import (
+    BatchMaker,
+    make_training_batches,
+    make_validation_batches,
+)
 from nnssl.data.sampling import Sampling
 from nnssl.data.stepped_loader import SteppedLoader
 from nnssl.data.unlabelled.job import PreprocessingPlan
@@ -116,11 +124,10 @@ class PretrainingSetup(Interruptible):
         self.initial_lr, self.weight_decay = settings.initial_lr, settings.weight_decay
 
     def _cases(self) -> tuple[list[Any], list[Any]]:
-        self.folders = DataFolders.of(Path(self.preprocessed_dataset_folder), self.fold)
+        self.folders = DataFolders(Path(self.preprocessed_dataset_folder), self.fold)
         return tuple(  # type: ignore[return-value]
-            case_table(
+            read_case_table(
                 self.folders.preprocessed,
-                self.folders.own,
                 identifiers,
                 self.plans_manager.transpose_forward,
                 self.sampling.position_axis,
@@ -200,7 +207,7 @@ class PretrainingSetup(Interruptible):
             share / self.settings.voxel_budget,
             kind.least_samples,
             parts,
-            median_shape(manager.median_image_size_in_voxels, len(planned)),
+            find_median_shape(manager.median_image_size_in_voxels, len(planned)),
             axis,
             tuple(self.settings.patch_size) if self.settings.patch_size is not None else None,
             None if sampling.volumes is None else sampling.volumes * parts,
@@ -281,20 +288,18 @@ class PretrainingSetup(Interruptible):
     @cached_property
     def batch_maker(self) -> BatchMaker:
         """Step -> batch of the training cases and of the images without labels."""
-        return batch_maker(
+        return make_training_batches(
             self.drawn_cases,
             self.folders,
             [wanted.name for wanted in self.objective.dense_targets],
-            self.budget.patch_size,
-            self.budget.raw_patch,
-            self.budget.samples,
+            self.budget,
             self.sampling,
             self.settings.seed,
             self.local_rank,
         )
 
     def _validation_loader(self, processes: int) -> SteppedLoader | None:
-        maker = validation_maker(
+        maker = make_validation_batches(
             self.batch_maker, self.val_cases, self.settings.num_val_iterations_per_epoch
         )
         if maker is None:

@@ -17,7 +17,7 @@ from nnssl.cluster_maps import maps
 from nnssl.cluster_maps.fold_maps import cluster_dataset, fold_cases
 from nnssl.cluster_maps.recipe import ClusterRecipe, read_manifest
 from nnssl.common.locks import held
-from nnssl.data.loader import RawPatchReader
+from nnssl.data.pretraining_batches import RawPatchReader
 from nnssl.training.factory import trainer_class
 
 RECIPE = ClusterRecipe(clusters=4, samples=4000, scales=(1.0,), position=0.5)
@@ -62,7 +62,7 @@ def test_maps_are_dense_targets_of_the_images(tiny_dataset: Any) -> None:
     reader = RawPatchReader(images, {"clusters": folder})
     shape = blosc2.open(str(images / "p0_f0.b2nd")).shape[1:]
     box = np.array([[-1, shape[0]], [-2, shape[1]], [0, shape[2]]])
-    found = reader.dense_target("clusters", "p0_f0", box)
+    found = reader.read_dense_target("clusters", "p0_f0", box)
     assert found.shape == (shape[0] + 1, shape[1] + 2, shape[2])
     assert (found[0] == -1).all()
     assert (found[:, :2] == -1).all()
@@ -205,7 +205,7 @@ def test_every_fold_reads_its_own_maps(tiny_dataset: Any, trainer_yaml: Any) -> 
     blosc2.asarray(np.full((1, 8, 40, 40), 2, np.int16), urlpath=str(folders[1] / "x.b2nd"))
     (folders[1] / "x.b2nd").replace(folders[1] / "p2_f0.b2nd")
     box = np.array([[0, 8], [0, 40], [0, 40]])
-    assert (trainer.batch_maker.reader.dense_target("clusters", "p2_f0", box) == 2).all()
+    assert (trainer.batch_maker.reader.read_dense_target("clusters", "p2_f0", box) == 2).all()
 
 
 def test_maps_of_no_fold_stop_a_run_that_only_validates(

@@ -9,7 +9,7 @@ import blosc2
 import numpy as np
 import pytest
 
-from nnssl.data.labelled_slices import LabelledSlices
+from nnssl.data.supervised_batches import LabelledSlices
 from nnssl.training.finetuner import nnSSLFinetuner
 
 SLICES = """

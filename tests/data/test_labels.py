@@ -116,7 +116,7 @@ def test_record_states_unit_patients_volumes_slices_and_seed(tmp_path):
         "number_of_volumes": 4,
         "number_of_slices": 17,
     }
-    assert "2 patients, 4 volumes" in labelled.sentence()
+    assert "2 patients, 4 volumes" in labelled.describe()
 
 
 def slices_of(number, seed=0):

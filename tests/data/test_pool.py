@@ -14,7 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnssl.cli.pool import main
-from nnssl.data.case_table import anatomical_axis, case_table, direction_of
+from nnssl.data.case_table import find_anatomical_axis, parse_orientation, read_case_table
 from nnssl.data.pool import build as pool_build
 from nnssl.data.pool.build import PoolRequest, build, draft
 from nnssl.data.pool.settings import MARK
@@ -145,13 +145,11 @@ def test_the_target_spacing_resamples_in_plane_only(places):
 def test_position_follows_the_head_in_every_member(places):
     folder = places.preprocessed / POOL
     cases = json.loads((folder / "nnssl" / "cases.json").read_text())["cases"]
-    table = case_table(
-        folder / "nnUNetPlans_2d", folder / "nnssl" / "x", cases, [0, 1, 2], "head_feet"
-    )
+    table = read_case_table(folder / "nnUNetPlans_2d", cases, [0, 1, 2], "head_feet")
     axes = {case.identifier[:3]: (case.axis, case.sign) for case in table}
     # Two is stored as (x, z, y): the head lies along axis 1
     assert axes == {"998": (1, 1), "999": (0, 1)}
-    assert anatomical_axis(direction_of("PSL"), [0, 1, 2], "head_feet") == (1, 1)
+    assert find_anatomical_axis(parse_orientation("PSL"), [0, 1, 2], "head_feet") == (1, 1)
 
 
 def test_stock_nnunet_reads_the_pool(places):

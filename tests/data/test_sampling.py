@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.data.case_store import Case
+from nnssl.data.case_table import Case
 from nnssl.data.sampling import Mode, Sampler, Sampling
 from nnssl.modules.positions import partition
 
@@ -17,14 +17,14 @@ from nnssl.modules.positions import partition
 class Everywhere:
     """Tissue shares of a volume that is all tissue."""
 
-    def share(self, identifier: str, box: np.ndarray, folder: Path | None = None) -> float:
+    def find_share(self, identifier: str, box: np.ndarray, folder: Path | None = None) -> float:
         return 1.0
 
 
 class RightHalf:
     """Tissue only where the last axis is at least 20."""
 
-    def share(self, identifier: str, box: np.ndarray, folder: Path | None = None) -> float:
+    def find_share(self, identifier: str, box: np.ndarray, folder: Path | None = None) -> float:
         return float(
             np.clip(box[2, 1] - np.maximum(box[2, 0], 20), 0, None) / (box[2, 1] - box[2, 0])
         )

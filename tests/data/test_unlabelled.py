@@ -17,8 +17,7 @@ import SimpleITK
 
 from nnssl.cli.preprocess_unlabelled import main
 from nnssl.convert.sources import ConversionError
-from nnssl.data.case_store import dense_target_folder
-from nnssl.data.pretraining_data import DataFolders
+from nnssl.data.case_table import DataFolders, dense_target_folder
 from nnssl.data.unlabelled import job as unlabelled_job
 from nnssl.data.unlabelled import preprocess as unlabelled
 from nnssl.data.unlabelled.frames import count_frames, read_frames

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.data.case_store import Case
+from nnssl.data.case_table import Case
 from nnssl.data.labels import LabelBudget, choose_labelled
 from nnssl.nnunet.cases import CaseRecord
 from nnssl.probe import volumes as probe_volumes

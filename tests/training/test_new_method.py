@@ -18,8 +18,8 @@ from torch.nn.functional import cross_entropy
 
 from nnssl.cluster_maps import DENSE_TARGETS, Maker, TargetRun
 from nnssl.cluster_maps.maps import save_map
-from nnssl.data.case_store import image_file, open_image
 from nnssl.modules import unet
+from nnssl.nnunet.images import image_file, open_image
 from nnssl.objectives import OBJECTIVES, Batch, Context, DenseTargets, Objective
 from nnssl.training.factory import trainer_class
 

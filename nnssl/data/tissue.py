@@ -1,8 +1,7 @@
-"""Preprocessed images of nnU-Net, read in parts; labels and stored class locations are not read."""
+"""Which share of a box of a preprocessed image is tissue, found from the image alone."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -10,46 +9,10 @@ import numpy as np
 
 from nnssl.common.files import atomic_path
 from nnssl.common.tissue import find_tissue
-from nnssl.data.unlabelled.records import UNLABELLED
 from nnssl.nnunet.images import CaseError, image_file, open_image
 
-__all__ = ["Case", "CaseError", "TissueShare", "image_file", "open_image", "tissue_cells"]
-
 CELL = 8  # voxels per tissue cell and in-plane axis
-MOST_KEPT = 64  # cases whose open file or table one process keeps
-
-
-@dataclass(frozen=True)
-class Case:
-    """One preprocessed case, with what the sampler has to know about it.
-
-    Attributes:
-        identifier: nnU-Net's case identifier.
-        patient: number of the patient, for drawing distinct patients.
-        dataset: number of the dataset of origin.
-        shape: shape of the volume (3 axes, array order).
-        axis: array axis along which position is measured.
-        sign: +1 if position grows with the index, else -1.
-        folder: where its image lies; None: the preprocessed folder of the configuration.
-    """
-
-    identifier: str
-    patient: int
-    dataset: int
-    shape: tuple[int, int, int]
-    axis: int
-    sign: int
-    folder: Path | None = None
-
-
-def dense_target_folder(maps: Path, folder: Path | None) -> Path:
-    """Where the dense targets of images lie.
-
-    Args:
-        maps: folder of one kind of dense targets.
-        folder: of the images, see `Case`; those of a pool lie in a folder of the pool's name.
-    """
-    return maps if folder is None else maps / UNLABELLED / folder.name
+MOST_KEPT = 64  # tables that one process keeps
 
 
 class TissueShare:
@@ -64,7 +27,7 @@ class TissueShare:
         self.folder, self.cache = folder, cache
         self._tables: dict[tuple[Path | None, str], np.ndarray] = {}
 
-    def share(self, identifier: str, box: np.ndarray, folder: Path | None = None) -> float:
+    def find_share(self, identifier: str, box: np.ndarray, folder: Path | None = None) -> float:
         """Share of tissue in a box (3, 2) of the volume, 0 to 1; outside the volume is air.
 
         Args:
@@ -78,7 +41,7 @@ class TissueShare:
         low = np.clip(np.floor(scaled[:, 0]).astype(int), 0, limit)
         high = np.clip(np.ceil(scaled[:, 1]).astype(int), 0, limit)
         cells = np.prod(np.ceil(scaled[:, 1]) - np.floor(scaled[:, 0]))
-        return float(_box_sum(table, low, high) / max(cells, 1))
+        return float(_sum_box(table, low, high) / max(cells, 1))
 
     def _table(self, identifier: str, folder: Path | None) -> np.ndarray:
         key = (folder, identifier)
@@ -104,14 +67,10 @@ class TissueShare:
                     return np.asarray(archive["cells"])
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             pass
-        cells = tissue_cells(_read_all(source))
-        self._save(cached, cells, stamp)
-        return cells
-
-    @staticmethod
-    def _save(file: Path, cells: np.ndarray, stamp: np.ndarray) -> None:
-        with atomic_path(file) as part:
+        cells = measure_cells(_read_all(source))
+        with atomic_path(cached) as part:
             np.savez_compressed(part, cells=cells, source=stamp)
+        return cells
 
 
 def _read_all(file: Path) -> np.ndarray:
@@ -123,7 +82,7 @@ def _read_all(file: Path) -> np.ndarray:
         raise CaseError(f"{file.name}: {type(error).__name__}: {error}") from error
 
 
-def tissue_cells(image: np.ndarray) -> np.ndarray:
+def measure_cells(image: np.ndarray) -> np.ndarray:
     """Share of voxels above Otsu's threshold in each cell of (1, CELL, CELL) voxels.
 
     Args:
@@ -138,7 +97,7 @@ def tissue_cells(image: np.ndarray) -> np.ndarray:
     return padded.reshape(z, y // CELL, CELL, x // CELL, CELL).mean((2, 4)).astype(np.float16)
 
 
-def _box_sum(table: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
+def _sum_box(table: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
     total = 0.0
     for corner in np.ndindex(2, 2, 2):
         index = tuple(high[a] if c else low[a] for a, c in enumerate(corner))

@@ -1,22 +1,29 @@
-"""From places to a batch: reads only the raw patches, pads with zeros, reports what fails."""
+"""Batches of a pre-training run: what is drawn is read, padded with zeros, and stacked."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from nnssl.data.case_store import MOST_KEPT, Case, dense_target_folder
-from nnssl.data.sampling import PatchPlace, Sampler
+from nnssl.data.budget import Budget
+from nnssl.data.case_table import Case, DataFolders, dense_target_folder
+from nnssl.data.sampling import PatchPlace, Sampler, Sampling
+from nnssl.data.tissue import MOST_KEPT, TissueShare
 from nnssl.modules.positions import extent3
 from nnssl.nnunet.images import CaseError, image_file, open_image
+
+VALIDATION_SEED = 1_000_003  # keeps validation batches apart from training batches
 
 
 class RawPatchReader:
     """Cuts a box out of a case; what lies outside the volume is filled.
+
+    Labels and stored class locations are not read.
 
     Args:
         folder: nnU-Net's preprocessed folder of one configuration.
@@ -27,12 +34,14 @@ class RawPatchReader:
         self.folder, self.dense_targets = folder, dict(dense_targets or {})
         self._open: dict[Path, Any] = {}
 
-    def image(self, identifier: str, box: np.ndarray, folder: Path | None = None) -> np.ndarray:
+    def read_image(
+        self, identifier: str, box: np.ndarray, folder: Path | None = None
+    ) -> np.ndarray:
         """float32 (C, Z, Y, X) of the box (3, 2), zero outside the volume; folder: see `Case`."""
         file = image_file(folder or self.folder, identifier)
         return self._cut(file, identifier, box, 0).astype(np.float32)
 
-    def dense_target(
+    def read_dense_target(
         self, name: str, identifier: str, box: np.ndarray, folder: Path | None = None
     ) -> np.ndarray:
         """int64 (Z, Y, X) of the box, -1 outside the volume; folder: see `Case`."""
@@ -71,9 +80,7 @@ class BatchMaker:
     Args:
         sampler: draws the places.
         reader: cuts the raw patches.
-        cases: all cases of the sampler.
         raw_patch: size of the raw patch (patch and margin), length d.
-        patch_size: nominal size of a full view, length d.
         seed: run seed.
         rank: number of this process.
     """
@@ -82,23 +89,21 @@ class BatchMaker:
         self,
         sampler: Sampler,
         reader: RawPatchReader,
-        cases: Sequence[Case],
         raw_patch: Sequence[int],
-        patch_size: Sequence[int],
         seed: int,
         rank: int = 0,
     ) -> None:
-        self.sampler, self.reader, self.cases = sampler, reader, list(cases)
-        self.raw_patch, self.patch_size = tuple(raw_patch), tuple(patch_size)
+        self.sampler, self.reader, self.raw_patch = sampler, reader, tuple(raw_patch)
         self.flat = len(raw_patch) == 2
         self.seed, self.rank = seed, rank
 
     def __call__(self, step: int) -> dict[str, Any]:
         places = self.sampler.draw((self.seed, step, self.rank))
-        boxes = [self._box(place) for place in places]
-        cases = [self.cases[place.case] for place in places]
+        boxes = [self._find_box(place) for place in places]
+        cases = [self.sampler.cases[place.case] for place in places]
         images = [
-            self.reader.image(c.identifier, b, c.folder) for c, b in zip(cases, boxes, strict=True)
+            self.reader.read_image(c.identifier, b, c.folder)
+            for c, b in zip(cases, boxes, strict=True)
         ]
         return {
             "image": self._stack(images),
@@ -114,13 +119,10 @@ class BatchMaker:
             "dense_targets": self._dense_targets(cases, boxes),
         }
 
-    def _box(self, place: PatchPlace) -> np.ndarray:
+    def _find_box(self, place: PatchPlace) -> np.ndarray:
         """Box of the raw patch around the nominal patch."""
-        raw_patch, patch_size = (
-            np.array(extent3(self.raw_patch)),
-            np.array(extent3(self.patch_size)),
-        )
-        begin = np.array(place.begin) - (raw_patch - patch_size) // 2
+        raw_patch = np.array(extent3(self.raw_patch))
+        begin = np.array(place.begin) - (raw_patch - self.sampler.extent) // 2
         return np.stack([begin, begin + raw_patch], 1)
 
     def _stack(self, arrays: list[np.ndarray]) -> torch.Tensor:
@@ -131,9 +133,55 @@ class BatchMaker:
         found = {}
         for name in self.reader.dense_targets:
             maps = [
-                self.reader.dense_target(name, c.identifier, b, c.folder)
+                self.reader.read_dense_target(name, c.identifier, b, c.folder)
                 for c, b in zip(cases, boxes, strict=True)
             ]
             stacked = torch.from_numpy(np.stack(maps))
             found[name] = stacked[:, 0] if self.flat else stacked
         return found
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """The same `count` batches over and over: every epoch validates on the same views."""
+
+    maker: Callable[[int], dict[str, Any]]
+    count: int
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        return self.maker(step % max(1, self.count))
+
+
+def make_training_batches(
+    cases: Sequence[Case],
+    folders: DataFolders,
+    dense_targets: Sequence[str],
+    budget: Budget,
+    sampling: Sampling,
+    seed: int,
+    rank: int,
+) -> BatchMaker:
+    """Batches of the cases that are trained on."""
+    tissue = TissueShare(folders.preprocessed, folders.own / "occupancy")
+    sampler = Sampler(cases, budget.patch_size, budget.samples, sampling, tissue)
+    reader = RawPatchReader(folders.preprocessed, folders.find_dense_targets(dense_targets))
+    return BatchMaker(sampler, reader, budget.raw_patch, seed, rank)
+
+
+def make_validation_batches(
+    training: BatchMaker, cases: Sequence[Case], count: int
+) -> Repeated | None:
+    """Batches of the validation cases, with fewer volumes where there are fewer; None for none."""
+    like = training.sampler
+    try:
+        sampler = Sampler(cases, like.patch_size, like.samples, like.sampling, like.tissue)
+    except ValueError:
+        return None
+    if not sampler.eligible or not count:
+        return None
+    if like.sampling.structured:
+        sampler.samples = min(like.samples, len(sampler.eligible) * like.sampling.partitions)
+    seed = training.seed + VALIDATION_SEED
+    return Repeated(
+        BatchMaker(sampler, training.reader, training.raw_patch, seed, training.rank), count
+    )

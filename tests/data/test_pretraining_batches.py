@@ -12,12 +12,24 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.data.case_store import CELL, MOST_KEPT, CaseError, TissueShare, image_file, tissue_cells
-from nnssl.data.case_table import anatomical_axis, case_table, describe_axes, direction_of
-from nnssl.data.loader import BatchMaker, RawPatchReader
-from nnssl.data.pretraining_data import DataFolders, batch_maker, validation_maker
+from nnssl.data.budget import Budget
+from nnssl.data.case_table import (
+    DataFolders,
+    describe_axes,
+    find_anatomical_axis,
+    parse_orientation,
+    read_case_table,
+)
+from nnssl.data.pretraining_batches import (
+    BatchMaker,
+    RawPatchReader,
+    make_training_batches,
+    make_validation_batches,
+)
 from nnssl.data.sampling import Sampling
 from nnssl.data.stepped_loader import SteppedLoader
+from nnssl.data.tissue import CELL, MOST_KEPT, TissueShare, measure_cells
+from nnssl.nnunet.images import CaseError, image_file
 
 HEAD_FIRST = [1, 0, 0, 0, 1, 0, 0, 0, 1]
 SAGITTAL = [0, 0, 1, 1, 0, 0, 0, -1, 0]  # image axis y points to the feet
@@ -26,13 +38,14 @@ SAGITTAL = [0, 0, 1, 1, 0, 0, 0, -1, 0]  # image axis y points to the feet
 def maker(dataset: Any, configuration: str = "2d", **knobs: Any) -> BatchMaker:
     """Batches of all cases of the tiny dataset."""
     folder = dataset.preprocessed / f"nnUNetPlans_{configuration}"
-    folders = DataFolders.of(folder, 0)
-    cases = case_table(folder, folders.own, identifiers(folder), [0, 1, 2], "head_feet")
+    folders = DataFolders(folder, 0)
+    cases = read_case_table(folder, identifiers(folder), [0, 1, 2], "head_feet")
     patch_size, raw_patch = (
         ((16, 16), (20, 20)) if configuration == "2d" else ((4, 16, 16), (6, 20, 20))
     )
     sampling = Sampling(**{"mode": "partitioned", "partitions": 2, **knobs})
-    return batch_maker(cases, folders, (), patch_size, raw_patch, 4, sampling, seed=3, rank=0)
+    budget = Budget(patch_size, raw_patch, 4, views=1, planned=0)
+    return make_training_batches(cases, folders, (), budget, sampling, seed=3, rank=0)
 
 
 def identifiers(folder: Path) -> list[str]:
@@ -110,7 +123,7 @@ def test_dense_targets_are_cut_by_the_same_box_and_padded_with_minus_one(tiny_da
         image = np.asarray(blosc2.open(str(folder / f"{name}.b2nd"))[:])
         blosc2.asarray((image * 100).astype(np.int32), urlpath=str(clusters / f"{name}.b2nd"))
     plain = maker(tiny_dataset)
-    reader = RawPatchReader(folder, DataFolders.of(folder, 0).dense_targets(["clusters"]))
+    reader = RawPatchReader(folder, DataFolders(folder, 0).find_dense_targets(["clusters"]))
     make = BatchMaker(plain.sampler, reader, plain.cases, (48, 48), (16, 16), 3)
     batch = make(0)
     dense_target, image = batch["dense_targets"]["clusters"], batch["image"][:, 0]
@@ -123,14 +136,14 @@ def test_dense_targets_are_cut_by_the_same_box_and_padded_with_minus_one(tiny_da
 
 
 def test_missing_dense_targets_are_named(tiny_dataset: Any) -> None:
-    folders = DataFolders.of(tiny_dataset.preprocessed / "nnUNetPlans_2d", 0)
+    folders = DataFolders(tiny_dataset.preprocessed / "nnUNetPlans_2d", 0)
     with pytest.raises(ValueError, match="clusters"):
-        folders.dense_targets(["clusters"])
+        folders.find_dense_targets(["clusters"])
 
 
 def test_validation_repeats_the_same_batches_with_fewer_volumes(tiny_dataset: Any) -> None:
     make = maker(tiny_dataset)
-    validation = validation_maker(make, make.cases[:1], 3)
+    validation = make_validation_batches(make, make.sampler.cases[:1], 3)
     assert validation is not None
     assert len(validation(0)["image"]) == 2
     assert equal(validation(1), validation(4))
@@ -149,13 +162,13 @@ def test_tissue_is_found_anew_when_the_image_changed(tiny_dataset: Any, tmp_path
     folder = tiny_dataset.preprocessed / "nnUNetPlans_2d"
     name = identifiers(folder)[0]
     box = np.array([[0, 8], [0, 40], [0, 40]])
-    first = TissueShare(folder, tmp_path / "cache").share(name, box)
+    first = TissueShare(folder, tmp_path / "cache").find_share(name, box)
     file = image_file(folder, name)
     shape = blosc2.open(str(file)).shape
     file.unlink()
     blosc2.asarray(np.zeros(shape, np.float32), urlpath=str(file))
     assert 0 < first < 1
-    assert TissueShare(folder, tmp_path / "cache").share(name, box) == 1.0
+    assert TissueShare(folder, tmp_path / "cache").find_share(name, box) == 1.0
 
 
 def test_tissue_of_a_large_volume_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +176,7 @@ def test_tissue_of_a_large_volume_is_exact(tmp_path: Path, monkeypatch: pytest.M
     cells = np.ones((40, 64, 64), np.float16)
     monkeypatch.setattr(TissueShare, "_load", lambda *_: cells)
     tissue = TissueShare(tmp_path, tmp_path)
-    assert tissue.share("large", np.array([[30, 40], [256, 512], [256, 512]])) == 1.0
+    assert tissue.find_share("large", np.array([[30, 40], [256, 512], [256, 512]])) == 1.0
 
 
 def test_few_tables_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +184,7 @@ def test_few_tables_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(TissueShare, "_load", lambda *_: np.ones((2, 2, 2), np.float16))
     tissue = TissueShare(tmp_path, tmp_path)
     box = np.array([[0, 1], [0, 8], [0, 8]])
-    assert {tissue.share(f"case{i}", box) for i in range(200)} == {1.0}
+    assert {tissue.find_share(f"case{i}", box) for i in range(200)} == {1.0}
     assert len(tissue._tables) <= MOST_KEPT
 
 
@@ -179,16 +192,16 @@ def test_a_damaged_cache_is_made_anew(tiny_dataset: Any, tmp_path: Path) -> None
     folder = tiny_dataset.preprocessed / "nnUNetPlans_2d"
     name = identifiers(folder)[0]
     box = np.array([[0, 8], [0, 40], [0, 40]])
-    share = TissueShare(folder, tmp_path).share(name, box)
+    share = TissueShare(folder, tmp_path).find_share(name, box)
     cached = tmp_path / f"{name}.npz"
     cached.write_bytes(cached.read_bytes()[:-30])
-    assert TissueShare(folder, tmp_path).share(name, box) == share
+    assert TissueShare(folder, tmp_path).find_share(name, box) == share
 
 
 def test_tissue_cells_count_bright_voxels() -> None:
     image = np.zeros((2, 16, 12), np.float32)
     image[1, :8, :8] = 5
-    cells = tissue_cells(image)
+    cells = measure_cells(image)
     assert cells.shape == (2, 2, 2)
     assert cells[1, 0, 0] == 1
     assert cells.sum() == 1
@@ -199,9 +212,9 @@ def test_share_of_a_box_outside_the_volume_is_air(tiny_dataset: Any, tmp_path: P
     folder = tiny_dataset.preprocessed / "nnUNetPlans_2d"
     tissue = TissueShare(folder, tmp_path)
     name = identifiers(folder)[0]
-    assert tissue.share(name, np.array([[0, 8], [-40, 0], [0, 40]])) == 0
-    inside = tissue.share(name, np.array([[0, 8], [0, 40], [0, 40]]))
-    half = tissue.share(name, np.array([[0, 8], [-40, 40], [0, 40]]))
+    assert tissue.find_share(name, np.array([[0, 8], [-40, 0], [0, 40]])) == 0
+    inside = tissue.find_share(name, np.array([[0, 8], [0, 40], [0, 40]]))
+    half = tissue.find_share(name, np.array([[0, 8], [-40, 40], [0, 40]]))
     assert half == pytest.approx(inside / 2, abs=1e-6)
 
 
@@ -218,11 +231,13 @@ def test_share_of_a_box_outside_the_volume_is_air(tiny_dataset: Any, tmp_path: P
 def test_position_follows_the_head(
     direction: list[float], transpose: list[int], knob: Any, expected: tuple[int, int]
 ) -> None:
-    assert anatomical_axis(direction, transpose, knob) == expected
+    assert find_anatomical_axis(direction, transpose, knob) == expected
 
 
 def test_orientations_are_described(tiny_dataset: Any) -> None:
-    assert "array axis 0 (towards the head): 10 cases" in describe_axes(maker(tiny_dataset).cases)
+    assert "array axis 0 (towards the head): 10 cases" in describe_axes(
+        maker(tiny_dataset).sampler.cases
+    )
 
 
 def test_a_recorded_orientation_needs_no_properties(tiny_dataset: Any) -> None:
@@ -234,7 +249,7 @@ def test_a_recorded_orientation_needs_no_properties(tiny_dataset: Any) -> None:
     records.write_text(json.dumps(content))
     for file in (tiny_dataset.preprocessed / "nnUNetPlans_2d").glob("*.pkl"):
         file.unlink()
-    assert {(c.axis, c.sign) for c in maker(tiny_dataset).cases} == {(0, -1)}
+    assert {(c.axis, c.sign) for c in maker(tiny_dataset).sampler.cases} == {(0, -1)}
 
 
 def test_a_reader_that_reorients_makes_the_record_useless(tiny_dataset: Any) -> None:
@@ -244,17 +259,16 @@ def test_a_reader_that_reorients_makes_the_record_useless(tiny_dataset: Any) -> 
         entry["orientation"] = "LPI"
     records.write_text(json.dumps(content))
     folder = tiny_dataset.preprocessed / "nnUNetPlans_2d"
-    own = DataFolders.of(folder, 0).own
-    arguments = folder, own, identifiers(folder), [0, 1, 2], "head_feet"
-    assert {case.sign for case in case_table(*arguments, "NibabelIOWithReorient")} == {1}
+    arguments = folder, identifiers(folder), [0, 1, 2], "head_feet"
+    assert {case.sign for case in read_case_table(*arguments, "NibabelIOWithReorient")} == {1}
 
 
 def test_directions_of_letters() -> None:
-    assert direction_of("LPS") == HEAD_FIRST
-    assert direction_of("PIL") == SAGITTAL
+    assert parse_orientation("LPS") == HEAD_FIRST
+    assert parse_orientation("PIL") == SAGITTAL
     for wrong in ("LPX", "LP", "LLS"):
         with pytest.raises(ValueError, match=f"found '{wrong}'"):
-            direction_of(wrong)
+            parse_orientation(wrong)
 
 
 def test_a_case_without_an_image_says_what_to_run(tmp_path: Path) -> None:
