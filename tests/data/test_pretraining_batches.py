@@ -124,7 +124,7 @@ def test_dense_targets_are_cut_by_the_same_box_and_padded_with_minus_one(tiny_da
         blosc2.asarray((image * 100).astype(np.int32), urlpath=str(clusters / f"{name}.b2nd"))
     plain = maker(tiny_dataset)
     reader = RawPatchReader(folder, DataFolders(folder, 0).find_dense_targets(["clusters"]))
-    make = BatchMaker(plain.sampler, reader, plain.cases, (48, 48), (16, 16), 3)
+    make = BatchMaker(plain.sampler, reader, (48, 48), 3)
     batch = make(0)
     dense_target, image = batch["dense_targets"]["clusters"], batch["image"][:, 0]
     outside = dense_target == -1

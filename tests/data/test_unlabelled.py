@@ -243,7 +243,7 @@ def test_the_command_lists_and_removes(
 
 def test_removed_images_leave_no_companion_arrays(task: UnlabelledTask) -> None:
     preprocess_unlabelled(task, 1)
-    maps = DataFolders(task.own, task.own, 0).dense_target("clusters")
+    maps = DataFolders(task.own.parents[1] / task.own.name, 0).dense_target("clusters")
     removed, other, of_cases = (
         dense_target_folder(maps, folder) / "image.b2nd"
         for folder in (task.folder, task.folder.with_name("other"), None)
