@@ -12,10 +12,10 @@ import numpy as np
 
 from nnssl.common.files import read_json, sha256_of
 from nnssl.data.thumbnails import stack_thumbnails
-from nnssl.data.unlabelled.records import find_collections, read_records
+from nnssl.data.unlabelled.records import read_records
 from nnssl.leakage.copies import case_thumbnails, find_copies
 from nnssl.leakage.overlaps import known_overlaps
-from nnssl.leakage.seen import Seen
+from nnssl.leakage.seen import Seen, find_images
 from nnssl.nnunet.cases import CaseRecord, Patient, read_all_cases, read_cases
 from nnssl.nnunet.images import CaseError
 from nnssl.nnunet.paths import CASES_FILE, SPLITS_FILE, own_folder
@@ -139,14 +139,14 @@ def _check_fold(seen: Seen, evaluation: Evaluation) -> Iterator[Finding]:
             f"its fold {fold}: nnUNetv2_train {pool} {seen.configuration} {fold} -p {seen.plans} "
             "-tr ..."
         )
-    elif not seen.has_records and _has_changed(file, seen.folds[name]):
+    elif not seen.has_records and _has_changed(file, seen.folds.get(name)):
         text = f"The folds of {name} are not those that {pool} was made from ({file})."
     else:
         return
     yield Finding("fold", "contaminated", text)
 
 
-def _has_changed(file: Path, stored_hash: str) -> bool:
+def _has_changed(file: Path, stored_hash: str | None) -> bool:
     return file.exists() and sha256_of(read_json(file)) != stored_hash
 
 
@@ -218,8 +218,8 @@ def _check_content(seen: Seen, evaluation: Evaluation) -> Iterator[Finding]:
     yield _compare(
         evaluation, cases, lambda: case_thumbnails(seen.configuration_folder, cases), "seen", flips
     )
-    if seen.images:
-        names = [f"{image.collection}/{image.identifier}" for image in seen.images]
+    if seen.images and seen.configuration_folder is not None:
+        names = [image.name for image in seen.images]
         yield _compare(evaluation, names, lambda: _read_thumbnails(seen), "seen without labels")
 
 
@@ -251,18 +251,11 @@ def _compare(
 def _read_thumbnails(seen: Seen) -> np.ndarray:
     """Thumbnails of the images without labels; CaseError where one is gone or has changed."""
     assert seen.configuration_folder is not None
-    folders = find_collections(own_folder(seen.configuration_folder))
-    known = {
-        (name, record.identifier): record
-        for name, folder in folders.items()
-        for record in read_records(folder)
-    }
-    found = [known.get((image.collection, image.identifier)) for image in seen.images]
-    for image, record in zip(seen.images, found, strict=True):
-        if record is None or not record.content.startswith(image.content):
-            name = f"{image.collection}/{image.identifier}"
-            raise CaseError(f"image without label {name} is gone or changed")
-    return stack_thumbnails([record.decode_thumbnail() for record in found if record])
+    records = find_images(seen.images, own_folder(seen.configuration_folder), read_records)
+    for image, record in zip(seen.images, records, strict=True):
+        if record is None:
+            raise CaseError(f"image without label {image.name} is gone or changed")
+    return stack_thumbnails([record.decode_thumbnail() for record in records if record])
 
 
 def _name(names: Sequence[str]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnssl.data.pool.settings import MARK
+from nnssl.data.unlabelled.records import UnlabelledImage, find_collections, read_images
 from nnssl.nnunet.cases import CaseRecord, Patient, read_all_cases, read_cases
 from nnssl.nnunet.paths import CASES_FILE, find_data_identifier
 
@@ -15,21 +16,17 @@ SEEN_IMAGE_KEYS = ("identifiers", "patients", "datasets", "contents")  # in a ch
 
 
 class SeenImage(NamedTuple):
-    """An image without label, as a checkpoint lists it.
-
-    Attributes:
-        collection: name of the collection that it belongs to.
-        identifier: its name there.
-        patient: key of its patient.
-        dataset: dataset of origin of the patient.
-        content: beginning of the hash of what it was made from.
-    """
+    """An image without label, as a checkpoint lists it."""
 
     collection: str
     identifier: str
     patient: str
-    dataset: str
-    content: str
+    dataset: str  # of origin of the patient
+    content: str  # beginning of the hash of what it was made from
+
+    @property
+    def name(self) -> str:
+        return f"{self.collection}/{self.identifier}"
 
 
 @dataclass(frozen=True)
@@ -80,10 +77,8 @@ class Seen:
         recorded = (dataset / CASES_FILE).is_file()
         known = read_all_cases(dataset) if recorded else read_cases(dataset, cases or ())
         records = {case: known[case] for case in cases or () if case in known}
-        mark, identifier = (
-            plans.get(MARK, {}),
-            find_data_identifier(plans, own.get("configuration")),
-        )
+        identifier = find_data_identifier(plans, own.get("configuration"))
+        mark = plans.get(MARK, {})
         return cls(
             dataset=dataset,
             fold=own.get("fold"),
@@ -102,7 +97,7 @@ class Seen:
     def patients(self) -> set[Patient]:
         """Patients of the training cases and of the images without labels."""
         of_images = {(image.dataset, image.patient) for image in self.images}
-        return of_images | {record.key for record in self.records.values()}
+        return {record.key for record in self.records.values()} | of_images
 
     @property
     def origins(self) -> set[str]:
@@ -125,4 +120,29 @@ def read_seen_images(record: Mapping[str, Any]) -> list[SeenImage]:
         SeenImage(collection, *values)
         for collection, lists in record.get("images", {}).items()
         for values in zip(*(lists[key] for key in SEEN_IMAGE_KEYS), strict=True)
+    ]
+
+
+def find_images(
+    images: Sequence[SeenImage],
+    own: Path,
+    read: Callable[[Path], list[UnlabelledImage]] = read_images,
+) -> list[UnlabelledImage | None]:
+    """Records of images that a checkpoint lists; None for one that is gone or has changed.
+
+    Args:
+        images: as listed.
+        own: nnssl's folder of the configuration.
+        read: gives the records of a collection.
+    """
+    folders = find_collections(own)
+    known = {
+        (name, record.identifier): record
+        for name in {image.collection for image in images} & folders.keys()
+        for record in read(folders[name])
+    }
+    found = [known.get((image.collection, image.identifier)) for image in images]
+    return [
+        record if record and record.content.startswith(image.content) else None
+        for image, record in zip(images, found, strict=True)
     ]

@@ -21,7 +21,7 @@ from nnssl.data.unlabelled.records import (
     read_manifest,
 )
 from nnssl.leakage.copies import case_thumbnails, find_copies
-from nnssl.leakage.seen import SEEN_IMAGE_KEYS, read_seen_images
+from nnssl.leakage.seen import SEEN_IMAGE_KEYS, find_images, read_seen_images
 from nnssl.leakage.test_set import TestSet, load_test_thumbnails, read_test_set
 from nnssl.nnunet.cases import read_all_cases, read_cases
 
@@ -185,26 +185,20 @@ def find_recorded(own: Path, record: Mapping[str, Any]) -> ChosenImages:
     Raises:
         ValueError: One of them is gone or has changed.
     """
-    folders, members, lost = find_collections(own), [], []
-    known = {
-        (name, image.identifier): image
-        for name in record["images"]
-        if name in folders
-        for image in read_images(folders[name])
-    }
-    for each in read_seen_images(record):
-        image = known.get((each.collection, each.identifier))
-        if image is None or image.content[:HASH] != each.content:
-            lost.append(f"{each.collection}/{each.identifier}")
-        else:
-            image = replace(image, patient=each.patient)
-            members.append(ChosenImage(folders[each.collection], image, each.dataset))
+    images = read_seen_images(record)
+    found, folders = find_images(images, own), find_collections(own)
+    lost = [image.name for image, there in zip(images, found, strict=True) if there is None]
     if lost:
         raise ValueError(
             f"the run was trained on images without labels of which {len(lost)} are gone or have "
             f"changed in {own}: {', '.join(lost[:MOST_NAMED])}. Put them back ({COMMAND} with the "
             "same files), or start a new run."
         )
+    members = (
+        ChosenImage(folders[image.collection], replace(there, patient=image.patient), image.dataset)
+        for image, there in zip(images, found, strict=True)
+        if there is not None
+    )
     return ChosenImages(tuple(members), dict(record["left_out"]))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from nnssl.convert.readers.pictures import ENDINGS as PICTURES
@@ -81,19 +81,21 @@ def find_sources(folder: Path, choice: FileChoice) -> tuple[list[ImageSource], l
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     inventory = Inventory.of(folder)
-    wanted = [path for path in inventory.files if _taken(path, choice)]
-    groups = {**_volumes(wanted, choice.endings), **dict(_series(wanted, folder.name))}
-    if not groups:
+    known = sorted({*VOLUMES, *choice.endings, SERIES})
+    pattern = choice.files or ""
+    sources = _group([path for path in inventory.files if re.search(pattern, path)], known, folder)
+    if not sources:
         raise ValueError(
-            f"{folder} holds no image{f' that matches --files {choice.files}' * bool(choice.files)}"
-            f"; looked for {', '.join(sorted({*VOLUMES, *choice.endings, SERIES}))}"
+            f"{folder} holds no image{f' that matches --files {pattern}' * bool(pattern)}; looked "
+            f"for {', '.join(known)}"
         )
-    problems = list(inventory.problems)
-    sources = [
-        ImageSource(name, place, _patient(name, place, choice, problems), channels)
-        for (name, place), channels in sorted(groups.items())
-    ]
-    return sources, problems + _twice(sources)
+    problems = [*inventory.problems, *_find_twins(sources)]
+    if choice.patient is None:
+        return sources, problems
+    named = [replace(each, patient=_find_patient(each, choice.patient)) for each in sources]
+    unknown = f"has no patient by the pattern {choice.patient}"
+    problems += [Problem(each.place, unknown) for each in named if not each.patient]
+    return named, problems
 
 
 def share(sources: Sequence[ImageSource], part: tuple[int, int]) -> list[ImageSource]:
@@ -102,68 +104,47 @@ def share(sources: Sequence[ImageSource], part: tuple[int, int]) -> list[ImageSo
     return list(sources[number - 1 :: count])
 
 
-def stem_and_ending(path: str, endings: Collection[str]) -> tuple[str, str]:
-    """File name without its ending, and the ending in lower case; no ending if it is unknown."""
-    name = PurePosixPath(path).name
+def _group(paths: Sequence[str], endings: Sequence[str], root: Path) -> list[ImageSource]:
+    """Files with a known ending, by image: a DICOM series per folder, else by name and channel.
+
+    `x_0001` is a channel of `x` where there is an `x_0000` too; other numbers belong to the name.
+    """
+    parts = {path: _split(path, endings) for path in paths}
+    known = set(parts.values())
+    groups: dict[tuple[PurePosixPath, str, str], list[str]] = defaultdict(list)
+    for path, (parent, stem, ending) in parts.items():
+        found = CHANNEL.fullmatch(stem)
+        if ending == SERIES:
+            stem = parent.name or root.name
+        elif found and (parent, f"{found[1]}_0000", ending) in known:
+            stem = found[1]
+        if ending:
+            groups[parent, stem, ending].append(path)
+    sources = []
+    for (parent, name, ending), files in groups.items():
+        files.sort()
+        if ending == SERIES:
+            sources.append(ImageSource(name, str(parent), name, (tuple(files),)))
+        else:
+            sources.append(ImageSource(name, files[0], name, tuple((file,) for file in files)))
+    return sorted(sources, key=lambda source: (source.identifier, source.place))
+
+
+def _split(path: str, endings: Sequence[str]) -> tuple[PurePosixPath, str, str]:
+    """Folder, stem, and the longest known ending in lower case; no ending if it is unknown."""
+    folder, name = PurePosixPath(path).parent, PurePosixPath(path).name
     for ending in sorted(endings, key=len, reverse=True):
         if name.lower().endswith(ending) and len(name) > len(ending):
-            return name[: -len(ending)], ending
-    return name, ""
+            return folder, name[: -len(ending)], ending
+    return folder, name, ""
 
 
-def _taken(path: str, choice: FileChoice) -> bool:
-    known = (*VOLUMES, *choice.endings, SERIES)
-    matches = choice.files is None or re.search(choice.files, path) is not None
-    return matches and bool(stem_and_ending(path, known)[1])
+def _find_patient(source: ImageSource, pattern: str) -> str:
+    found = re.search(pattern, source.place)
+    return (found and (found.groupdict().get("patient") or found[1])) or ""
 
 
-def _volumes(
-    paths: Sequence[str], endings: Sequence[str]
-) -> dict[tuple[str, str], tuple[Files, ...]]:
-    """(identifier, place) -> channels, of all but DICOM."""
-    known = (*VOLUMES, *endings)
-    stems = {p: (str(PurePosixPath(p).parent), *stem_and_ending(p, known)) for p in paths}
-    stems = {p: parts for p, parts in stems.items() if parts[2]}
-    groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    names = set(stems.values())
-    for path, (parent, stem, ending) in stems.items():
-        groups[parent, _without_channel(parent, stem, ending, names), ending].append(path)
-    return {
-        (name, paths[0]): tuple((path,) for path in paths)
-        for (_, name, _), paths in ((key, sorted(group)) for key, group in groups.items())
-    }
-
-
-def _without_channel(
-    parent: str, stem: str, ending: str, known: Collection[tuple[str, str, str]]
-) -> str:
-    """`x` of `x_0001` where there is an `x_0000` too; other numbers belong to the name."""
-    found = CHANNEL.fullmatch(stem)
-    if found and (parent, f"{found[1]}_0000", ending) in known:
-        return found[1]
-    return stem
-
-
-def _series(paths: Sequence[str], root: str) -> Iterator[tuple[tuple[str, str], tuple[Files, ...]]]:
-    folders: dict[str, list[str]] = defaultdict(list)
-    for path in paths:
-        if path.lower().endswith(SERIES):
-            folders[str(PurePosixPath(path).parent)].append(path)
-    for place, files in folders.items():
-        yield (PurePosixPath(place).name or root, place), (tuple(sorted(files)),)
-
-
-def _patient(name: str, place: str, choice: FileChoice, problems: list[Problem]) -> str:
-    if choice.patient is None:
-        return name
-    found = re.search(choice.patient, place)
-    key = found and (found.groupdict().get("patient") or found[1])
-    if not key:
-        problems.append(Problem(place, f"has no patient by the pattern {choice.patient}"))
-    return str(key)
-
-
-def _twice(sources: Sequence[ImageSource]) -> list[Problem]:
+def _find_twins(sources: Sequence[ImageSource]) -> list[Problem]:
     places: dict[str, list[str]] = defaultdict(list)
     for source in sources:
         places[source.identifier].append(source.place)
