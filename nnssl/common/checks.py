@@ -10,7 +10,6 @@ import collections.abc
 import dataclasses
 import inspect
 import json
-import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -85,6 +84,39 @@ def _adapter(annotation: Any) -> Any:
     return TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
+def check_values(
+    function: Callable[..., Any], values: Mapping[str, Any], given: Collection[str] = ()
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Checks values by name against the signature of what takes them.
+
+    Args:
+        function: function or class.
+        values: knob -> value.
+        given: parameters that code supplies, which are therefore no knobs.
+
+    Returns:
+        Every knob's plain value, with defaults filled in; and name -> what is wrong with it.
+    """
+    allowed = find_knobs(function, given)
+    bound: dict[str, Any] = {}
+    wrong = {
+        name: f"unknown knob{suggest(str(name), allowed)}; allowed: {', '.join(allowed) or 'none'}"
+        for name in values
+        if name not in allowed
+    }
+    for name, knob in allowed.items():
+        try:
+            if name in values:
+                bound[name] = fit(values[name], knob.annotation)
+            elif knob.default is REQUIRED:
+                raise MismatchError(f"is missing; must be {describe(knob.annotation)}")
+            else:
+                bound[name] = knob.default
+        except MismatchError as error:
+            wrong[name] = str(error)
+    return bound, wrong
+
+
 def checked(cls: type[T]) -> type[T]:
     """Checks what a constructor is given, by file or by code, against its annotations.
 
@@ -94,35 +126,29 @@ def checked(cls: type[T]) -> type[T]:
     Raises:
         ValueError: by the constructor; names every argument that does not fit.
     """
-    build = cls.__init__
+    build = cls.__init__  # type: ignore[misc]
+    whole = dataclasses.is_dataclass(cls)
 
     @cache
     def allowed() -> dict[str, Any]:
         parameters = inspect.signature(cls).parameters.values()
-        return {
-            p.name: _annotation(cls, p)
-            for p in parameters
-            if dataclasses.is_dataclass(cls) or p.kind is inspect.Parameter.KEYWORD_ONLY
-        }
+        keywords = [p for p in parameters if whole or p.kind is inspect.Parameter.KEYWORD_ONLY]
+        return {p.name: _annotation(cls, p) for p in keywords}
 
     @wraps(build)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        positional = allowed() if args and dataclasses.is_dataclass(cls) else ()
-        problems = _mismatches({**dict(zip(positional, args, strict=False)), **kwargs}, allowed())
-        if found := "; ".join(problems):
-            raise ValueError(found)
+        problems = []
+        for name, value in [*zip(allowed() if whole else (), args, strict=False), *kwargs.items()]:
+            try:
+                fit(value, allowed().get(name, Any))
+            except MismatchError as error:
+                problems.append(f"{name} = {value!r} {error}")
+        if problems:
+            raise ValueError("; ".join(problems))
         build(self, *args, **kwargs)
 
     cls.__init__ = init  # type: ignore[method-assign]
     return cls
-
-
-def _mismatches(values: Mapping[str, Any], allowed: Mapping[str, Any]) -> Iterator[str]:
-    for name in [name for name in allowed if name in values]:
-        try:
-            fit(values[name], allowed[name])
-        except MismatchError as error:
-            yield f"{name} = {values[name]!r} {error}"
 
 
 def describe(annotation: Any, limits: str = "") -> str:
@@ -207,17 +233,10 @@ def _annotation(function: Callable[..., Any], parameter: inspect.Parameter) -> A
     """Resolves one annotation alone: those of other parameters may be for type checkers only."""
     if not isinstance(parameter.annotation, str):
         return parameter.annotation
+    is_class = isinstance(function, type)
+    body: Any = inspect.unwrap(function.__init__ if is_class else function)  # type: ignore[misc]
     holder = types.SimpleNamespace(__annotations__={"it": parameter.annotation})
-    return typing.get_type_hints(holder, globalns=_globals(function), include_extras=True)["it"]
-
-
-def _globals(function: Callable[..., Any]) -> dict[str, Any]:
-    if dataclasses.is_dataclass(function):
-        return vars(sys.modules[function.__module__])
-    bases = inspect.getmro(function) if isinstance(function, type) else ()
-    constructors = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
-    body = inspect.unwrap(constructors[0] if constructors else function)
-    return getattr(body, "__globals__", vars(sys.modules[function.__module__]))
+    return typing.get_type_hints(holder, globalns=body.__globals__, include_extras=True)["it"]
 
 
 def _default(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:

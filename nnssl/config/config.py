@@ -8,17 +8,17 @@ is no second schema. `null` removes an inherited group; `{}` is a group with def
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nnssl.common.checks import REQUIRED, Knob, MismatchError, describe, fit, plain, suggest
+from nnssl.common.checks import plain
 from nnssl.config.aliases import rename_knobs
-from nnssl.config.files import RawConfig
-from nnssl.config.overrides import OVERRIDES, override
-from nnssl.config.schema import SELECTOR, KnobTarget, Schema, find_targets
+from nnssl.config.files import ABSENT, RawConfig, find_value
+from nnssl.config.overrides import OVERRIDES, apply_overrides
+from nnssl.config.schema import SELECTOR, Schema, find_targets
 
 
 @dataclass(frozen=True)
@@ -93,68 +93,23 @@ def bind(
         ValueError: names every problem at once, each with file, section, knob, value and what is
             allowed.
     """
-    problems: list[str] = []
     sections = deepcopy(dict(raw.sections))
     text = os.environ.get(OVERRIDES, "") if overrides is None else overrides
-    applied = override(sections, schema, given, text, problems)
-
-    def origin(path: str) -> str:
-        return f"environment variable {OVERRIDES}" if path in applied else raw.origin(path)
-
-    bound = _bind_sections(sections, schema, given, origin, problems)
+    applied, problems = apply_overrides(sections, schema, given, text)
+    targets, wrong = find_targets(sections, schema)
+    bound: dict[str, Any] = {name: {} for name in schema}
+    for target in targets:
+        values, wrong_here = target.bind(given)
+        section, _, group = target.path.partition(".")
+        (bound[section] if group else bound).update({group or section: values})
+        wrong |= wrong_here
+    for path, what in wrong.items():
+        origin = f"environment variable {OVERRIDES}" if path in applied else raw.origin(path)
+        value = find_value(sections, path)
+        hidden = value is ABSENT or (path in sections and isinstance(value, Mapping))
+        found = "" if hidden else f" = {value!r}"
+        problems.append(f"{path}{found} in {origin}: {what}")
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ValueError(f"{raw.name} has {count}:\n" + "\n".join(f"  {p}" for p in problems))
     return Config(raw.name, raw.kind, plain(raw.about), bound, raw.sources, plain(applied))
-
-
-def _bind_sections(
-    sections: Mapping[str, Any],
-    schema: Schema,
-    given: Collection[str],
-    origin: Callable[[str], str],
-    problems: list[str],
-) -> dict[str, Any]:
-    for name in [name for name in sections if name not in schema]:
-        problems.append(
-            f"{name}: unknown section in {origin(name)}{suggest(name, schema)}; "
-            f"allowed: {', '.join(schema)}"
-        )
-    bound: dict[str, Any] = {name: {} for name in schema}
-    for target in find_targets(sections, schema, origin, problems):
-        values = _bind_target(target, given, origin, problems)
-        section, _, group = target.path.partition(".")
-        (bound[section] if group else bound).update({group or section: values})
-    return bound
-
-
-def _bind_target(
-    target: KnobTarget, given: Collection[str], origin: Callable[[str], str], problems: list[str]
-) -> dict[str, Any]:
-    allowed = target.allowed(given)
-    bound = {SELECTOR: target.values[SELECTOR]} if target.choices else {}
-    for name in [name for name in target.values if name not in {**allowed, **bound}]:
-        path = f"{target.path}.{name}"
-        problems.append(
-            f"{path} = {target.values[name]!r} in {origin(path)}: unknown knob"
-            f"{suggest(str(name), allowed)}; allowed: {', '.join(allowed) or 'none'}"
-        )
-    for name, knob in allowed.items():
-        path = f"{target.path}.{name}"
-        try:
-            bound[name] = _value(target.values, name, knob)
-        except MismatchError as error:
-            problems.append(f"{path}{_found(target.values, name)} in {origin(path)}: {error}")
-    return bound
-
-
-def _value(values: Mapping[str, Any], name: str, knob: Knob) -> Any:
-    if name in values:
-        return fit(values[name], knob.annotation)
-    if knob.default is REQUIRED:
-        raise MismatchError(f"is missing; must be {describe(knob.annotation)}")
-    return knob.default
-
-
-def _found(values: Mapping[str, Any], name: str) -> str:
-    return f" = {values[name]!r}" if name in values else ""

@@ -29,14 +29,14 @@ def explain_knobs(
     config: Config, schema: Schema, given: Collection[str] = ()
 ) -> Iterator[Explanation]:
     """Yields every knob of a configuration that was bound to `schema`, in its order."""
-    for target in find_targets(config.sections, schema, str, []):
+    for target in find_targets(config.sections, schema)[0]:
         meanings = read_meanings(target.function)
         if target.choices:
             allowed = f"one of {', '.join(target.choices)}"
             text = inspect.getdoc(target.function) or ""
             path, name = f"{target.path}.{SELECTOR}", str(target.values[SELECTOR])
             yield Explanation(path, name, allowed, text.partition("\n")[0])
-        for name, knob in target.allowed(given).items():
+        for name, knob in target.find_knobs(given).items():
             value, allowed = _write(target.values[name]), describe(knob.annotation)
             yield Explanation(f"{target.path}.{name}", value, allowed, meanings.get(name, ""))
 

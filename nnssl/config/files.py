@@ -15,6 +15,7 @@ import yaml
 from nnssl.common.checks import suggest
 from nnssl.config.aliases import rename_knobs
 
+ABSENT = object()
 CONFIG_FOLDERS = "nnssl_configs"
 TRAINER_PREFIX = "nnSSL"
 KINDS = ("pretrain", "finetune")
@@ -44,9 +45,17 @@ class RawConfig:
     def origin(self, path: str) -> str:
         """Returns the file that decides a dotted path (the named file if none mentions it)."""
         for file, content in self.layers:
-            if _mentions(content, path.split(".")):
+            if find_value(content, path) is not ABSENT:
                 return str(file)
         return str(self.layers[0][0])
+
+
+def find_value(content: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path, or `ABSENT`."""
+    value: Any = content
+    for part in path.split("."):
+        value = value.get(part, ABSENT) if isinstance(value, Mapping) else ABSENT
+    return value
 
 
 class _Loader(yaml.SafeLoader):
@@ -223,12 +232,3 @@ def _check_header(
         if key not in ABOUT:
             hint, allowed = suggest(str(key), ABOUT), ", ".join(ABOUT)
             raise ValueError(f"{file}: about.{key}: unknown{hint}; allowed: {allowed}")
-
-
-def _mentions(content: Mapping[str, Any], parts: list[str]) -> bool:
-    value: Any = content
-    for part in parts:
-        if not isinstance(value, Mapping) or part not in value:
-            return False
-        value = value[part]
-    return True

@@ -14,27 +14,27 @@ from nnssl.config.schema import SELECTOR, Schema, find_targets
 OVERRIDES = "nnssl_overrides"
 
 
-def override(
-    sections: dict[str, Any],
-    schema: Schema,
-    given: Collection[str],
-    text: str,
-    problems: list[str],
-) -> dict[str, Any]:
-    """Applies the overrides to `sections` in place; what chooses a callable comes first."""
+def apply_overrides(
+    sections: dict[str, Any], schema: Schema, given: Collection[str], text: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Applies the overrides to `sections` in place; what chooses a callable comes first.
+
+    Returns:
+        What was set, full path -> value; and what is wrong with the others.
+    """
+    problems: list[str] = []
     pairs = dict(_parse_overrides(text, problems))
-    chosen = [target for target in find_targets(sections, schema, str, []) if target.choices]
     applied = {}
-    for target in chosen:
+    for target in find_targets(sections, schema)[0]:
         path = f"{target.path}.{SELECTOR}"
-        if path in pairs:
+        if target.choices and path in pairs:
             applied[path] = choice = pairs.pop(path)
             same = target.values[SELECTOR] == choice  # another one has other knobs
             _set(sections, target.path, {**(target.values if same else {}), SELECTOR: choice})
     paths = [
         f"{target.path}.{name}"
-        for target in find_targets(sections, schema, str, [])
-        for name in target.allowed(given)
+        for target in find_targets(sections, schema)[0]
+        for name in target.find_knobs(given)
     ]
     for key, value in pairs.items():
         matches = _matches(key, paths) or _former_matches(key, paths)
@@ -43,7 +43,7 @@ def override(
             _set(sections, matches[0], value)
         else:
             problems.append(_no_match(key, matches, paths))
-    return applied
+    return applied, problems
 
 
 def _matches(key: str, paths: Collection[str]) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nnssl.common.checks import Knob, find_knobs, suggest
+from nnssl.common.checks import Knob, check_values, find_knobs, suggest
 
 SELECTOR = "name"
-ABSENT = "<absent>"
 
 
 @dataclass(frozen=True)
@@ -36,38 +35,49 @@ class KnobTarget:
     values: Mapping[str, Any]
     choices: Collection[str] = ()
 
-    def allowed(self, given: Collection[str]) -> dict[str, Knob]:
-        """Returns the knobs that a file may set here."""
-        return find_knobs(self.function, (*given, SELECTOR) if self.choices else given)
+    @property
+    def selected(self) -> dict[str, Any]:
+        """The section's own `name`, where it chose."""
+        return {SELECTOR: self.values[SELECTOR]} if self.choices else {}
+
+    def find_knobs(self, given: Collection[str]) -> dict[str, Knob]:
+        """The knobs that a file may set here."""
+        return find_knobs(self.function, (*given, *self.selected))
+
+    def bind(self, given: Collection[str]) -> tuple[dict[str, Any], dict[str, str]]:
+        """The values with defaults filled in; and path -> what is wrong there."""
+        values = {name: v for name, v in self.values.items() if name not in self.selected}
+        bound, wrong = check_values(self.function, values, (*given, *self.selected))
+        return {**self.selected, **bound}, {f"{self.path}.{name}": wrong[name] for name in wrong}
 
 
 def find_targets(
-    sections: Mapping[str, Any],
-    schema: Schema,
-    origin: Callable[[str], str],
-    problems: list[str],
-) -> Iterator[KnobTarget]:
+    sections: Mapping[str, Any], schema: Schema
+) -> tuple[list[KnobTarget], dict[str, str]]:
+    """What takes the values of each section; and path -> why nothing can take those there."""
+    targets: list[KnobTarget] = []
+    known = ", ".join(schema)
+    wrong = {
+        name: f"unknown section{suggest(name, schema)}; allowed: {known}"
+        for name in sections
+        if name not in schema
+    }
     for name, section in schema.items():
         values = sections.get(name)
         values = {} if values is None else values
         if not isinstance(values, Mapping):
-            problems.append(f"{name} = {values!r} in {origin(name)}: must be a mapping")
+            wrong[name] = "must be a mapping"
         elif isinstance(section, Groups):
-            for group, knobs_of_group in values.items():
-                path = f"{name}.{group}"
-                if isinstance(knobs_of_group, Mapping) and "." not in str(group):
-                    yield KnobTarget(path, section.function, knobs_of_group)
-                elif knobs_of_group is not None:
-                    problems.append(
-                        f"{path} = {knobs_of_group!r} in {origin(path)}: must be a mapping of knobs"
-                    )
+            for group, knobs in values.items():
+                if isinstance(knobs, Mapping) and "." not in str(group):
+                    targets.append(KnobTarget(f"{name}.{group}", section.function, knobs))
+                elif knobs is not None:
+                    wrong[f"{name}.{group}"] = "must be a mapping of knobs"
         elif not isinstance(section, Mapping):
-            yield KnobTarget(name, section, values)
-        elif isinstance(choice := values.get(SELECTOR, ABSENT), str) and choice in section:
-            yield KnobTarget(name, section[choice], values, tuple(section))
+            targets.append(KnobTarget(name, section, values))
+        elif isinstance(choice := values.get(SELECTOR), str) and choice in section:
+            targets.append(KnobTarget(name, section[choice], values, tuple(section)))
         else:
-            path = f"{name}.{SELECTOR}"
-            problems.append(
-                f"{path} = {choice!r} in {origin(path)}: unknown{suggest(str(choice), section)}; "
-                f"allowed: {', '.join(section)}"
-            )
+            hint = suggest(str(choice), section)
+            wrong[f"{name}.{SELECTOR}"] = f"unknown{hint}; allowed: {', '.join(section)}"
+    return targets, wrong

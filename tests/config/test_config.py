@@ -159,7 +159,7 @@ objective: {pairs: among, network: mine}
         f"training.num_epoch = 3 in {path}: unknown knob (did you mean 'num_epochs'?); "
         "allowed: num_epochs, initial_lr, patch_size, overwrite, parts",
         f"training.overwrite = 1 in {path}: must be true or false",
-        f"view: unknown section in {path} (did you mean 'views'?); "
+        f"view in {path}: unknown section (did you mean 'views'?); "
         "allowed: training, views, objective",
         f"views.global.scale = [1.0] in {path}: must be a list [a number, a number]",
         f"views.other.kind = 'fixed' in {path}: unknown knob; allowed: count, rotation, scale",
