@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from planted_study import plant, true_dice
 
+from nnssl.leakage.check import Contamination, Finding
 from nnssl.studies.report.page import TEMPLATE, write_markdown, write_report
 from nnssl.studies.run.grid import Cell
 from nnssl.studies.run.spec import PretrainingArm, ScratchArm
@@ -119,6 +120,19 @@ def test_a_study_that_has_not_begun_gives_a_report(tmp_path: Path) -> None:
     page = write_report(tmp_path / "study", workers=1).read_text()
     assert "No pair of a pre-trained and a scratch run is finished yet" in page
     assert "Unfinished study: 7 of 7 runs to go" in page
+
+
+def test_what_pre_training_has_seen_is_said_on_top(tmp_path: Path, monkeypatch) -> None:
+    plant(tmp_path, noisy(2), repetitions=1)
+    leaked = {
+        f"pre-training {verdict}": Contamination((Finding("patient", verdict, "a sentence"),))
+        for verdict in ("contaminated", "possible", "clean")
+    }
+    monkeypatch.setattr("nnssl.studies.report.page.find_leaks", lambda folder: leaked)
+    page = write_report(tmp_path / "study", images=False, workers=1).read_text()
+    (said,) = re.findall('<p class="warning"><strong>(.*?)</strong>', page)
+    assert said.startswith("Contaminated: pre-training contaminated: pre-training saw what is")
+    assert page.count("a sentence") == 3
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:

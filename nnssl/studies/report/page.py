@@ -108,19 +108,18 @@ def _render(
     pictures: Sequence[Picture],
     overlays: Sequence[Picture],
 ) -> str:
-    from jinja2 import Environment, PackageLoader
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    folder = found.folder
-    environment = Environment(loader=PackageLoader("nnssl.studies.report", ""), autoescape=True)
+    folder, loader = found.folder, PackageLoader("nnssl.studies.report", "")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     return environment.get_template(TEMPLATE).render(
         study=folder.study,
         found=found,
         setting=_describe_setting(found),
-        warnings=_list_warnings(found, leaked),
         tables=make_tables(found),
         pictures=pictures,
         overlays=overlays,
-        leaks=[(title, each.findings) for title, each in leaked.items()],
+        leaks=leaked,
         open_cells=tabulate_open_runs(found.records),
         all_cells=tabulate_runs(found.records),
         waiting=find_waiting(folder.study),
@@ -128,7 +127,7 @@ def _render(
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
         study_file=(folder.path / STUDY_FILE).read_text(encoding="utf-8"),
-        configurations=list(read_configurations(folder, found.records)),
+        configurations=read_configurations(folder, found.records),
     )
 
 
@@ -140,19 +139,6 @@ def _describe_setting(found: Findings) -> str:
         f"Dataset {study.dataset}, configuration {study.configuration}, plans {study.plans}, "
         f"fold{'s' * (len(study.folds) > 1)} {', '.join(map(str, study.folds))}; {validated}."
     )
-
-
-def _list_warnings(found: Findings, leaked: Mapping[str, Contamination]) -> list[str]:
-    warnings = []
-    if found.unfinished:
-        warnings.append(f"Unfinished study: {found.unfinished} of {len(found.records)} runs to go.")
-    for title, each in leaked.items():
-        if each.contaminated:
-            warnings.append(
-                f"Contaminated: {title}: pre-training saw what is evaluated; its differences to "
-                "scratch are no evidence."
-            )
-    return warnings
 
 
 def _write_table(table: ReportTable) -> str:

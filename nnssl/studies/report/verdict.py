@@ -45,13 +45,12 @@ def write_verdict(
     return [*sentences, *_write_conditions(comparisons)]
 
 
-def judge(comparisons: Sequence[Comparison]) -> Literal["gain", "loss", "none", "untested"]:
+def _judge(comparisons: Sequence[Comparison]) -> Literal["gain", "loss", "none", "untested"]:
     """What may be said of one method at one budget, from its comparisons with scratch.
 
     A gain must be significant over every baseline that was run, a loss under the equal schedule.
     """
-    p_values = [each.effect.p_holm for each in comparisons]
-    if None in p_values:
+    if any(each.effect.p_holm is None for each in comparisons):
         return "untested"
     significant = [each for each in comparisons if (each.effect.p_holm or 0.0) < ALPHA]
     if len(significant) == len(comparisons) and all(e.effect.mean > 0 for e in comparisons):
@@ -61,18 +60,17 @@ def judge(comparisons: Sequence[Comparison]) -> Literal["gain", "loss", "none", 
 
 
 def _write_sentence(method: str, where: str, rows: list[Comparison]) -> str:
-    found = judge(rows)
+    found = _judge(rows)
     if found == "untested":
         return _describe_untested(method, where, rows[0])
     if found == "gain":
-        hardest = min(rows, key=lambda row: row.effect.mean)
-        against = _name_baselines(rows)
-        gain = f"{method} gains {_write_size(hardest)} over {against}"
-        return f"{gain} {where} {_write_numbers(hardest)}."
+        row = min(rows, key=lambda row: row.effect.mean)
+        gain = f"{method} gains {row.effect.mean:.3f} Dice over {_name_baselines(rows)}"
+        return f"{gain} {where} {_write_numbers(row)}."
     if found == "loss":
         row = next(row for row in rows if row.baseline == "equal schedule")
-        against = AGAINST[row.baseline]
-        return f"{method} lies {_write_size(row)} below {against} {where} {_write_numbers(row)}."
+        loss = f"{method} lies {-row.effect.mean:.3f} Dice below {AGAINST[row.baseline]}"
+        return f"{loss} {where} {_write_numbers(row)}."
     shown = max(rows, key=lambda row: row.effect.p_holm or 0.0)
     return (
         f"No difference between {method} and {AGAINST[shown.baseline]} was shown {where} "
@@ -95,10 +93,6 @@ def _name_baselines(rows: list[Comparison]) -> str:
     if len(names) == 1:
         return names[0]
     return f"the hardest of {len(names)} comparisons ({', '.join(names)})"
-
-
-def _write_size(row: Comparison) -> str:
-    return f"{abs(row.effect.mean):.3f} Dice"
 
 
 def _write_numbers(row: Comparison) -> str:
@@ -136,9 +130,9 @@ def _write_conditions(comparisons: Sequence[Comparison]) -> list[str]:
     return notes
 
 
-def write_signed(value: float, digits: int = 3) -> str:
+def write_signed(value: float) -> str:
     """`+0.067`; `n/a` where there is no number."""
-    return "n/a" if isnan(value) else f"{value:+.{digits}f}"
+    return "n/a" if isnan(value) else f"{value:+.3f}"
 
 
 def write_p(p: float | None) -> str:
