@@ -10,7 +10,12 @@ import numpy as np
 import pandas as pd
 
 from nnssl.studies.analysis.labels_saved import LabelsSaved, estimate_labels_saved
-from nnssl.studies.analysis.statistics import Effect, correct_effects, estimate_effect
+from nnssl.studies.analysis.statistics import (
+    Effect,
+    correct_effects,
+    estimate_effect,
+    estimate_mean,
+)
 from nnssl.studies.run.spec import SCRATCH
 
 Baseline = Literal["equal schedule", "best own schedule", "added steps"]
@@ -90,6 +95,12 @@ class Arms:
     def mean(self, arm: Arm, runs: list[Run]) -> float:
         """Mean Dice over patients, repetitions and folds."""
         return float(np.mean([np.nanmean(value.to_numpy()) for value in self.values(arm, runs)]))
+
+    def interval(self, arm: Arm) -> tuple[float, float, float]:
+        """Mean Dice over all finished runs, and the ends of its interval."""
+        runs = self.runs(arm)
+        values = [value.to_numpy() for value in self.values(arm, runs)]
+        return estimate_mean(values, groups=self.seeds(arm, runs))
 
 
 def compare(table: pd.DataFrame) -> list[Comparison]:

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from nnssl.studies.analysis.comparisons import Arm, Comparison
-from nnssl.studies.analysis.statistics import estimate_mean
 from nnssl.studies.report.findings import Findings
 from nnssl.studies.report.pictures import (
     STYLE,
@@ -75,19 +74,11 @@ def draw_label_efficiency(found: Findings) -> Picture:
 
 def _draw_curve(axis: Any, found: Findings, arms: list[Arm], x: np.ndarray, look: dict) -> None:
     """The means of a method's arms with their intervals, and every repetition beside them."""
-    runs = [found.arms.runs(arm) for arm in arms]
-    points = [
-        estimate_mean(
-            [values.to_numpy() for values in found.arms.values(arm, of_arm)],
-            groups=found.arms.seeds(arm, of_arm),
-        )
-        for arm, of_arm in zip(arms, runs, strict=True)
-    ]
-    mean, low, high = np.array(points).T
+    mean, low, high = np.array([found.arms.interval(arm) for arm in arms]).T
     bars = np.nan_to_num(np.stack([mean - low, high - mean]))
     axis.errorbar(x, mean, bars, lw=1.6, capsize=3, label=escape_math(arms[0][1]), **look)
-    for place, arm, of_arm in zip(x, arms, runs, strict=True):
-        dices = [found.arms.mean(arm, [run]) for run in of_arm]
+    for place, arm in zip(x, arms, strict=True):
+        dices = [found.arms.mean(arm, [run]) for run in found.arms.runs(arm)]
         beside = [place * 2**-BESIDE] * len(dices)
         axis.scatter(beside, dices, s=18, alpha=0.7, lw=0, **look)
 
@@ -116,9 +107,8 @@ def draw_paired_differences(found: Findings) -> Picture | None:
         open_symbol: Any = {"color": "white", "edgecolor": colour, "lw": 2, "zorder": 3}
         axis.scatter([effect.mean], [place], s=60, marker=marker, **open_symbol)
     axis.axvline(0, color="black", lw=1)
-    axis.set_yticks(
-        range(len(rows)), [escape_math(_name_row(r, found.unit)) for r in reversed(rows)]
-    )
+    names = [escape_math(_name_row(row, found.unit)) for row in reversed(rows)]
+    axis.set_yticks(range(len(rows)), names)
     axis.set_ylim(-0.7, len(rows) - 0.3)
     axis.set_xlabel("difference in Dice: method minus scratch (right of 0: the method is better)")
     return Picture(
@@ -155,9 +145,8 @@ def draw_structures(found: Findings) -> Picture:
             for place, name in zip(places, names, strict=True):
                 if name in runs.index:
                     values, colour = runs[name], look[method]["color"]
-                    axis.scatter(
-                        values, [place] * len(values), s=12, color=colour, alpha=0.45, lw=0
-                    )
+                    beside = [place] * len(values)
+                    axis.scatter(values, beside, s=12, color=colour, alpha=0.45, lw=0)
                     axis.scatter([values.mean()], [place], s=42, **look[method])
             axis.plot([], [], lw=0, label=escape_math(method), **look[method])
         axis.set_yticks(range(len(names)), [escape_math(name) for name in names])

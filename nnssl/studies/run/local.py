@@ -148,8 +148,8 @@ class LocalRunner:
         """Finished cells count as a whole, running ones by their epoch."""
         if not self.bar.disable:
             cells = [attempt.cell for attempt in self.running]
-            epochs = sum((self.folder.epoch(cell) or 0) * cell.steps_per_epoch for cell in cells)
-            self.bar.n = self._count_done_steps() + epochs
+            steps = sum((self.folder.epoch(cell) or 0) * cell.steps_per_epoch for cell in cells)
+            self.bar.n = self._count_done_steps() + steps
             self.bar.refresh()
 
     def _count_done_steps(self) -> int:
