@@ -12,7 +12,7 @@ from typing import Any, Literal
 from nnssl.common.files import read_json
 from nnssl.config import OVERRIDES
 from nnssl.nnunet import paths
-from nnssl.nnunet.paths import FINAL, LATEST, SUMMARY, WEIGHTS, find_training_logs
+from nnssl.nnunet.paths import FINAL, LATEST, RESULTS, SUMMARY, WEIGHTS, find_training_logs
 from nnssl.studies.run.grid import Cell, list_cells, write_overrides
 from nnssl.studies.run.spec import Study, read_study, write_study
 
@@ -75,7 +75,7 @@ class StudyFolder:
             source = next(each for each in self.cells if each.id == cell.needs)
             weights = str(self.fold_folder(source) / FINAL)
         return {
-            "nnUNet_results": str(self.cell_folder(cell)),
+            RESULTS: str(self.cell_folder(cell)),
             OVERRIDES: write_overrides(cell.overrides),
             WEIGHTS: weights,
         }
