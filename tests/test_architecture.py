@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from nnssl.nnunet import registration
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "nnssl"
+ARCHITECTURE = REPOSITORY / "docs" / "architecture.md"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = {
     "nnssl": 0,  # the version only
@@ -101,6 +104,94 @@ def test_a_layer_imports_only_layers_below_it(path):
     ]
     # The forwarding module and the command line stand above the factory, which names no one above.
     assert above == []
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Neither directly nor through others; an import for type checking counts."""
+    names = {name_of(path) for path in FILES}
+    reached = {
+        name_of(path): {module for name in imports(path) if (module := module_of(name, names))}
+        - {name_of(path)}
+        for path in FILES
+    }
+    try:
+        order = list(TopologicalSorter(reached).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+    assert order.index("nnssl.common.files") < order.index("nnssl.training.pretrainer")
+
+
+def module_of(name: str, modules: set[str]) -> str | None:
+    """The module that an imported name is, or lies in; None for other packages."""
+    return next((n for n in (name, name.rpartition(".")[0]) if n in modules), None)
+
+
+def test_every_package_has_a_layer_and_layers_are_distinct():
+    packages = {name_of(path) for path in FILES if path.name == "__init__.py"}
+    rooms = {name for name in packages if name.count(".") == 1} | {"nnssl"}
+    assert rooms | {"nnssl.external_trainers"} <= set(LAYERS)
+    assert len(set(LAYERS.values())) == len(LAYERS)
+
+
+def test_the_environment_is_read_in_few_places():
+    touching = {name_of(path) for path in FILES if mentions_the_environment(path)}
+    assert touching == {"nnssl.common.environment", "nnssl.config.config", "nnssl.config.files"}
+    reading = {
+        name_of(path)
+        for path in FILES
+        if "nnssl.common.environment.read_variable" in set(imports(path))
+    }
+    others = {name for name in reading if not name.startswith("nnssl.nnunet.")}
+    # one prints the environment, the other two hand it on to the runs of a study
+    assert others == {"nnssl.cli.doctor", "nnssl.studies.run.devices", "nnssl.studies.run.grid"}
+
+
+def mentions_the_environment(path: Path) -> bool:
+    return any(
+        isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "putenv")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    )
+
+
+def test_a_class_name_stands_for_one_class():
+    classes = Counter(
+        node.name
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert [name for name, count in classes.items() if count > 1] == []
+
+
+def purpose_of(path: Path) -> str:
+    """First line of a file's docstring."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+def tree() -> str:
+    """Rooms in the order of their layers, each with its files; a purpose for every line."""
+    lines = []
+    for room in sorted(LAYERS, key=LAYERS.__getitem__):
+        folder = REPOSITORY / room.replace(".", "/")
+        files = sorted(p for p in FILES if room_of(name_of(p)) == room and p.stem != "__init__")
+        door = folder / "__init__.py"
+        purpose = (
+            purpose_of(door) if door.exists() else "What nnU-Net imports to find our trainers."
+        )
+        lines.append(f"{folder.relative_to(REPOSITORY)}/".ljust(27) + purpose)
+        lines += [f"  {p.relative_to(folder)}".ljust(27) + purpose_of(p) for p in files]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def test_the_tree_in_the_documentation_is_the_tree():
+    """`python tests/test_architecture.py` writes it anew."""
+    assert tree() in ARCHITECTURE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_file_says_its_purpose_in_one_line(path):
+    assert 10 < len(purpose_of(path)) <= 100
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -210,3 +301,10 @@ def test_the_supported_nnunet_is_said_once_and_repeated_rightly():
     setup = (REPOSITORY / "setup.py").read_text(encoding="utf-8")
     assert f'"nnunetv2{registration.SUPPORTED}"' in setup
     assert re.fullmatch(r"\d+\.\d+\.\d+", nnssl.__version__)
+
+
+if __name__ == "__main__":
+    before, _, rest = ARCHITECTURE.read_text(encoding="utf-8").partition("```tree\n")
+    ARCHITECTURE.write_text(
+        f"{before}```tree\n{tree()}\n```{rest.partition('```')[2]}", encoding="utf-8"
+    )
