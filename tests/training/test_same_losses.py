@@ -23,7 +23,7 @@ import pytest
 
 from nnssl.config import find_configs, read_config
 from nnssl.training.factory import trainer_class
-from tests.training.recorded_losses import Losses, Records, run
+from tests.training.recorded_losses import Losses, Records, draw_nothing, run
 
 FILE = Path(__file__).parent / "recorded" / "losses.json"
 LENGTH = "num_epochs=4 num_iterations_per_epoch=5 num_val_iterations_per_epoch=1"
@@ -44,10 +44,7 @@ RUNS = [(name, configuration) for name in shipped() for configuration in CONFIGU
 
 @pytest.fixture(autouse=True)
 def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take most of the time of a short run; empty files stand in for them."""
-    figure = "matplotlib.figure.Figure"
-    monkeypatch.setattr(f"{figure}.tight_layout", lambda *_, **__: None)
-    monkeypatch.setattr(f"{figure}.savefig", lambda _, file, **__: Path(file).touch())
+    draw_nothing(monkeypatch)
 
 
 def losses_of(
