@@ -157,8 +157,9 @@ def test_study(stage: Stage, keep: Any, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def _needed(file: Path) -> bool:
-    names = ("cell.json", "dataset.json", "plans.json", "summary.json")
-    names += ("labelled_cases.json", "probe.json", "resolved_config.yaml", "checkpoint_final.pth")
+    """Whether status and report read it."""
+    names = {"cell.json", "dataset.json", "plans.json", "summary.json", "labelled_cases.json"}
+    names |= {"probe.json", "resolved_config.yaml", "checkpoint_final.pth"}
     return file.name in names or file.name.startswith("training_log_") or ".nii" in file.name
 
 

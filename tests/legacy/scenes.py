@@ -300,8 +300,10 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
         if not isinstance(new, Mapping):
             return [f"{where}: {old!r} became {new!r}"]
         lost = [f"{where}.{key} is gone" for key in old if key not in new]
-        pairs = ((key, old[key], new[key]) for key in old if key in new)
-        return lost + [line for k, a, b in pairs for line in differences(a, b, f"{where}.{k}")]
+        kept = [key for key in old if key in new]
+        return lost + [
+            line for key in kept for line in differences(old[key], new[key], f"{where}.{key}")
+        ]
     if isinstance(old, list):
         if not isinstance(new, list) or len(old) != len(new):
             return [f"{where}: {old!r} became {new!r}"]
