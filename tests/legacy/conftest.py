@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.training.conftest import tiny_dataset, tiny_files
+from tests.tiny import tiny_dataset, tiny_files
 from tests.training.recorded_losses import RECORD, draw_nothing
 
 __all__ = ["tiny_dataset", "tiny_files"]

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from nnssl.training.factory import trainer_class
-from tests.training.conftest import SHAPE, SPACING, write_volume
+from tests.tiny import SHAPE, SPACING, write_volume
 from tests.training.recorded_losses import Losses, run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
