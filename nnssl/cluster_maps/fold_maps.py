@@ -11,13 +11,13 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnssl.cluster_maps.makers import Image, TargetRun
 from nnssl.cluster_maps.maps import MapJob, make_maps
 from nnssl.cluster_maps.recipe import MANIFEST, ClusterRecipe, hash_cases, read_manifest
-from nnssl.common.files import read_json, write_json
+from nnssl.common.files import write_json
 from nnssl.common.locks import held
 from nnssl.data.case_table import DataFolders
 from nnssl.data.unlabelled.records import find_collections, hash_preprocessing, read_images
-from nnssl.nnunet import folds
 from nnssl.nnunet.paths import SPLITS_FILE, dataset_number, plans_file
 from nnssl.nnunet.plans import read_plans
+from nnssl.nnunet.splits import check_fold, draw_stock_splits, read_fold
 from nnssl.objectives import DenseTargets
 
 DEFAULT_NAME = "clusters"  # of the dense targets
@@ -84,14 +84,12 @@ def fold_cases(preprocessed: Path, fold: int | str) -> tuple[list[str], list[str
     cases = sorted({file.stem for file in files if not file.stem.endswith(SEGMENTATION)})
     if fold == "all":
         return cases, cases
-    folds.check(preprocessed, fold)
+    check_fold(preprocessed, fold)
     file = preprocessed.parent / SPLITS_FILE
     if not file.is_file():
-        from nnunetv2.utilities.crossval_split import generate_crossval_split
-
-        write_json(file, generate_crossval_split(cases, seed=12345, n_splits=5))  # as nnU-Net does
-    split = read_json(file)[int(fold)]
-    return sorted(split["train"]), sorted([*split["train"], *split["val"]])
+        write_json(file, draw_stock_splits(cases))  # as nnU-Net does
+    train, val = read_fold(preprocessed.parent, fold)
+    return train, sorted([*train, *val])
 
 
 def make_missing(wanted: DenseTargets, run: TargetRun, log: Callable[[str], None]) -> None:

@@ -56,12 +56,10 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not valid JSON ({error})") from error
 
 
-def put_back(copy: Path, target: Path) -> bool:
-    """Write the JSON of ``copy`` to ``target`` if nothing is there; says whether it did."""
-    if target.exists() or not copy.exists():
-        return False
-    write_json(target, read_json(copy))
-    return True
+def put_back(copy: Path, target: Path) -> None:
+    """Write the JSON of ``copy`` to ``target`` if nothing is there."""
+    if copy.exists() and not target.exists():
+        write_json(target, read_json(copy))
 
 
 def sha256_of(content: Any) -> str:

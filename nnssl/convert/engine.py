@@ -16,7 +16,6 @@ from nnssl.convert.records import (
     hash_job,
     make_conversion_record,
     open_partial,
-    put_beside_preprocessed,
     write_records,
 )
 from nnssl.convert.sources import ConversionError, count_problems
@@ -31,6 +30,7 @@ from nnssl.convert.tasks import (
 )
 from nnssl.convert.volumes import be_quiet
 from nnssl.nnunet.paths import dataset_prefix, find_dataset_names
+from nnssl.nnunet.splits import restore_records
 
 ADVICE = "delete it (and its preprocessed folder) or choose another dataset id (-d)"
 
@@ -113,7 +113,7 @@ def convert(
         _write_volumes(VolumeRecipe.of(spec, source, n4), target.partial, checked, workers)
         write_records(target.partial, spec, checked)
         os.replace(target.partial, target.raw)
-    put_beside_preprocessed(target.raw, target.preprocessed)
+    restore_records(target.raw, target.preprocessed)
     return checked
 
 

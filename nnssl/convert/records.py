@@ -15,7 +15,7 @@ from nnssl.convert.spec import DatasetSpec
 from nnssl.convert.tasks import MASK, CheckedCase, VolumeTask, list_tasks
 from nnssl.convert.volumes import FILE_ENDING
 from nnssl.nnunet.paths import CASES_FILE, SPLITS_FILE
-from nnssl.nnunet.splits import patient_splits, restore_split
+from nnssl.nnunet.splits import draw_splits
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def write_records(folder: Path, spec: DatasetSpec, checked: Sequence[CheckedCase
         each.case.identifier: each.case.patient for each in checked if each.case.part == "Tr"
     }
     write_json(folder / "dataset.json", _dataset_json(spec, len(patients)))
-    write_json(folder / SPLITS_FILE, patient_splits(patients, spec.folds, spec.seed))
+    write_json(folder / SPLITS_FILE, draw_splits(patients, spec.folds, spec.seed))
     write_json(folder / CASES_FILE.name, _cases_json(spec, checked))
 
 
@@ -87,13 +87,6 @@ def check_preprocessed(folder: Path, spec: DatasetSpec, checked: Sequence[Checke
             f"{record} belongs to a conversion of other files; delete {folder} or choose another "
             "dataset id (-d)"
         )
-
-
-def put_beside_preprocessed(raw: Path, preprocessed: Path) -> None:
-    """Put folds and case records where nnU-Net and nnSSL read them, if nothing is there."""
-    restore_split(raw, preprocessed)
-    if not (preprocessed / CASES_FILE).exists():
-        write_json(preprocessed / CASES_FILE, read_json(raw / CASES_FILE.name))
 
 
 def _dataset_json(spec: DatasetSpec, training_cases: int) -> dict[str, Any]:

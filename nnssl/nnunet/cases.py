@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nnssl.common.files import put_back, read_json
+from nnssl.common.files import read_json
 from nnssl.nnunet.paths import CASES_FILE
 
 Patient = tuple[str, str]  # dataset of origin, patient: equal keys of two datasets are two patients
@@ -80,19 +80,6 @@ def read_all_cases(preprocessed_folder: Path, part: str | None = None) -> dict[s
         for case, entry in known.items()
         if part is None or entry.get("part", "Tr") == part
     }
-
-
-def restore_cases(raw_folder: Path, preprocessed_folder: Path) -> bool:
-    """Put the converter's copy of the records back, if nothing is there.
-
-    Args:
-        raw_folder: ``nnUNet_raw/DatasetXXX_NAME``.
-        preprocessed_folder: ``nnUNet_preprocessed/DatasetXXX_NAME``.
-
-    Returns:
-        Whether a file was put in place.
-    """
-    return put_back(raw_folder / CASES_FILE.name, preprocessed_folder / CASES_FILE)
 
 
 def _record(path: Path, identifier: str, entry: dict[str, Any]) -> CaseRecord:

@@ -1,23 +1,22 @@
-"""Folds that never part a patient."""
+"""Folds: drawn by patient, put where nnU-Net reads them, refused where they would leak."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from nnssl.common.files import put_back
-from nnssl.nnunet.paths import SPLITS_FILE
-
-if TYPE_CHECKING:
-    from nnssl.nnunet.cases import CaseRecord
+from nnssl.common.files import put_back, read_json, write_json
+from nnssl.nnunet.cases import CaseRecord, read_all_cases, read_cases
+from nnssl.nnunet.paths import CASES_FILE, RAW, SPLITS_FILE, find_root
 
 Split = list[dict[str, list[str]]]
+SIDES = ("train", "val")
 
 
-def patient_splits(patients: Mapping[str, str], folds: int = 5, seed: int = 1234) -> Split:
+def draw_splits(patients: Mapping[str, str], folds: int = 5, seed: int = 1234) -> Split:
     """Draw folds by patient, as nnU-Net's own ACDC converter does with seed 1234.
 
     Args:
@@ -48,6 +47,63 @@ def _fold(patients: Mapping[str, str], held_out: set[str]) -> dict[str, list[str
     }
 
 
+def draw_stock_splits(cases: Iterable[str]) -> Split:
+    """The folds that nnU-Net itself draws, case by case."""
+    drawn = generate_crossval_split(sorted(cases), seed=12345, n_splits=5)
+    return [{side: [str(case) for case in fold[side]] for side in SIDES} for fold in drawn]
+
+
+def read_fold(dataset: Path, fold: int | str) -> tuple[list[str], list[str]]:
+    """Training and validation cases of a fold, sorted.
+
+    Args:
+        dataset: `nnUNet_preprocessed/DatasetXXX_NAME`.
+        fold: its number, see `check_fold`.
+
+    Raises:
+        ValueError: the dataset has no folds yet.
+    """
+    file = dataset / SPLITS_FILE
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist; train the fold once, which writes it")
+    split = read_json(file)[int(fold)]
+    return sorted(split["train"]), sorted(split["val"])
+
+
+def check_fold(preprocessed: Path, fold: int | str) -> None:
+    """Put the split in place if it is missing, and refuse one that cannot be honest.
+
+    The converter's copy beside the raw data is put back; a dataset whose patients are known gets a
+    patient-wise split; else nnU-Net draws its own.
+
+    Args:
+        preprocessed: `nnUNet_preprocessed/DatasetXXX_NAME/<data_identifier>`.
+        fold: number of the fold, or `all`.
+
+    Raises:
+        ValueError: a split that parts a patient, or a fold beyond the file (nnU-Net would draw a
+            random one, case by case).
+    """
+    if fold == "all":
+        return
+    dataset, raw = preprocessed.parent, find_root(RAW)
+    file = dataset / SPLITS_FILE
+    if raw:
+        restore_records(raw / dataset.name, dataset)
+    if not file.exists() and (training := read_all_cases(dataset, "Tr")):
+        write_json(file, draw_splits({case: each.patient for case, each in training.items()}))
+    if not file.exists():
+        return
+    splits = read_json(file)
+    if not 0 <= int(fold) < len(splits):
+        raise ValueError(
+            f"fold {fold}: {file} has {len(splits)} folds, allowed are 0 to {len(splits) - 1} and "
+            "all. (nnU-Net would silently draw a random split here, case by case.)"
+        )
+    cases = {case for split in splits for side in SIDES for case in split[side]}
+    check_split(splits, read_cases(dataset, cases))
+
+
 def check_split(
     splits: Sequence[Mapping[str, Sequence[str]]], cases: Mapping[str, CaseRecord]
 ) -> None:
@@ -61,29 +117,24 @@ def check_split(
         ValueError: Names the fold and the patients, or the cases that are not known.
     """
     for fold, split in enumerate(splits):
-        unknown = sorted(
-            case for side in ("train", "val") for case in split[side] if case not in cases
-        )
-        if unknown:
+        if unknown := sorted(c for side in SIDES for c in split[side] if c not in cases):
             raise ValueError(
                 f"fold {fold} has cases that the dataset does not have: {unknown[:10]}"
             )
-        sides = [{cases[case].patient for case in split[side]} for side in ("train", "val")]
-        if parted := sorted(sides[0] & sides[1]):
+        train, val = ({cases[case].key for case in split[side]} for side in SIDES)
+        if parted := sorted(patient for _, patient in train & val):
             raise ValueError(
                 f"fold {fold} has patients in both training and validation: {parted[:10]}; write "
                 f"a {SPLITS_FILE} that keeps the cases of a patient together"
             )
 
 
-def restore_split(raw_folder: Path, preprocessed_folder: Path) -> bool:
-    """Put the converter's copy of the folds where nnU-Net reads it, if nothing is there.
+def restore_records(raw: Path, preprocessed: Path) -> None:
+    """Put the converter's copies of case records and folds where they are read, if none are there.
 
     Args:
-        raw_folder: ``nnUNet_raw/DatasetXXX_NAME``.
-        preprocessed_folder: ``nnUNet_preprocessed/DatasetXXX_NAME``.
-
-    Returns:
-        Whether a file was put in place.
+        raw: ``nnUNet_raw/DatasetXXX_NAME``.
+        preprocessed: ``nnUNet_preprocessed/DatasetXXX_NAME``.
     """
-    return put_back(raw_folder / SPLITS_FILE, preprocessed_folder / SPLITS_FILE)
+    put_back(raw / CASES_FILE.name, preprocessed / CASES_FILE)
+    put_back(raw / SPLITS_FILE, preprocessed / SPLITS_FILE)

@@ -13,11 +13,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnssl.common.files import read_json
 from nnssl.data.case_table import Case, PositionAxis, read_case_table
 from nnssl.data.labels import LabelBudget, Labelled, choose_labelled
-from nnssl.nnunet import folds
 from nnssl.nnunet.cases import CaseRecord, read_cases
-from nnssl.nnunet.paths import DATASET_FILE, SPLITS_FILE, plans_file
+from nnssl.nnunet.paths import DATASET_FILE, plans_file
 from nnssl.nnunet.planned_network import check_supported, refuse_cascade
 from nnssl.nnunet.plans import read_plans
+from nnssl.nnunet.splits import check_fold, read_fold
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,9 @@ class ProbeFold:
         check_supported(manager)
         refuse_cascade(manager, configuration)
         folder = base / manager.data_identifier
-        folds.check(folder, fold)
-        splits = base / SPLITS_FILE
-        if not splits.is_file():
-            raise ValueError(f"{splits} does not exist; train the fold once, which writes it")
-        split = read_json(splits)[fold]
+        check_fold(folder, fold)
+        train, val = map(tuple, read_fold(base, fold))
         described = read_json(base / DATASET_FILE)
-        train, val = (tuple(sorted(split[side])) for side in ("train", "val"))
         return cls(content, described, configuration, fold, folder, train, val)
 
     @cached_property

@@ -26,10 +26,10 @@ from nnssl.finetuning.groups import parameter_groups
 from nnssl.finetuning.schedules import PartSchedule
 from nnssl.leakage.check import Evaluation
 from nnssl.modules import unet
-from nnssl.nnunet import folds
 from nnssl.nnunet.cases import read_cases
 from nnssl.nnunet.checkpoint import own_part, read_checkpoint
 from nnssl.nnunet.runs import WeightSource
+from nnssl.nnunet.splits import check_fold
 from nnssl.training.checkpoints import compose_finetuning, forget_open_epoch
 from nnssl.training.config_changes import refuse_overwrite, write_resolved_config
 from nnssl.training.finetuning_weights import StartingWeights
@@ -115,7 +115,7 @@ class nnSSLFinetuner(Interruptible):
     def do_split(self) -> tuple[list[str], list[str]]:
         """The fold's labelled training cases, and all of its validation cases."""
         labels.refuse_budget_for_all(self.budget, self.fold)
-        folds.check(Path(self.preprocessed_dataset_folder), self.fold)
+        check_fold(Path(self.preprocessed_dataset_folder), self.fold)
         train, val = super().do_split()
         records = read_cases(Path(self.preprocessed_dataset_folder_base), {*train, *val})
         depth = self._depth if len(self.configuration_manager.patch_size) == 2 else None

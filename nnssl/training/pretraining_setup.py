@@ -40,8 +40,8 @@ from nnssl.leakage.unlabelled import (
 )
 from nnssl.modules import unet
 from nnssl.modules.cpu_bfloat16 import float32_where_shallow
-from nnssl.nnunet import folds
 from nnssl.nnunet.planned_network import build_network, check_supported, refuse_cascade
+from nnssl.nnunet.splits import check_fold
 from nnssl.objectives import OBJECTIVES, Context, Objective
 from nnssl.probe.fold import ProbeFold
 from nnssl.probe.settings import ProbeSettings
@@ -166,8 +166,8 @@ class PretrainingSetup(Interruptible):
         )
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split, refused where it would leak (see `folds.check`)."""
-        folds.check(Path(self.preprocessed_dataset_folder), self.fold)
+        """nnU-Net's split, refused where it would leak (see `check_fold`)."""
+        check_fold(Path(self.preprocessed_dataset_folder), self.fold)
         train, val = super().do_split()
         return list(train), list(val)
 

@@ -1,15 +1,16 @@
-"""Folds by patient."""
+"""Folds: drawn by patient, put back, refused."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from nnssl.nnunet.cases import CaseRecord
-from nnssl.nnunet.splits import check_split, patient_splits, restore_split
+from nnssl.nnunet.splits import check_fold, check_split, draw_splits, restore_records
 
 PATIENTS = {f"p{n:02d}_{frame}": f"p{n:02d}" for n in range(12) for frame in ("a", "b", "c")}
 
@@ -22,12 +23,12 @@ def test_folds_are_those_of_nnunets_acdc_converter():
     """RandomState(1234).shuffle(sorted patients), fold f validates on every fifth from f."""
     order = sorted(set(PATIENTS.values()))
     np.random.RandomState(1234).shuffle(order)
-    for fold, split in enumerate(patient_splits(PATIENTS)):
+    for fold, split in enumerate(draw_splits(PATIENTS)):
         assert {PATIENTS[case] for case in split["val"]} == set(order[fold::5])
 
 
 def test_every_case_is_validated_once_and_no_patient_is_parted():
-    splits = patient_splits(PATIENTS, folds=5, seed=3)
+    splits = draw_splits(PATIENTS, folds=5, seed=3)
     assert sorted(case for split in splits for case in split["val"]) == sorted(PATIENTS)
     for split in splits:
         assert sorted(split["train"] + split["val"]) == sorted(PATIENTS)
@@ -35,18 +36,18 @@ def test_every_case_is_validated_once_and_no_patient_is_parted():
 
 
 def test_seed_decides():
-    assert patient_splits(PATIENTS, seed=1) == patient_splits(PATIENTS, seed=1)
-    assert patient_splits(PATIENTS, seed=1) != patient_splits(PATIENTS, seed=2)
+    assert draw_splits(PATIENTS, seed=1) == draw_splits(PATIENTS, seed=1)
+    assert draw_splits(PATIENTS, seed=1) != draw_splits(PATIENTS, seed=2)
 
 
 def test_few_patients_give_fewer_folds():
-    assert len(patient_splits({"a": "p", "b": "q", "c": "r"})) == 3
+    assert len(draw_splits({"a": "p", "b": "q", "c": "r"})) == 3
     with pytest.raises(ValueError, match="at least two patients; found \\['p'\\]"):
-        patient_splits({"a": "p", "b": "p"})
+        draw_splits({"a": "p", "b": "p"})
 
 
 def test_a_parted_patient_is_named():
-    splits = patient_splits(PATIENTS)
+    splits = draw_splits(PATIENTS)
     case = splits[2]["train"].pop()
     splits[2]["val"].append(case)
     with pytest.raises(ValueError, match=rf"fold 2 .*'{PATIENTS[case]}'"):
@@ -58,12 +59,54 @@ def test_an_unknown_case_is_named():
         check_split([{"train": ["stranger"], "val": []}], records(PATIENTS))
 
 
-def test_restore_split(tmp_path: Path):
+def test_copies_are_put_where_nothing_is(tmp_path: Path):
     raw, preprocessed = tmp_path / "raw", tmp_path / "preprocessed"
     raw.mkdir()
-    assert not restore_split(raw, preprocessed)
-    (raw / "splits_final.json").write_text("[1]")
-    assert restore_split(raw, preprocessed)
-    (raw / "splits_final.json").write_text("[2]")
-    assert not restore_split(raw, preprocessed)
-    assert json.loads((preprocessed / "splits_final.json").read_text()) == [1]
+    restore_records(raw, preprocessed)
+    assert not preprocessed.exists()
+    for number in (1, 2):
+        (raw / "splits_final.json").write_text(f"[{number}]")
+        restore_records(raw, preprocessed)
+        assert json.loads((preprocessed / "splits_final.json").read_text()) == [1]
+
+
+def data_folder(dataset: Any) -> Any:
+    return dataset.preprocessed / "nnUNetPlans_2d"
+
+
+def test_the_converters_copies_are_put_back(tiny_dataset: Any) -> None:
+    split = tiny_dataset.preprocessed / "splits_final.json"
+    cases = tiny_dataset.preprocessed / "nnssl" / "cases.json"
+    before = json.loads(split.read_text()), json.loads(cases.read_text())
+    split.unlink()
+    cases.unlink()
+    check_fold(data_folder(tiny_dataset), 0)
+    assert (json.loads(split.read_text()), json.loads(cases.read_text())) == before
+
+
+def test_known_patients_get_a_split_by_patient(tiny_dataset: Any) -> None:
+    """nnU-Net would draw one case by case; imagesTs is never in it."""
+    split = tiny_dataset.preprocessed / "splits_final.json"
+    split.unlink()
+    (tiny_dataset.raw / "splits_final.json").unlink()
+    cases = tiny_dataset.preprocessed / "nnssl" / "cases.json"
+    content = json.loads(cases.read_text())
+    content["cases"]["p9_f0"] = {"patient": "p9", "dataset": "Tiny", "part": "Ts"}
+    cases.write_text(json.dumps(content))
+    check_fold(data_folder(tiny_dataset), 0)
+    for fold in json.loads(split.read_text()):
+        assert not {c[:2] for c in fold["train"]} & {c[:2] for c in fold["val"]}
+        assert "p9_f0" not in fold["train"] + fold["val"]
+
+
+def test_fold_all_needs_no_split(tiny_dataset: Any) -> None:
+    (tiny_dataset.preprocessed / "splits_final.json").unlink()
+    (tiny_dataset.raw / "splits_final.json").unlink()
+    check_fold(data_folder(tiny_dataset), "all")
+    assert not (tiny_dataset.preprocessed / "splits_final.json").exists()
+
+
+@pytest.mark.parametrize("fold", [2, -1])
+def test_a_fold_beyond_the_file_is_refused(tiny_dataset: Any, fold: int) -> None:
+    with pytest.raises(ValueError, match="2 folds"):
+        check_fold(data_folder(tiny_dataset), fold)

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnssl.common.files import read_json, sha256_of
 from nnssl.convert.sources import ConversionError, Problem
 from nnssl.convert.volumes import be_quiet
-from nnssl.nnunet.cases import CaseRecord, Patient, read_all_cases, read_cases, restore_cases
+from nnssl.nnunet.cases import CaseRecord, Patient, read_all_cases, read_cases
 from nnssl.nnunet.paths import (
     CASES_FILE,
     DATASET_FILE,
@@ -27,7 +26,7 @@ from nnssl.nnunet.paths import (
     dataset_number,
     find_raw_images,
 )
-from nnssl.nnunet.splits import Split, check_split, patient_splits, restore_split
+from nnssl.nnunet.splits import Split, check_split, draw_splits, draw_stock_splits, restore_records
 
 FINGERPRINT = "dataset_fingerprint.json"
 REORIENTING = "NibabelIOWithReorient"
@@ -116,8 +115,7 @@ def read_member(roots: Roots, number: int) -> PoolMember:
     files = _find_files(raw, description)
     if not files:
         raise ValueError(f"{raw} has no training images")
-    restore_cases(raw, preprocessed)
-    restore_split(raw, preprocessed)
+    restore_records(raw, preprocessed)
     records = read_cases(preprocessed, files)
     splits = _find_splits(preprocessed, records)
     check_split(splits, records)
@@ -144,9 +142,8 @@ def _find_splits(preprocessed: Path, records: Mapping[str, CaseRecord]) -> Split
         found: Split = read_json(preprocessed / SPLITS_FILE)
         return found
     if (preprocessed / CASES_FILE).exists():
-        return patient_splits({case: record.patient for case, record in records.items()})
-    drawn = generate_crossval_split(sorted(records), seed=12345, n_splits=5)  # nnU-Net's own
-    return [{side: [str(case) for case in fold[side]] for side in SIDES} for fold in drawn]
+        return draw_splits({case: record.patient for case, record in records.items()})
+    return draw_stock_splits(records)
 
 
 def _find_files(raw: Path, description: dict[str, Any]) -> dict[str, dict[str, Any]]:
