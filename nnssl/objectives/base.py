@@ -64,6 +64,7 @@ class Objective(nn.Module):
         validated: terms that are also logged for the validation, as `val_<term>`.
         panels: title -> terms that share a panel of `progress.png` (`loss`: beside the losses);
             every other term gets a panel of its own.
+        former_terms: names of terms in the checkpoints of older versions -> today's.
 
     Attributes:
         dense_targets: integer maps that travel with the image; the constructor may set them.
@@ -77,6 +78,7 @@ class Objective(nn.Module):
     best: ClassVar[Literal["val_loss"] | None] = "val_loss"
     validated: ClassVar[tuple[str, ...]] = ()
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    former_terms: ClassVar[Mapping[str, str]] = {}
 
     dense_targets: tuple[DenseTargets, ...] = ()
     cluster_count: int | None = None

@@ -56,6 +56,10 @@ class ReconstructionObjective(Objective):
     decodes = True
     validated = ("mean_image_loss", "identity_loss")
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {"loss": ("mean_image_loss", "identity_loss")}
+    former_terms: ClassVar[Mapping[str, str]] = {
+        "restoration_loss": "reconstruction_loss",
+        "level_restoration_loss": "level_reconstruction_loss",
+    }
 
     def __init__(
         self,

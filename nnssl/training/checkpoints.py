@@ -6,7 +6,7 @@ nnU-Net's own keys are read of nnU-Net's trainer; everything of ours stands unde
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -168,7 +168,13 @@ def restore_pretraining(
         trainer.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
     trainer.logger.load_checkpoint(checkpoint["logging"])
     trainer._best_ema, trainer.current_epoch = checkpoint["_best_ema"], own["epoch"]
-    return Progress(**{name: own[name] for name in Progress.__dataclass_fields__})
+    progress = Progress(**{name: own[name] for name in Progress.__dataclass_fields__})
+
+    def rename(terms: Mapping[str, Any]) -> dict[str, Any]:
+        return {objective.former_terms.get(name, name): value for name, value in terms.items()}
+
+    epoch_terms = [rename(terms) for terms in progress.epoch_terms]
+    return replace(progress, epoch_terms=epoch_terms, history=rename(progress.history))
 
 
 def load_initial(objective: Objective, file: str) -> str:

@@ -369,3 +369,21 @@ def test_every_family_fits_the_trainer(
     resumed.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
     for key, value in trainer.objective.state_dict().items():
         assert torch.equal(resumed.objective.state_dict()[key], value), key
+
+
+def test_terms_of_an_older_version_go_on_under_their_new_names(
+    tiny_dataset: Any, trainer_yaml: Callable[[str, str], str]
+) -> None:
+    """Of a run that was stopped inside an epoch, too."""
+    trainer_yaml("nnSSLOld", "kind: pretrain\nobjective: {name: pcrlv2}\n" + TOY_TRAINING)
+    trainer_class.cache_clear()
+    trainer = run(tiny_dataset, trainer_class("nnSSLOld"))
+    checkpoint = read_checkpoint(Path(trainer.output_folder) / "checkpoint_final.pth")
+    own, new = checkpoint["nnssl"], "level_reconstruction_loss"
+    history = {**own["history"]}
+    own["history"]["level_restoration_loss"] = own["history"].pop(new)
+    own["epoch_terms"] = [{"loss": 1.0, "level_restoration_loss": 0.5}]
+    resumed = tiny_dataset.trainer(type(trainer))
+    resumed.load_checkpoint(checkpoint)
+    assert resumed.history.values == history
+    assert resumed.epoch_terms == [{"loss": 1.0, new: 0.5}]
