@@ -53,7 +53,7 @@ def dense_target_folder(maps: Path, folder: Path | None) -> Path:
 
     Args:
         maps: folder of one kind of dense targets.
-        folder: of the images, see `Case`; those of a pool lie in a folder of the pool's name.
+        folder: of the images, see `Case`; those of a collection lie in one of its name.
     """
     return maps if folder is None else maps / UNLABELLED / folder.name
 

@@ -14,7 +14,7 @@ from nnssl.common.files import read_json, sha256_of
 from nnssl.data.thumbnails import stack_thumbnails
 from nnssl.data.unlabelled.records import read_records
 from nnssl.leakage.copies import case_thumbnails, find_copies
-from nnssl.leakage.overlaps import known_overlaps
+from nnssl.leakage.overlaps import find_overlaps
 from nnssl.leakage.seen import Seen, find_images
 from nnssl.nnunet.cases import CaseRecord, Patient, read_all_cases, read_cases
 from nnssl.nnunet.images import CaseError
@@ -151,10 +151,10 @@ def _has_changed(file: Path, stored_hash: str | None) -> bool:
 
 
 def _check_patients(seen: Seen, evaluation: Evaluation) -> Iterator[Finding]:
-    here, patients, records = seen.dataset == evaluation.dataset, seen.patients, evaluation.records
-    named = set(seen.cases or ()) if here else set()
-    leaked = tuple(c for c in evaluation.validation if c in named or records[c].key in patients)
-    tested = sorted(evaluation.test_patients & patients) if not here else []
+    patients, records = seen.patients, evaluation.records
+    leaked = tuple(case for case in evaluation.validation if records[case].key in patients)
+    is_foreign = seen.dataset != evaluation.dataset
+    tested = sorted(evaluation.test_patients & patients) if is_foreign else []
     what = f"Pre-training on {seen.dataset.name} saw"
     if leaked:
         text = f"{what} the patients of {len(leaked)} of {len(records)} validation cases"
@@ -201,7 +201,7 @@ def _check_datasets(seen: Seen, evaluation: Evaluation) -> list[Finding]:
             f"{each.seen} was seen and {each.evaluated} is evaluated: {each.what} ({each.source}).",
             tuple(case for case, record in records.items() if record.dataset == each.evaluated),
         )
-        for each in known_overlaps(before, now)
+        for each in find_overlaps(before, now)
     ]
     if found:
         return found

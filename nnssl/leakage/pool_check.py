@@ -10,7 +10,7 @@ from nnssl.common.files import read_json, sha256_of
 from nnssl.convert.records import CONVERSION_FILE
 from nnssl.data.pool.members import DatasetPool, assemble, read_member
 from nnssl.data.pool.preprocess import measure_files, stamp
-from nnssl.leakage.overlaps import known_overlaps
+from nnssl.leakage.overlaps import find_overlaps
 from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.nnunet.paths import FINAL, SPLITS_FILE, Roots, dataset_number
 
@@ -18,7 +18,7 @@ from nnssl.nnunet.paths import FINAL, SPLITS_FILE, Roots, dataset_number
 def describe_overlaps(pool: DatasetPool) -> list[str]:
     """Sentences on members that share images by the table of public datasets."""
     origins = {record.dataset for member in pool.members for record in member.records.values()}
-    pairs = {frozenset((o.seen, o.evaluated)): o for o in known_overlaps(origins, origins)}
+    pairs = {frozenset((o.seen, o.evaluated)): o for o in find_overlaps(origins, origins)}
     return [
         f"{each.seen} and {each.evaluated} share images: {each.what} ({each.source}); fine-tuning "
         "on either is refused"

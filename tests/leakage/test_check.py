@@ -12,7 +12,7 @@ from nnssl.common.files import write_json
 from nnssl.leakage import overlaps
 from nnssl.leakage.check import Contamination, Evaluation
 from nnssl.leakage.check import check as check_seen
-from nnssl.leakage.overlaps import known_overlaps
+from nnssl.leakage.overlaps import find_overlaps
 from nnssl.leakage.seen import Seen
 
 PLANS = "plans_2d"
@@ -166,17 +166,17 @@ def test_the_report_is_plain_and_nothing_lands_among_the_images(dataset):
 )
 def test_the_table_knows_names_in_any_order_and_spelling(seen, evaluated, what):
     for pair in ((seen, evaluated), (evaluated, seen)):
-        (found,) = known_overlaps([pair[0]], [pair[1]])
+        (found,) = find_overlaps([pair[0]], [pair[1]])
         assert what in found.what
         assert (found.seen, found.evaluated) == pair
 
 
 def test_the_table_knows_no_overlap_of_a_dataset_with_itself_or_strangers():
-    assert known_overlaps(["ACDC", "LiTS"], ["ACDC", "KiTS19", "LiTS"]) == []
+    assert find_overlaps(["ACDC", "LiTS"], ["ACDC", "KiTS19", "LiTS"]) == []
 
 
 def test_every_entry_of_the_table_has_a_source():
-    names, table = overlaps._table(overlaps.FILE)
+    names, table = overlaps._read_table(overlaps.FILE)
     assert len(table) >= 10
     for pair, (what, says) in table.items():
         assert len(pair) == 2
@@ -189,4 +189,4 @@ def test_a_broken_table_is_named(tmp_path):
     file = tmp_path / "overlaps.yaml"
     file.write_text("names: {A: []}\noverlaps: [{between: [A, B], what: x, source: y}]\n")
     with pytest.raises(ValueError, match=r"overlaps\.yaml: .*'b'"):
-        known_overlaps(["A"], ["B"], file)
+        find_overlaps(["A"], ["B"], file)

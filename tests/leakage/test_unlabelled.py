@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -17,8 +18,14 @@ from nnssl.cluster_maps.fold_maps import cluster_dataset
 from nnssl.cluster_maps.recipe import ClusterRecipe
 from nnssl.common.files import read_json, write_json
 from nnssl.data.thumbnails import CELLS
-from nnssl.data.unlabelled.preprocess import remove_collection
+from nnssl.data.unlabelled.job import PreprocessingPlan
+from nnssl.data.unlabelled.preprocess import (
+    UnlabelledTask,
+    preprocess_unlabelled,
+    remove_collection,
+)
 from nnssl.data.unlabelled.records import encode_thumbnail
+from nnssl.data.unlabelled.sources import FileChoice
 from nnssl.leakage import unlabelled as unlabelled
 from nnssl.leakage.check import Evaluation, check
 from nnssl.leakage.seen import Seen
@@ -26,15 +33,73 @@ from nnssl.nnunet.images import open_image
 from nnssl.training import pretraining_loop
 from nnssl.training.factory import trainer_class
 from nnssl.training.history import History
-from tests.leakage.unlabelled_bench import KNOWN, add_cine, batches, drawn, pretrainer, same
-
-__all__ = ["add_cine", "pretrainer"]
 
 PIXELS = """
 extends: nnSSLPixelClusteringTrainer
 training: {patch_size: [16, 16]}
 objective: {clusters: 4}
 """
+SHORT = """
+extends: nnSSLContrastiveTrainer
+training: {num_epochs: 1, num_iterations_per_epoch: 2, num_val_iterations_per_epoch: 1,
+           patch_size: [16, 16], warmup_epochs: 0}
+sampling: {partitions: 2, volumes: 3}
+objective: {hidden_features: 16, embedding_features: 8}
+probe: {probe_at_end: false}
+"""
+KNOWN = r"(p\d)_"
+
+
+@pytest.fixture
+def pretrainer(tiny_dataset: Any, trainer_yaml: Callable[[str, str], str]) -> Callable[..., Any]:
+    """`pretrainer(fold=0)`: an initialised trainer."""
+    trainer_yaml("nnSSLShort", SHORT)
+    trainer_class.cache_clear()
+
+    def make(fold: int | str = 0) -> Any:
+        trainer = tiny_dataset.trainer(trainer_class("nnSSLShort"), fold=fold)
+        trainer.initialize()
+        return trainer
+
+    return make
+
+
+@pytest.fixture
+def add_cine(tiny_dataset: Any, tmp_path: Path) -> Callable[..., Path]:
+    """`add_cine(name, patient, pattern)`: preprocesses a cine of the patient's two frames."""
+
+    def add(name: str, patient: str, pattern: str | None = None) -> Path:
+        source = tmp_path / "cines" / name
+        source.mkdir(parents=True, exist_ok=True)
+        raw = tiny_dataset.raw / "imagesTr"
+        first, *rest = (nibabel.load(raw / f"{patient}_f{k}_0000.nii.gz") for k in (0, 1))
+        array = np.stack([each.get_fdata(dtype=np.float32) for each in (first, *rest)], 3)
+        stem = f"{patient}_4d" if pattern else f"{name}{patient[1:]}"
+        nibabel.save(nibabel.Nifti1Image(array, first.affine), source / f"{stem}.nii.gz")
+        plan = PreprocessingPlan(tiny_dataset.plans, "2d", tiny_dataset.dataset_json)
+        task = UnlabelledTask(
+            tiny_dataset.preprocessed, source, name, plan, FileChoice((), None, pattern)
+        )
+        preprocess_unlabelled(task, 1)
+        return task.folder
+
+    return add
+
+
+def batches(trainer: Any, count: int = 12) -> list[dict[str, Any]]:
+    return [trainer.batch_maker(step) for step in range(count)]
+
+
+def drawn(trainer: Any, count: int = 12) -> set[str]:
+    return {name for batch in batches(trainer, count) for name in batch["identifier"]}
+
+
+def same(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> bool:
+    return all(
+        torch.equal(value, b[key]) if isinstance(value, torch.Tensor) else value == b[key]
+        for a, b in zip(first, second, strict=True)
+        for key, value in a.items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,9 +213,9 @@ def test_the_knob_takes_all_none_or_some(
 ) -> None:
     add_cine("one", "p1", KNOWN)
     add_cine("two", "p2", KNOWN)
-    for value, pools in (("true", {"one", "two"}), ("false", set()), ("[two]", {"two"})):
+    for value, names in (("true", {"one", "two"}), ("false", set()), ("[two]", {"two"})):
         monkeypatch.setenv("nnssl_overrides", f"sampling.unlabelled={value}")
-        assert {member.collection for member in pretrainer().unlabelled.members} == pools
+        assert {member.collection for member in pretrainer().unlabelled.members} == names
     monkeypatch.setenv("nnssl_overrides", "sampling.unlabelled=[three]")
     with pytest.raises(ValueError, match=r"no images \['three'\].*one, two"):
         pretrainer()
@@ -260,3 +325,60 @@ def test_a_run_trains_on_them_and_says_so_in_its_checkpoint(
     resumed = tiny_dataset.trainer(trainer_class("nnSSLShort"))
     resumed.load_checkpoint(str(file))
     assert resumed.unlabelled == trainer.unlabelled
+
+
+@pytest.fixture
+def raw_test_set(tiny_dataset: Any) -> Path:
+    """p3 becomes the only patient of imagesTs, under the name t3."""
+    folder = tiny_dataset.raw / "imagesTs"
+    folder.mkdir()
+    for k in (0, 1):
+        shutil.move(tiny_dataset.raw / "imagesTr" / f"p3_f{k}_0000.nii.gz", folder)
+        (folder / f"p3_f{k}_0000.nii.gz").rename(folder / f"t3_f{k}_0000.nii.gz")
+        for file in (tiny_dataset.preprocessed / "nnUNetPlans_2d").glob(f"p3_f{k}*"):
+            file.unlink()
+    return folder
+
+
+def as_before(folder: Path, tiny_dataset: Any) -> None:
+    """Put the raw images of p3 where `add_cine` looks for them."""
+    for k in (0, 1):
+        target = tiny_dataset.raw / "imagesTr" / f"p3_f{k}_0000.nii.gz"
+        shutil.copy(folder / f"t3_f{k}_0000.nii.gz", target)
+
+
+def without_p3(tiny_dataset: Any, name: str, patient: str) -> None:
+    file = tiny_dataset.preprocessed / "nnssl" / "cases.json"
+    content = read_json(file)
+    for k in (0, 1):
+        del content["cases"][f"p3_f{k}"]
+        entry = {"patient": patient, "dataset": "Tiny", "part": "Ts"}
+        content["cases"][f"{name}_f{k}"] = entry
+    write_json(file, content)
+    splits = tiny_dataset.preprocessed / "splits_final.json"
+    kept = [{s: [c for c in f[s] if c[:2] != "p3"] for s in f} for f in read_json(splits)]
+    write_json(splits, kept)
+
+
+def test_test_images_are_left_out_by_patient_and_by_content_with_fold_all_too(
+    tiny_dataset: Any,
+    pretrainer: Callable[..., Any],
+    add_cine: Callable[..., Path],
+    raw_test_set: Path,
+) -> None:
+    """Fold all holds back no training case, but imagesTs."""
+    without_p3(tiny_dataset, "t3", "p3")
+    as_before(raw_test_set, tiny_dataset)
+    add_cine("known", "p3", KNOWN)
+    add_cine("stranger", "p3")
+    add_cine("cine", "p0", KNOWN)
+    trainer = pretrainer("all")
+    assert trainer.unlabelled.left_out == {unlabelled.OF_TEST: 2, unlabelled.COPIES: 2}
+    assert {m.image.identifier for m in trainer.unlabelled.members} == {
+        "p0_4d_frame01", "p0_4d_frame02",
+    }  # fmt: skip
+    shutil.rmtree(raw_test_set)  # a training node without raw data: known from before
+    assert pretrainer("all").unlabelled == trainer.unlabelled
+    for cache in (trainer.folders.own).glob("thumbnails_imagesTs_*"):
+        cache.unlink()
+    assert pretrainer("all").unlabelled.left_out[unlabelled.NOT_COMPARED] == 2
