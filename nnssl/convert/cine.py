@@ -15,10 +15,9 @@ from typing import Any
 
 from nnssl.common.files import atomic_path, sha256_of, write_json
 from nnssl.common.parallel import for_each
-from nnssl.common.versions import versions
 from nnssl.convert.planning import plan_cases
 from nnssl.convert.readers.read import read_frames, take_frame
-from nnssl.convert.records import PACKAGES, check_same, open_partial
+from nnssl.convert.records import check_same, describe_case, describe_conversion, open_partial
 from nnssl.convert.sources import (
     FRAME,
     Candidate,
@@ -54,16 +53,7 @@ class Cine:
 def check_cines(
     spec: DatasetSpec, source: Path, workers: int, leave_out: Collection[str] = ()
 ) -> list[Cine]:
-    """Find and open all files of frames.
-
-    Args:
-        spec: The dataset.
-        source: Folder of the native download.
-        workers: Number of processes.
-        leave_out: Cases and patients that are not wanted.
-
-    Returns:
-        The files; frames that are cases of the dataset are left out.
+    """Find and open all files of frames; frames that are cases of the dataset are left out.
 
     Raises:
         ValueError: The dataset has no files of frames.
@@ -84,9 +74,8 @@ def check_cines(
     problems += [Problem(each.file, each.problem) for each in cines if each.problem]
     problems += _collisions(cines)
     if problems:
-        heading = (
-            f"{count_problems(problems)} with the time frames in {source}; nothing was written:"
-        )
+        count = count_problems(problems)
+        heading = f"{count} with the time frames in {source}; nothing was written:"
         raise ConversionError(heading, problems)
     if not cines:
         what = f"there are no files of time frames ({spec.unlabelled}) in {source}"
@@ -97,14 +86,9 @@ def check_cines(
 def write_cines(
     spec: DatasetSpec, raw: Path, source: Path, cines: Sequence[Cine], workers: int
 ) -> Path:
-    """Write one file per frame; complete ones stay, an interrupted run goes on.
+    """Write one file per frame into a folder of ``raw`` (``nnUNet_raw/DatasetXXX_NAME``).
 
-    Args:
-        spec: The dataset.
-        raw: ``nnUNet_raw/DatasetXXX_NAME``.
-        source: Folder of the native download.
-        cines: See :func:`check_cines`.
-        workers: Number of processes.
+    Complete files stay, an interrupted run goes on.
 
     Returns:
         The folder of the frames.
@@ -120,7 +104,12 @@ def write_cines(
     unfinished = folder.with_name(f".{folder.name}.partial")
     open_partial(unfinished, record)
     for_each(partial(_write, source=source, folder=unfinished), cines, workers, "write cine")
-    write_json(unfinished / CASES_FILE.name, _cases_json(spec, cines))
+    cases = {
+        name: describe_case(spec, each.patient, each.orientation, each.file, each.sha256)
+        for each in cines
+        for name in each.frames
+    }
+    write_json(unfinished / CASES_FILE.name, {"cases": cases, "version": 1})
     os.replace(unfinished, folder)
     return folder
 
@@ -192,27 +181,6 @@ def _record(spec: DatasetSpec, source: Path, cines: Sequence[Cine]) -> dict[str,
         for name, index in each.frames.items()
     }
     settings = {"pattern": spec.unlabelled, "case": spec.case, "patient": spec.patient}
-    return {
-        "job": sha256_of({"settings": settings, "files": files}),
-        "source": str(source.resolve()),
-        "citation": spec.citation,
-        "licence": spec.licence,
-        "versions": versions(*PACKAGES),
-        "files": files,
-    }
-
-
-def _cases_json(spec: DatasetSpec, cines: Sequence[Cine]) -> dict[str, Any]:
-    cases = {
-        name: {
-            "patient": each.patient,
-            "dataset": spec.name,
-            "modality": spec.modality,
-            "orientation": each.orientation,
-            "source": each.file,
-            "sha256": each.sha256,
-        }
-        for each in cines
-        for name in each.frames
-    }
-    return {"cases": cases, "version": 1}
+    return describe_conversion(
+        spec, source, sha256_of({"settings": settings, "files": files}), files
+    )

@@ -39,12 +39,7 @@ class PlannedCase:
 def plan_cases(
     spec: DatasetSpec, source: Path, leave_out: Collection[str] = ()
 ) -> tuple[list[PlannedCase], list[Problem]]:
-    """Find all cases of a dataset.
-
-    Args:
-        spec: The dataset.
-        source: Folder of the native download.
-        leave_out: Cases and patients that are not wanted.
+    """Find all cases of a dataset, but for cases and patients to leave out.
 
     Returns:
         The complete cases, sorted by part and identifier, and what is wrong with the others.

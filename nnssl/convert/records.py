@@ -17,6 +17,9 @@ from nnssl.convert.volumes import FILE_ENDING
 from nnssl.nnunet.paths import CASES_FILE, SPLITS_FILE
 from nnssl.nnunet.splits import draw_splits
 
+CONVERSION_FILE = "conversion.json"
+CHANGE_NO_CASE = {"description", "citation", "licence", "where", "layout", "unlabelled"}
+
 
 @dataclass(frozen=True)
 class Twins:
@@ -49,12 +52,6 @@ def find_identical_images(checked: Sequence[CheckedCase]) -> list[Twins]:
 def _twins(group: Sequence[CheckedCase]) -> Twins:
     patients = sorted({each.case.patient for each in group})
     return Twins(tuple(each.case.identifier for each in group), tuple(patients))
-
-
-CONVERSION_FILE = "conversion.json"
-PACKAGES = ("SimpleITK", "nibabel", "numpy")
-TEXTS = {"description", "citation", "licence", "where", "layout"}
-CHANGE_NO_CASE = TEXTS | {"unlabelled"}
 
 
 def write_records(folder: Path, spec: DatasetSpec, checked: Sequence[CheckedCase]) -> None:
@@ -104,19 +101,26 @@ def _dataset_json(spec: DatasetSpec, training_cases: int) -> dict[str, Any]:
 
 
 def _cases_json(spec: DatasetSpec, checked: Sequence[CheckedCase]) -> dict[str, Any]:
-    cases = {
-        each.case.identifier: {
-            "patient": each.case.patient,
-            "dataset": spec.name,
-            "modality": spec.modality,
-            "orientation": each.orientation,
-            "source": each.case.images[0][0],
-            "sha256": each.hashes[list_tasks(each.case)[0].target],
-            "part": each.case.part,
-        }
-        for each in checked
-    }
+    cases = {}
+    for each in checked:
+        file, sha256 = each.case.images[0][0], each.hashes[list_tasks(each.case)[0].target]
+        entry = describe_case(spec, each.case.patient, each.orientation, file, sha256)
+        cases[each.case.identifier] = {**entry, "part": each.case.part}
     return {"cases": cases, "version": 1}
+
+
+def describe_case(
+    spec: DatasetSpec, patient: str, orientation: str, file: str, sha256: str
+) -> dict[str, Any]:
+    """Entry of a case in ``cases.json``."""
+    return {
+        "patient": patient,
+        "dataset": spec.name,
+        "modality": spec.modality,
+        "orientation": orientation,
+        "source": file,
+        "sha256": sha256,
+    }
 
 
 def make_conversion_record(
@@ -127,29 +131,34 @@ def make_conversion_record(
     job: str,
     leave_out: Collection[str] = (),
 ) -> dict[str, Any]:
-    """What was done: sources with hashes, decisions, versions, warnings, citation and licence.
+    """What was done: sources with hashes, decisions, versions, warnings, citation and licence."""
+    files = {
+        task.target: _file_record(spec, each, task)
+        for each in checked
+        for task in list_tasks(each.case)
+    }
+    return describe_conversion(
+        spec,
+        source,
+        job,
+        files,
+        decisions={"n4": n4, "left_out": sorted(leave_out), "spec": asdict(spec)},
+        warnings=[twins.sentence for twins in find_identical_images(checked)],
+    )
 
-    Args:
-        spec: The dataset.
-        source: Folder of the native download.
-        checked: All cases.
-        n4: Whether the bias field was corrected.
-        job: See :func:`hash_job`.
-        leave_out: Cases and patients that were not wanted.
-    """
+
+def describe_conversion(
+    spec: DatasetSpec, source: Path, job: str, files: dict[str, Any], **more: Any
+) -> dict[str, Any]:
+    """Content of ``conversion.json``: what was made of which files, by which job."""
     return {
         "job": job,
         "source": str(source.resolve()),
         "citation": spec.citation,
         "licence": spec.licence,
-        "decisions": {"n4": n4, "left_out": sorted(leave_out), "spec": asdict(spec)},
-        "versions": versions(*PACKAGES),
-        "warnings": [twins.sentence for twins in find_identical_images(checked)],
-        "files": {
-            task.target: _file_record(spec, each, task)
-            for each in checked
-            for task in list_tasks(each.case)
-        },
+        **more,
+        "versions": versions("SimpleITK", "nibabel", "numpy"),
+        "files": files,
     }
 
 

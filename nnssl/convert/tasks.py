@@ -166,10 +166,7 @@ class CheckedCase:
 def check_case(case: PlannedCase, recipe: VolumeRecipe, labels: Mapping[str, Any]) -> CheckedCase:
     """Read all files of a case; whatever is wrong comes back as problems, never as an exception.
 
-    Args:
-        case: The case.
-        recipe: How its files become volumes.
-        labels: Label name -> value or list of values; other values are problems.
+    ``labels`` maps names to a value or a list of values; other values are problems.
     """
     be_quiet()
     problems: list[Problem] = []
