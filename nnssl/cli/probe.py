@@ -1,6 +1,6 @@
 """``nnssl_probe``: what the frozen features of checkpoints know, beside a random network's.
 
-Without --choose the fold's validation cases are scored: a gauge, never to choose by. With --choose
+Without --choose the fold's validation cases are scored: for reading, never to choose by. With --choose
 the checkpoints are compared inside the labelled patients, leaving one out after the other; no
 validation case is opened.
 """
@@ -21,8 +21,7 @@ from nnssl.data.labels import LabelBudget
 from nnssl.nnunet.images import CaseError
 from nnssl.probe.checkpoints import choose_checkpoint, probe_checkpoints
 from nnssl.probe.fold import ProbeFold
-from nnssl.probe.probe import Probe
-from nnssl.probe.settings import ProbeSettings
+from nnssl.probe.probe import Probe, ProbeSettings
 
 NMI = ("nmi", "nmi_balanced")
 COLUMNS = ("dice", "position_error", "position_chance", "effective_rank", "seconds")
@@ -85,7 +84,7 @@ def _probe(fold: ProbeFold, options: argparse.Namespace) -> None:
     for name, entry in record["checkpoints"].items():
         if entry["contaminated"]:
             print(f"CONTAMINATED: {name} has seen patients of this fold's validation cases")
-    print(record["why_no_labels"] or "A gauge on validation cases: do not choose by it (--choose)")
+    print(record["why_no_labels"] or "Scored on validation cases: do not choose by it (--choose)")
 
 
 def _choose(fold: ProbeFold, options: argparse.Namespace) -> None:

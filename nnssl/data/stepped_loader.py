@@ -14,7 +14,7 @@ from math import ceil
 from time import perf_counter
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 Batch = dict[str, Any]
 
@@ -53,10 +53,10 @@ class SteppedLoader:
             loader: DataLoader[Batch] = DataLoader(
                 _Steps(make_batch),
                 batch_size=None,
-                sampler=_CountFrom(first_step),
+                sampler=count(first_step),
                 num_workers=workers,
                 pin_memory=pin_memory,
-                collate_fn=_unchanged,
+                collate_fn=_keep,
                 worker_init_fn=_leave_signals_to_main_process,
                 prefetch_factor=max(2, ceil(prefetch / workers)) if workers else None,
             )
@@ -76,7 +76,7 @@ class SteppedLoader:
             self.seconds_waited += perf_counter() - begin
         if "error" in batch:
             self.close()
-            raise RuntimeError(_sentence(batch["error"]))
+            raise RuntimeError(_describe(batch["error"]))
         return batch
 
     def close(self) -> None:
@@ -99,15 +99,7 @@ class _Steps(Dataset[Batch]):
             return {"error": {"step": step, "cause": cause}}
 
 
-class _CountFrom(Sampler[int]):
-    def __init__(self, first: int) -> None:
-        self.first = first
-
-    def __iter__(self) -> Iterator[int]:
-        return count(self.first)
-
-
-def _unchanged(batch: Any) -> Any:
+def _keep(batch: Any) -> Any:
     return batch
 
 
@@ -129,6 +121,6 @@ def _end_workers(batches: weakref.ref[Iterator[Batch]]) -> None:
         shut_down()
 
 
-def _sentence(error: dict[str, Any]) -> str:
+def _describe(error: dict[str, Any]) -> str:
     where = ", ".join(f"{name} {error[name]}" for name in error if name != "cause")
     return f"A batch could not be made ({where}): {error.get('cause', 'no cause was given')}"

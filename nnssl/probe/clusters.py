@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import entropy
 from torch import Tensor
 from torch.nn import functional
 
 from nnssl.cluster_maps.deep_features import windows
 from nnssl.data.case_table import Case
 from nnssl.modules.features import Block
-from nnssl.probe.nmi import contingency, normalised_mutual_information
 from nnssl.probe.volumes import Examples, Volumes, read_features_at
 
 FITTED_VOXELS = 1000  # per training volume, of any class
@@ -61,15 +61,14 @@ class ClusterCases:
         Args:
             compared: case, clusters (N,) and classes (N,) of its examples, in parts of any size.
         """
-        shape = (self.count, self.examples.classes)
-        tables = {case: np.zeros(shape) for case in self.sizes}
+        tables = {case: np.zeros((self.count, self.examples.classes)) for case in self.sizes}
         for case, clusters, classes in compared:
-            tables[case] += contingency(clusters, classes, shape)
+            np.add.at(tables[case], (clusters, classes), 1)
         drawn = {case: table.sum(0).clip(1) for case, table in tables.items()}
         whole = sum(table * self.sizes[case] / drawn[case] for case, table in tables.items())
         balanced = whole / whole.sum(0).clip(1)
         found = {"nmi": whole, "nmi_balanced": balanced}
-        numbers = {k: normalised_mutual_information(table) for k, table in found.items()}
+        numbers = {k: normalise_mutual_information(table) for k, table in found.items()}
         return {k: value for k, value in numbers.items() if np.isfinite(value)}
 
 
@@ -151,3 +150,15 @@ def _draw_voxels(case: Case) -> Tensor:
 
 def _count_classes(labels: Tensor, classes: int) -> np.ndarray:
     return torch.bincount(labels[labels >= 0], minlength=classes).numpy()
+
+
+def normalise_mutual_information(table: np.ndarray) -> float:
+    """`2 I(C; L) / (H(C) + H(L))` of counts (K, L): 0 independent, 1 the same partition.
+
+    NaN where there is only one label or no count at all. Counts may be weighted, so this is not
+    scikit-learn's `normalized_mutual_info_score`, which takes labels.
+    """
+    if (table.sum(0) > 0).sum() < 2:
+        return float("nan")
+    of_clusters, of_labels, of_both = map(entropy, (table.sum(1), table.sum(0), table.ravel()))
+    return float(2 * (of_clusters + of_labels - of_both) / (of_clusters + of_labels))

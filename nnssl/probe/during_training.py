@@ -19,8 +19,7 @@ from nnssl.probe.clusters import compute_objective_nmi
 from nnssl.probe.encoder_probe import EncoderResult, ProbeCases
 from nnssl.probe.encoders import build_network_with, count_outputs, isolate_generators
 from nnssl.probe.fold import ProbeFold
-from nnssl.probe.probe import Probe
-from nnssl.probe.settings import ProbeSettings
+from nnssl.probe.probe import Probe, ProbeSettings
 
 PRETRAINED, RANDOM, REFERENCE = "pretrained", "random", "reference"
 

@@ -180,7 +180,7 @@ class PretrainingLoop(PretrainingSetup):
     def _probe_features(self) -> None:
         """Probe where it is due; only rank 0 does, the others wait. The finished run is saved
         before, so that nothing is lost whatever happens."""
-        if not self.probe_settings.due(self.current_epoch, self.num_epochs):
+        if not self.probe_settings.is_due(self.current_epoch, self.num_epochs):
             return
         if self.current_epoch == self.num_epochs:
             self.save_checkpoint(self.latest_checkpoint)

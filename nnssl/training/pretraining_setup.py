@@ -44,7 +44,7 @@ from nnssl.nnunet.planned_network import build_network, check_supported, refuse_
 from nnssl.nnunet.splits import check_fold
 from nnssl.objectives import OBJECTIVES, Context, Objective
 from nnssl.probe.fold import ProbeFold
-from nnssl.probe.settings import ProbeSettings
+from nnssl.probe.probe import ProbeSettings
 from nnssl.training.checkpoints import load_initial
 from nnssl.training.history import WeightChange
 from nnssl.training.interruptible import Interruptible, limit_threads

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import normalized_mutual_info_score
 from torch.nn.functional import interpolate
 
 from nnssl.cluster_maps import handcrafted
@@ -17,7 +16,6 @@ from nnssl.cluster_maps.deep_features import TransformerFeatures, upsample, wind
 from nnssl.cluster_maps.handcrafted import HandcraftedFeatures
 from nnssl.cluster_maps.maps import find_body, k_means
 from nnssl.cluster_maps.recipe import ClusterRecipe
-from nnssl.probe.nmi import contingency, normalised_mutual_information
 from nnssl.training.pictures import _save
 
 
@@ -94,20 +92,6 @@ def test_body_is_filled_and_air_is_outside() -> None:
     assert found[:, 8:32, 8:32].all()
     assert not found[:, :6].any()
     assert find_body(np.ones((2, 8, 8))).all()
-
-
-def test_nmi_is_scikit_learn_s() -> None:
-    random = np.random.default_rng(0)
-    labels = random.integers(0, 4, 500)
-    clusters = np.where(random.random(500) < 0.6, labels * 2, random.integers(0, 9, 500))
-    expected = normalized_mutual_info_score(labels, clusters)
-    assert normalised_mutual_information(contingency(clusters, labels)) == pytest.approx(expected)
-    assert normalised_mutual_information(contingency(labels, 3 - labels)) == pytest.approx(1)
-    unknown = np.where(np.arange(500) < 100, -1, labels)
-    table = contingency(clusters, unknown)
-    assert table.sum() == 400
-    assert np.isnan(normalised_mutual_information(contingency(clusters, labels * 0)))
-    assert np.isnan(normalised_mutual_information(contingency(labels, labels * 0 - 1)))
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import normalized_mutual_info_score
 
 from nnssl.modules import unet
 from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.probe import during_training
-from nnssl.probe.clusters import cluster_volume, compute_objective_nmi
+from nnssl.probe.clusters import (
+    cluster_volume,
+    compute_objective_nmi,
+    normalise_mutual_information,
+)
 from nnssl.probe.encoders import build_random_network, isolate_generators, read_initial_state
-from nnssl.probe.probe import Probe
-from nnssl.probe.settings import ProbeSettings
+from nnssl.probe.probe import Probe, ProbeSettings
 from nnssl.training import pretraining_loop
 from nnssl.training.factory import trainer_class
 from nnssl.training.history import History
@@ -206,3 +210,17 @@ def test_a_run_tells_its_nmi_beside_the_baselines_and_stays_what_it_was(
 def test_too_few_clusters_are_refused(probe: Probe) -> None:
     with pytest.raises(ValueError, match="clusters: found 1, allowed from 2"):
         Probe(probe.fold, probe.settings, CPU, clusters=1)
+
+
+def test_nmi_is_scikit_learn_s() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 4, 500)
+    clusters = np.where(random.random(500) < 0.6, labels * 2, random.integers(0, 9, 500))
+
+    def nmi(first: np.ndarray, second: np.ndarray) -> float:
+        return normalise_mutual_information(np.histogram2d(first, second, np.arange(11))[0])
+
+    assert nmi(clusters, labels) == pytest.approx(normalized_mutual_info_score(labels, clusters))
+    assert nmi(labels, 3 - labels) == pytest.approx(1)
+    assert np.isnan(nmi(clusters, labels * 0))
+    assert np.isnan(normalise_mutual_information(np.zeros((3, 4))))

@@ -14,7 +14,7 @@ import torch
 
 from nnssl.nnunet.checkpoint import read_checkpoint, save_atomically
 from nnssl.probe import during_training
-from nnssl.probe.settings import ProbeSettings
+from nnssl.probe.probe import ProbeSettings
 from nnssl.training import pretraining_loop
 from nnssl.training.factory import trainer_class
 from nnssl.training.history import History
@@ -238,5 +238,5 @@ def test_the_section_may_change_on_a_resume(
 
 def test_when_it_is_due() -> None:
     settings = ProbeSettings(probe_every=3, probe_at_end=False)
-    assert [e for e in range(1, 10) if settings.due(e, 9)] == [3, 6]
-    assert [e for e in range(1, 10) if ProbeSettings().due(e, 9)] == [9]
+    assert [e for e in range(1, 10) if settings.is_due(e, 9)] == [3, 6]
+    assert [e for e in range(1, 10) if ProbeSettings().is_due(e, 9)] == [9]
