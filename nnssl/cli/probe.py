@@ -1,6 +1,6 @@
 """``nnssl_probe``: what the frozen features of checkpoints know, beside a random network's.
 
-Without --choose the fold's validation cases are scored: for reading, never to choose by. With --choose
+Without --choose the validation cases of the fold are scored, never to choose by. With --choose
 the checkpoints are compared inside the labelled patients, leaving one out after the other; no
 validation case is opened.
 """
@@ -67,7 +67,7 @@ def _probe(fold: ProbeFold, options: argparse.Namespace) -> None:
     )
     device = torch.device(options.device)
     probe = Probe(fold, settings, device, options.seed, options.clusters)
-    _, record = probe_checkpoints(probe, options.weights, options.reference)
+    record = probe_checkpoints(probe, options.weights, options.reference)
     _write(options.output, record)
     encoders: Mapping[str, Any] = record["encoders"]
     columns = (*COLUMNS, *NMI) if options.clusters is not None else COLUMNS
@@ -89,11 +89,11 @@ def _probe(fold: ProbeFold, options: argparse.Namespace) -> None:
 
 def _choose(fold: ProbeFold, options: argparse.Namespace) -> None:
     budget = LabelBudget(patients=options.patients, seed=options.seed)
-    choice = choose_checkpoint(fold, options.weights, budget, torch.device(options.device))
-    _write(options.output, choice.record)
-    rows = [[file, _number(value)] for file, value in choice.record["dice"].items()]
+    record = choose_checkpoint(fold, options.weights, budget, torch.device(options.device))
+    _write(options.output, record)
+    rows = [[file, _number(value)] for file, value in record["dice"].items()]
     print(table(("encoder", "dice on left-out labelled patients"), rows))
-    print(f"chosen: {choice.file}")
+    print(f"chosen: {record['chosen']}")
 
 
 def _number(value: float | None) -> str:

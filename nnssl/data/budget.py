@@ -55,7 +55,8 @@ class BudgetRequest:
         stride: total stride of the encoder per axis.
         views: full views per raw patch.
         share: share of the U-Net's activations that the objective keeps (1: encoder and decoder).
-        least: raw patches that the objective asks for before they may grow; None: planned_batch.
+        least: raw patches that the objective asks for before they may be larger; None:
+            planned_batch.
         parts: parts S of which a step must hold whole multiples (1: no structure).
         median: median volume in voxels (3 axes), for leaving S positions along `axis`.
         axis: array axis of the position.
@@ -145,6 +146,6 @@ def find_raw_patch(patch_size: Sequence[int], wanted: Sequence[int]) -> tuple[in
     return tuple(size + (size - c) % 2 for c, size in zip(patch_size, sizes, strict=True))
 
 
-def find_median_shape(median: Sequence[float], dimension: int) -> tuple[float, ...]:
+def complete_median_shape(median: Sequence[float], dimension: int) -> tuple[float, ...]:
     """Median volume on three axes; nnU-Net's 2D plans state two, the slices being unlimited."""
     return tuple(median) if len(median) == 3 else (math.inf, *median)

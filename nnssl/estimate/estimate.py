@@ -90,47 +90,38 @@ class Estimate:
     @property
     def workers_needed(self) -> int:
         """Workers that make batches as fast as the steps use them up."""
-        return max(1, math.ceil(self.batch_seconds / self.arithmetic_seconds))
-
-    @property
-    def arithmetic_seconds(self) -> float:
-        return self.seconds_per_step - self.seconds_waited
+        arithmetic = self.seconds_per_step - self.seconds_waited
+        return max(1, math.ceil(self.batch_seconds / arithmetic))
 
     def advice(self) -> list[str]:
         """Sentences on what could be changed."""
-        return [*self._on_speed(), *self._on_space(), *self._on_load()]
-
-    def _on_speed(self) -> list[str]:
-        needed, share = self.workers_needed, self.seconds_waited / self.seconds_per_step
-        if self.binding == "arithmetic":
-            return []
-        waits = f"{100 * share:.0f} % of the time is spent waiting for data"
-        if needed > self.workers:
-            cores = self.machine["cores"]
+        said, cores = [], self.machine["cores"]
+        if self.binding == "data":
+            needed, share = self.workers_needed, self.seconds_waited / self.seconds_per_step
+            waits = f"{100 * share:.0f} % of the time is spent waiting for data"
             lack = f" (this machine has {cores} cores)" if cores and needed >= cores else ""
-            return [f"{waits}: export nnUNet_n_proc_DA={needed}{lack}"]
-        return [f"{waits}, though {self.workers} workers should do: the disk or the load is slow"]
-
-    def _on_space(self) -> list[str]:
-        said = []
+            if needed > self.workers:
+                said.append(f"{waits}: export nnUNet_n_proc_DA={needed}{lack}")
+            else:
+                cause = "the disk or the load is slow"
+                said.append(f"{waits}, though {self.workers} workers should do: {cause}")
         if self.memory_limit and (self.memory_bytes or 0) > TIGHT_MEMORY * self.memory_limit:
             said.append(
                 f"the GPU has {self.memory_limit / GIBIBYTE:.1f} GiB: take smaller plans, or for "
                 "pre-training nnssl_overrides='training.voxel_budget=0.5'"
             )
-        needed = self.checkpoint_bytes + self.cache_bytes
-        if self.free_bytes is not None and self.free_bytes < needed:
+        needed_bytes = self.checkpoint_bytes + self.cache_bytes
+        if self.free_bytes is not None and self.free_bytes < needed_bytes:
             said.append(
                 f"{RESULTS} has {self.free_bytes / GIBIBYTE:.1f} GiB free, "
-                f"{needed / GIBIBYTE:.1f} GiB are needed"
+                f"{needed_bytes / GIBIBYTE:.1f} GiB are needed"
+            )
+        load = self.machine["load_average"]
+        if load is not None and cores and load > cores:
+            said.append(
+                f"the machine is busy (load {load:.1f} on {cores} cores): hours may be too many"
             )
         return said
-
-    def _on_load(self) -> list[str]:
-        load, cores = self.machine["load_average"], self.machine["cores"]
-        if load is None or not cores or load <= cores:
-            return []
-        return [f"the machine is busy (load {load:.1f} on {cores} cores): hours may be too many"]
 
     def to_dict(self) -> dict[str, Any]:
         derived = ("hours", "binding", "workers_needed")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from nnssl.leakage.policy import judge_source
 from nnssl.modules.features import encode_blocks, evaluating
 from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.probe.dice import DiceTable, Fit, Scorer
-from nnssl.probe.encoder_probe import EncoderResult
 from nnssl.probe.encoders import build_network_with, isolate_generators, read_initial_state
 from nnssl.probe.fold import ProbeFold
 from nnssl.probe.probe import Probe, identify, replace_nan
@@ -28,30 +26,15 @@ STORED = ("contaminated", "seen_validation_cases")
 RANDOM, REFERENCE = "random", "reference"
 
 
-@dataclass(frozen=True)
-class ChosenCheckpoint:
-    """A checkpoint chosen by leave-one-patient-out inside the labelled budget.
-
-    Attributes:
-        file: the checkpoint with the highest mean Dice; the first of equals.
-        tables: file -> Dice of each labelled case, scored by the classifier of all others.
-        record: plain record, for a file.
-    """
-
-    file: Path
-    tables: dict[Path, DiceTable]
-    record: dict[str, Any]
-
-
 def probe_checkpoints(
     probe: Probe, files: Sequence[Path], reference: Path | None = None
-) -> tuple[dict[str, EncoderResult], dict[str, Any]]:
+) -> dict[str, Any]:
     """Probes a random network, then every file, on the fold's validation cases.
 
     The random network is the one that the first file's pre-training began with.
 
     Returns:
-        Name (the file's path, `random`, `reference`) -> result; and the content of `probe.json`.
+        The content of `probe.json`; encoders are called by their file, `random` or `reference`.
 
     Raises:
         ValueError: too few patients, or a file that is no checkpoint of these plans.
@@ -72,13 +55,13 @@ def probe_checkpoints(
             lambda: build_network_with(content["network_weights"], probe.fold, probe.device, name),  # noqa: B023
             cases,
         )
-    return results, probe.make_record(results, cases, checkpoints=seen)
+    return probe.make_record(results, cases, checkpoints=seen)
 
 
 def choose_checkpoint(
     fold: ProbeFold, files: Sequence[Path], budget: LabelBudget, device: torch.device
-) -> ChosenCheckpoint:
-    """The checkpoint whose frozen features segment held-out labelled patients best.
+) -> dict[str, Any]:
+    """Finds the checkpoint whose frozen features segment held-out labelled patients best.
 
     Reads the images and labels of the budget's cases only: each patient is scored by a classifier
     that was fitted on the others. No validation case is opened.
@@ -88,6 +71,10 @@ def choose_checkpoint(
         files: checkpoints to choose from.
         budget: the labelled cases, as in fine-tuning.
         device: where the networks run.
+
+    Returns:
+        Plain record for a file; `chosen` is the file with the highest mean Dice, the first of
+        equals, and `dice` holds that of each.
 
     Raises:
         ValueError: fewer than 3 labelled patients, no labels, or a file of other plans.
@@ -108,23 +95,22 @@ def choose_checkpoint(
         frozenset(case for case in labelled.cases if records[case].patient == patient)
         for patient in labelled.patients
     ]
-    tables = {}
+    named = {}
     for file in tqdm(files, desc="probe", disable=None):
         weights = read_checkpoint(file)["network_weights"]
         with isolate_generators(device):
             network = build_network_with(weights, fold, device, str(file))
-            tables[file] = _score_left_out(network, volumes, examples, groups)
-    best = max(tables, key=lambda file: tables[file].mean)
+            named[str(file)] = _score_left_out(network, volumes, examples, groups)
     record = {
         "labels": "Only the labels of these cases were read; validation cases were not opened.",
         **identify(fold),
         "labelled": labelled.to_dict(),
-        "dice": {str(file): table.mean for file, table in tables.items()},
-        "dice_per_structure": {str(file): table.per_structure for file, table in tables.items()},
-        "dice_per_case": {str(file): table.per_case for file, table in tables.items()},
-        "chosen": str(best),
+        "dice": {file: table.mean for file, table in named.items()},
+        "dice_per_structure": {file: table.per_structure for file, table in named.items()},
+        "dice_per_case": {file: table.per_case for file, table in named.items()},
+        "chosen": max(named, key=lambda file: named[file].mean),
     }
-    return ChosenCheckpoint(best, tables, replace_nan(record))
+    return dict(replace_nan(record))
 
 
 def _score_left_out(

@@ -24,7 +24,7 @@ READ = (
 )
 NOT_READ = "No label was read; the metrics below need none."
 NOTHING_CHOOSES = (
-    "For reading: nothing reads this file to choose a checkpoint, a setting or a length of training. "
+    "A measurement: nothing reads this file to choose a checkpoint, a setting or a duration. "
     "(Choosing by probe is nnssl_probe --choose, which stays inside the labelled patients.)"
 )
 METHOD = (

@@ -19,8 +19,8 @@ from nnssl.config import Config, Groups, Schema
 from nnssl.data.budget import (
     Budget,
     BudgetRequest,
+    complete_median_shape,
     divide_voxels,
-    find_median_shape,
     find_raw_patch,
 )
 from nnssl.data.case_table import Case, DataFolders, read_case_table
@@ -207,7 +207,7 @@ class PretrainingSetup(Interruptible):
             share / self.settings.voxel_budget,
             kind.least_samples,
             parts,
-            find_median_shape(manager.median_image_size_in_voxels, len(planned)),
+            complete_median_shape(manager.median_image_size_in_voxels, len(planned)),
             axis,
             tuple(self.settings.patch_size) if self.settings.patch_size is not None else None,
             None if sampling.volumes is None else sampling.volumes * parts,
