@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nnssl.cli.study import main
+from nnssl.studies.run.slurm import JobLimits
 
 STUDY = """
 kind: study
@@ -75,6 +76,16 @@ def test_overrides_are_checked_before_anything_runs(study_file, tmp_path):
     assert "'num_epoch' is no knob (did you mean training.num_epochs" in told
     assert "training.patch_size = 'x'" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_limits_of_slurm_reach_its_jobs(study_file, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("nnssl.studies.run.runner.submit", lambda *given: asked.append(given) or 0)
+    run = ["run", str(study_file), "-o", str(tmp_path / "out"), "--executor", "slurm"]
+    assert main([*run, "--hours", "2", "--gpus-per-task", "0", "--processes", "3"]) == 0
+    ((folder, cells, limits),) = asked
+    assert (folder.path, len(cells)) == (tmp_path / "out", 3)
+    assert limits == JobLimits(hours=2.0, gpus_per_task=0, processes=3)
 
 
 def test_a_dataset_that_is_not_there_is_told(study_file, tmp_path):

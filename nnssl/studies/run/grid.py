@@ -92,18 +92,11 @@ def list_cells(study: Study) -> list[Cell]:
     arms = {method: arm for method, arm in study.pretraining.items() if method not in waits}
     names = _name_pretrainings(arms)
     grid: dict[str, Cell] = {}
-    for repetition in range(study.repetitions):
-        for fold in study.folds:
-            sources = {
-                method: _make_pretraining(study, method, names[method], fold, repetition)
-                for method in arms
-            }
-            for cell in sources.values():
-                grid.setdefault(cell.id, cell)
-            for cell in _make_finetunings(study, sources, fold, repetition):
-                grid[cell.id] = cell
-    for cell in _make_trials_of_scratch(study, arms):
-        grid[cell.id] = cell
+    for repetition, fold in product(range(study.repetitions), study.folds):
+        sources = {m: _make_pretraining(study, m, names[m], fold, repetition) for m in arms}
+        for cell in (*sources.values(), *_make_finetunings(study, sources, fold, repetition)):
+            grid.setdefault(cell.id, cell)
+    grid |= {cell.id: cell for cell in _make_trials_of_scratch(study, arms)}
     return list(grid.values())
 
 
@@ -173,14 +166,13 @@ def _make_finetunings(
     study: Study, sources: Mapping[str, Cell], fold: int, repetition: int
 ) -> Iterator[Cell]:
     """Per budget and schedule scratch, then every method from its pre-training."""
-    for budget in study.budgets:
-        for name, schedule in study.schedules.items():
-            at = (budget, fold, repetition, name)
-            trainer, overrides = schedule.scratch_trainer, schedule.overrides
-            yield _make_finetuning(study, SCRATCH, trainer, overrides, at)
-            for method, source in sources.items():
-                overrides = {**schedule.overrides, **study.pretraining[method].finetuning}
-                yield _make_finetuning(study, method, schedule.trainer, overrides, at, source)
+    for budget, (name, schedule) in product(study.budgets, study.schedules.items()):
+        at = (budget, fold, repetition, name)
+        trainer, overrides = schedule.scratch_trainer, schedule.overrides
+        yield _make_finetuning(study, SCRATCH, trainer, overrides, at)
+        for method, source in sources.items():
+            overrides = {**schedule.overrides, **study.pretraining[method].finetuning}
+            yield _make_finetuning(study, method, schedule.trainer, overrides, at, source)
 
 
 def _make_finetuning(

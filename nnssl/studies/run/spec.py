@@ -81,7 +81,7 @@ class ScratchArm:
 
 @dataclass(frozen=True)
 class Study:
-    """A checked study; `nnssl.studies.run.grid.cells` lists its runs.
+    """A checked study; `nnssl.studies.run.grid.list_cells` lists its runs.
 
     Attributes:
         name: stem of the file, or its `about.name`.
@@ -119,10 +119,7 @@ class Study:
 
 
 ARMS = {"pretraining": PretrainingArm, "schedules": FinetuningArm, "scratch_schedules": ScratchArm}
-SCHEMA: Schema = {
-    "study": Study,
-    **{name: Groups(arm) for name, arm in ARMS.items()},
-}
+SCHEMA: Schema = {"study": Study, **{name: Groups(arm) for name, arm in ARMS.items()}}
 
 
 def find_studies() -> dict[str, Path]:
@@ -154,7 +151,8 @@ def read_study(name_or_path: str | Path) -> Study:
     for section, arm in ARMS.items():
         knobs[section] = {name: arm(**values) for name, values in sections[section].items()}
     study = Study(**{"name": raw.name, "summary": "", **raw.about, **knobs})
-    if problems := list(_find_problems(study)):
+    checks = (_check_grid, _check_names, _check_trainers, _check_overrides)
+    if problems := [problem for check in checks for problem in check(study)]:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise ValueError(f"{file} has {count}:\n{lines}")
@@ -226,15 +224,8 @@ def _read_yaml(file: Path) -> RawConfig:
     return RawConfig(file.stem, "study", about, sections, ((file, content),))
 
 
-def _find_problems(study: Study) -> Iterator[str]:
-    """What the signatures cannot say."""
-    yield from _grid_problems(study)
-    yield from _name_problems(study)
-    yield from _trainer_problems(study)
-    yield from _override_problems(study)
-
-
-def _grid_problems(study: Study) -> Iterator[str]:
+def _check_grid(study: Study) -> Iterator[str]:
+    """What the annotations cannot say."""
     largest = 100 if study.unit == "percentage" else float("inf")
     whole = study.unit != "percentage"
     for budget in study.budgets:
@@ -247,7 +238,7 @@ def _grid_problems(study: Study) -> Iterator[str]:
         yield "schedules: none; at least one fine-tuning schedule is needed"
 
 
-def _name_problems(study: Study) -> Iterator[str]:
+def _check_names(study: Study) -> Iterator[str]:
     """Names become parts of folder names, where they must stay distinct."""
     methods = [SCRATCH, *study.pretraining]
     schedules = [*study.schedules, *study.scratch_schedules]
@@ -261,9 +252,9 @@ def _name_problems(study: Study) -> Iterator[str]:
             seen[short] = name
 
 
-def _trainer_problems(study: Study) -> Iterator[str]:
+def _check_trainers(study: Study) -> Iterator[str]:
     known, waits = find_configs(), find_waiting(study)
-    for section, name, arm in _all_arms(study):
+    for section, name, arm in _list_arms(study):
         for knob in ("trainer", "scratch_trainer"):
             trainer = getattr(arm, knob, None)
             waited_for = section == "pretraining" and name in waits
@@ -275,10 +266,10 @@ def _trainer_problems(study: Study) -> Iterator[str]:
                 )
 
 
-def _override_problems(study: Study) -> Iterator[str]:
+def _check_overrides(study: Study) -> Iterator[str]:
     paths = [
         (f"{section}.{name}.{field_name}", getattr(arm, field_name, {}))
-        for section, name, arm in _all_arms(study)
+        for section, name, arm in _list_arms(study)
         for field_name in ("overrides", "finetuning")
     ]
     for path, overrides in paths:
@@ -288,7 +279,7 @@ def _override_problems(study: Study) -> Iterator[str]:
                 yield f"{path}.{knob}: set by the study itself (seeds, unit and budgets); remove it"
 
 
-def _all_arms(study: Study) -> Iterator[tuple[str, str, Any]]:
+def _list_arms(study: Study) -> Iterator[tuple[str, str, Any]]:
     for section in ARMS:
         for name, arm in getattr(study, section).items():
             yield section, name, arm
