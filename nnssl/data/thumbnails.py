@@ -16,6 +16,7 @@ from nnssl.nnunet.images import CaseError, open_image
 
 CELLS = (8, 24, 24)  # of a thumbnail, array order
 SMOOTH = (0.75, 1.5, 1.5)  # what is smoother than this many cells, such as a bias field, is removed
+RECIPE = np.array([*CELLS, *SMOOTH], float)  # a cache of another one is made anew
 SAVE_EVERY = 500  # new thumbnails
 
 
@@ -73,8 +74,8 @@ def make_thumbnail(image: Any) -> np.ndarray:
         float16 (cells,) with mean 0 and norm 1, so that a product of two is Spearman's correlation;
         all 0 for a constant image.
     """
-    ranked = [_ranks(_without_smooth(channel)) for channel in _cell_means(image)]
-    return _ranks(np.mean(ranked, 0)).reshape(-1).astype(np.float16)
+    ranked = [_rank(_remove_smooth(channel)) for channel in _average_cells(image)]
+    return _rank(np.mean(ranked, 0)).reshape(-1).astype(np.float16)
 
 
 def read_thumbnail(file: Path) -> np.ndarray:
@@ -91,11 +92,13 @@ def read_thumbnail(file: Path) -> np.ndarray:
         raise CaseError(f"{file.name}: {type(error).__name__}: {error}") from error
 
 
-def _cell_means(image: Any) -> np.ndarray:
+def _average_cells(image: Any) -> np.ndarray:
     """(C, *CELLS): means over cells, of which each voxel belongs to one or, in shares, to two."""
     channels, depth, *plane = image.shape
-    along_z = _shares(depth, CELLS[0])
-    in_plane = [_shares(length, cells) for length, cells in zip(plane, CELLS[1:], strict=True)]
+    along_z = _share_voxels(depth, CELLS[0])
+    in_plane = [
+        _share_voxels(length, cells) for length, cells in zip(plane, CELLS[1:], strict=True)
+    ]
     means = np.empty((channels, *CELLS))
     for cell, shares in enumerate(along_z):
         slices = np.flatnonzero(shares)
@@ -106,7 +109,7 @@ def _cell_means(image: Any) -> np.ndarray:
     return means
 
 
-def _shares(length: int, cells: int) -> np.ndarray:
+def _share_voxels(length: int, cells: int) -> np.ndarray:
     """(cells, length): which share of a cell each voxel is."""
     edges = np.linspace(0, length, cells + 1)
     voxel = np.arange(length)
@@ -115,13 +118,13 @@ def _shares(length: int, cells: int) -> np.ndarray:
     return covered / covered.sum(1, keepdims=True)
 
 
-def _without_smooth(channel: np.ndarray) -> np.ndarray:
+def _remove_smooth(channel: np.ndarray) -> np.ndarray:
     rest: np.ndarray = channel - ndimage.gaussian_filter(channel, SMOOTH, mode="nearest")
     largest = np.abs(channel).max()
     return np.where(np.abs(rest) > 1e-6 * largest, rest, 0)  # rounding has no rank
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
+def _rank(values: np.ndarray) -> np.ndarray:
     ranks: np.ndarray = stats.rankdata(values, axis=None).reshape(values.shape)
     ranks = ranks - ranks.mean()
     norm = np.linalg.norm(ranks)
@@ -133,14 +136,10 @@ def _stamp(file: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _recipe() -> np.ndarray:
-    return np.array([*CELLS, *SMOOTH], float)
-
-
 def _read_cache(cache: Path) -> dict[str, tuple[tuple[int, int], np.ndarray]]:
     try:
         with np.load(cache, allow_pickle=False) as archive:
-            if not np.array_equal(archive["recipe"], _recipe()):
+            if not np.array_equal(archive["recipe"], RECIPE):
                 return {}
             names, stamps, images = (archive[key] for key in ("names", "stamps", "images"))
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
@@ -156,7 +155,7 @@ def _write_cache(cache: Path, known: dict[str, tuple[tuple[int, int], np.ndarray
         with atomic_path(cache) as part:
             np.savez(
                 part,
-                recipe=_recipe(),
+                recipe=RECIPE,
                 names=np.array(list(known)),
                 stamps=np.array([stamp for stamp, _ in known.values()], np.int64),
                 images=np.stack([image for _, image in known.values()]),

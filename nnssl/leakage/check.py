@@ -13,7 +13,7 @@ import numpy as np
 from nnssl.common.files import read_json, sha256_of
 from nnssl.data.thumbnails import stack_thumbnails
 from nnssl.data.unlabelled.records import read_records
-from nnssl.leakage.copies import case_thumbnails, find_copies
+from nnssl.leakage.copies import find_copies, load_case_thumbnails
 from nnssl.leakage.overlaps import find_overlaps
 from nnssl.leakage.seen import Seen, find_images
 from nnssl.nnunet.cases import CaseRecord, Patient, read_all_cases, read_cases
@@ -216,7 +216,11 @@ def _check_content(seen: Seen, evaluation: Evaluation) -> Iterator[Finding]:
     """Compares thumbnails with those of the training cases, and of the images without labels."""
     cases, flips = seen.cases or (), seen.dataset != evaluation.dataset
     yield _compare(
-        evaluation, cases, lambda: case_thumbnails(seen.configuration_folder, cases), "seen", flips
+        evaluation,
+        cases,
+        lambda: load_case_thumbnails(seen.configuration_folder, cases),
+        "seen",
+        flips,
     )
     if seen.images and seen.configuration_folder is not None:
         names = [image.name for image in seen.images]
@@ -232,7 +236,7 @@ def _compare(
 ) -> Finding:
     cases = evaluation.validation
     try:
-        queries = case_thumbnails(evaluation.configuration_folder, cases)
+        queries = load_case_thumbnails(evaluation.configuration_folder, cases)
         copies = find_copies(queries, candidates(), flips=flips)
     except CaseError as error:
         return Finding("content", "unknown", f"Images cannot be compared: {error}.")

@@ -26,7 +26,7 @@ class Copy(NamedTuple):
     correlation: float
 
 
-def case_thumbnails(folder: Path | None, cases: Sequence[str]) -> np.ndarray:
+def load_case_thumbnails(folder: Path | None, cases: Sequence[str]) -> np.ndarray:
     """Thumbnails (N, cells) of preprocessed cases, made once.
 
     Args:

@@ -20,7 +20,7 @@ from nnssl.data.unlabelled.records import (
     read_images,
     read_manifest,
 )
-from nnssl.leakage.copies import case_thumbnails, find_copies
+from nnssl.leakage.copies import find_copies, load_case_thumbnails
 from nnssl.leakage.seen import SEEN_IMAGE_KEYS, find_images, read_seen_images
 from nnssl.leakage.test_set import TestSet, load_test_thumbnails, read_test_set
 from nnssl.nnunet.cases import read_all_cases, read_cases
@@ -240,7 +240,7 @@ def _compare_strangers(
 ) -> dict[tuple[str, str], str]:
     """(collection, patient) -> why, for unknown patients with a copy of a held-out image."""
     queries = stack_thumbnails([each.image.decode_thumbnail() for each in strangers])
-    candidates = case_thumbnails(fold.preprocessed, sorted(fold.validation))
+    candidates = load_case_thumbnails(fold.preprocessed, sorted(fold.validation))
     test = load_test_thumbnails(fold.test, fold.own, fold.plan)
     keys = [(each.collection, each.image.patient) for each in strangers]
     why = dict.fromkeys(keys, NOT_COMPARED) if test is None else {}

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from nnssl.data import thumbnails as module
 from nnssl.data.thumbnails import make_thumbnail
-from nnssl.leakage.copies import THRESHOLD, case_thumbnails, find_copies
+from nnssl.leakage.copies import THRESHOLD, find_copies, load_case_thumbnails
 from nnssl.nnunet.images import CaseError
 
 PATIENTS = [*range(1, 6), 74, 76]  # ACDC's patients 74 and 76 are one
@@ -74,10 +74,10 @@ def test_mirrored_images_are_found_if_asked_for():
 def test_a_cell_is_the_mean_of_its_voxels_whatever_the_shape():
     """27 x 12 pixels in 24 x 24 cells: cells share voxels; the overall mean is kept."""
     image = np.random.default_rng(2).normal(size=(1, 1, 27, 12))
-    cells = module._cell_means(image)
+    cells = module._average_cells(image)
     assert cells.shape == (1, *module.CELLS)
     assert cells.mean() == pytest.approx(image.mean(), rel=1e-5)
-    assert module._cell_means(np.full((1, 9, 30, 31), 4.0)) == pytest.approx(4)
+    assert module._average_cells(np.full((1, 9, 30, 31), 4.0)) == pytest.approx(4)
 
 
 def test_a_constant_image_resembles_nothing():
@@ -102,25 +102,25 @@ def test_thumbnails_are_kept_until_an_image_changes(folder, monkeypatch):
     monkeypatch.setattr(
         module, "read_thumbnail", lambda file: made.append(file.stem) or really(file)
     )
-    first = case_thumbnails(folder, ["case0", "case1"])
-    assert np.array_equal(case_thumbnails(folder, ["case1", "case0"]), first[::-1])
+    first = load_case_thumbnails(folder, ["case0", "case1"])
+    assert np.array_equal(load_case_thumbnails(folder, ["case1", "case0"]), first[::-1])
     assert made == ["case0", "case1"]
     (folder / "case1.b2nd").unlink()
     blosc2.asarray(volume(5, (11, 40, 40)), urlpath=str(folder / "case1.b2nd"))
-    changed = case_thumbnails(folder, ["case0", "case1", "case2"])
+    changed = load_case_thumbnails(folder, ["case0", "case1", "case2"])
     assert made[2:] == ["case1", "case2"]
     assert not np.array_equal(changed[1], first[1])
     cache.write_bytes(b"damaged")
-    assert np.array_equal(case_thumbnails(folder, ["case0"]), first[:1])
+    assert np.array_equal(load_case_thumbnails(folder, ["case0"]), first[:1])
     assert [path.name for path in cache.parent.iterdir()] == ["thumbnails.npz"]
 
 
 def test_a_missing_or_damaged_image_is_named(folder):
     with pytest.raises(CaseError, match="case9"):
-        case_thumbnails(folder, ["case9"])
+        load_case_thumbnails(folder, ["case9"])
     (folder / "case0.b2nd").write_bytes(b"nothing")
     with pytest.raises(CaseError, match=r"case0\.b2nd"):
-        case_thumbnails(folder, ["case0"])
+        load_case_thumbnails(folder, ["case0"])
 
 
 @pytest.fixture(scope="module")

@@ -160,10 +160,12 @@ def check_source(source: ImageSource, root: Path, plan: PreprocessingPlan) -> Ch
         files = tuple(
             replace(f, sha256=hash_file(root / f.path)) for f in stamp_files(root, source)
         )
-        frames = _count_frames(source, root)
-        _check_voxels(source, root)
+        channels = source.locate(root)
+        frames = _count_frames(channels)
+        for paths in channels:
+            _check_voxels(paths)
         with TemporaryDirectory() as folder:
-            first = next(iter(_make_readable(source, root, plan, Path(folder), {1})))[1]
+            first = next(iter(_make_readable(channels, plan, Path(folder), {1})))[1]
             _check_reading(first, plan)
     except (ValueError, OSError) as error:
         return CheckedImage(source, problems=(Problem(source.place, str(error)),))
@@ -187,9 +189,10 @@ def write_images(
         plan: how.
     """
     be_quiet()
+    channels = checked.source.locate(root)
     with TemporaryDirectory(dir=collection, prefix=TEMPORARY) as folder:
         scratch = Path(folder)
-        for number, files in _make_readable(checked.source, root, plan, scratch, numbers):
+        for number, files in _make_readable(channels, plan, scratch, numbers):
             with TemporaryDirectory(dir=scratch) as own:
                 made, properties = plan.preprocess(files, Path(own))
                 record = _make_record(checked, number, made, properties, plan)
@@ -221,16 +224,11 @@ def _make_record(
 
 
 def _make_readable(
-    source: ImageSource,
-    root: Path,
-    plan: PreprocessingPlan,
-    scratch: Path,
-    numbers: Collection[int],
+    channels: list[list[Path]], plan: PreprocessingPlan, scratch: Path, numbers: Collection[int]
 ) -> Iterator[tuple[int, list[Path]]]:
     """Per volume the files that the plans' reader takes: the source's own, or NIfTI in scratch."""
-    channels = [[root / path for path in channel] for channel in source.channels]
     whole = all(len(paths) == 1 and plan.reads(paths[0]) for paths in channels)
-    if whole and _count_frames(source, root) is None:
+    if whole and _count_frames(channels) is None:
         yield 1, [paths[0] for paths in channels]
         return
     for together in zip(*(read_frames(paths, numbers) for paths in channels), strict=True):
@@ -240,21 +238,19 @@ def _make_readable(
         yield together[0][0], files
 
 
-def _count_frames(source: ImageSource, root: Path) -> int | None:
-    counts = {count_frames([root / path for path in channel]) for channel in source.channels}
+def _count_frames(channels: list[list[Path]]) -> int | None:
+    counts = {count_frames(paths) for paths in channels}
     if len(counts) > 1:
         raise ValueError(f"has channels with different numbers of frames: {counts}")
     return counts.pop()
 
 
-def _check_voxels(source: ImageSource, root: Path) -> None:
+def _check_voxels(paths: list[Path]) -> None:
     """NIfTI and cines are complete and finite (ITK fills what is missing); see `_check_reading`."""
-    for channel in source.channels:
-        paths = [root / path for path in channel]
-        if paths[0].name.lower().endswith(NIFTI) or count_frames(paths) is not None:
-            for number, volume in read_frames(paths):
-                if not np.isfinite(volume.array).all():
-                    raise ValueError(f"holds values that are not finite (volume {number})")
+    if paths[0].name.lower().endswith(NIFTI) or count_frames(paths) is not None:
+        for number, volume in read_frames(paths):
+            if not np.isfinite(volume.array).all():
+                raise ValueError(f"holds values that are not finite (volume {number})")
 
 
 def _check_reading(files: list[Path], plan: PreprocessingPlan) -> None:

@@ -39,6 +39,10 @@ class ImageSource:
     def files(self) -> Files:
         return tuple(path for channel in self.channels for path in channel)
 
+    def locate(self, root: Path) -> list[list[Path]]:
+        """Files of each channel, below the source folder."""
+        return [[root / path for path in channel] for channel in self.channels]
+
 
 @dataclass(frozen=True)
 class FileChoice:
