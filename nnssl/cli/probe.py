@@ -82,8 +82,8 @@ def _probe(fold: ProbeFold, options: argparse.Namespace) -> None:
     ]
     print(table(("encoder", *columns, *structures), rows))
     for name, entry in record["checkpoints"].items():
-        if entry["contaminated"]:
-            print(f"CONTAMINATED: {name} has seen patients of this fold's validation cases")
+        for reason in entry["contamination"]:
+            print(f"CONTAMINATED: {name}: {reason}")
     print(record["why_no_labels"] or "Scored on validation cases: do not choose by it (--choose)")
 
 

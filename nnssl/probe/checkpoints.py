@@ -22,7 +22,6 @@ from nnssl.probe.probe import Probe, identify, replace_nan
 from nnssl.probe.volumes import Examples, Volumes, read_structures
 
 LEAST_PATIENTS = 3
-STORED = ("contaminated", "seen_validation_cases")
 RANDOM, REFERENCE = "random", "reference"
 
 
@@ -50,7 +49,12 @@ def probe_checkpoints(
     for name, file in tqdm(named.items(), desc="probe", disable=None):
         content = read_checkpoint(file)
         judgement = judge_source(content.get("nnssl") or {}, evaluation)
-        seen[name] = {"file": str(file), **{key: judgement.record[key] for key in STORED}}
+        seen[name] = {
+            "file": str(file),
+            "contaminated": judgement.contaminated,
+            "seen_validation_cases": list(judgement.cases),
+            "contamination": list(judgement.reasons),
+        }
         results[name] = probe.probe(
             lambda: build_network_with(content["network_weights"], probe.fold, probe.device, name),  # noqa: B023
             cases,
