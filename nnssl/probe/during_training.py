@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -24,32 +25,31 @@ from nnssl.probe.probe import Probe, ProbeSettings
 PRETRAINED, RANDOM, REFERENCE = "pretrained", "random", "reference"
 
 
+@dataclass
 class TrainingProbe:
-    """Probes the encoder of a run beside a random one and a reference, which are probed once."""
+    """Probes the encoder of a run beside a random one and a reference, which are probed once.
 
-    def __init__(
-        self,
-        fold: ProbeFold,
-        settings: ProbeSettings,
-        objective: Objective,
-        seed: int,
-        device: torch.device,
-        folder: Path,
-        log: Callable[[str], None],
-    ) -> None:
-        """
-        Args:
-            fold: the run's fold.
-            settings: section `probe`.
-            objective: what is trained.
-            seed: of the run, by which its network was initialised.
-            device: where the networks run.
-            folder: output folder of the run.
-            log: writes a line to the run's log.
-        """
-        self.settings, self.objective, self.seed = settings, objective, seed
-        self.device, self.folder, self.log = device, folder, log
-        self.probe = Probe(fold, settings, device, clusters=objective.cluster_count)
+    Attributes:
+        fold: the run's fold.
+        settings: section `probe`.
+        objective: what is trained.
+        seed: of the run, by which its network was initialised.
+        device: where the networks run.
+        folder: output folder of the run.
+        log: writes a line to the run's log.
+    """
+
+    fold: ProbeFold
+    settings: ProbeSettings
+    objective: Objective
+    seed: int
+    device: torch.device
+    folder: Path
+    log: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        clusters = self.objective.cluster_count
+        self.probe = Probe(self.fold, self.settings, self.device, clusters=clusters)
         self._cases: ProbeCases | None = None
         self._others: dict[str, EncoderResult] = {}
 
@@ -65,7 +65,7 @@ class TrainingProbe:
         self.probe.check()
         if self.settings.reference is not None:
             with isolate_generators(self.device):
-                self._reference()
+                self._build_reference()
 
     def run(self, epochs: int, steps: int) -> dict[str, float]:
         """Probes, writes `probe.json` and the pictures, and returns the terms for the history.
@@ -88,11 +88,11 @@ class TrainingProbe:
         if self._cases is None:
             self._cases = self.probe.choose_cases()
         cases = self._cases
-        results = {PRETRAINED: self.probe.probe(self._pretrained, cases), **self._others}
+        results = {PRETRAINED: self.probe.probe(self._build_pretrained, cases), **self._others}
         if RANDOM not in results:
-            self._others[RANDOM] = results[RANDOM] = self._random(cases)
+            self._others[RANDOM] = results[RANDOM] = self._probe_random(cases)
         if self.settings.reference is not None and REFERENCE not in results:
-            self._others[REFERENCE] = self.probe.probe(self._reference, cases)
+            self._others[REFERENCE] = self.probe.probe(self._build_reference, cases)
             results[REFERENCE] = self._others[REFERENCE]
         more: dict[str, Any] = {"epochs": epochs, "steps": steps}
         more["reference"] = self.settings.reference
@@ -102,27 +102,27 @@ class TrainingProbe:
             more["clusters"] = own
         write_json(self.folder / PROBE_FILE, self.probe.make_record(results, cases, **more))
         slices = results[PRETRAINED].slices
-        fold = self.probe.fold
-        pictures.draw(slices, cases.queries, fold.partitions, self.folder / "pictures", fold.folder)
-        return {**_terms(results), **{f"probe_{key}_clusters": n for key, n in own.items()}}
+        fold, folder = self.fold, self.folder / "pictures"
+        pictures.draw(slices, cases.queries, fold.partitions, folder, fold.folder)
+        return {**_name_terms(results), **{f"probe_{key}_clusters": n for key, n in own.items()}}
 
-    def _random(self, cases: ProbeCases) -> EncoderResult:
+    def _probe_random(self, cases: ProbeCases) -> EncoderResult:
         """The network that this run began with (where no `initial_weights` were given)."""
         weights = self.objective.network.state_dict()
         return self.probe.probe_random(cases, self.seed, count_outputs(weights))
 
-    def _pretrained(self) -> Any:
+    def _build_pretrained(self) -> Any:
         weights = unet.plain_state_dict(self.objective.network)
-        return build_network_with(weights, self.probe.fold, self.device, PRETRAINED)
+        return build_network_with(weights, self.fold, self.device, PRETRAINED)
 
-    def _reference(self) -> Any:
+    def _build_reference(self) -> Any:
         file = str(self.settings.reference)
         weights = read_checkpoint(file)["network_weights"]
         name = f"probe.reference: {file}"
-        return build_network_with(weights, self.probe.fold, self.device, name)
+        return build_network_with(weights, self.fold, self.device, name)
 
 
-def _terms(results: dict[str, EncoderResult]) -> dict[str, float]:
+def _name_terms(results: dict[str, EncoderResult]) -> dict[str, float]:
     """`probe_dice`, `probe_dice_random`, ...; chance is that of the pre-trained encoder's run."""
     terms = {}
     for name, result in results.items():

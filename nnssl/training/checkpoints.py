@@ -85,11 +85,11 @@ def compose_pretraining(
         "about": dict(config.about),
     }
     return {
-        **_stock(trainer, network),
+        **_compose_stock(trainer, network),
         "current_epoch": progress.epoch,
         "init_args": arguments,
         "trainer_name": type(trainer).__name__,
-        "nnssl": {**own, **_run(trainer, config)},
+        "nnssl": {**own, **_describe_run(trainer, config)},
     }
 
 
@@ -119,15 +119,15 @@ def compose_finetuning(
         "epoch_losses": epoch_losses,
     }
     return {
-        **_stock(trainer, network),
+        **_compose_stock(trainer, network),
         "current_epoch": trainer.current_epoch + (0 if epoch_losses else 1),
         "init_args": trainer.my_init_kwargs,
         "trainer_name": STOCK_TRAINER,
-        "nnssl": {**own, **_run(trainer, config)},
+        "nnssl": {**own, **_describe_run(trainer, config)},
     }
 
 
-def _stock(trainer: nnUNetTrainer, network: nn.Module) -> dict[str, Any]:
+def _compose_stock(trainer: nnUNetTrainer, network: nn.Module) -> dict[str, Any]:
     scaler = trainer.grad_scaler
     return {
         "network_weights": unet.plain_state_dict(network),
@@ -139,7 +139,7 @@ def _stock(trainer: nnUNetTrainer, network: nn.Module) -> dict[str, Any]:
     }
 
 
-def _run(trainer: nnUNetTrainer, config: Config) -> dict[str, Any]:
+def _describe_run(trainer: nnUNetTrainer, config: Config) -> dict[str, Any]:
     return {
         "config": config.to_dict(),
         "dataset": trainer.plans_manager.dataset_name,

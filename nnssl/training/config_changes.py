@@ -29,7 +29,7 @@ def refuse_overwrite(output_folder: str | Path, config: Mapping[str, Any], overw
     finished = Path(output_folder) / FINAL
     if overwrite or not finished.is_file():
         return
-    found = _differences_to(finished, config)
+    found = _compare_with_file(finished, config)
     if found:
         raise RuntimeError(
             f"{output_folder} holds a finished run with another configuration:\n"
@@ -40,14 +40,14 @@ def refuse_overwrite(output_folder: str | Path, config: Mapping[str, Any], overw
         )
 
 
-def _differences_to(finished: Path, config: Mapping[str, Any]) -> list[str]:
+def _compare_with_file(finished: Path, config: Mapping[str, Any]) -> list[str]:
     try:
         stored = read_checkpoint(finished).get("nnssl", {}).get("config")
     except ValueError as error:
         return [str(error)]
     if stored is None:
         return ["its checkpoint_final.pth was not written by nnSSL"]
-    differing = _differing(stored, config, ignored={"training.overwrite", "probe"})
+    differing = _find_differences(stored, config, ignored={"training.overwrite", "probe"})
     return [f"{name}: finished run {old!r}, now {new!r}" for name, old, new in differing]
 
 
@@ -72,8 +72,8 @@ def compare_resume(
     Raises:
         ValueError: anything else differs, with both values.
     """
-    differing = _differing(stored, today, ignored=set())
-    refused = [entry for entry in differing if not _allowed(entry[0], may_change)]
+    differing = _find_differences(stored, today, ignored=set())
+    refused = [entry for entry in differing if not _is_covered(entry[0], may_change)]
     if refused:
         raise ValueError(
             "The run cannot be continued, because its settings changed since it was started:\n"
@@ -84,24 +84,24 @@ def compare_resume(
     return [f"{name} changed from {old!r} to {new!r}" for name, old, new in differing]
 
 
-def _allowed(name: str, may_change: Collection[str]) -> bool:
+def _is_covered(name: str, may_change: Collection[str]) -> bool:
     return any(name == allowed or name.startswith(f"{allowed}.") for allowed in may_change)
 
 
-def _differing(
+def _find_differences(
     stored: Mapping[str, Any], today: Mapping[str, Any], ignored: set[str]
 ) -> list[tuple[str, Any, Any]]:
-    old, new = (_flat(plain(rename_knobs(c.get("sections", c)))) for c in (stored, today))
-    names = [name for name in {**old, **new} if not _allowed(name, ignored)]
+    old, new = (_flatten(plain(rename_knobs(c.get("sections", c)))) for c in (stored, today))
+    names = [name for name in {**old, **new} if not _is_covered(name, ignored)]
     pairs = ((name, old.get(name, _NOT_SET), new.get(name, _NOT_SET)) for name in names)
     return [(name, a, b) for name, a, b in pairs if a != b]
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, entry in value.items():
         if isinstance(entry, dict) and entry:
-            flat |= _flat(entry, f"{prefix}{name}.")
+            flat |= _flatten(entry, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = entry
     return flat

@@ -104,9 +104,9 @@ class nnSSLFinetuner(Interruptible):
         optimizer = torch.optim.SGD(
             groups, self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
         )
-        return optimizer, self._schedule(optimizer)
+        return optimizer, self._make_schedule(optimizer)
 
-    def _schedule(self, optimizer: torch.optim.Optimizer) -> PartSchedule:
+    def _make_schedule(self, optimizer: torch.optim.Optimizer) -> PartSchedule:
         warmup = self.settings.warmup_epochs
         return PartSchedule(optimizer, self.initial_lr, self.num_epochs, warmup)
 
@@ -118,7 +118,7 @@ class nnSSLFinetuner(Interruptible):
         check_fold(Path(self.preprocessed_dataset_folder), self.fold)
         train, val = super().do_split()
         records = read_cases(Path(self.preprocessed_dataset_folder_base), {*train, *val})
-        depth = self._depth if len(self.configuration_manager.patch_size) == 2 else None
+        depth = self._count_slices if len(self.configuration_manager.patch_size) == 2 else None
         self.labelled = labels.choose_labelled(self.budget, train, records, depth)
         return self.labelled.cases, list(val)
 
@@ -130,7 +130,7 @@ class nnSSLFinetuner(Interruptible):
             train = LabelledSlices(train, self.labelled.slices)
         return train, val
 
-    def _depth(self, case: str) -> int:
+    def _count_slices(self, case: str) -> int:
         """Slices of a preprocessed volume along array axis 0; reads no voxel."""
         if case not in self._depths:
             kind = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)
@@ -147,11 +147,11 @@ class nnSSLFinetuner(Interruptible):
         train_step = self.step
         val_step = self.current_epoch * self.num_val_iterations_per_epoch
         return (
-            self._stepped(train.data_loader, "train", train_step, processes),
-            self._stepped(val.data_loader, "validation", val_step, val_processes),
+            self._make_loader(train.data_loader, "train", train_step, processes),
+            self._make_loader(val.data_loader, "validation", val_step, val_processes),
         )
 
-    def _stepped(self, loader: Any, stream: Any, first: int, processes: int) -> SteppedLoader:
+    def _make_loader(self, loader: Any, stream: Any, first: int, processes: int) -> SteppedLoader:
         batches = SeededBatches(loader, self.settings.seed, stream, self.local_rank)
         return SteppedLoader(batches, first, processes, pin_memory=self.device.type == "cuda")
 
@@ -200,20 +200,20 @@ class nnSSLFinetuner(Interruptible):
     def _continue(self, stored: dict[str, Any]) -> None:
         self.config = self.compare_with_today(stored["config"])
         self._apply(self.config)
-        self.lr_scheduler = self._schedule(self.optimizer)
+        self.lr_scheduler = self._make_schedule(self.optimizer)
 
     def _write_records(self) -> None:
         assert self.config is not None
         assert self.labelled is not None
         write_resolved_config(self.output_folder, self.config.to_dict())
-        labels.write_labelled(self.output_folder, self.labelled, self._labelled_slices())
+        labels.write_labelled(self.output_folder, self.labelled, self._count_labelled_slices())
         self.print_to_log_file(self.labelled.describe())
 
-    def _labelled_slices(self) -> int:
+    def _count_labelled_slices(self) -> int:
         assert self.labelled is not None
         if self.labelled.slices is not None:
             return sum(map(len, self.labelled.slices.values()))
-        return sum(self._depth(case) for case in self.labelled.cases)
+        return sum(self._count_slices(case) for case in self.labelled.cases)
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()

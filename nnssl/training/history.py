@@ -70,12 +70,14 @@ class History:
         matplotlib.use("agg")
         from matplotlib import pyplot as plt
 
-        panels = self.panels(panels_of_objective)
+        panels = self.find_panels(panels_of_objective)
         rows = (len(panels) + 2) // 3
         figure, axes = plt.subplots(rows, 3, figsize=(15, 3.2 * rows), squeeze=False)
         for axis, (title, keys) in zip(axes.flat, panels.items(), strict=False):
             for key in keys:
-                axis.plot(*self._line(key), label=key, marker="." if self._sparse(key) else None)
+                axis.plot(
+                    *self._find_points(key), label=key, marker="." if self._is_sparse(key) else None
+                )
             axis.set(title=title, xlabel="epoch")
             axis.legend(fontsize=7)
         for axis in axes.flat[len(panels) :]:
@@ -85,19 +87,19 @@ class History:
             figure.savefig(part, dpi=80)
         plt.close(figure)
 
-    def _line(self, key: str) -> tuple[list[int], list[float]]:
+    def _find_points(self, key: str) -> tuple[list[int], list[float]]:
         """Epochs and values; what is not measured every epoch is joined over the gaps."""
         column = [float("nan") if v is None else v for v in self.values[key]]
-        if not self._sparse(key):
+        if not self._is_sparse(key):
             return list(range(len(column))), column
         epochs = [epoch for epoch, v in enumerate(self.values[key]) if v is not None]
         return epochs, [column[epoch] for epoch in epochs]
 
     @staticmethod
-    def _sparse(key: str) -> bool:
+    def _is_sparse(key: str) -> bool:
         return key.startswith("probe_")
 
-    def panels(self, of_objective: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
+    def find_panels(self, of_objective: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
         """Title -> the terms that there are; every term is in one panel."""
         change = tuple(sorted(k for k in self.values if k.startswith("weight_change")))
         common = {**PANELS, "relative change of the encoder's weights": change}
@@ -119,19 +121,19 @@ class WeightChange:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._first = self._stages(network)
+        self._first = self._read_stages(network)
 
     @torch.no_grad()
     def __call__(self, network: nn.Module) -> dict[str, float]:
         """`weight_change_stage_<s>` -> c_s."""
-        now = self._stages(network)
+        now = self._read_stages(network)
         return {
             f"weight_change_stage_{s}": float((new - old).norm() / old.norm().clamp_min(1e-12))
             for s, (new, old) in enumerate(zip(now, self._first, strict=True))
         }
 
     @staticmethod
-    def _stages(network: nn.Module) -> list[Tensor]:
+    def _read_stages(network: nn.Module) -> list[Tensor]:
         return [
             torch.cat([p.detach().float().cpu().flatten() for p in stage])
             for stage in unet.encoder_stage_parameters(network)

@@ -17,12 +17,12 @@ COLUMNS = 8
 def save_pictures(objective: Objective, batch: Batch, folder: Path, stem: str) -> None:
     """Draw the views of a batch, and what the objective has to show of it."""
     folder.mkdir(parents=True, exist_ok=True)
-    panels = {"views": _views(batch["views"]), **objective.illustrate(batch)}
+    panels = {"views": _stack_views(batch["views"]), **objective.illustrate(batch)}
     for name, panel in panels.items():
         _save(panel, folder / f"{stem}_{name}.png")
 
 
-def _views(views: dict[str, object]) -> Tensor:
+def _stack_views(views: dict[str, object]) -> Tensor:
     """(views, samples, H, W): first channel; of a volume its middle slice."""
     images = [view.image[:COLUMNS, 0] for view in views.values()]  # type: ignore[attr-defined]
     flat = [i if i.ndim == 3 else i[:, i.shape[1] // 2] for i in images]

@@ -41,7 +41,7 @@ class nnSSLPretrainer(PretrainingLoop):
         if not self.resumed:
             refuse_overwrite(folder, self.config.sections, self.settings.overwrite)
         self.probe = TrainingProbe(
-            self.probe_fold(),
+            self.make_probe_fold(),
             self.probe_settings,
             self.objective,
             self.settings.seed,
@@ -121,13 +121,13 @@ class nnSSLPretrainer(PretrainingLoop):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """The validation loss of the loaded weights; this network cannot segment."""
-        loader = self._validation_loader(get_allowed_n_proc_DA())
+        loader = self._make_validation_loader(get_allowed_n_proc_DA())
         if loader is None:
             self.print_to_log_file("Validation: no validation case can be drawn")
             return
         self.network.eval()
         steps = range(self.settings.num_val_iterations_per_epoch)
-        means = self._means([self.validation_step(next(loader)) for _ in steps])
+        means = self._average([self.validation_step(next(loader)) for _ in steps])
         loader.close()
         for key, value in means.items():
             self.print_to_log_file(f"Validation: {key} {value:.5g}")
@@ -168,7 +168,7 @@ class nnSSLPretrainer(PretrainingLoop):
 
     def _take_same_images(self, record: Mapping[str, Any]) -> None:
         """A resumed run goes on with the images without labels that it began with, whatever has
-        been added since; their number may decide the shape of the objective: it is built again."""
+        been added since: it is set up anew with these."""
         if self.unlabelled.record()["images"] == record["images"]:
             return
         self.print_to_log_file("Resume: other images without labels are there than when it began")

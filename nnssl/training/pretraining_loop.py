@@ -118,7 +118,7 @@ class PretrainingLoop(PretrainingSetup):
         seconds = max(time() - self._train_seconds, 1e-9)
         steps = len(train_outputs)
         images = self.budget.samples * sum(view.count for view in self.views.values())
-        means = self._means(self.epoch_terms)
+        means = self._average(self.epoch_terms)
         self._epoch_log: dict[str, float | None] = {
             "train_loss": means.pop("loss", None),
             **means,
@@ -137,13 +137,13 @@ class PretrainingLoop(PretrainingSetup):
             return self._to_floats(self.objective(self.prepare(batch)))
 
     def on_validation_epoch_end(self, val_outputs: list[Mapping[str, float]]) -> None:
-        means = self._means(val_outputs)
+        means = self._average(val_outputs)
         self._epoch_log["val_loss"] = means.get("loss")
         for term in self.objective.validated:
             if term in means:
                 self._epoch_log[f"val_{term}"] = means[term]
 
-    def _means(self, outputs: list[Mapping[str, float]]) -> dict[str, float]:
+    def _average(self, outputs: list[Mapping[str, float]]) -> dict[str, float]:
         """Mean of each term over steps and ranks; skipped steps do not count."""
         if self.is_ddp:
             gathered: list[Any] = [None] * dist.get_world_size()
@@ -160,7 +160,7 @@ class PretrainingLoop(PretrainingSetup):
         self.history.log(self.current_epoch, self._epoch_log)
         self._report(self._epoch_log)
         self.current_epoch += 1
-        better = self._better()
+        better = self._is_better()
         self._probe_features()
         if self.current_epoch % self.save_every == 0 and self.current_epoch < self.num_epochs:
             self.save_checkpoint(self.latest_checkpoint)
@@ -191,7 +191,7 @@ class PretrainingLoop(PretrainingSetup):
         if self.is_ddp:
             dist.barrier()
 
-    def _better(self) -> bool:
+    def _is_better(self) -> bool:
         """Whether the smoothed validation loss fell; without a criterion the latest is the best."""
         value = self.history.last("val_loss")
         if self.objective.best is None or value is None:

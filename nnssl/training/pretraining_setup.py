@@ -88,9 +88,9 @@ class PretrainingSetup(Interruptible):
         self.num_input_channels = determine_num_input_channels(
             self.plans_manager, self.configuration_manager, self.dataset_json
         )
-        self.train_cases, self.val_cases = self._cases()
+        self.train_cases, self.val_cases = self._read_cases()
         self.unlabelled = self._choose_unlabelled()
-        self.drawn_cases = [*self.train_cases, *self._unlabelled_cases()]
+        self.drawn_cases = [*self.train_cases, *self._make_unlabelled_cases()]
         torch.manual_seed(self.settings.seed)
         self.network: nn.Module = self._build_objective().to(self.device)
         # a resume has its own weights; the file then only says where the first ones came from
@@ -123,7 +123,7 @@ class PretrainingSetup(Interruptible):
         self.num_val_iterations_per_epoch = settings.num_val_iterations_per_epoch
         self.initial_lr, self.weight_decay = settings.initial_lr, settings.weight_decay
 
-    def _cases(self) -> tuple[list[Any], list[Any]]:
+    def _read_cases(self) -> tuple[list[Any], list[Any]]:
         self.folders = DataFolders(Path(self.preprocessed_dataset_folder), self.fold)
         return tuple(  # type: ignore[return-value]
             read_case_table(
@@ -142,12 +142,12 @@ class PretrainingSetup(Interruptible):
         if self.recorded_unlabelled is not None:
             chosen = find_recorded(self.folders.own, self.recorded_unlabelled)
         else:
-            chosen = choose_images(self._fold_of_cases(), self.sampling.unlabelled)
+            chosen = choose_images(self._describe_fold(), self.sampling.unlabelled)
         if chosen.members or chosen.left_out:
             self.print_to_log_file(f"Beside the training cases: {chosen.describe()}")
         return chosen
 
-    def _fold_of_cases(self) -> PretrainingFold:
+    def _describe_fold(self) -> PretrainingFold:
         validation = () if self.fold == "all" else tuple(c.identifier for c in self.val_cases)
         return PretrainingFold(
             self.folders.preprocessed,
@@ -157,7 +157,7 @@ class PretrainingSetup(Interruptible):
             validation,
         )
 
-    def _unlabelled_cases(self) -> list[Case]:
+    def _make_unlabelled_cases(self) -> list[Case]:
         return self.unlabelled.make_cases(
             self.train_cases,
             Path(self.preprocessed_dataset_folder_base),
@@ -178,7 +178,7 @@ class PretrainingSetup(Interruptible):
         planned_channels = self.label_manager.num_segmentation_heads
         channels = kind.output_channels(self.num_input_channels) or planned_channels
         network = build_network(self.configuration_manager, self.num_input_channels, channels)
-        self.budget = self._divide(network, kind)
+        self.budget = self._divide_budget(network, kind)
         context = Context(
             self.num_input_channels,
             self.budget.patch_size,
@@ -191,7 +191,7 @@ class PretrainingSetup(Interruptible):
             float32_where_shallow(objective)
         return objective
 
-    def _divide(self, network: nn.Module, kind: type[Objective]) -> Budget:
+    def _divide_budget(self, network: nn.Module, kind: type[Objective]) -> Budget:
         """Patch, raw patch and number of raw patches per step (the only place that sets them)."""
         manager, sampling = self.configuration_manager, self.sampling
         planned = tuple(int(n) for n in manager.patch_size)
@@ -223,14 +223,14 @@ class PretrainingSetup(Interruptible):
         """Have the maps made that the objective wants and this run lacks."""
         for wanted in self.objective.dense_targets:
             maker = DENSE_TARGETS[wanted.kind]
-            maker.make(wanted, self._target_run(), self.print_to_log_file)
+            maker.make(wanted, self._describe_run(), self.print_to_log_file)
 
     def check_dense_targets(self) -> None:
         """Refuse maps that are missing or were made for another run (ValueError)."""
         for wanted in self.objective.dense_targets:
-            DENSE_TARGETS[wanted.kind].check(wanted, self._target_run())
+            DENSE_TARGETS[wanted.kind].check(wanted, self._describe_run())
 
-    def _target_run(self) -> TargetRun:
+    def _describe_run(self) -> TargetRun:
         return TargetRun(
             self.folders,
             self.plans_manager.plans,
@@ -239,7 +239,7 @@ class PretrainingSetup(Interruptible):
             tuple(Image(c.identifier, c.folder) for c in (*self.drawn_cases, *self.val_cases)),
         )
 
-    def probe_fold(self) -> ProbeFold:
+    def make_probe_fold(self) -> ProbeFold:
         """What the probe looks at: this run's fold."""
         return ProbeFold(
             self.plans_manager.plans,
@@ -283,7 +283,7 @@ class PretrainingSetup(Interruptible):
         processes = get_allowed_n_proc_DA()
         pins = self.device.type == "cuda"
         train = SteppedLoader(self.batch_maker, self.step, processes, pins)
-        return train, self._validation_loader(processes)
+        return train, self._make_validation_loader(processes)
 
     @cached_property
     def batch_maker(self) -> BatchMaker:
@@ -298,7 +298,7 @@ class PretrainingSetup(Interruptible):
             self.local_rank,
         )
 
-    def _validation_loader(self, processes: int) -> SteppedLoader | None:
+    def _make_validation_loader(self, processes: int) -> SteppedLoader | None:
         maker = make_validation_batches(
             self.batch_maker, self.val_cases, self.settings.num_val_iterations_per_epoch
         )

@@ -137,7 +137,7 @@ def test_images_of_training_patients_enter_batches(
         for image, box, name in zip(batch["image"], batch["box"], batch["identifier"], strict=True):
             if name in frames:
                 check_voxels(image, box, open_image(pool / f"{name}.b2nd")[:])
-    loader = trainer._validation_loader(0)
+    loader = trainer._make_validation_loader(0)
     assert set(next(loader)["identifier"]) == {"p0_f0", "p0_f1"}
     loader.close()
     assert (pool / "occupancy" / "p1_4d_frame01.npz").is_file()

@@ -225,4 +225,4 @@ def test_bad_knobs_are_named(
 def test_every_knob_has_a_line_of_meaning(kind: type) -> None:
     meanings = inspect.getdoc(kind).split("Args:")[1].split("Raises:")[0]
     described = re.findall(r"^    (\w+): .", meanings, re.MULTILINE)
-    assert described == list(checks.knobs(kind, ("network", "context")))
+    assert described == list(checks.find_knobs(kind, ("network", "context")))

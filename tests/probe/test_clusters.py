@@ -56,7 +56,7 @@ def bright(image: torch.Tensor) -> torch.Tensor:
 def probe(tiny_dataset: Any) -> Probe:
     trainer = tiny_dataset.trainer(trainer_class("nnSSLClusteringTrainer"))
     trainer.initialize()
-    return Probe(trainer.probe_fold(), ProbeSettings(probe_draws=1), CPU, clusters=3)
+    return Probe(trainer.make_probe_fold(), ProbeSettings(probe_draws=1), CPU, clusters=3)
 
 
 @pytest.mark.parametrize("patch_size", [(16, 16), (6, 16, 16), (64, 64)])
@@ -149,7 +149,7 @@ def test_the_random_encoder_is_the_one_that_the_run_began_with(tiny_dataset: Any
     seed, count = read_initial_state(checkpoint)
     assert (seed, count) == (trainer.settings.seed, 1)
     with isolate_generators(CPU, seed):
-        network = build_random_network(trainer.probe_fold(), CPU, count)
+        network = build_random_network(trainer.make_probe_fold(), CPU, count)
     found = unet.plain_state_dict(network)
     assert same(found, unet.plain_state_dict(trainer.objective.network))
     assert read_initial_state({"network_weights": {}})[1] == 2

@@ -88,7 +88,7 @@ def test_a_method_with_dense_targets_of_its_own_trains(
     with pytest.raises(ValueError, match="lacks images"):
         trainer.check_dense_targets()
     monkeypatch.setattr(
-        trainer.history, "plot", lambda _, panels: drawn.append(trainer.history.panels(panels))
+        trainer.history, "plot", lambda _, panels: drawn.append(trainer.history.find_panels(panels))
     )
     trainer.run_training()
 
