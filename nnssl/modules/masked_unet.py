@@ -70,27 +70,13 @@ class _CountingVisible(nn.Module):
             return _masked_norm(x.float(), mask, norm.weight, norm.bias, norm.eps).to(x.dtype)
 
 
-class _MaskedConv2d(_Hiding, nn.Conv2d):
-    pass
-
-
-class _MaskedConv3d(_Hiding, nn.Conv3d):
-    pass
-
-
-class _MaskedInstanceNorm2d(_CountingVisible, nn.InstanceNorm2d):
-    pass
-
-
-class _MaskedInstanceNorm3d(_CountingVisible, nn.InstanceNorm3d):
-    pass
-
-
 _MASKED: dict[type, type] = {
-    nn.Conv2d: _MaskedConv2d,
-    nn.Conv3d: _MaskedConv3d,
-    nn.InstanceNorm2d: _MaskedInstanceNorm2d,
-    nn.InstanceNorm3d: _MaskedInstanceNorm3d,
+    kind: type(f"Masked{kind.__name__}", (mask, kind), {})
+    for mask, kinds in (
+        (_Hiding, (nn.Conv2d, nn.Conv3d)),
+        (_CountingVisible, (nn.InstanceNorm2d, nn.InstanceNorm3d)),
+    )
+    for kind in kinds
 }
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 

@@ -1,15 +1,18 @@
 """Numbers that show whether embeddings are useful or collapsed; no gradient, scalars (0-d).
 
 Those of embeddings, but for the effective rank, look at directions: rows are divided by their
-length first. `every_second` is for maps, where neighbours tell nearly the same.
+length first. `every_second` is for maps, where neighbours tell nearly the same; `evaluating` lets
+one look at a network that is being trained.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 
@@ -111,3 +114,16 @@ def every_second(maps: Tensor) -> Tensor:
     index: Any = (..., *[slice(None, None, 2)] * (maps.ndim - 2))
     thin: Tensor = maps[index]
     return thin
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradient; afterwards every part of the module is in the mode it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -15,7 +15,6 @@ from torch.nn import Module, ModuleList, functional
 from nnssl.common.checks import Count, Fraction, Positive, Whole
 from nnssl.losses.clustering import cluster_shares, sinkhorn, swapped_prediction
 from nnssl.modules import cluster_metrics, metrics, unet
-from nnssl.modules.features import evaluating
 from nnssl.modules.grids import align, overlap
 from nnssl.modules.heads import MLP, Normalisation, Prototypes
 from nnssl.modules.memory import MemoryBank, MomentumCopy
@@ -159,7 +158,7 @@ class ClusteringObjective(Objective):
 
     def clusters(self, image: Tensor) -> Tensor:
         """Nearest prototype of every voxel's token, (B, *S) int64."""
-        with evaluating(self):
+        with metrics.evaluating(self):
             embedding, cells = self._embed(self.network, self.projector, image)
             tokens = self.prototypes(embedding).argmax(1).reshape(len(image), 1, *cells)
         return functional.interpolate(tokens.float(), image.shape[2:]).long()[:, 0]

@@ -46,8 +46,6 @@ class MAEObjective(ReconstructionObjective):
         block: voxels of a block per array axis; null: the bottleneck's stride.
         normalise_target: reconstruct each block's deviation from its own mean, in its own standard
             deviations.
-        skips: whether the decoder sees skip connections.
-        position: weight of the voxels' positions, see `ReconstructionObjective`.
     """
 
     default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -39,8 +39,6 @@ class ModelsGenesisObjective(ReconstructionObjective):
         nonlinear: probability of a non-linear intensity curve, per channel.
         paint: probability of a painting.
         outpaint: share of out-painting among the paintings; the rest is in-painting.
-        skips: whether the decoder sees skip connections.
-        position: weight of the voxels' positions, see `ReconstructionObjective`.
     """
 
     default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {

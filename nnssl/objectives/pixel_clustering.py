@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from nnssl.losses.clustering import cluster_shares, map_cross_entropy
 from nnssl.modules import cluster_metrics, metrics, unet
-from nnssl.modules.features import evaluating
 from nnssl.modules.grids import compose, invert, sample
 from nnssl.objectives.base import Batch, Context, DenseTargets, Objective
 from nnssl.views import View
@@ -103,7 +102,7 @@ class PixelClusteringObjective(Objective):
 
     def clusters(self, image: Tensor) -> Tensor:
         """Most likely cluster of every voxel, (B, *S) int64."""
-        with evaluating(self):
+        with metrics.evaluating(self):
             return self._logits(image).argmax(1)
 
     def illustrate(self, batch: Batch) -> dict[str, Tensor]:

@@ -40,9 +40,6 @@ class SparkObjective(MAEObjective):
         mask_ratio: share of the blocks that is hidden; more is harder; two stay at least.
         block: voxels of a block per array axis, multiples of the bottleneck's stride, which is also
             what null means.
-        normalise_target: reconstruct each block's deviation from its own mean, in its own standard
-            deviations.
-        position: weight of the voxels' positions, see `ReconstructionObjective`.
     """
 
     least_visible = 2  # cells of the bottleneck that InstanceNorm needs

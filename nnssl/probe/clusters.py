@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from nnssl.cluster_maps.deep_features import windows
 from nnssl.data.case_table import Case
-from nnssl.modules.features import Block
+from nnssl.probe.features import Block
 from nnssl.probe.volumes import Examples, Volumes, read_features_at
 
 FITTED_VOXELS = 1000  # per training volume, of any class

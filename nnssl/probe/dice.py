@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nnssl.modules.features import Block
-from nnssl.modules.linear_probe import LinearProbe, RidgeSums, balanced
+from nnssl.probe.features import Block
+from nnssl.probe.linear_probe import LinearProbe, RidgeSums, balanced
 from nnssl.probe.volumes import Examples
 
 RIDGE = 1e-2

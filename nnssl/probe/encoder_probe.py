@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnssl.data.case_table import Case
-from nnssl.modules.features import Block, encode_blocks, evaluating
+from nnssl.modules.metrics import evaluating
 from nnssl.probe.clusters import ClusterCases, FeatureClusters
 from nnssl.probe.dice import DiceTable, Fit, Scorer
+from nnssl.probe.features import Block, encode_blocks
 from nnssl.probe.slices import Slices
 from nnssl.probe.volumes import Examples, Volumes
 

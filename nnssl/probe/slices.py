@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from nnssl.data.case_table import Case
-from nnssl.modules.features import Block
 from nnssl.modules.metrics import effective_rank
-from nnssl.modules.retrieval import neighbours, plane_embeddings, position_error
+from nnssl.probe.features import Block
+from nnssl.probe.retrieval import embed_planes, find_neighbours, measure_position_error
 
 NEIGHBOURS = 5
 
@@ -36,7 +36,7 @@ class Slices:
             parts.append((first, cells.float().cpu()))
             yield block
         self.cases.append(case)
-        self.embeddings.append(plane_embeddings(_join_cells(parts), case.axis))
+        self.embeddings.append(embed_planes(_join_cells(parts), case.axis))
 
     @property
     def matrix(self) -> Tensor:
@@ -85,12 +85,12 @@ class Slices:
         patients = self.numbers("patient")
         if patients.unique().numel() < 2:
             return found
-        error, chance = position_error(matrix, self.positions, patients, rows, NEIGHBOURS)
+        error, chance = measure_position_error(matrix, self.positions, patients, rows, NEIGHBOURS)
         return {**found, "position_error": error, "position_chance": chance}
 
     def find_nearest(self, rows: Tensor) -> Tensor:
         """(len(rows), k) planes of other patients, nearest first."""
-        return neighbours(self.matrix, self.numbers("patient"), rows, NEIGHBOURS)[0]
+        return find_neighbours(self.matrix, self.numbers("patient"), rows, NEIGHBOURS)[0]
 
 
 def _join_cells(parts: Sequence[tuple[tuple[int, ...], Tensor]]) -> Tensor:

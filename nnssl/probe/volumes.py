@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnssl.modules.features import Block
 from nnssl.nnunet.images import CaseError, image_file, open_image
+from nnssl.probe.features import Block
 
 BACKGROUND, IGNORE = 0, "ignore"
 NO_STRUCTURE = "foreground"  # name of the mask that converters write for unlabelled data

@@ -22,8 +22,7 @@ from nnssl.data.supervised_batches import (
     seed_everything,
     single_threaded_augmentation,
 )
-from nnssl.finetuning.groups import parameter_groups
-from nnssl.finetuning.schedules import PartSchedule
+from nnssl.finetuning.learning_rates import PartSchedule, group_parameters
 from nnssl.leakage.check import Evaluation
 from nnssl.modules import unet
 from nnssl.nnunet.cases import read_cases
@@ -92,8 +91,8 @@ class nnSSLFinetuner(Interruptible):
         self._loaded_from_outside = True
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PartSchedule]:
-        """nnU-Net's SGD, with a group per part (see `parameter_groups`)."""
-        groups = parameter_groups(
+        """nnU-Net's SGD, with a group per part (see `group_parameters`)."""
+        groups = group_parameters(
             self.planned_network,
             self.weights_record["loaded"],
             self.settings.encoder_lr_scale,

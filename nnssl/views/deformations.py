@@ -11,13 +11,14 @@ sample on the device.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nnssl.views.intensity import robust_range
-from nnssl.views.randomness import generator, torch_generator
+from nnssl.views.randomness import draw_fields, generator
 
 WINDOWS_PER_VOXEL = 10_000 / (64 * 64 * 32)  # of the original, for cubes of 64 x 64 x 32
 LARGEST_WINDOW = 10  # windows of local shuffling are at most 1/10 of each axis
@@ -156,7 +157,8 @@ def local_shuffle(
         (n, C, *S), each value one of the image's own.
     """
     size = image.shape[2:]
-    bits = torch.stack([_random_bits(key, image.device, salt, size) for key in keys])  # (n, *S)
+    draw = partial(torch.randint, 2 ** (RANDOM_BITS * 4))
+    bits = draw_fields(draw, keys, size, image.device, salt, "shuffle field")  # (n, *S)
     sides = [max(1, length // LARGEST_WINDOW) for length in size]
     levels = 2**RANDOM_BITS
     volume = float(np.prod([(side + 1) / 2 for side in sides]))  # of a mean window
@@ -169,11 +171,6 @@ def local_shuffle(
         source = source * length + _mirrored(own + step, length)
     voxels = image.flatten(2)
     return voxels.gather(2, source.flatten(1)[:, None].expand_as(voxels)).view_as(image)
-
-
-def _random_bits(key: Tensor, device: torch.device, salt: str, size: Sequence[int]) -> Tensor:
-    random = torch_generator(key, device, salt, "shuffle field")
-    return torch.randint(2 ** (RANDOM_BITS * 4), tuple(size), generator=random, device=device)
 
 
 def _draw(bits: Tensor, number: int) -> Tensor:
@@ -221,15 +218,8 @@ def paint_boxes(
     outside = torch.tensor([out for out, _ in drawn], device=image.device)
     boxes = torch.from_numpy(np.stack([box for _, box in drawn])).to(image.device)
     noisy = _inside(boxes, size) ^ outside.reshape(-1, *[1] * len(size))  # (n, *S)
-    fields = [
-        torch.rand(
-            image.shape[1:],
-            generator=torch_generator(key, image.device, salt, "paint field"),
-            device=image.device,
-        )
-        for key in keys
-    ]
-    return torch.where(noisy[:, None], low + (high - low) * torch.stack(fields), image)
+    fields = draw_fields(torch.rand, keys, image.shape[1:], image.device, salt, "paint field")
+    return torch.where(noisy[:, None], low + (high - low) * fields, image)
 
 
 def _boxes(

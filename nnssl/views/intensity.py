@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nnssl.common.checks import Fraction, Rule
 from nnssl.views.geometry import fine_axes
-from nnssl.views.randomness import generator, torch_generator
+from nnssl.views.randomness import draw_fields, generator
 
 S = TypeVar("S")
 RISING = Rule(lambda given: given[-2] <= given[-1], "the smaller first")
@@ -50,15 +50,9 @@ class IntensityContext:
 
 def noise(image: Tensor, strength: Tensor, context: IntensityContext) -> Tensor:
     """Gaussian noise: `x + strength * std(x) * n`, n from N(0, 1)."""
-    fields = [
-        torch.randn(
-            image.shape[1:],
-            generator=torch_generator(key, image.device, context.salt, "noise field"),
-            device=image.device,
-        )
-        for key in context.keys
-    ]
-    return image + strength * _std(image) * torch.stack(fields)
+    salt = (context.salt, "noise field")
+    fields = draw_fields(torch.randn, context.keys, image.shape[1:], image.device, *salt)
+    return image + strength * _std(image) * fields
 
 
 def blur(image: Tensor, strength: Tensor, context: IntensityContext) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -23,17 +24,28 @@ def generator(key: Tensor, *salt: str | int) -> np.random.Generator:
 
 
 def torch_generator(key: Tensor, device: torch.device | str, *salt: str | int) -> torch.Generator:
-    """Torch generator of one sample on a device, for random fields too large to draw on the CPU.
+    """The same of torch, on the device where a field will be drawn; CPU and GPU differ."""
+    return torch.Generator(device).manual_seed(_seed(key, salt) % 2**63)
+
+
+def draw_fields(
+    draw: Callable[..., Tensor],
+    keys: Tensor,
+    size: Sequence[int],
+    device: torch.device,
+    *salt: str | int,
+) -> Tensor:
+    """A random field of each sample, drawn on the device, (n, *size).
 
     Args:
-        key: int64 (4,), one row of `batch["key"]`.
-        device: where the field will be drawn; CPU and GPU give different fields.
-        salt: names the use; different salts give independent streams.
-
-    Raises:
-        ValueError: the key is not one row of integers.
+        draw: `torch.randn` or one that is called like it.
+        keys: int64 (n, 4).
+        size: of one field.
+        device: where the fields are drawn.
+        salt: names the use.
     """
-    return torch.Generator(device).manual_seed(_seed(key, salt) % 2**63)
+    generators = [torch_generator(key, device, *salt) for key in keys]
+    return torch.stack([draw(tuple(size), generator=g, device=device) for g in generators])
 
 
 def _seed(key: Tensor, salt: tuple[str | int, ...]) -> int:

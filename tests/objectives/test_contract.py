@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +11,6 @@ import torch
 from torch import nn
 from toys import TOYS
 
-from nnssl.common import checks
 from nnssl.modules import unet
 from nnssl.objectives import OBJECTIVES, Context, Objective
 from nnssl.views import RandomView
@@ -219,10 +216,3 @@ def test_bad_knobs_are_named(
     context = Context(1, (16, 16), (1.0, 1.0))
     with pytest.raises(ValueError, match=message):
         OBJECTIVES[name](make_unet(2, classes=1), context, **knobs)
-
-
-@pytest.mark.parametrize("kind", [*OBJECTIVES.values(), RandomView])
-def test_every_knob_has_a_line_of_meaning(kind: type) -> None:
-    meanings = inspect.getdoc(kind).split("Args:")[1].split("Raises:")[0]
-    described = re.findall(r"^    (\w+): .", meanings, re.MULTILINE)
-    assert described == list(checks.find_knobs(kind, ("network", "context")))

@@ -9,7 +9,6 @@ volume: instance normalisation takes its statistics from the tile (as from a pat
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -24,19 +23,6 @@ from nnssl.modules import grids, unet
 MOST_VOXELS = 2**20  # of the images that are encoded at a time
 MARGIN = 2  # bottleneck cells by which a tile overlaps its neighbours
 _UPSAMPLING = {2: "bilinear", 3: "trilinear"}
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradient; afterwards every part of the module is in the mode it had."""
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        module.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 @dataclass(frozen=True)

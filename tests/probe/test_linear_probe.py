@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from nnssl.modules.linear_probe import LinearProbe, RidgeSums, balanced
-from tests.modules.dense import dense_features
+from nnssl.probe.linear_probe import LinearProbe, RidgeSums, balanced
+from tests.probe.dense import dense_features
 
 linear_model = pytest.importorskip("sklearn.linear_model")
 
@@ -42,7 +42,7 @@ def test_equals_ridge_of_scikit_learn(alpha: float) -> None:
     found = fitted(x, y, weights, alpha).scores(x)
     assert np.allclose(found, reference.predict(z), atol=1e-8)
     classifier = linear_model.RidgeClassifier(alpha * len(y), class_weight="balanced").fit(z, y)
-    assert (fitted(x, y, weights, alpha).predict(x).numpy() == classifier.predict(z)).all()
+    assert (fitted(x, y, weights, alpha).scores(x).argmax(1).numpy() == classifier.predict(z)).all()
 
 
 def test_large_offsets_and_constant_features_cost_nothing() -> None:
@@ -65,7 +65,7 @@ def test_balanced_weights_give_every_class_the_same_say() -> None:
 def test_a_class_without_example_is_never_predicted() -> None:
     x, y = planted()
     counts = torch.bincount(y, minlength=5)
-    assert set(fitted(x, y, balanced(counts), 0.1).predict(-100 * x).tolist()) <= {0, 1, 2}
+    assert set(fitted(x, y, balanced(counts), 0.1).scores(-100 * x).argmax(1).tolist()) <= {0, 1, 2}
 
 
 @pytest.mark.parametrize(("alpha", "added"), [(0.0, True), (0.1, False)])
@@ -94,6 +94,6 @@ def test_textures_are_separable_and_shuffled_labels_are_not(
     accuracy = {}
     for name, target in (("true", y), ("shuffled", shuffled)):
         probe = fitted(x[train], target[train], torch.ones(2), 1e-2)
-        accuracy[name] = (probe.predict(x[~train]) == target[~train]).double().mean()
+        accuracy[name] = (probe.scores(x[~train]).argmax(1) == target[~train]).double().mean()
     assert accuracy["true"] > 0.75
     assert abs(accuracy["shuffled"] - 0.5) < 0.06

@@ -1,4 +1,4 @@
-"""Parameter groups: each part of the network with a learning rate of its own."""
+"""Learning rates: a group for each part of the network, and nnU-Net's schedule for each group."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Collection
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
+
+EXPONENT = 0.9  # of the decay, nnU-Net's
 
 
-def parameter_groups(
+def group_parameters(
     network: nn.Module,
     transferred: Collection[str],
     encoder_lr_scale: float = 1.0,
@@ -45,3 +48,35 @@ def parameter_groups(
         for name, parameters in members.items()
         if parameters
     ]
+
+
+class PartSchedule:
+    """Learning rate of each group as a function of the epoch e.
+
+        lr(e) = initial_lr * (1 - e / epochs)^0.9 * min(1, (e + 1) / (warmup_epochs + 1)) * lr_scale
+
+    and 0 while e < frozen_epochs. `lr_scale` and `frozen_epochs` stand in the groups (see
+    `group_parameters`). nnU-Net's own schedulers give every group the same rate; without warm-up
+    and with scale 1 the values are exactly those of its `PolyLRScheduler`.
+
+    Args:
+        optimizer: its groups are written at every `step`.
+        initial_lr: rate at scale 1 before decay.
+        epochs: length of the run.
+        warmup_epochs: epochs below the full rate.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, initial_lr: float, epochs: int, warmup_epochs: int = 0
+    ) -> None:
+        self.optimizer, self.initial_lr = optimizer, initial_lr
+        self.epochs, self.warmup_epochs = epochs, warmup_epochs
+        self.step(0)
+
+    def step(self, epoch: int) -> None:
+        """Sets the rates of an epoch."""
+        decayed = self.initial_lr * (1 - epoch / self.epochs) ** EXPONENT
+        base = decayed * min(1.0, (epoch + 1) / (self.warmup_epochs + 1))
+        for group in self.optimizer.param_groups:
+            frozen = epoch < group.get("frozen_epochs", 0)
+            group["lr"] = 0.0 if frozen else base * group.get("lr_scale", 1.0)

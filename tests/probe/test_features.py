@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from nnssl.modules import features, unet
-from tests.modules.dense import dense, dense_features
+from nnssl.modules import unet
+from nnssl.modules.metrics import evaluating
+from nnssl.probe import features
+from tests.probe.dense import dense, dense_features
 
 FEATURES = 4 + 6 + 8
 VOLUME = (5, 19, 22)  # no multiple of the strides
@@ -78,7 +80,7 @@ def test_tiles_equal_the_whole_where_the_receptive_field_is_finite(
     whole = dense_features(network, image)
     tiled = dense_features(network, image, most_voxels=10 * 100 * 36, margin=8)
     assert torch.allclose(whole, tiled, atol=1e-5)
-    with features.evaluating(network):
+    with evaluating(network):
         assert len(list(features.encode_blocks(network, image, 10 * 100 * 36, margin=8))) > 1
 
 
@@ -96,7 +98,7 @@ def test_tiles_of_a_normalised_network_stay_close(make_unet: Callable[..., nn.Mo
 def test_points_and_projections_equal_the_dense_features(unet: nn.Module, most: int) -> None:
     image = volume()
     weight = torch.randn(3, FEATURES, generator=torch.Generator().manual_seed(3))
-    with features.evaluating(unet):
+    with evaluating(unet):
         for block in features.encode_blocks(unet, image, most, margin=1):
             every_voxel = dense(block)
             assert every_voxel.shape[1:] == block.shape == image[(0, *block.where)].shape
@@ -112,7 +114,7 @@ def test_cells_of_all_blocks_fill_the_bottleneck_map(unet: nn.Module) -> None:
     planar = len(unet.encoder.strides[0]) == 2
     expected = (5, 5, 6) if planar else (3, 5, 6)
     filled = torch.zeros(expected)
-    with features.evaluating(unet):
+    with evaluating(unet):
         for block in features.encode_blocks(unet, volume(), 1500, margin=1):
             first, cells = block.cells()
             where = tuple(slice(b, b + n) for b, n in zip(first, cells.shape[1:], strict=True))

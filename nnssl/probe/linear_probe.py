@@ -26,10 +26,6 @@ class LinearProbe:
         """(N, F) to (N, K)."""
         return x.to(self.weight.dtype) @ self.weight.T + self.bias
 
-    def predict(self, x: Tensor) -> Tensor:
-        """(N, F) to class indices (N,)."""
-        return self.scores(x).argmax(1)
-
 
 class RidgeSums:
     """Sums over a stream of labelled features, from which the classifier follows.
@@ -38,8 +34,9 @@ class RidgeSums:
 
     .. math:: \\min_{B, b} \\sum_i w_i |y_i - B z_i - b|^2 + \\alpha |B|^2
 
-    which equals scikit-learn's `Ridge` of standardised features with `alpha * sum(weights)`. All
-    in float64 on the device of `class_weights`; memory is F x F, whatever the number of voxels.
+    which equals scikit-learn's `Ridge` of standardised features with `alpha * sum(weights)`; that
+    one wants all voxels at once. Here memory is F x F, whatever their number, and all is float64 on
+    the device of `class_weights`.
 
     Args:
         features: F.

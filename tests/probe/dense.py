@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnssl.modules.features import Block, encode_blocks, evaluating
+from nnssl.modules.metrics import evaluating
+from nnssl.probe.features import Block, encode_blocks
 
 
 def dense(block: Block) -> Tensor:

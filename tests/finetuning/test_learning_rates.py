@@ -1,4 +1,4 @@
-"""Rates per group; nnU-Net's own schedule where nothing is asked for."""
+"""Every parameter is in one group; rates per group; nnU-Net's own schedule if nothing is asked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,38 @@ import pytest
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
-from nnssl.finetuning.schedules import PartSchedule
+from nnssl.finetuning.learning_rates import PartSchedule, group_parameters
+from nnssl.finetuning.weights import wanted_keys
+
+
+def names(groups):
+    return [group["name"] for group in groups]
+
+
+def test_every_parameter_is_in_exactly_one_group(unet):
+    for keys in ([], wanted_keys(unet, None, "encoder"), wanted_keys(unet, None, "trained")):
+        groups = group_parameters(unet, keys)
+        members = [id(p) for group in groups for p in group["params"]]
+        assert sorted(members) == sorted(id(p) for p in unet.parameters())
+        torch.optim.SGD(groups, 0.1)
+
+
+def test_groups_follow_what_was_transferred(make_unet):
+    unet = make_unet(2)
+    assert names(group_parameters(unet, [])) == ["random"]
+    assert names(group_parameters(unet, wanted_keys(unet, None, "encoder"))) == [
+        "encoder",
+        "random",
+    ]
+    groups = group_parameters(unet, wanted_keys(unet, None, "trained"), 0.1, 0.2, 0.3, 5)
+    assert names(groups) == ["encoder", "decoder", "random"]
+    assert [group["lr_scale"] for group in groups] == [0.1, 0.2, 0.3]
+    assert [group["frozen_epochs"] for group in groups] == [5, 0, 0]
+    encoder = {id(p) for p in unet.encoder.parameters()}
+    assert {id(p) for p in groups[0]["params"]} == encoder
+    seg_layers = {id(p) for p in unet.decoder.seg_layers.parameters()}
+    assert {id(p) for p in groups[2]["params"]} == seg_layers
+    assert all(p.requires_grad for p in unet.parameters())
 
 
 def optimizer(**groups):
@@ -23,7 +54,7 @@ def rates(schedule, epochs):
     found = []
     for epoch in range(epochs):
         schedule.step(epoch)
-        found.append(schedule.get_last_lr())
+        found.append([group["lr"] for group in schedule.optimizer.param_groups])
     return found
 
 

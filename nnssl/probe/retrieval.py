@@ -21,7 +21,7 @@ class PositionError(NamedTuple):
     chance: float
 
 
-def plane_embeddings(cells: Tensor, axis: int, grid: int = 3) -> Tensor:
+def embed_planes(cells: Tensor, axis: int, grid: int = 3) -> Tensor:
     """One vector per plane of a bottleneck map, averaged over a grid of cells in the plane.
 
     Args:
@@ -36,7 +36,7 @@ def plane_embeddings(cells: Tensor, axis: int, grid: int = 3) -> Tensor:
     return functional.adaptive_avg_pool2d(planes.float(), grid).flatten(1)
 
 
-def neighbours(
+def find_neighbours(
     embeddings: Tensor, groups: Tensor, queries: Tensor, count: int = 5
 ) -> tuple[Tensor, Tensor]:
     """The most similar slices of other patients, by cosine of the standardised embeddings.
@@ -63,7 +63,7 @@ def neighbours(
     return similarity.topk(min(count, fewest), dim=1).indices, allowed
 
 
-def position_error(
+def measure_position_error(
     embeddings: Tensor,
     positions: Tensor,
     groups: Tensor,
@@ -81,7 +81,7 @@ def position_error(
         count: neighbours k.
         seed: of the random slices.
     """
-    nearest, allowed = neighbours(embeddings, groups, queries, count)
+    nearest, allowed = find_neighbours(embeddings, groups, queries, count)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.multinomial(allowed.double(), nearest.shape[1], generator=generator)
     true = positions[queries].double()
