@@ -12,14 +12,13 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from difflib import get_close_matches
 from functools import cache, wraps
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-import annotated_types
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, GroupedMetadata, Gt, Interval, Predicate
 
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
@@ -41,7 +40,7 @@ class MismatchError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule(annotated_types.Predicate):
+class Rule(Predicate):
     """A condition in an annotation, with the words that tell it to the user.
 
     `Annotated[tuple[float, float], Rule(lambda pair: pair[0] <= pair[1], "the smaller first")]`
@@ -173,29 +172,29 @@ def describe(annotation: Any, limits: str = "") -> str:
     return SCALARS.get(annotation, "any value") + limits
 
 
-def _limits(metadata: Iterable[Any]) -> str:
-    """Words for bounds: " of at least 1", " above 0 and at most 1", " (not empty)"."""
-    bounds, others = [], []
-    for item in _unpacked(metadata):
-        for key, words in BOUNDS.items():
-            if (bound := getattr(item, key, None)) is not None:
-                bounds.append(f"{words} {bound}")
-        if isinstance(item, annotated_types.MultipleOf):
-            others.append(f"a multiple of {item.multiple_of}")
-        if isinstance(item, annotated_types.MinLen):
-            others.append("not empty" if item.min_length == 1 else f"at least {item.min_length}")
-        if isinstance(item, annotated_types.MaxLen):
-            others.append(f"at most {item.max_length}")
-        if isinstance(item, Rule):
-            others.append(item.words)
-    numbers = " and ".join(bounds)
-    start = " of " if numbers.startswith("at") else " "
-    return (start + numbers) * bool(bounds) + f" ({', '.join(others)})" * bool(others)
-
-
-def _unpacked(metadata: Iterable[Any]) -> Iterator[Any]:
+def _limits(metadata: Any) -> str:
+    """Words for bounds: " of at least 1", " from 0 to 1", " (not empty)"."""
+    bounds: dict[str, Any] = {}
     for item in metadata:
-        yield from item if isinstance(item, annotated_types.GroupedMetadata) else (item,)
+        parts: Any = item if isinstance(item, GroupedMetadata) else [item]
+        for each in parts:
+            bounds |= {field.name: getattr(each, field.name) for field in dataclasses.fields(each)}
+    least, most = bounds.pop("min_length", None), bounds.pop("max_length", None)
+    others = [
+        f"a multiple of {bounds.get('multiple_of')}" * ("multiple_of" in bounds),
+        "not empty" * (least == 1) or f"at least {least}" * bool(least),
+        f"at most {most}" * (most is not None),
+        bounds.get("words", ""),
+    ]
+    if {"ge", "le"} <= bounds.keys():
+        numbers = f" from {bounds['ge']} to {bounds['le']}"
+    else:
+        numbers = " and".join(
+            f" {word} {bounds[key]}" for key, word in BOUNDS.items() if key in bounds
+        )
+        numbers = numbers.replace(" at", " of at", 1) if numbers.startswith(" at") else numbers
+    remarks = ", ".join(filter(None, others))
+    return numbers + f" ({remarks})" * bool(remarks)
 
 
 def plain(value: Any) -> Any:

@@ -46,7 +46,7 @@ def test_several_folds_are_made_one_after_the_other(
     [
         ("-d 27 -c 2d", "dataset 27: one folder of it is needed, found none"),
         ("-d 27 -c 2d -f first", "-f: found first"),
-        ("-d 27 -c 2d -k 1", "clusters = 1 must be an integer of at least 2 and at most 30000"),
+        ("-d 27 -c 2d -k 1", "clusters = 1 must be an integer from 2 to 30000"),
         ("-d 27 -c 2d --source self", "needs --checkpoint"),
     ],
 )

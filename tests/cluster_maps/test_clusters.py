@@ -97,7 +97,7 @@ def test_body_is_filled_and_air_is_outside() -> None:
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"clusters": 1}, "clusters = 1 must be an integer of at least 2 and at most 30000"),
+        ({"clusters": 1}, "clusters = 1 must be an integer from 2 to 30000"),
         ({"samples": 50}, "samples: found 50"),
         ({"scales": (0.0,)}, "scales"),
         ({"source": "self"}, "needs --checkpoint"),

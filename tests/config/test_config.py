@@ -268,7 +268,7 @@ BOUNDS = [
     (0, Count, "an integer of at least 1"),
     (0.5, Count, "an integer of at least 1"),
     (-1, Count | None, "an integer of at least 1 or null"),
-    (1.1, Fraction, "a number of at least 0 and at most 1"),
+    (1.1, Fraction, "a number from 0 to 1"),
     (1.0, Annotated[float, Interval(gt=0, lt=1)], "a number above 0 and below 1"),
     (3, Annotated[int, MultipleOf(2)], "an integer (a multiple of 2)"),
     ([], Annotated[list[Positive], MinLen(1)], "a list (not empty), each a number above 0"),
