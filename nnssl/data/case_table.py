@@ -19,7 +19,8 @@ from nnssl.nnunet.cases import read_cases
 from nnssl.nnunet.images import CaseError, direction_in, image_file, open_image
 from nnssl.nnunet.paths import own_folder
 
-PositionAxis = Literal["head_feet", "slice"] | int
+PositionAxis = Literal["head_feet", "slice", 0, 1, 2]
+GEOMETRY_FILE = "geometry.json"  # cache of the shapes and directions of the images
 TOWARDS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
 _Name = TypeVar("_Name", str, tuple[str, str])
 REORIENTING = "NibabelIOWithReorient"
@@ -114,7 +115,7 @@ def read_case_table(
     records = read_cases(folder.parent, identifiers)
     as_in_file = reader != REORIENTING
     orientations = {i: records[i].orientation if as_in_file else None for i in identifiers}
-    geometry = _read_cached_geometry(folder, own_folder(folder) / "geometry.json", orientations)
+    geometry = _read_cached_geometry(folder, own_folder(folder) / GEOMETRY_FILE, orientations)
     patients = _number((records[i].dataset, records[i].patient) for i in identifiers)
     datasets = _number(records[i].dataset for i in identifiers)
     table = []

@@ -13,7 +13,7 @@ import torch
 from nnssl.data.budget import Budget
 from nnssl.data.case_table import Case, DataFolders, dense_target_folder
 from nnssl.data.sampling import PatchPlace, Sampler, Sampling
-from nnssl.data.tissue import MOST_KEPT, TissueShare
+from nnssl.data.tissue_share import CACHE, MOST_KEPT, TissueShare
 from nnssl.modules.positions import extent3
 from nnssl.nnunet.images import CaseError, image_file, open_image
 
@@ -162,7 +162,7 @@ def make_training_batches(
     rank: int,
 ) -> BatchMaker:
     """Batches of the cases that are trained on."""
-    tissue = TissueShare(folders.preprocessed, folders.own / "occupancy")
+    tissue = TissueShare(folders.preprocessed, folders.own / CACHE)
     sampler = Sampler(cases, budget.patch_size, budget.samples, sampling, tissue)
     reader = RawPatchReader(folders.preprocessed, folders.find_dense_targets(dense_targets))
     return BatchMaker(sampler, reader, budget.raw_patch, seed, rank)

@@ -10,8 +10,8 @@ import numpy as np
 from annotated_types import Ge, Interval
 
 from nnssl.common.checks import Count, Fraction, checked
-from nnssl.data.case_table import Case
-from nnssl.data.tissue import TissueShare
+from nnssl.data.case_table import Case, PositionAxis
+from nnssl.data.tissue_share import TissueShare
 from nnssl.modules.positions import extent3
 
 Mode = Literal["random", "partitioned", "balanced"]
@@ -44,7 +44,7 @@ class Sampling:
     mode: Mode | None = None
     partitions: Annotated[int, Ge(2)] = 4
     volumes: Count | None = None
-    position_axis: Literal["head_feet", "slice", 0, 1, 2] = "head_feet"
+    position_axis: PositionAxis = "head_feet"
     centre_spread: Fraction = 1.0
     min_tissue: Annotated[float, Interval(ge=0, lt=1)] = 0.2
     max_background: Annotated[float, Interval(gt=0, le=1)] | None = None

@@ -21,6 +21,8 @@ import torch
 
 from nnssl.common.versions import versions
 from nnssl.data.budget import Budget
+from nnssl.data.case_table import GEOMETRY_FILE
+from nnssl.data.tissue_share import CACHE
 from nnssl.estimate.dry_run import DryRun, dry_folders
 from nnssl.estimate.steps import TimedTrainer, mean_wait, open_timed, synchronise
 from nnssl.modules.positions import extent3
@@ -207,10 +209,10 @@ def _expect_caches(trainer: Any) -> int:
     folders = getattr(trainer, "folders", None)
     if folders is None:
         return 0
-    sizes = [file.stat().st_size for file in (folders.own / "occupancy").glob("*.npz")]
+    sizes = [file.stat().st_size for file in (folders.own / CACHE).glob("*.npz")]
     cases = len(trainer.drawn_cases) + len(trainer.val_cases)
     tables = round(cases * sum(sizes) / max(1, len(sizes)))
-    return tables + (folders.own / "geometry.json").stat().st_size
+    return tables + (folders.own / GEOMETRY_FILE).stat().st_size
 
 
 def _find_free_bytes() -> int | None:

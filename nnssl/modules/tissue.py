@@ -38,7 +38,7 @@ def inside_volume(batch: Mapping[str, Any]) -> Tensor:
 def tissue(image: Tensor, counted: Tensor) -> Tensor:
     """Voxels whose first channel lies above its Otsu threshold; all of a constant raw patch.
 
-    The loader's rule for a whole case (`data.tissue.measure_cells`), here from the raw patch alone.
+    The loader's rule for a whole case (`data/tissue_share.py`), here from the raw patch alone.
 
     Args:
         image: (B, C, *P).

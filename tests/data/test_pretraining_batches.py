@@ -28,7 +28,7 @@ from nnssl.data.pretraining_batches import (
 )
 from nnssl.data.sampling import Sampling
 from nnssl.data.stepped_loader import SteppedLoader
-from nnssl.data.tissue import CELL, MOST_KEPT, TissueShare, measure_cells
+from nnssl.data.tissue_share import CELL, MOST_KEPT, TissueShare, measure_cells
 from nnssl.nnunet.images import CaseError, image_file
 
 HEAD_FIRST = [1, 0, 0, 0, 1, 0, 0, 0, 1]

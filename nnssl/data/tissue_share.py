@@ -11,6 +11,7 @@ from nnssl.common.files import atomic_path
 from nnssl.common.tissue import find_tissue
 from nnssl.nnunet.images import CaseError, image_file, open_image
 
+CACHE = "occupancy"  # folder of the tables; the name is older than the word
 CELL = 8  # voxels per tissue cell and in-plane axis
 MOST_KEPT = 64  # tables that one process keeps
 
@@ -59,7 +60,7 @@ class TissueShare:
         source = image_file(folder or self.folder, identifier)
         status = source.stat()
         stamp = np.array([status.st_size, status.st_mtime_ns], np.int64)
-        cache = self.cache if folder is None else folder / "occupancy"
+        cache = self.cache if folder is None else folder / CACHE
         cached = cache / f"{identifier}.npz"
         try:
             with np.load(cached, allow_pickle=False) as archive:
