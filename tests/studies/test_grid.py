@@ -1,4 +1,4 @@
-"""The cells: exact commands, scratch twins, stable names, nested budgets."""
+"""The cells: exact commands, scratch beside every method, stable names, nested budgets."""
 
 from __future__ import annotations
 
@@ -95,9 +95,9 @@ def test_scratch_is_trained_by_every_schedule_with_the_same_knobs(study):
     tuned = [c for c in grid.values() if c.method == "G^D" and c.kind == "finetune"]
     assert len(tuned) == 4
     for cell in tuned:
-        twin = grid[cell.id.replace("gd", "scratch")]
-        assert twin.overrides == cell.overrides
-        assert (twin.needs, twin.trainer, twin.role) == (None, "nnSSLScratchTrainer", "main")
+        alike = grid[cell.id.replace("gd", "scratch")]
+        assert alike.overrides == cell.overrides
+        assert (alike.needs, alike.trainer, alike.role) == (None, "nnSSLScratchTrainer", "main")
         assert cell.overrides["training.seed"] == cell.overrides["labels.seed"] == cell.repetition
 
 
@@ -134,9 +134,9 @@ def test_scratch_is_tried_with_schedules_of_its_own_and_with_added_steps(study):
     added = [cell for cell in grid.values() if cell.role == "added_steps"]
     assert len(added) == 4
     for cell in added:
-        twin = grid[cell.id.replace("standard_and_500_steps", "standard")]
-        assert cell.steps == twin.steps + 2 * 250
-        assert {**cell.overrides, "num_epochs": 3} == twin.overrides
+        alike = grid[cell.id.replace("standard_and_500_steps", "standard")]
+        assert cell.steps == alike.steps + 2 * 250
+        assert {**cell.overrides, "num_epochs": 3} == alike.overrides
     assert list(grid)[-4:] == [cell.id for cell in added]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,10 +19,17 @@ from nnssl.studies.analysis.statistics import (
 from nnssl.studies.run.spec import SCRATCH
 
 Baseline = Literal["equal schedule", "best own schedule", "added steps"]
-Arm = tuple[str, str, str, float]  # role, method, schedule, budget
 Run = tuple[int, int]  # fold, repetition
-ARM = ["role", "method", "schedule", "budget"]
 RUN = ["fold", "repetition"]
+
+
+class Arm(NamedTuple):
+    """Cells that differ in fold and repetition only; names as in `Cell`."""
+
+    role: str
+    method: str
+    schedule: str
+    budget: float
 
 
 @dataclass(frozen=True)
@@ -64,10 +71,10 @@ class Arms:
     """
 
     def __init__(self, table: pd.DataFrame) -> None:
-        keys = [*ARM, *RUN, "pretraining_seed", "patient"]
+        keys = [*Arm._fields, *RUN, "pretraining_seed", "patient"]
         cases = table.groupby([*keys, "case"], dropna=False)["dice"].mean()
         patients = cases.groupby(level=keys, dropna=False).mean().reset_index()
-        self.arms: dict[Arm, pd.DataFrame] = dict(iter(patients.groupby(ARM)))
+        self.arms = {Arm(*key): frame for key, frame in patients.groupby(list(Arm._fields))}
 
     def runs(self, *arms: Arm) -> list[Run]:
         """The runs that all of these arms have finished; none where an arm is not there."""
@@ -111,7 +118,7 @@ def compare(table: pd.DataFrame) -> list[Comparison]:
     taken, per budget: a choice on the validation cases, in scratch's favour.
     """
     arms = Arms(table)
-    methods = [arm for arm in arms.arms if arm[0] == "main" and arm[1] != SCRATCH]
+    methods = [arm for arm in arms.arms if arm.role == "main" and arm.method != SCRATCH]
     found = [each for arm in methods for each in _compare_arm(arms, arm)]
     corrected: dict[str, Effect] = {}
     for baseline in dict.fromkeys(each.baseline for each in found):
@@ -123,34 +130,33 @@ def compare(table: pd.DataFrame) -> list[Comparison]:
 def compare_labels(table: pd.DataFrame) -> dict[tuple[str, str], LabelsSaved]:
     """(method, schedule) -> labels saved, where two budgets or more have common repetitions."""
     arms = Arms(table)
-    main = [arm for arm in arms.arms if arm[0] == "main" and arm[1] != SCRATCH]
+    curves: dict[tuple[str, str], list[Arm]] = {}
+    for arm in arms.arms:
+        if arm.role == "main" and arm.method != SCRATCH:
+            curves.setdefault((arm.method, arm.schedule), []).append(arm)
     found = {}
-    for method, schedule in dict.fromkeys(arm[1:3] for arm in main):
-        budgets = [arm[3] for arm in main if arm[1:3] == (method, schedule)]
-        curves = {
-            name: {budget: ("main", name, schedule, budget) for budget in budgets}
-            for name in (SCRATCH, method)
-        }
-        runs = {b: arms.runs(*(curve[b] for curve in curves.values())) for b in budgets}
-        finished = sorted(budget for budget in budgets if runs[budget])
-        common = sorted(set.intersection(*(set(runs[b]) for b in finished))) if finished else []
-        if len(finished) > 1 and common:
-            scratch, own = (
-                np.array([[arms.mean(curve[b], [run]) for b in finished] for run in common])
-                for curve in curves.values()
+    for name, curve in curves.items():
+        pairs = {arm.budget: (arm._replace(method=SCRATCH), arm) for arm in curve}
+        runs = {budget: set(arms.runs(*pair)) for budget, pair in pairs.items()}
+        budgets = sorted(budget for budget in pairs if runs[budget])
+        common = sorted(set.intersection(*(runs[b] for b in budgets))) if len(budgets) > 1 else []
+        if common:
+            scratch, method = (
+                np.array([[arms.mean(pairs[b][i], [run]) for b in budgets] for run in common])
+                for i in range(2)
             )
-            found[method, schedule] = estimate_labels_saved(finished, scratch, own)
+            found[name] = estimate_labels_saved(budgets, scratch, method)
     return found
 
 
 def _compare_arm(arms: Arms, arm: Arm) -> Iterator[Comparison]:
-    _, _, schedule, budget = arm
-    scratch = [each for each in arms.arms if each[1] == SCRATCH and each[3] == budget]
-    alike = [each for each in scratch if each[0] == "main" and each[2] == schedule]
-    own = [each for each in scratch if each[0] in ("main", "own_schedule")]
-    longer = [e for e in scratch if e[0] == "added_steps" and e[2].startswith(f"{schedule}_and_")]
+    scratch = [each for each in arms.arms if (each.method, each.budget) == (SCRATCH, arm.budget)]
+    alike = [each for each in scratch if (each.role, each.schedule) == ("main", arm.schedule)]
+    own = [each for each in scratch if each.role in ("main", "own_schedule")]
+    added = [each for each in scratch if each.role == "added_steps"]
+    longer = [each for each in added if each.schedule.startswith(f"{arm.schedule}_and_")]
     yield from _compare_with_best(arms, arm, "equal schedule", alike)
-    if any(each[0] == "own_schedule" for each in own):
+    if any(each.role == "own_schedule" for each in own):
         yield from _compare_with_best(arms, arm, "best own schedule", own)
     yield from _compare_with_best(arms, arm, "added steps", longer)
 
@@ -167,4 +173,4 @@ def _compare_with_best(
     pairs = zip(arms.values(arm, runs[best]), arms.values(best, runs[best]), strict=True)
     differences = [(method - scratch).to_numpy() for method, scratch in pairs]
     effect = estimate_effect(differences, groups=arms.seeds(arm, runs[best]))
-    yield Comparison(*arm[1:], baseline, best[2], tuple(runs[best]), effect)
+    yield Comparison(*arm[1:], baseline, best.schedule, tuple(runs[best]), effect)

@@ -45,9 +45,9 @@ def draw_label_efficiency(found: Findings) -> Picture:
     for axis, schedule in zip(axes, schedules, strict=True):
         for number, method in enumerate(found.methods):
             shift = 2 ** (SPREAD * (number - (len(found.methods) - 1) / 2))
-            arms = sorted(arm for arm in found.arms.arms if arm[1:3] == (method, schedule))
+            arms = sorted(a for a in found.arms.arms if a[1:3] == (method, schedule))
             if arms:
-                x = np.array([x_of[arm[3]] * shift for arm in arms])
+                x = np.array([x_of[arm.budget] * shift for arm in arms])
                 _draw_curve(axis, found, arms, x, look[method])
         axis.set_xscale("log", base=2)
         ticks = sorted(set(x_of.values()))
@@ -76,7 +76,7 @@ def _draw_curve(axis: Any, found: Findings, arms: list[Arm], x: np.ndarray, look
     """The means of a method's arms with their intervals, and every repetition beside them."""
     mean, low, high = np.array([found.arms.interval(arm) for arm in arms]).T
     bars = np.nan_to_num(np.stack([mean - low, high - mean]))
-    axis.errorbar(x, mean, bars, lw=1.6, capsize=3, label=escape_math(arms[0][1]), **look)
+    axis.errorbar(x, mean, bars, lw=1.6, capsize=3, label=escape_math(arms[0].method), **look)
     for place, arm in zip(x, arms, strict=True):
         dices = [found.arms.mean(arm, [run]) for run in found.arms.runs(arm)]
         beside = [place * 2**-BESIDE] * len(dices)
@@ -197,8 +197,8 @@ def draw_patients(found: Findings) -> Picture | None:
 
 def _find_points(found: Findings, row: Comparison) -> np.ndarray:
     """(N, 2): Dice of scratch and of the method, per patient and repetition."""
-    keys: list[Arm] = [("main", m, row.schedule, row.budget) for m in (SCRATCH, row.method)]
-    tables = [found.arms.values(key, list(row.runs)) for key in keys]
+    arms = [Arm("main", name, row.schedule, row.budget) for name in (SCRATCH, row.method)]
+    tables = [found.arms.values(arm, list(row.runs)) for arm in arms]
     points = np.stack([np.concatenate([f.to_numpy().ravel() for f in t]) for t in tables], axis=1)
     return points[np.isfinite(points).all(1)]
 
@@ -242,7 +242,7 @@ def draw_probe(found: Findings) -> Picture | None:
     points = {}
     for row in _find_smallest_budget(found):
         if row.method in found.probes:
-            arm = ("main", row.method, row.schedule, row.budget)
+            arm = Arm("main", row.method, row.schedule, row.budget)
             points[row.method] = (found.probes[row.method], found.arms.mean(arm, list(row.runs)))
     if not points:
         return None
