@@ -17,8 +17,13 @@ from nnssl.nnunet.paths import PROBE_FILE
 from nnssl.objectives import Objective
 from nnssl.probe import pictures
 from nnssl.probe.clusters import compute_objective_nmi
-from nnssl.probe.encoder_probe import EncoderResult, ProbeCases
-from nnssl.probe.encoders import build_network_with, count_outputs, isolate_generators
+from nnssl.probe.encoders import (
+    EncoderResult,
+    ProbeCases,
+    build_network_with,
+    count_outputs,
+    isolate_generators,
+)
 from nnssl.probe.fold import ProbeFold
 from nnssl.probe.probe import Probe, ProbeSettings
 

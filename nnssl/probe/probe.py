@@ -13,8 +13,15 @@ from torch import nn
 from nnssl.common.checks import Count, Whole, checked
 from nnssl.probe.clusters import ClusterCases
 from nnssl.probe.dice import RIDGE
-from nnssl.probe.encoder_probe import EncoderResult, ProbeCases, probe_encoder
-from nnssl.probe.encoders import OUTPUTS, RANDOM_SEED, build_random_network, isolate_generators
+from nnssl.probe.encoders import (
+    OUTPUTS,
+    RANDOM_SEED,
+    EncoderResult,
+    ProbeCases,
+    build_random_network,
+    isolate_generators,
+    probe_encoder,
+)
 from nnssl.probe.fold import ProbeFold
 from nnssl.probe.volumes import VOXELS, Examples, Volumes, read_structures
 
