@@ -15,10 +15,10 @@ from nnssl.leakage.check import Evaluation
 from nnssl.leakage.policy import judge_source
 from nnssl.modules.metrics import evaluating
 from nnssl.nnunet.checkpoint import read_checkpoint
-from nnssl.probe.dice import DiceTable, Fit, Scorer
 from nnssl.probe.encoders import build_network_with, isolate_generators, read_initial_state
 from nnssl.probe.features import encode_blocks
 from nnssl.probe.fold import ProbeFold
+from nnssl.probe.linear_probe import DiceTable, Fit, Scorer
 from nnssl.probe.probe import Probe, identify, replace_nan
 from nnssl.probe.volumes import Examples, Volumes, read_structures
 

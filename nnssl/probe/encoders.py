@@ -21,8 +21,8 @@ from nnssl.modules.features import Block, encode_blocks, evaluating
 from nnssl.modules.unet import Trained, trained_keys
 from nnssl.nnunet.planned_network import build_network
 from nnssl.probe.clusters import ClusterCases, FeatureClusters
-from nnssl.probe.dice import DiceTable, Fit, Scorer
 from nnssl.probe.fold import ProbeFold
+from nnssl.probe.linear_probe import DiceTable, Fit, Scorer
 from nnssl.probe.slices import Slices
 from nnssl.probe.volumes import Examples, Volumes
 

@@ -12,7 +12,6 @@ from torch import nn
 
 from nnssl.common.checks import Count, Whole, checked
 from nnssl.probe.clusters import ClusterCases
-from nnssl.probe.dice import RIDGE
 from nnssl.probe.encoders import (
     OUTPUTS,
     RANDOM_SEED,
@@ -23,6 +22,7 @@ from nnssl.probe.encoders import (
     probe_encoder,
 )
 from nnssl.probe.fold import ProbeFold
+from nnssl.probe.linear_probe import RIDGE
 from nnssl.probe.volumes import VOXELS, Examples, Volumes, read_structures
 
 READ = (

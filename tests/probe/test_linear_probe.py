@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnssl.probe.linear_probe import LinearProbe, RidgeSums, balanced
+from nnssl.probe.linear_probe import LinearProbe, RidgeSums, balance
 from tests.probe.dense import dense_features
 
 linear_model = pytest.importorskip("sklearn.linear_model")
@@ -33,7 +33,7 @@ def fitted(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, alpha: float
 @pytest.mark.parametrize("alpha", [1e-3, 0.1, 10.0])
 def test_equals_ridge_of_scikit_learn(alpha: float) -> None:
     x, y = planted()
-    weights = balanced(torch.bincount(y))
+    weights = balance(torch.bincount(y))
     sample = weights[y].numpy()
     raw = x.numpy()
     mean = np.average(raw, axis=0, weights=sample)
@@ -47,7 +47,7 @@ def test_equals_ridge_of_scikit_learn(alpha: float) -> None:
 
 def test_large_offsets_and_constant_features_cost_nothing() -> None:
     x, y = planted()
-    weights = balanced(torch.bincount(y))
+    weights = balance(torch.bincount(y))
     plain = fitted(x, y, weights, 0.1)
     moved = torch.cat([x + 1e5, torch.full((len(x), 1), 3.0)], dim=1)
     assert torch.allclose(
@@ -57,7 +57,7 @@ def test_large_offsets_and_constant_features_cost_nothing() -> None:
 
 def test_balanced_weights_give_every_class_the_same_say() -> None:
     counts = torch.tensor([70, 20, 0, 10])
-    weights = balanced(counts)
+    weights = balance(counts)
     assert weights.tolist() == pytest.approx([100 / 210, 100 / 60, 0, 100 / 30])
     assert (weights * counts).sum() == pytest.approx(100)
 
@@ -65,7 +65,7 @@ def test_balanced_weights_give_every_class_the_same_say() -> None:
 def test_a_class_without_example_is_never_predicted() -> None:
     x, y = planted()
     counts = torch.bincount(y, minlength=5)
-    assert set(fitted(x, y, balanced(counts), 0.1).scores(-100 * x).argmax(1).tolist()) <= {0, 1, 2}
+    assert set(fitted(x, y, balance(counts), 0.1).scores(-100 * x).argmax(1).tolist()) <= {0, 1, 2}
 
 
 @pytest.mark.parametrize(("alpha", "added"), [(0.0, True), (0.1, False)])

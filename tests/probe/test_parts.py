@@ -13,9 +13,9 @@ from nnssl.data.case_table import Case
 from nnssl.data.labels import LabelBudget, choose_labelled
 from nnssl.nnunet.cases import CaseRecord
 from nnssl.probe import volumes as probe_volumes
-from nnssl.probe.dice import DiceTable, compute_dice, weigh_classes
 from nnssl.probe.encoders import isolate_generators
 from nnssl.probe.fold import ProbeFold
+from nnssl.probe.linear_probe import DiceTable, compute_dice, weigh_classes
 from nnssl.probe.slices import Slices
 from nnssl.probe.volumes import Volumes, read_structures
 

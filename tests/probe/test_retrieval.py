@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnssl.probe.retrieval import embed_planes, find_neighbours, measure_position_error
+from nnssl.probe.slices import embed_planes, find_neighbours, measure_position_error
 
 PATIENTS, PLANES = 6, 20
 GROUPS = torch.arange(PATIENTS).repeat_interleave(PLANES)
