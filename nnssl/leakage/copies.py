@@ -37,7 +37,7 @@ def load_case_thumbnails(folder: Path | None, cases: Sequence[str]) -> np.ndarra
         CaseError: the folder is not known, or an image is missing or cannot be read.
     """
     if folder is None:
-        raise CaseError("the checkpoint does not say how its images were prepared")
+        raise CaseError("it is not known how the images were prepared")
     files = {case: image_file(folder, case) for case in cases}
     return load_thumbnails(files, own_folder(folder) / CACHE)
 

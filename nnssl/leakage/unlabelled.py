@@ -24,6 +24,7 @@ from nnssl.leakage.copies import find_copies, load_case_thumbnails
 from nnssl.leakage.seen import SEEN_IMAGE_KEYS, find_images, read_seen_images
 from nnssl.leakage.test_set import TestSet, load_test_thumbnails, read_test_set
 from nnssl.nnunet.cases import read_all_cases, read_cases
+from nnssl.nnunet.paths import own_folder
 
 COMMAND = "nnssl_preprocess_unlabelled"
 HASH = 16  # letters of the hash of an image that a checkpoint keeps
@@ -123,14 +124,12 @@ class PretrainingFold:
 
     Attributes:
         preprocessed: nnU-Net's folder of the configuration.
-        own: nnssl's folder of the configuration.
         plan: plans and configuration.
         training: identifiers of the training cases.
         validation: identifiers of the validation cases; none for fold `all`.
     """
 
     preprocessed: Path
-    own: Path
     plan: PreprocessingPlan
     training: tuple[str, ...]
     validation: tuple[str, ...]
@@ -139,6 +138,11 @@ class PretrainingFold:
     def dataset(self) -> Path:
         """`nnUNet_preprocessed/DatasetXXX_NAME`."""
         return self.preprocessed.parent
+
+    @property
+    def own(self) -> Path:
+        """nnssl's folder of the configuration."""
+        return own_folder(self.preprocessed)
 
     @cached_property
     def test(self) -> TestSet:

@@ -151,7 +151,6 @@ class PretrainingSetup(Interruptible):
         validation = () if self.fold == "all" else tuple(c.identifier for c in self.val_cases)
         return PretrainingFold(
             self.folders.preprocessed,
-            self.folders.own,
             PreprocessingPlan(self.plans_manager.plans, self.configuration_name, self.dataset_json),
             tuple(case.identifier for case in self.train_cases),
             validation,

@@ -26,7 +26,7 @@ from nnssl.data.unlabelled.preprocess import (
 )
 from nnssl.data.unlabelled.records import encode_thumbnail
 from nnssl.data.unlabelled.sources import FileChoice
-from nnssl.leakage import unlabelled as unlabelled
+from nnssl.leakage import unlabelled
 from nnssl.leakage.check import Evaluation, check
 from nnssl.leakage.seen import Seen
 from nnssl.nnunet.images import open_image
@@ -189,6 +189,11 @@ def test_a_resumed_run_keeps_the_images_that_it_began_with(
     resumed.load_checkpoint(checkpoint)
     assert same(before, batches(resumed))
     assert resumed.compose_checkpoint()["nnssl"]["cases"] == checkpoint["nnssl"]["cases"]
+    record = pool / "records" / "p1_4d_frame02.json"
+    content = read_json(record)
+    write_json(record, {**content, "voxels": "other"})
+    with pytest.raises(ValueError, match=r"1 are gone or have changed.*cine/p1_4d_frame02"):
+        tiny_dataset.trainer(trainer_class("nnSSLShort")).load_checkpoint(checkpoint)
     remove_collection(pool.parent.parent, "cine")
     lost = tiny_dataset.trainer(trainer_class("nnSSLShort"))
     with pytest.raises(ValueError, match=r"2 are gone or have changed.*cine/p1_4d_frame01"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from nnssl.common.files import read_json
 from nnssl.leakage.check import Contamination, Evaluation, Finding, check
 from nnssl.leakage.seen import Seen
@@ -37,7 +35,9 @@ def _check(folder: StudyFolder, source: Cell, cell: Cell) -> Contamination:
     checkpoint = folder.fold_folder(source) / FINAL
     validated = sorted(Validation(fold).scores)
     try:
-        images = dataset / _find_identifier(fold, folder.study.configuration)
+        plans = read_json(fold.parent / PLANS_FILE)
+        identifier = find_data_identifier(plans, folder.study.configuration)
+        images = None if identifier is None else dataset / identifier
         seen = Seen.of(read_checkpoint(checkpoint).get("nnssl", {}), dataset.parent)
         return check(seen, Evaluation(dataset, cell.fold, validated, images), content=True)
     except (OSError, ValueError) as error:  # a report without this check says so
@@ -47,11 +47,3 @@ def _check(folder: StudyFolder, source: Cell, cell: Cell) -> Contamination:
 def _unknown(reason: str) -> Contamination:
     text = f"Images seen and evaluated could not be compared: {reason}."
     return Contamination((Finding("source", "unknown", text),))
-
-
-def _find_identifier(fold: Path, configuration: str) -> str:
-    file = fold.parent / PLANS_FILE
-    found = find_data_identifier(read_json(file), configuration)
-    if found is None:
-        raise ValueError(f"{file} has no data_identifier for {configuration}")
-    return found
