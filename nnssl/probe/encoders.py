@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from nnssl.data.case_table import Case
 from nnssl.finetuning.weights import load, match
-from nnssl.modules.features import Block, encode_blocks, evaluating
+from nnssl.modules.metrics import evaluating
 from nnssl.modules.unet import Trained, trained_keys
 from nnssl.nnunet.planned_network import build_network
 from nnssl.probe.clusters import ClusterCases, FeatureClusters
+from nnssl.probe.features import Block, encode_blocks
 from nnssl.probe.fold import ProbeFold
 from nnssl.probe.linear_probe import DiceTable, Fit, Scorer
 from nnssl.probe.slices import Slices
