@@ -14,7 +14,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnssl.nnunet.planned_network import build_planned_network, count_channels
+from nnssl.nnunet.planned_network import build_planned_network, check_supported, count_channels
 from nnssl.nnunet.plans import (
     change_spacing,
     find_configuration,
@@ -84,6 +84,7 @@ def read_source(checkpoint: Mapping[str, Any]) -> PlanSource:
         )
     try:
         manager = PlansManager(copy.deepcopy(dict(plans))).get_configuration(name)
+        check_supported(manager)
         source = PlanSource(
             dataset=own.get("dataset") or plans["dataset_name"],
             name=str(name),

@@ -3,24 +3,65 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-SUPPORTED = ("PlainConvUNet", "ResidualEncoderUNet")
+UNETS = "dynamic_network_architectures.architectures"
+SUPPORTED = (
+    f"{UNETS}.unet.PlainConvUNet",
+    f"{UNETS}.unet.ResidualEncoderUNet",
+    f"{UNETS}.residual_unet.ResidualEncoderUNet",  # nnU-Net's name of it for plans of old versions
+)
+# Parts that plans name and nnU-Net looks up and calls. Any other name could run any code.
+PARTS = {
+    "conv_op": ("Conv1d", "Conv2d", "Conv3d"),
+    "norm_op": tuple(f"{kind}Norm{d}d" for kind in ("Instance", "Batch") for d in (1, 2, 3)),
+    "dropout_op": ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d"),
+    "nonlin": ("LeakyReLU", "ReLU", "ELU", "GELU", "SiLU", "Mish", "PReLU"),
+}
 
 
 def check_supported(configuration_manager: Any) -> None:
-    """Raise ValueError for a network that nnSSL does not pre-train."""
-    name = configuration_manager.network_arch_class_name.rsplit(".", 1)[-1]
+    """Refuse a network that nnSSL does not know, before anything that the plans name is looked up.
+
+    Plans come from files of others too. nnU-Net imports and calls the names in them, so only the
+    two U-Nets and torch's own convolutions, norms, dropouts and activations may stand there.
+
+    Raises:
+        ValueError: with the entry, what was found and what is allowed.
+    """
+    name = configuration_manager.network_arch_class_name
     if name not in SUPPORTED:
         raise ValueError(
-            f"The plans ask for the network {name}; nnSSL works with {' and '.join(SUPPORTED)}. "
-            "Plan with nnU-Net's default or residual-encoder planners."
+            f"The plans ask for the network {name!r}; nnSSL works with {SUPPORTED[0]} and "
+            f"{SUPPORTED[1]}. Plan with nnU-Net's default or residual-encoder planners."
         )
+    knobs = configuration_manager.network_arch_init_kwargs
+    imported = configuration_manager.network_arch_init_kwargs_req_import
+    for part in imported:
+        if part not in PARTS:
+            raise ValueError(
+                f"The plans have {part!r} looked up by name; allowed: {', '.join(PARTS)}"
+            )
+    for part, allowed in PARTS.items():
+        found = knobs.get(part)
+        if found is not None and not _is_layer(found, allowed):
+            raise ValueError(
+                f"The plans ask for {part} = {found!r}; allowed: {', '.join(allowed)} of torch.nn"
+            )
+
+
+def _is_layer(name: Any, allowed: Collection[str]) -> bool:
+    """Whether it is the dotted name of one of torch's layers, by its short or its full path."""
+    short = str(name).rpartition(".")[2]
+    if short not in allowed:
+        return False
+    layer = getattr(nn, short)
+    return name in (f"torch.nn.{short}", f"{layer.__module__}.{short}")
 
 
 def refuse_cascade(configuration_manager: Any, configuration: str) -> None:
@@ -48,8 +89,9 @@ def build_network(
         deep_supervision: whether it returns the outputs of all resolutions.
 
     Raises:
-        ValueError: it cannot be built.
+        ValueError: it is none that nnSSL supports, or cannot be built.
     """
+    check_supported(configuration_manager)
     try:
         network = get_network_from_plans(
             configuration_manager.network_arch_class_name,

@@ -27,6 +27,7 @@ from nnssl.leakage.check import Evaluation
 from nnssl.modules import unet
 from nnssl.nnunet.cases import read_cases
 from nnssl.nnunet.checkpoint import own_part, read_checkpoint
+from nnssl.nnunet.planned_network import check_supported
 from nnssl.nnunet.runs import WeightSource
 from nnssl.nnunet.splits import check_fold
 from nnssl.training.checkpoints import compose_finetuning, forget_open_epoch
@@ -61,6 +62,7 @@ class nnSSLFinetuner(Interruptible):
     def initialize(self) -> None:
         """Bind the configuration; the seed decides everything that starts at random."""
         limit_threads(self.device)
+        check_supported(self.configuration_manager)
         self.config = self.config or self.bind_config()
         self._apply(self.config)
         seed_everything(self.settings.seed, "network")
