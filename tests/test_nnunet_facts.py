@@ -35,7 +35,7 @@ def find(folder: Path, name: str) -> object:
 
 
 def test_the_installed_version_is_supported():
-    assert registration.supported()
+    assert registration.is_supported()
 
 
 # Fact 1: the lookup is hasattr, so that a module-level __getattr__ answers it.

@@ -164,7 +164,7 @@ def road(tmp_path_factory) -> Iterator[Road]:
         road.variables["nnUNet_extTrainer"] = road("nnssl_register", "--path").strip()
         yield road
         return
-    before = registration.state(registration.trainer_folder())
+    before = registration.find_state(registration.trainer_folder())
     road("nnssl_register")
     yield road
     if before == "absent":

@@ -8,7 +8,6 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -16,6 +15,7 @@ import nnssl
 from nnssl.cli.command import command
 from nnssl.cli.table import table
 from nnssl.common.environment import read_variable
+from nnssl.common.versions import versions
 from nnssl.config import find_configs, read_config
 from nnssl.nnunet import registration
 from nnssl.nnunet.paths import PREPROCESSED, RAW, RESULTS, WEIGHTS
@@ -90,20 +90,17 @@ def _versions() -> Iterator[Diagnosis]:
     yield Diagnosis("python", f"{platform.python_version()} ({sys.executable})")
     yield Diagnosis("nnssl", f"{nnssl.__version__} ({Path(nnssl.__file__).parent})")
     found = registration.nnunet_version() or "not installed"
-    if registration.supported():
+    if registration.is_supported():
         yield Diagnosis("nnunetv2", f"{found} (supported {registration.SUPPORTED})")
     else:
         advice = f"pip install 'nnunetv2{registration.SUPPORTED}'"
         yield Diagnosis("nnunetv2", found, "problem", advice)
+    found_versions = versions(*PACKAGES)
     for package in PACKAGES:
-        yield _package(package)
-
-
-def _package(package: str) -> Diagnosis:
-    try:
-        return Diagnosis(package, version(package))
-    except PackageNotFoundError:
-        return Diagnosis(package, "not installed", "problem", f"pip install {package}")
+        if found_versions[package] == "not installed":
+            yield Diagnosis(package, "not installed", "problem", f"pip install {package}")
+        else:
+            yield Diagnosis(package, found_versions[package])
 
 
 def _name_clash() -> Iterator[Diagnosis]:
@@ -120,9 +117,9 @@ def _registration() -> Diagnosis:
         folder = registration.trainer_folder()
     except ValueError as error:
         return Diagnosis("registration", "no nnU-Net", "problem", str(error))
-    if registration.externally_registered():
+    if registration.is_registered_externally():
         return Diagnosis("registration", f"${registration.EXTERNAL_VARIABLE}")
-    state = registration.state(folder)
+    state = registration.find_state(folder)
     if state == "registered":
         return Diagnosis("registration", str(folder / registration.MODULE_NAME))
     return Diagnosis("registration", f"{state} in {folder}", "problem", "run nnssl_register")
@@ -186,10 +183,11 @@ def _workers() -> Diagnosis:
         return Diagnosis("$nnUNet_n_proc_DA", text, "problem", advice)
     try:
         from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-    except ImportError as error:
+
+        count = get_allowed_n_proc_DA()
+    except (ImportError, ValueError) as error:  # ValueError: the variable is set to nothing
         return Diagnosis("workers", "unknown", "problem", str(error))
     source = "$nnUNet_n_proc_DA" if text else "nnU-Net's choice; $nnUNet_n_proc_DA is not set"
-    count = get_allowed_n_proc_DA()
     if not count:
         advice = "nnU-Net 2.8's planner stops at 0 workers; set nnUNet_n_proc_DA to 1 or more"
         return Diagnosis("workers", f"{count} ({source})", "warning", advice)

@@ -56,8 +56,8 @@ def _undo() -> int:
 
 def _status() -> int:
     folder = registration.trainer_folder()
-    found = registration.state(folder)
-    external = registration.externally_registered()
+    found = registration.find_state(folder)
+    external = registration.is_registered_externally()
     print(f"{found}: {folder}")
     if external:
         print(f"registered: {registration.EXTERNAL_VARIABLE} names {registration.EXTERNAL_FOLDER}")

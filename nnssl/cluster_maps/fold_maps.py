@@ -12,7 +12,7 @@ from nnssl.cluster_maps.makers import Image, TargetRun
 from nnssl.cluster_maps.maps import MapJob, make_maps
 from nnssl.cluster_maps.recipe import MANIFEST, ClusterRecipe, hash_cases, read_manifest
 from nnssl.common.files import write_json
-from nnssl.common.locks import held
+from nnssl.common.locks import hold
 from nnssl.data.case_table import DataFolders
 from nnssl.data.unlabelled.records import find_collections, hash_preprocessing, read_images
 from nnssl.nnunet.paths import SPLITS_FILE, dataset_number, plans_file
@@ -74,7 +74,7 @@ def _make(
     spacing = tuple(float(s) for s in planned["spacing"])[-len(patch) :]
     job = MapJob(folders.preprocessed, folders.dense_target(name), recipe, spacing, patch)
     images = [*map(Image, cases), *_without_labels(folders.own)]
-    with held(job.folder.parent / LOCKS / job.folder.name):
+    with hold(job.folder.parent / LOCKS / job.folder.name):
         return job.folder, make_maps(job, plans, planned, training, images, workers)
 
 

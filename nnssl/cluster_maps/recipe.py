@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval, MinLen
 
 from nnssl.common.checks import Count, NotNegative, Positive, Whole, checked
-from nnssl.common.files import hash_file, read_json, sha256_of
+from nnssl.common.files import hash_file, hash_json, read_json
 from nnssl.data.unlabelled.records import hash_preprocessing
 from nnssl.nnunet.images import image_file
 
@@ -86,7 +86,7 @@ def make_manifest(
 
 def hash_cases(preprocessed: Path, identifiers: Sequence[str]) -> str:
     """Hash of the cases' identifiers and of the sizes of their files."""
-    return sha256_of(
+    return hash_json(
         {name: image_file(preprocessed, name).stat().st_size for name in sorted(identifiers)}
     )
 

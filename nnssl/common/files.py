@@ -62,7 +62,7 @@ def put_back(copy: Path, target: Path) -> None:
         write_json(target, read_json(copy))
 
 
-def sha256_of(content: Any) -> str:
+def hash_json(content: Any) -> str:
     """SHA-256 of a JSON-serialisable value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -57,7 +57,7 @@ def acquire(folder: Path) -> Lock | None:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[bool]:
+def hold(folder: Path) -> Iterator[bool]:
     """Waits for the lock of a folder, holds it while the context lasts, and renews it.
 
     Yields:
@@ -83,7 +83,7 @@ def _renew_until(lock: Lock, done: Event) -> None:
         lock.renew()
 
 
-def holder(folder: Path) -> dict[str, Any] | None:
+def find_holder(folder: Path) -> dict[str, Any] | None:
     """Who trains this cell now: host and process of the runner, or None."""
     path = folder / LOCK
     if not path.is_file():

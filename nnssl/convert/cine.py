@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnssl.common.files import atomic_path, sha256_of, write_json
+from nnssl.common.files import atomic_path, hash_json, write_json
 from nnssl.common.parallel import for_each
 from nnssl.convert.planning import plan_cases
 from nnssl.convert.readers.read import read_frames, take_frame
@@ -182,5 +182,5 @@ def _record(spec: DatasetSpec, source: Path, cines: Sequence[Cine]) -> dict[str,
     }
     settings = {"pattern": spec.unlabelled, "case": spec.case, "patient": spec.patient}
     return describe_conversion(
-        spec, source, sha256_of({"settings": settings, "files": files}), files
+        spec, source, hash_json({"settings": settings, "files": files}), files
     )

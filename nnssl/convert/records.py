@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.common.files import read_json, sha256_of, write_json
+from nnssl.common.files import hash_json, read_json, write_json
 from nnssl.common.versions import versions
 from nnssl.convert.spec import DatasetSpec
 from nnssl.convert.tasks import MASK, CheckedCase, VolumeTask, list_tasks
@@ -69,7 +69,7 @@ def hash_job(spec: DatasetSpec, checked: Sequence[CheckedCase], n4: bool) -> str
     settings = {key: value for key, value in asdict(spec).items() if key not in CHANGE_NO_CASE}
     settings["remap"] = {str(key): value for key, value in (spec.remap or {}).items()}
     files = {name: value for each in checked for name, value in each.hashes.items()}
-    return sha256_of({"spec": settings, "n4": n4, "files": files})
+    return hash_json({"spec": settings, "n4": n4, "files": files})
 
 
 def check_preprocessed(folder: Path, spec: DatasetSpec, checked: Sequence[CheckedCase]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from nnssl.common.files import write_json
 from nnssl.data.unlabelled.records import UNLABELLED
 from nnssl.nnunet.cases import read_cases
-from nnssl.nnunet.images import CaseError, direction_in, image_file, open_image
+from nnssl.nnunet.images import CaseError, image_file, open_image, read_direction
 from nnssl.nnunet.paths import own_folder
 
 PositionAxis = Literal["head_feet", "slice", 0, 1, 2]
@@ -195,7 +195,7 @@ def _read_geometry(file: Path, identifier: str, orientation: str | None) -> dict
             properties = pickle.load(stream)
     except Exception as error:
         raise CaseError(f"case {identifier}, file {file}: cannot be read ({error})") from error
-    return {"shape": shape, "direction": direction_in(properties)}
+    return {"shape": shape, "direction": read_direction(properties)}
 
 
 def parse_orientation(orientation: str) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nnssl.common.files import read_json, sha256_of
+from nnssl.common.files import hash_json, read_json
 from nnssl.data.thumbnails import stack_thumbnails
 from nnssl.data.unlabelled.records import read_records
 from nnssl.leakage.copies import find_copies, load_case_thumbnails
@@ -147,7 +147,7 @@ def _check_fold(seen: Seen, evaluation: Evaluation) -> Iterator[Finding]:
 
 
 def _has_changed(file: Path, stored_hash: str | None) -> bool:
-    return file.exists() and sha256_of(read_json(file)) != stored_hash
+    return file.exists() and hash_json(read_json(file)) != stored_hash
 
 
 def _check_patients(seen: Seen, evaluation: Evaluation) -> Iterator[Finding]:

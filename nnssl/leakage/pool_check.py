@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnssl.common.files import read_json, sha256_of
+from nnssl.common.files import hash_json, read_json
 from nnssl.convert.records import CONVERSION_FILE
 from nnssl.data.pool.members import DatasetPool, assemble, read_member
 from nnssl.data.pool.preprocess import measure_files, stamp
@@ -54,7 +54,7 @@ def check_pool(roots: Roots, number: int) -> list[str]:
 
 def _find_changes(pool: DatasetPool, content: Mapping[str, Any], splits: Path) -> Iterator[str]:
     for member in pool.members:
-        if sha256_of(member.splits) != content["members"][member.folder]["splits"]:
+        if hash_json(member.splits) != content["members"][member.folder]["splits"]:
             yield f"the folds of {member.folder} have changed since the pool was made; make it anew"
     if pool.job != content["job"]:
         yield "members, images or folds have changed since the pool was made; make it anew"

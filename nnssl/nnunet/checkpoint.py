@@ -22,7 +22,7 @@ NAMED_IN = {
 _NUMPY_TYPES = ("bool", *_INTEGERS, "float16", "float32", "float64")
 
 
-def plain(value: Any) -> Any:
+def make_plain(value: Any) -> Any:
     """Returns `value` made of tensors on the CPU, numbers, strings, None, lists and dicts only.
 
     NumPy scalars become Python numbers, NumPy arrays tensors, tuples and sets lists, paths and
@@ -82,13 +82,13 @@ def _on_cpu(tensor: torch.Tensor, copies: dict[tuple[Any, ...], torch.Tensor]) -
 
 
 def save_atomically(checkpoint: dict[str, Any], filename: str | Path) -> None:
-    """Writes `plain(checkpoint)`; a reader sees the former file or the whole new one, never a part.
+    """Writes `make_plain(checkpoint)` whole or not at all.
 
     Raises:
         OSError: it could not be written (disk full, no permission). The former file is untouched.
     """
     target = Path(filename)
-    content = plain(checkpoint)
+    content = make_plain(checkpoint)
     try:
         with atomic_path(target, sole_writer=True) as part, part.open("wb") as file:
             torch.save(content, file)

@@ -42,7 +42,7 @@ def open_image(file: Path) -> Any:
         raise CaseError(f"{file.name}: {type(error).__name__}: {error}") from error
 
 
-def direction_in(properties: Mapping[str, Any]) -> list[float]:
+def read_direction(properties: Mapping[str, Any]) -> list[float]:
     """Direction matrix from what nnU-Net's readers store; identity where they store none."""
     if "sitk_stuff" in properties:
         direction = np.asarray(properties["sitk_stuff"]["direction"], float)

@@ -27,6 +27,7 @@ KEEPABLE = (SPACING, PATCH, BATCH, NORMALISATION)
 LEAST_CELLS = 2  # bottleneck cells along an axis; InstanceNorm refuses a single cell
 LEAST_BATCH = 2  # nnU-Net's own minimum
 ROUNDING = 1e-6
+FULL = 1 + ROUNDING  # share of the planned memory
 UNLIKE = 2  # spacings whose anisotropy differs by more than this factor are told to the user
 
 
@@ -55,11 +56,11 @@ class PlanSource:
 
     @property
     def strides(self) -> list[int]:
-        """See :func:`total_strides`."""
-        return total_strides(self.configuration)
+        """See `find_total_strides`."""
+        return find_total_strides(self.configuration)
 
 
-def total_strides(configuration: Mapping[str, Any]) -> list[int]:
+def find_total_strides(configuration: Mapping[str, Any]) -> list[int]:
     """Product of all strides, per axis; a patch is divisible by them."""
     stages = configuration["architecture"]["arch_kwargs"]["strides"]
     return [math.prod(axis) for axis in zip(*stages, strict=True)]
@@ -138,42 +139,32 @@ def plan_like(
             another number of channels.
     """
     planned = find_configuration(target, configuration)
-    _check_dimension(source, configuration, len(planned["patch_size"]))
+    dimension, channels = len(planned["patch_size"]), count_channels(dataset)
+    if source.dimension != dimension:
+        raise ValueError(
+            f"the checkpoint is a {source.dimension}D network (configuration {source.name}), "
+            f"{configuration} is {dimension}D; weights of one do not fit the other. Give a "
+            f"configuration of {source.dimension} dimensions (-c), or another checkpoint"
+        )
     spacing = source.configuration["spacing"] if SPACING in keep else planned["spacing"]
     new = change_spacing(planned, spacing)
     new["architecture"] = copy.deepcopy(source.configuration["architecture"])
     plans = keep_one_configuration(target, name, configuration, new)
     new = plans["configurations"][configuration]
     if NORMALISATION in keep:
-        _keep_normalisation(plans, new, source, count_channels(dataset))
-    voxels = math.prod(planned["patch_size"]) * planned["batch_size"]
-    memory = _Memory(
-        voxels * _measure_per_voxel(target, configuration, dataset),
-        _measure_per_voxel(plans, configuration, dataset),
-    )
-    remarks = _resize(planned, new, source, memory, keep)
-    channels = _remark_on_channels(source, count_channels(dataset))
-    return plans, [*remarks, *warn_of_padding(new), *_remark_on_shape(source, new), *channels]
+        _keep_normalisation(plans, new, source, channels)
+    costs = [_measure_voxel(each, configuration, dataset) for each in (target, plans)]
+    too_large = _resize(planned, new, source, costs[1] / costs[0], keep)
+    shape, inputs = _remark_on_shape(source, new), _remark_on_channels(source, channels)
+    return plans, [*too_large, *warn_of_padding(new), *shape, *inputs]
 
 
-@dataclass(frozen=True)
-class _Memory:
-    """Feature maps of a step: what was planned, and of one voxel of the new network."""
-
-    planned: float
-    per_voxel: float
-
-    def fits(self, patch: Sequence[int], batch: int) -> bool:
-        """Whether a step stays within what was planned."""
-        return self.per_voxel * math.prod(patch) * batch <= self.planned * (1 + ROUNDING)
-
-
-def _measure_per_voxel(
+def _measure_voxel(
     plans: Mapping[str, Any], configuration: str, dataset: Mapping[str, Any]
 ) -> float:
     """Size of a network's feature maps per voxel of the patch, by nnU-Net's own measure."""
     network: Any = build_planned_network(plans, configuration, dataset)
-    strides = total_strides(plans["configurations"][configuration])
+    strides = find_total_strides(plans["configurations"][configuration])
     return float(network.compute_conv_feature_map_size(strides)) / math.prod(strides)
 
 
@@ -181,24 +172,36 @@ def _resize(
     planned: Mapping[str, Any],
     new: dict[str, Any],
     source: PlanSource,
-    memory: _Memory,
+    cost: float,
     keep: Collection[str],
 ) -> list[str]:
-    """Sets patch and batch; a remark where they do not fit."""
+    """Sets patch and batch; a remark where they do not fit.
+
+    Args:
+        planned: The target's configuration.
+        new: The new configuration.
+        source: The checkpoint's.
+        cost: Memory of a voxel in the new network, in voxels of the planned one.
+        keep: See `plan_like`.
+    """
+    memory = math.prod(planned["patch_size"]) * planned["batch_size"]  # in planned voxels
     least = source.configuration["batch_size"] if BATCH in keep else LEAST_BATCH
+
+    def find_share(patch: Sequence[int], batch: int) -> float:
+        return cost * math.prod(patch) * batch / memory
+
     if PATCH in keep:
         patch = list(source.configuration["patch_size"])
     else:
         sizes = zip(planned["patch_size"], planned["spacing"], new["spacing"], strict=True)
         wanted = [voxels * old / mm for voxels, old, mm in sizes]
-        patch = find_nearest_patch(wanted, source.strides, lambda size: memory.fits(size, least))
-    voxels = math.prod(patch)
-    most = math.prod(planned["patch_size"]) * planned["batch_size"] / voxels
-    batch = int(min(memory.planned / (memory.per_voxel * voxels), most) + ROUNDING)
+        strides = source.strides
+        patch = find_nearest_patch(wanted, strides, lambda p: find_share(p, least) <= FULL)
+    batch = int(memory / math.prod(patch) / max(cost, 1) + ROUNDING)
     new.update(patch_size=patch, batch_size=least if BATCH in keep else max(batch, least))
-    if memory.fits(patch, new["batch_size"]):
+    share = find_share(patch, new["batch_size"])
+    if share <= FULL:
         return []
-    share = memory.per_voxel * voxels * new["batch_size"] / memory.planned
     return [
         f"patch {patch} with batch {new['batch_size']} takes {share:.1f} times the memory that the "
         "target's plans take"
@@ -229,15 +232,6 @@ def find_nearest_patch(
     return patch
 
 
-def _check_dimension(source: PlanSource, configuration: str, dimension: int) -> None:
-    if source.dimension != dimension:
-        raise ValueError(
-            f"the checkpoint is a {source.dimension}D network (configuration {source.name}), "
-            f"{configuration} is {dimension}D; weights of one do not fit the other. Give a "
-            f"configuration of {source.dimension} dimensions (-c), or another checkpoint"
-        )
-
-
 def _keep_normalisation(
     plans: dict[str, Any], new: dict[str, Any], source: PlanSource, channels: int
 ) -> None:
@@ -254,16 +248,14 @@ def _keep_normalisation(
 
 
 def _remark_on_shape(source: PlanSource, new: Mapping[str, Any]) -> list[str]:
-    old, now = (
-        [mm / min(each["spacing"]) for mm in each["spacing"]]
-        for each in (source.configuration, new)
-    )
-    ratios = [max(a / b, b / a) for a, b in zip(old, now, strict=True)]
-    if max(ratios) <= UNLIKE:
+    old, now = source.configuration["spacing"], new["spacing"]
+    ratios = [a / min(old) / (b / min(now)) for a, b in zip(old, now, strict=True)]
+    if all(1 / UNLIKE <= ratio <= UNLIKE for ratio in ratios):
         return []
+    shown = [[round(mm, 3) for mm in spacing] for spacing in (old, now)]
     return [
-        f"the checkpoint's strides and kernels were planned for spacing "
-        f"{_shown(source.configuration['spacing'])}, the target has {_shown(new['spacing'])}"
+        f"the checkpoint's strides and kernels were planned for spacing {shown[0]}, the target has "
+        f"{shown[1]}"
     ]
 
 
@@ -275,7 +267,3 @@ def _remark_on_channels(source: PlanSource, channels: int) -> list[str]:
         "adapts the first convolution (each channel starts from the mean over the checkpoint's, "
         "scaled); all other layers are taken as they are"
     ]
-
-
-def _shown(spacing: Sequence[float]) -> list[float]:
-    return [round(mm, 3) for mm in spacing]

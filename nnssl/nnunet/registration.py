@@ -51,7 +51,7 @@ def trainer_folder() -> Path:
     )
 
 
-def state(folder: Path) -> State:
+def find_state(folder: Path) -> State:
     """Says whether the forwarding module is in `folder`, and whether it is this version's."""
     module = folder / MODULE_NAME
     if not module.is_file():
@@ -59,7 +59,7 @@ def state(folder: Path) -> State:
     return "registered" if module.read_bytes() == SOURCE.read_bytes() else "outdated"
 
 
-def externally_registered() -> bool:
+def is_registered_externally() -> bool:
     """Whether nnU-Net (2.8 or later) finds the forwarding module through its own variable."""
     entries = (read_variable(EXTERNAL_VARIABLE) or "").split(os.pathsep)
     named = any(entry.strip() and Path(entry).resolve() == EXTERNAL_FOLDER for entry in entries)
@@ -71,7 +71,7 @@ def supports_external() -> bool:
     return _numbers(nnunet_version() or "0") >= EXTERNAL_SINCE
 
 
-def supported() -> bool:
+def is_supported() -> bool:
     """Whether nnU-Net is installed in a version that nnSSL is tested with."""
     lowest, beyond = (_numbers(limit.lstrip("<>=")) for limit in SUPPORTED.split(","))
     return lowest <= _numbers(nnunet_version() or "0") < beyond
@@ -84,7 +84,7 @@ def register(folder: Path) -> Path:
         ValueError: the folder cannot be written; the message says what to do instead.
     """
     module = folder / MODULE_NAME
-    if state(folder) == "registered":
+    if find_state(folder) == "registered":
         return module
     # nnU-Net imports every .py file of the folder, also a half-written one: so another ending.
     temporary = folder / f".{MODULE_NAME}.{os.getpid()}.tmp"

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from nnssl.config import rename_knobs
-from nnssl.nnunet.checkpoint import plain, read_checkpoint
+from nnssl.nnunet.checkpoint import make_plain, read_checkpoint
 from nnssl.nnunet.paths import CONFIG_FILE, FINAL
 
 _NOT_SET = "(not set)"
@@ -55,7 +55,7 @@ def write_resolved_config(output_folder: str | Path, config: Mapping[str, Any]) 
     """Writes `resolved_config.yaml`, the configuration with every default filled in."""
     path = Path(output_folder) / CONFIG_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
+    path.write_text(yaml.safe_dump(make_plain(config), sort_keys=False), encoding="utf-8")
     return path
 
 
@@ -91,7 +91,7 @@ def _is_covered(name: str, may_change: Collection[str]) -> bool:
 def _find_differences(
     stored: Mapping[str, Any], today: Mapping[str, Any], ignored: set[str]
 ) -> list[tuple[str, Any, Any]]:
-    old, new = (_flatten(plain(rename_knobs(c.get("sections", c)))) for c in (stored, today))
+    old, new = (_flatten(make_plain(rename_knobs(c.get("sections", c)))) for c in (stored, today))
     names = [name for name in {**old, **new} if not _is_covered(name, ignored)]
     pairs = ((name, old.get(name, _NOT_SET), new.get(name, _NOT_SET)) for name in names)
     return [(name, a, b) for name, a, b in pairs if a != b]

@@ -120,6 +120,8 @@ def test_workers(healthy, monkeypatch):
     assert findings()["workers"].value.startswith("1 ($nnUNet_n_proc_DA)")
     monkeypatch.setenv("nnUNet_n_proc_DA", "many")
     assert findings()["$nnUNet_n_proc_DA"].verdict == "problem"
+    monkeypatch.setenv("nnUNet_n_proc_DA", "")  # nnU-Net stops at this
+    assert findings()["workers"].verdict == "problem"
 
 
 def test_little_room(healthy, monkeypatch):

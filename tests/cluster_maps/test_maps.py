@@ -16,7 +16,7 @@ import torch
 from nnssl.cluster_maps import maps
 from nnssl.cluster_maps.fold_maps import cluster_dataset, fold_cases
 from nnssl.cluster_maps.recipe import ClusterRecipe, read_manifest
-from nnssl.common.locks import held
+from nnssl.common.locks import hold
 from nnssl.data.pretraining_batches import RawPatchReader
 from nnssl.training.factory import trainer_class
 
@@ -177,7 +177,7 @@ def test_maps_that_another_process_makes_are_waited_for(tiny_dataset: Any) -> No
     """Two runs of one fold begin at once: the second one finds what the first has made."""
     folder = tiny_dataset.preprocessed / "nnssl" / "nnUNetPlans_2d" / "clusters/fold_0"
     waiting = Thread(target=make, args=(tiny_dataset,), daemon=True)
-    with held(folder.parent / "locks" / "fold_0") as waited:
+    with hold(folder.parent / "locks" / "fold_0") as waited:
         assert not waited
         waiting.start()
         waiting.join(3)

@@ -46,9 +46,12 @@ def wait_until_free(folder: Path) -> locks.Lock | None:
 def test_held_until_released(tmp_path):
     lock = locks.acquire(tmp_path / "cell")
     assert locks.acquire(tmp_path / "cell") is None
-    assert locks.holder(tmp_path / "cell") == {"host": socket.gethostname(), "pid": os.getpid()}
+    assert locks.find_holder(tmp_path / "cell") == {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+    }
     lock.release()
-    assert locks.holder(tmp_path / "cell") is None
+    assert locks.find_holder(tmp_path / "cell") is None
     again = locks.acquire(tmp_path / "cell")
     assert again is not None
     again.release()
@@ -57,7 +60,7 @@ def test_held_until_released(tmp_path):
 def test_another_process_holds_it_and_its_training_process_after_it(tmp_path):
     runner, training = hold(tmp_path)
     assert locks.acquire(tmp_path) is None
-    assert locks.holder(tmp_path)["pid"] == runner.pid
+    assert locks.find_holder(tmp_path)["pid"] == runner.pid
     runner.kill()
     runner.wait()
     assert locks.acquire(tmp_path) is None, "the training process still writes there"
@@ -81,7 +84,7 @@ def test_another_machine_holds_it_while_it_renews_it(tmp_path):
     file = tmp_path / locks.LOCK
     file.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
     assert locks.acquire(tmp_path) is None
-    assert locks.holder(tmp_path)["host"] == "elsewhere"
+    assert locks.find_holder(tmp_path)["host"] == "elsewhere"
     old = file.stat().st_mtime - locks.SECONDS_ALIVE - 1
     os.utime(file, (old, old))
     lock = locks.acquire(tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnssl.common.files import read_json, sha256_of
+from nnssl.common.files import hash_json, read_json
 from nnssl.data.pool.settings import MARK
 from nnssl.leakage.check import Evaluation
 from nnssl.leakage.policy import judge_source
@@ -97,9 +97,9 @@ def test_without_the_pools_records_the_fold_decides_for_members_only(heart, tmp_
     splits = [{"train": ["b"], "val": ["a"]}, {"train": ["a"], "val": ["b"]}]
     (heart / "splits_final.json").write_text(json.dumps(splits))
     own = own_part()
-    own["plans"][MARK]["splits"] = {heart.name: sha256_of(splits)}
+    own["plans"][MARK]["splits"] = {heart.name: hash_json(splits)}
     assert judge_source(own, Evaluation(heart, 0, ["a"])).contaminated is False
-    own["plans"][MARK]["splits"] = {heart.name: sha256_of(splits[::-1])}
+    own["plans"][MARK]["splits"] = {heart.name: hash_json(splits[::-1])}
     assert "are not those that" in judge_source(own, Evaluation(heart, 0, ["a"])).reasons[0]
     other = write_cases(tmp_path, "Dataset028_Copy", {"x": ("b", "Heart", "Tr")})
     assert "has images of Heart" in judge_source(own, Evaluation(other, 0, ["x"])).reasons[0]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.nnunet.checkpoint import plain, read_checkpoint, save_atomically
+from nnssl.nnunet.checkpoint import make_plain, read_checkpoint, save_atomically
 
 
 def checkpoint(**more):
@@ -34,13 +34,13 @@ def checkpoint(**more):
     ],
 )
 def test_plain_gives_python_values(value, expected):
-    result = plain(value)
+    result = make_plain(value)
     assert result == expected
     assert type(result) is type(expected)
 
 
 def test_plain_gives_tensors_without_gradient():
-    result = plain({"w": torch.nn.Parameter(torch.ones(2)), "n": np.arange(3)})
+    result = make_plain({"w": torch.nn.Parameter(torch.ones(2)), "n": np.arange(3)})
     assert type(result["w"]) is torch.Tensor
     assert not result["w"].requires_grad
     assert torch.equal(result["n"], torch.arange(3))
@@ -48,7 +48,7 @@ def test_plain_gives_tensors_without_gradient():
 
 def test_plain_names_the_place_of_a_foreign_object():
     with pytest.raises(ValueError, match=r"checkpoint\['a'\]\[1\] is a object"):
-        plain({"a": [1, object()]})
+        make_plain({"a": [1, object()]})
 
 
 def test_aliased_weights_are_stored_once(tmp_path):

@@ -205,9 +205,9 @@ def test_a_read_only_nnunet_is_refused_with_what_to_do_instead(trainer_folder, m
 def test_an_outdated_module_is_renewed(trainer_folder):
     module = trainer_folder / registration.MODULE_NAME
     module.write_text("raise RuntimeError\n")
-    assert registration.state(trainer_folder) == "outdated"
+    assert registration.find_state(trainer_folder) == "outdated"
     registration.register(trainer_folder)
-    assert registration.state(trainer_folder) == "registered"
+    assert registration.find_state(trainer_folder) == "registered"
     assert module.read_bytes() == registration.SOURCE.read_bytes()
 
 
@@ -219,7 +219,7 @@ def test_undo_removes_the_bytecode_too(trainer_folder):
     assert registration.undo(trainer_folder)
     assert not bytecode.exists()
     assert not registration.undo(trainer_folder)
-    assert registration.state(trainer_folder) == "absent"
+    assert registration.find_state(trainer_folder) == "absent"
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_undo_removes_the_bytecode_too(trainer_folder):
 )
 def test_versions(monkeypatch, found, supported, external):
     monkeypatch.setattr(registration, "nnunet_version", lambda: found)
-    assert registration.supported() is supported
+    assert registration.is_supported() is supported
     assert registration.supports_external() is external
 
 

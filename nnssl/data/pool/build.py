@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from nnssl.common.files import read_json, sha256_of, write_json
+from nnssl.common.files import hash_json, read_json, write_json
 from nnssl.common.parallel import for_each
 from nnssl.common.versions import versions
 from nnssl.convert.engine import ConversionTarget
@@ -201,7 +201,7 @@ def _describe(made: PoolDraft) -> None:
     path = raw / CONVERSION_FILE
     known = read_json(path)["configurations"] if path.exists() else {}
     known.setdefault(made.request.key, {"asked": made.request.to_dict(), "cases": {}})
-    members = {m.folder: {"splits": sha256_of(m.splits)} for m in made.pool.members}
+    members = {m.folder: {"splits": hash_json(m.splits)} for m in made.pool.members}
     content = {"job": made.pool.job, "members": members, "versions": versions("nnunetv2", "torch")}
     write_json(path, {**content, "configurations": known})
     description = made.pool.description(made.roots.raw)

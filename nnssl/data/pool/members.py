@@ -12,7 +12,7 @@ import numpy as np
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnssl.common.files import read_json, sha256_of
+from nnssl.common.files import hash_json, read_json
 from nnssl.convert.sources import ConversionError, Problem
 from nnssl.convert.volumes import be_quiet
 from nnssl.nnunet.cases import CaseRecord, Patient, read_all_cases, read_cases
@@ -240,7 +240,7 @@ class DatasetPool:
     def job(self) -> str:
         """Hash of members, images and folds; equal jobs are the same pool."""
         images = {c.identifier: [c.source, c.image.name, c.index] for c in self.cases}
-        return sha256_of({"images": images, "splits": self.splits})
+        return hash_json({"images": images, "splits": self.splits})
 
     def description(self, raw: Path) -> dict[str, Any]:
         """``dataset.json``; images are referenced, by relative paths where they lie in ``raw``."""
@@ -266,7 +266,7 @@ class DatasetPool:
     def marks(self) -> dict[str, Any]:
         """What the plans, and so every checkpoint, say of the pool."""
         origins = {m.folder: sorted({r.dataset for r in m.records.values()}) for m in self.members}
-        splits = {member.folder: sha256_of(member.splits) for member in self.members}
+        splits = {member.folder: hash_json(member.splits) for member in self.members}
         return {"members": origins, "folds": len(self.splits), "splits": splits}
 
     def fingerprint(self, intensities: dict[str, float]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from nnssl.data.unlabelled.records import (
     write_image_record,
 )
 from nnssl.data.unlabelled.sources import ImageSource
-from nnssl.nnunet.images import direction_in, image_file, open_image
+from nnssl.nnunet.images import image_file, open_image, read_direction
 
 IMAGE = "image"  # name of what is being preprocessed
 BESIDE = {".mhd": (".raw", ".zraw"), ".hdr": (".img",)}  # voxels in a file of their own
@@ -216,7 +216,7 @@ def _make_record(
         channels=shape[0],
         shape=(shape[1], shape[2], shape[3]),
         spacing=tuple(float(x) for x in properties["spacing"]),
-        direction=tuple(direction_in(properties)),
+        direction=tuple(read_direction(properties)),
         orientation=_find_orientation(properties),
         voxels=plan.voxels,
         thumbnail=encode_thumbnail(read_thumbnail(made)),
@@ -274,7 +274,7 @@ def _check_reading(files: list[Path], plan: PreprocessingPlan) -> None:
 
 def _find_orientation(properties: Mapping[str, Any]) -> str:
     """Where the axes x, y, z of an image grow, for instance `LPS`, from nnU-Net's properties."""
-    matrix = np.array(direction_in(properties)).reshape(3, 3)
+    matrix = np.array(read_direction(properties)).reshape(3, 3)
     if "nibabel_stuff" in properties:  # in NIfTI's world, where x grows to the right
         matrix[:2] *= -1
     letters = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(matrix.ravel())

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nnssl.common.files import read_json, sha256_of, write_json
+from nnssl.common.files import hash_json, read_json, write_json
 from nnssl.nnunet.images import CaseError, image_file
 
 UNLABELLED = "unlabelled"  # below nnssl's own folder of a configuration
@@ -85,7 +85,7 @@ class UnlabelledImage:
     def content(self) -> str:
         """Hash of what the voxels come from; a copy of the same file elsewhere has the same."""
         hashes = [file.sha256 for file in self.files]
-        return sha256_of([hashes, self.frame, self.voxels])
+        return hash_json([hashes, self.frame, self.voxels])
 
     def decode_thumbnail(self) -> np.ndarray:
         """The thumbnail, (cells,)."""
@@ -105,7 +105,7 @@ def hash_preprocessing(plans: Mapping[str, Any], configuration: Mapping[str, Any
         configuration: the resolved configuration (`ConfigurationManager.configuration`).
     """
     chosen = {key: configuration.get(key) for key in VOXELS}
-    return sha256_of({**chosen, **{key: plans.get(key) for key in OF_PLANS}})
+    return hash_json({**chosen, **{key: plans.get(key) for key in OF_PLANS}})
 
 
 def find_collections(own: Path) -> dict[str, Path]:

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from nnssl.common.files import read_json, sha256_of
+from nnssl.common.files import hash_json, read_json
 from nnssl.nnunet.paths import CONFIG_FILE, FINAL, SPLITS_FILE, find_training_logs
 from nnssl.studies.analysis.validation import Validation
 from nnssl.studies.run.folder import State, StudyFolder
@@ -110,7 +110,7 @@ def hash_splits(folder: StudyFolder) -> str:
         if cell.kind == "finetune" and folder.state(cell) == "done":
             preprocessed = Validation(folder.fold_folder(cell)).preprocessed
             if preprocessed is not None and (preprocessed / SPLITS_FILE).is_file():
-                return sha256_of(read_json(preprocessed / SPLITS_FILE))
+                return hash_json(read_json(preprocessed / SPLITS_FILE))
     return f"{SPLITS_FILE} is not at hand"
 
 

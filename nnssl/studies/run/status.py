@@ -63,7 +63,7 @@ def describe_state(folder: StudyFolder, cell: Cell) -> str:
     epoch = folder.epoch(cell)
     phase = "" if epoch is None else f" epoch {epoch}/{cell.epochs}"
     phase = " validation" if (fold / FINAL).is_file() else phase
-    if locks.holder(folder.cell_folder(cell)) is not None:
+    if locks.find_holder(folder.cell_folder(cell)) is not None:
         return f"running{phase}"
     if folder.has_failed(cell):
         return "FAILED"
