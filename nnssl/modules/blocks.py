@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 
-def cells_of(size: Sequence[int], block: Sequence[int]) -> list[int]:
+def count_cells(size: Sequence[int], block: Sequence[int]) -> list[int]:
     """Blocks per array axis of an image.
 
     Args:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 GOLDEN = (math.sqrt(5) - 1) / 2
+PICTURES = 8  # samples that are drawn
 LOOK_EVERY = 50  # steps between two looks at how many places change their cluster
 
 

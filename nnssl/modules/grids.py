@@ -62,6 +62,12 @@ def sample(
     return functional.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=False)
 
 
+def resize(image: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, C, *P) at another size, linearly: (B, C, *size)."""
+    mode = "bilinear" if image.ndim == 4 else "trilinear"
+    return functional.interpolate(image, tuple(size), mode=mode, align_corners=False)
+
+
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
     """The map that applies `inner` first and `outer` to the result, (B, d, d+1) each."""
     linear = (outer[:, :, :-1, None] * inner[:, None]).sum(2)  # (B, d, d+1)

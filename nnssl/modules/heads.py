@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnssl.common.distributed import world_size
+from nnssl.modules.grids import resize
 
 Normalisation = Literal["none", "batch", "layer"]
 Pooling = Literal["average", "moments", "grid", "max"]
@@ -160,6 +161,4 @@ class LevelHead(nn.Module):
 
     def reconstruct(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """A coarse image at full size, (B, C, *size) float32."""
-        coarse: Tensor = self.restorer(x).float()  # its name stands in checkpoints
-        mode = "bilinear" if coarse.ndim == 4 else "trilinear"
-        return functional.interpolate(coarse, tuple(size), mode=mode, align_corners=False)
+        return resize(self.restorer(x).float(), size)  # `restorer` stands in checkpoints

@@ -167,7 +167,7 @@ class ClusteringObjective(Objective):
         """`clusters`: two rows per view, the image and its clusters in fixed colours."""
         rows = []
         for view in batch["views"].values():
-            image = view.image[:8]
+            image = view.image[: cluster_metrics.PICTURES]
             painted = cluster_metrics.paint(self.clusters(image), len(self.prototypes.weight))
             rows += [cluster_metrics.shade(image), painted]
         return {"clusters": torch.stack(rows)}

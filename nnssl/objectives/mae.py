@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from nnssl.common.checks import Count, NotNegative
 from nnssl.modules import unet
-from nnssl.modules.blocks import cells_of, enlarge
+from nnssl.modules.blocks import count_cells, enlarge
 from nnssl.objectives.base import Batch, Context
 from nnssl.objectives.reconstruction import Corrupted, ReconstructionObjective
 from nnssl.views.cells import draw_visible_cells
@@ -67,21 +67,21 @@ class MAEObjective(ReconstructionObjective):
         super().__init__(network, context, skips=skips, position=position)
         self.mask_ratio, self.normalise_target = mask_ratio, normalise_target
         self.block = tuple(unet.total_stride(network) if block is None else block)
-        cells_of(context.patch_size, self.block)
+        count_cells(context.patch_size, self.block)
 
     def corrupt(self, batch: Batch) -> Corrupted:
         image = batch["views"]["global_0"].image
-        cells = cells_of(image.shape[2:], self.block)
+        cells = count_cells(image.shape[2:], self.block)
         blocks = draw_visible_cells(
             batch["key"], cells, self.mask_ratio, "mask", self.least_visible
         )
         blocks = blocks.to(image.device, non_blocking=True)
         visible = enlarge(blocks, image.shape[2:])
-        target = _normalised(image, self.block) if self.normalise_target else image
+        target = _normalise(image, self.block) if self.normalise_target else image
         return Corrupted(image * visible, target, (~visible).float(), blocks)
 
 
-def _normalised(image: Tensor, block: Sequence[int]) -> Tensor:
+def _normalise(image: Tensor, block: Sequence[int]) -> Tensor:
     """(x - mean) / sqrt(variance + 1e-6) of each block and channel, (B, C, *S)."""
     pool = functional.avg_pool2d if len(block) == 2 else functional.avg_pool3d
     with torch.autocast(image.device.type, enabled=False):

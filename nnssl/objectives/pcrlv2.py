@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnssl.common.checks import Fraction
-from nnssl.losses.reconstruction import reconstruction_loss
+from nnssl.losses.reconstruction import reconstruction_loss, trivial_losses
 from nnssl.losses.siamese import symmetric_loss
 from nnssl.modules import metrics, unet
+from nnssl.modules.grids import resize
 from nnssl.modules.heads import LevelHead, Pooling
 from nnssl.objectives.base import Batch, Context
 from nnssl.objectives.mae import CLEAN
@@ -131,7 +132,7 @@ class PCRLv2Objective(ReconstructionObjective):
         whole = self._embed([task.image, self._appearance(batch, "global_1")])
         local_names = [name for name in batch["views"] if name.startswith("local_")]
         chosen = self._levels(keys, 1 + len(local_names)).to(task.image.device)
-        found = unet.project_out(self.network, _first(whole.levels[-1], len(keys)))
+        found = unet.project_out(self.network, whole.levels[-1][: len(keys)])
         terms = {
             "reconstruction_loss": reconstruction_loss(found, task.target),
             "level_reconstruction_loss": self._level_reconstruction(whole, task.target, chosen[0]),
@@ -161,14 +162,8 @@ class PCRLv2Objective(ReconstructionObjective):
                 image = swap_cells(image, keys, name, self.swap)
             for intensity in self.intensities:
                 image = intensity(image, keys, f"{name} appearance", self.context.spacing)
-            return self._fitted(image)
-
-    def _fitted(self, image: Tensor) -> Tensor:
-        size = unet.fitting_size(self.network, image.shape[2:])
-        if list(image.shape[2:]) == size:
-            return image
-        mode = "bilinear" if image.ndim == 4 else "trilinear"
-        return functional.interpolate(image, size, mode=mode, align_corners=False)
+            size = unet.fitting_size(self.network, image.shape[2:])
+            return image if list(image.shape[2:]) == size else resize(image, size)
 
     def _embed(self, images: list[Tensor]) -> Embedded:
         """Views of one size through network and heads."""
@@ -216,7 +211,7 @@ class PCRLv2Objective(ReconstructionObjective):
 
     def _level_reconstruction(self, whole: Embedded, target: Tensor, chosen: Tensor) -> Tensor:
         found = [
-            head.reconstruct(_first(level, len(target)), target.shape[2:])  # type: ignore[operator]
+            head.reconstruct(level[: len(target)], target.shape[2:])  # type: ignore[operator]
             for head, level in zip(self.heads, whole.levels, strict=True)
         ]
         weights = chosen.reshape(*chosen.shape, *[1] * (target.ndim - 1))
@@ -228,7 +223,7 @@ class PCRLv2Objective(ReconstructionObjective):
     ) -> dict[str, Tensor]:
         """The siamese part learns when `global_loss` lies below `mismatched_loss`, which compares
         views of different samples; at collapse both are -1."""
-        terms = self.trivial(task)
+        terms = trivial_losses(task.target, task.image, task.weight)
         deepest = whole.embedding[0].detach().flatten(0, 1)
         return {
             **terms,
@@ -237,8 +232,3 @@ class PCRLv2Objective(ReconstructionObjective):
             "embedding_std": metrics.embedding_std(deepest),
             "effective_rank": metrics.effective_rank(deepest),
         }
-
-
-def _first(maps: Tensor, samples: int) -> Tensor:
-    """Those of the first view."""
-    return maps[:samples]

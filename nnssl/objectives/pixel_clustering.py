@@ -107,9 +107,9 @@ class PixelClusteringObjective(Objective):
 
     def illustrate(self, batch: Batch) -> dict[str, Tensor]:
         """`clusters`: three rows per view, image, target and prediction in fixed colours."""
-        rows = []
+        rows, drawn = [], slice(cluster_metrics.PICTURES)
         for view in batch["views"].values():
-            image, target = view.image[:8], view.dense_targets[self.maps][:8]
+            image, target = view.image[drawn], view.dense_targets[self.maps][drawn]
             rows += [
                 cluster_metrics.shade(image),
                 cluster_metrics.paint(target, self.count),

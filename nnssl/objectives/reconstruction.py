@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from nnssl.common.checks import NotNegative
 from nnssl.losses.reconstruction import reconstruction_loss, trivial_losses
 from nnssl.modules import unet
+from nnssl.modules.cluster_metrics import PICTURES, middle_slice
 from nnssl.modules.positions import voxel_positions
 from nnssl.objectives.base import Batch, Context, Objective
 from nnssl.objectives.position_head import PositionHead
-
-PICTURES = 8  # samples that are drawn
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class ReconstructionObjective(Objective):
         features = self.decode(task)
         found = unet.project_out(self.network, features)
         loss = reconstruction_loss(found, task.target, task.weight)
-        terms = {"loss": loss, **self.trivial(task)}
+        terms = {"loss": loss, **trivial_losses(task.target, task.image, task.weight)}
         return terms if self.locate is None else self._with_positions(terms, batch, features)
 
     def _with_positions(
@@ -109,19 +108,15 @@ class ReconstructionObjective(Objective):
         """Terms of a reconstruction and of the positions together."""
         assert self.locate is not None
         matrix = batch["views"]["global_0"].matrix
-        told = self.locate(features, voxel_positions(batch, matrix, features.shape[2:]))
+        positions = self.locate(features, voxel_positions(batch, matrix, features.shape[2:]))
         return {
             **terms,
-            "loss": terms["loss"] + self.position * told.loss,
+            "loss": terms["loss"] + self.position * positions.loss,
             "reconstruction_loss": terms["loss"].detach(),
-            "position_loss": told.loss.detach(),
-            "position_error": told.error,
-            "collapse_loss": terms["collapse_loss"] + self.position * told.constant,
+            "position_loss": positions.loss.detach(),
+            "position_error": positions.error,
+            "collapse_loss": terms["collapse_loss"] + self.position * positions.constant,
         }
-
-    def trivial(self, task: Corrupted) -> dict[str, Tensor]:
-        """Losses of trivial answers to a task, for the log."""
-        return trivial_losses(task.target, task.image, task.weight)
 
     @torch.no_grad()
     def illustrate(self, batch: Batch) -> dict[str, Tensor]:
@@ -129,12 +124,7 @@ class ReconstructionObjective(Objective):
         task = self.corrupt(batch)
         found, target = self.reconstruct(task).float(), task.target.float()
         error = (found - target).abs() * (1 if task.weight is None else task.weight)
-        rows = [_slice(image) for image in (target, task.image, found, error)]
+        images = (target, task.image, found, error)
+        rows = [middle_slice(image[:PICTURES, 0].float()) for image in images]
         rows[3] = rows[3] + rows[0].amin((1, 2), keepdim=True)  # no error is black
         return {"reconstruction": torch.stack(rows)}
-
-
-def _slice(image: Tensor) -> Tensor:
-    """First channel of the first samples, of a volume its middle slice: (n, H, W)."""
-    flat = image[:PICTURES, 0].float()
-    return flat if flat.ndim == 3 else flat[:, flat.shape[1] // 2]

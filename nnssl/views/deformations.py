@@ -168,7 +168,7 @@ def local_shuffle(
         table = torch.from_numpy(_displacements(sides[axis], levels)).to(image.device)
         own = torch.arange(length, device=image.device).reshape(-1, *[1] * (len(size) - 1 - axis))
         step = torch.where(moved, table[_draw(bits, axis)], 0)
-        source = source * length + _mirrored(own + step, length)
+        source = source * length + _mirror(own + step, length)
     voxels = image.flatten(2)
     return voxels.gather(2, source.flatten(1)[:, None].expand_as(voxels)).view_as(image)
 
@@ -191,7 +191,7 @@ def _displacements(side: int, levels: int) -> np.ndarray:
     return steps[np.searchsorted(probability.cumsum(), centres).clip(max=len(steps) - 1)]
 
 
-def _mirrored(index: Tensor, length: int) -> Tensor:
+def _mirror(index: Tensor, length: int) -> Tensor:
     """Indices beyond an edge, mirrored at it (the edge's own voxel is its own image)."""
     index = torch.where(index < 0, -index - 1, index)
     return torch.where(index >= length, 2 * length - 1 - index, index)
@@ -214,7 +214,7 @@ def paint_boxes(
         (n, C, *S).
     """
     size = image.shape[2:]
-    drawn = [_boxes(generator(key, salt, "boxes"), size, outpaint) for key in keys]
+    drawn = [_draw_boxes(generator(key, salt, "boxes"), size, outpaint) for key in keys]
     outside = torch.tensor([out for out, _ in drawn], device=image.device)
     boxes = torch.from_numpy(np.stack([box for _, box in drawn])).to(image.device)
     noisy = _inside(boxes, size) ^ outside.reshape(-1, *[1] * len(size))  # (n, *S)
@@ -222,7 +222,7 @@ def paint_boxes(
     return torch.where(noisy[:, None], low + (high - low) * fields, image)
 
 
-def _boxes(
+def _draw_boxes(
     random: np.random.Generator, size: Sequence[int], outpaint: float
 ) -> tuple[bool, np.ndarray]:
     """Whether to paint outside, and begin and end of the boxes (5, d, 2); unused ones are empty."""
@@ -231,11 +231,11 @@ def _boxes(
     going_on[0] |= out  # something is always kept
     boxes = np.zeros((MOST_BOXES, len(size), 2), dtype=np.int64)
     for box in boxes[: np.cumprod(going_on).sum()]:
-        box[:] = [_side(random, length, out) for length in size]
+        box[:] = [_draw_side(random, length, out) for length in size]
     return out, boxes
 
 
-def _side(random: np.random.Generator, length: int, out: bool) -> tuple[int, int]:
+def _draw_side(random: np.random.Generator, length: int, out: bool) -> tuple[int, int]:
     """Begin and end along one axis: 1/6 to 1/3 of it inside, 3/7 to 4/7 outside."""
     if out:
         side = length - int(

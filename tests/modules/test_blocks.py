@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnssl.modules.blocks import cells_of, enlarge
+from nnssl.modules.blocks import count_cells, enlarge
 
 
 def test_enlarged_cells_are_constant_over_their_block() -> None:
@@ -18,12 +18,12 @@ def test_enlarged_cells_are_constant_over_their_block() -> None:
 
 
 def test_cells_per_axis() -> None:
-    assert cells_of((8, 16, 12), (4, 16, 3)) == [2, 1, 4]
+    assert count_cells((8, 16, 12), (4, 16, 3)) == [2, 1, 4]
 
 
 @pytest.mark.parametrize("block", [(4, 4), (4, 5, 4), (4, 4, 0)])
 def test_blocks_that_do_not_tile_are_refused(block: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"for images of \[8, 8, 8\] voxels"):
-        cells_of((8, 8, 8), block)
+        count_cells((8, 8, 8), block)
     with pytest.raises(ValueError, match=r"found \[2, 2\] cells for a map of \[4, 5\]"):
         enlarge(torch.ones(1, 1, 2, 2), (4, 5))

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from building import make_objective
 from halves import check_halves
 from test_contract import make_batch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, one_hot
 
 from nnssl.losses.clustering import sinkhorn
-from nnssl.modules import unet
-from nnssl.objectives import Context
 from nnssl.objectives.clustering import ClusteringObjective, _maps, _rows
 from nnssl.views import RandomView
 
@@ -24,15 +23,14 @@ PATCH_SIZE = (32, 32)
 PLAIN = dict.fromkeys(
     ["noise", "blur", "brightness", "contrast", "low_resolution", "gamma", "gamma_inverted"]
 )
-
-
-def objective(make_unet: Callable[..., nn.Module], **knobs: Any) -> ClusteringObjective:
-    torch.manual_seed(0)
-    defaults = {"prototypes": 6, "hidden_features": 16, "embedding_features": 8}
-    context = Context(1, PATCH_SIZE, (1.0, 1.0))
-    made = ClusteringObjective(make_unet(2), context, **{**defaults, **knobs})
-    unet.freeze_untrained(made.network, made.trained)
-    return made
+objective = partial(
+    make_objective,
+    ClusteringObjective,
+    patch_size=PATCH_SIZE,
+    prototypes=6,
+    hidden_features=16,
+    embedding_features=8,
+)
 
 
 def batch(

@@ -9,25 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from building import make_objective
 from halves import check_halves
 from test_contract import make_batch
 from torch import nn
 
 from nnssl.modules import unet
-from nnssl.objectives import Context
 from nnssl.objectives.contrastive import ContrastiveObjective
 from nnssl.views import RandomView
 
 PATCH_SIZE = (16, 16)
 STILL = {"rotation": 0.0, "scale": (1.0, 1.0), "stretch": 1.0, "shift": 0.0}
-
-
-def objective(make_unet: Callable[..., nn.Module], **knobs: Any) -> ContrastiveObjective:
-    torch.manual_seed(0)
-    context = Context(1, PATCH_SIZE, (1.0, 1.0), partitions=2)
-    made = ContrastiveObjective(make_unet(2), context, hidden_features=16, **knobs)
-    unet.freeze_untrained(made.network, made.trained)
-    return made
+objective = partial(make_objective, ContrastiveObjective, hidden_features=16)
 
 
 def batch(dataset: tuple[int, ...] = (0, 0, 0, 0), **knobs: Any) -> dict[str, Any]:

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
+from building import make_objective
 from test_contract import make_batch, with_views
 from torch import nn
 
 from nnssl.modules import unet
-from nnssl.objectives import Context
 from nnssl.objectives.mae import MAEObjective
 
-PATCH_SIZES = {2: (16, 16), 3: (8, 16, 16)}
-
-
-def objective(
-    make_unet: Callable[..., nn.Module], dimension: int = 2, channels: int = 1, **knobs: Any
-) -> MAEObjective:
-    torch.manual_seed(0)
-    context = Context(channels, PATCH_SIZES[dimension], (1.0,) * dimension)
-    network = make_unet(dimension, channels=channels, classes=channels)
-    made = MAEObjective(network, context, **knobs)
-    unet.freeze_untrained(made.network, made.trained)
-    return made
+objective = partial(make_objective, MAEObjective)
 
 
 @pytest.mark.parametrize("dimension", [2, 3])

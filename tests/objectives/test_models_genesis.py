@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
+from building import make_objective
 from test_contract import make_batch, with_views
 from torch import nn
 
-from nnssl.modules import unet
-from nnssl.objectives import Context
 from nnssl.objectives.models_genesis import ModelsGenesisObjective
 
-
-def objective(make_unet: Callable[..., nn.Module], **knobs: Any) -> ModelsGenesisObjective:
-    torch.manual_seed(0)
-    context = Context(1, (16, 16), (1.0, 1.0))
-    made = ModelsGenesisObjective(make_unet(2, classes=1), context, **knobs)
-    unet.freeze_untrained(made.network, made.trained)
-    return made
+objective = partial(make_objective, ModelsGenesisObjective)
 
 
 def test_all_voxels_of_the_undeformed_view_are_restored(

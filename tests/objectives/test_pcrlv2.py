@@ -5,33 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from building import PATCH_SIZES, make_objective
 from test_contract import make_batch, with_views
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nnssl.losses.reconstruction import trivial_losses
 from nnssl.modules import unet
 from nnssl.modules.grids import overlap
 from nnssl.objectives import Context
 from nnssl.objectives.pcrlv2 import PCRLv2Objective
 from nnssl.views import RandomView
 
-PATCH_SIZES = {2: (16, 16), 3: (8, 16, 16)}
 STEPS = 40
 PLAIN = {"swap": 0.0, "noise": None, "blur": None, "gamma": None}
-
-
-def objective(
-    make_unet: Callable[..., nn.Module], dimension: int = 2, **knobs: Any
-) -> PCRLv2Objective:
-    torch.manual_seed(0)
-    context = Context(1, PATCH_SIZES[dimension], (1.0,) * dimension)
-    made = PCRLv2Objective(make_unet(dimension, classes=1), context, **knobs)
-    unet.freeze_untrained(made.network, made.trained)
-    return made
+objective = partial(make_objective, PCRLv2Objective)
 
 
 def batch(dimension: int = 2, step: int = 0) -> dict[str, Any]:
@@ -59,7 +52,7 @@ def test_every_local_view_is_used_and_none_twice(make_unet: Callable[..., nn.Mod
     """
     made, full = objective(make_unet, **PLAIN).eval(), batch()
     whole = made._embed([full["views"][f"global_{i}"].image for i in range(2)])
-    local = [made._embed([made._fitted(full["views"][f"local_{i}"].image)]) for i in range(6)]
+    local = [made._embed([made._appearance(full, f"local_{i}")]) for i in range(6)]
     chosen = made._levels(full["key"], 7)
     alone = []
     for view in range(2):
@@ -129,8 +122,10 @@ def test_the_reconstruction_of_levels_fades_out(make_unet: Callable[..., nn.Modu
         expected = sum(float(terms[p]) for p in parts)
         expected += beta * float(terms["level_reconstruction_loss"])
         assert float(terms["loss"]) == pytest.approx(expected, abs=1e-5)
+        task = made.corrupt(full)
+        trivial = trivial_losses(task.target, task.image)
         assert float(terms["collapse_loss"]) == pytest.approx(
-            (1 + beta) * float(made.trivial(made.corrupt(full))["collapse_loss"]) - 2, abs=1e-5
+            (1 + beta) * float(trivial["collapse_loss"]) - 2, abs=1e-5
         )
     assert float(made.state_dict()["progress"]) == 1
 
@@ -243,8 +238,8 @@ def test_global_views_overlap_as_in_the_paper(dimension: int) -> None:
 def test_views_that_the_strides_do_not_divide_are_resampled(
     make_unet: Callable[..., nn.Module], size: tuple[int, int]
 ) -> None:
-    made = objective(make_unet)
-    image = torch.full((2, 1, *size), 3.0)
-    fitted = made._fitted(image)
+    made, full = objective(make_unet, **PLAIN), batch()
+    full["views"]["local_0"].image = torch.full((4, 1, *size), 3.0)
+    fitted = made._appearance(full, "local_0")
     assert all(length % 4 == 0 and length >= 8 for length in fitted.shape[2:])
     assert fitted.unique().tolist() == [3.0]

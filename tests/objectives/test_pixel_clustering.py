@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from building import make_objective
 from test_contract import make_batch
 from torch import Tensor, nn
 
 from nnssl.modules import unet
-from nnssl.objectives import Context, DenseTargets
+from nnssl.objectives import DenseTargets
 from nnssl.objectives.pixel_clustering import PixelClusteringObjective
 from nnssl.views import RandomView
 
 PATCH_SIZE = (16, 16)
 CLUSTERS = 4
 STILL = {"rotation": 0.0, "scale": (1.0, 1.0), "stretch": 1.0, "shift": 0.0, "flip": 0.0}
-
-
-def objective(make_unet: Callable[..., nn.Module], **knobs: Any) -> PixelClusteringObjective:
-    torch.manual_seed(0)
-    context = Context(1, PATCH_SIZE, (1.0, 1.0))
-    made = PixelClusteringObjective(make_unet(2), context, **{"clusters": CLUSTERS, **knobs})
-    unet.freeze_untrained(made.network, made.trained)
-    return made
+objective = partial(make_objective, PixelClusteringObjective, clusters=CLUSTERS)
 
 
 def batch(count: int = 2, **knobs: Any) -> dict[str, Any]:

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
+from building import make_objective
 from test_contract import make_batch, with_views
 from torch import nn
 
 from nnssl.modules import unet
-from nnssl.objectives import Context
 from nnssl.objectives.spark import SparkObjective
 
-PATCH_SIZES = {2: (16, 16), 3: (8, 16, 16)}
-
-
-def objective(make_unet: Callable[..., nn.Module], dimension: int = 2, **knobs: Any) -> Any:
-    torch.manual_seed(0)
-    context = Context(1, PATCH_SIZES[dimension], (1.0,) * dimension)
-    made = SparkObjective(make_unet(dimension, classes=1), context, **knobs)
-    unet.freeze_untrained(made.network, made.trained)
-    return made
+objective = partial(make_objective, SparkObjective)
 
 
 @pytest.mark.parametrize("dimension", [2, 3])

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import scipy.special
 import torch
+from building import PATCH_SIZES, make_objective
 from test_contract import make_batch, with_views
 from torch import nn
 
-from nnssl.modules import unet
+from nnssl.losses.reconstruction import trivial_losses
 from nnssl.modules.positions import voxel_positions
-from nnssl.objectives import Context
 from nnssl.objectives.mae import MAEObjective
 from nnssl.objectives.models_genesis import ModelsGenesisObjective
 from nnssl.objectives.position_head import BINS
@@ -22,7 +22,6 @@ from nnssl.objectives.reconstruction import ReconstructionObjective
 from nnssl.objectives.spark import SparkObjective
 from nnssl.views.random_view import RandomView
 
-PATCH_SIZES = {2: (16, 16), 3: (8, 16, 16)}
 FAMILY = [MAEObjective, SparkObjective, ModelsGenesisObjective]
 
 
@@ -51,16 +50,6 @@ def test_positions_are_what_a_view_of_a_picture_of_positions_shows(dimension: in
     torch.testing.assert_close(found, seen.image, atol=2e-6, rtol=0)
 
 
-def made(
-    kind: type[ReconstructionObjective], make_unet: Callable[..., nn.Module], **knobs: Any
-) -> ReconstructionObjective:
-    torch.manual_seed(0)
-    context = Context(1, PATCH_SIZES[2], (1.0, 1.0))
-    objective = kind(make_unet(2, classes=1), context, **knobs)
-    unet.freeze_untrained(objective.network, objective.trained)
-    return objective
-
-
 def values(objective: ReconstructionObjective, batch: dict[str, Any]) -> dict[str, float]:
     return {name: float(term.detach()) for name, term in objective(batch).items()}
 
@@ -72,7 +61,7 @@ def test_the_weight_adds_the_error_of_voxels_inside_the_volume(
     batch = make_batch(2, 1)
     batch["box"][0, 1] -= 12  # half of this patch lies in the padding
     batch = with_views(batch, kind)
-    objective = made(kind, make_unet, position=0.5)
+    objective = make_objective(kind, make_unet, position=0.5)
     assert objective.locate is not None
     logits = torch.randn(3, BINS, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -95,7 +84,7 @@ def test_the_weight_adds_the_error_of_voxels_inside_the_volume(
     assert terms["position_error"] == pytest.approx(error, rel=1e-4)
     whole = terms["reconstruction_loss"] + 0.5 * terms["position_loss"]
     assert terms["loss"] == pytest.approx(whole, rel=1e-5)
-    plain = made(kind, make_unet)
+    plain = make_objective(kind, make_unet)
     plain.load_state_dict(objective.state_dict(), strict=False)
     without = values(plain, batch)
     assert terms["reconstruction_loss"] == pytest.approx(without["loss"])
@@ -114,7 +103,7 @@ def test_the_network_learns_to_tell_positions(
     make_unet: Callable[..., nn.Module], kind: type[ReconstructionObjective]
 ) -> None:
     """On images that show where they are the error falls below that of any constant."""
-    objective = made(kind, make_unet, position=10.0)
+    objective = make_objective(kind, make_unet, position=10.0)
     batch = make_batch(2, 1)
     batch["box"][:, 0] = torch.tensor([11, 12])  # one slice, in the middle
     ramp = torch.linspace(-2, 2, 24)
@@ -128,7 +117,8 @@ def test_the_network_learns_to_tell_positions(
         optimiser.zero_grad()
         terms["loss"].backward()
         optimiser.step()
-    of_image = objective.trivial(objective.corrupt(batch))["collapse_loss"]
+    task = objective.corrupt(batch)
+    of_image = trivial_losses(task.target, task.image, task.weight)["collapse_loss"]
     assert history[-1] < 0.7 * float(terms["collapse_loss"] - of_image) / 10
 
 
@@ -136,4 +126,4 @@ def test_the_network_learns_to_tell_positions(
 def test_without_weight_there_is_no_head(
     make_unet: Callable[..., nn.Module], kind: type[ReconstructionObjective]
 ) -> None:
-    assert not [n for n in made(kind, make_unet).state_dict() if n.startswith("locate")]
+    assert not [n for n in make_objective(kind, make_unet).state_dict() if n.startswith("locate")]
