@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from nnssl.cli.command import command
 from nnssl.config.files import user_folders
@@ -19,7 +20,7 @@ from nnssl.convert.private import make_private_spec
 from nnssl.convert.records import find_identical_images
 from nnssl.convert.spec import DatasetSpec, check_spec, find_specs, read_spec
 from nnssl.convert.tasks import CheckedCase, list_tasks
-from nnssl.convert.volumes import FOURTH_AXES, HEADERS
+from nnssl.convert.volumes import FourthAxis, Headers
 from nnssl.nnunet.paths import PREPROCESSED, RAW, root_folder
 
 FOLDER = "folder"
@@ -73,8 +74,8 @@ def _add_folder_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--labels", nargs="+", default=[], metavar="NAME[=VALUE]", help="label names"
     )
-    group.add_argument("--fourth-axis", choices=FOURTH_AXES, help="what a fourth axis is")
-    group.add_argument("--headers", choices=HEADERS, help="repair broken headers")
+    group.add_argument("--fourth-axis", choices=get_args(FourthAxis), help="what a fourth axis is")
+    group.add_argument("--headers", choices=get_args(Headers), help="repair broken headers")
 
 
 def _list() -> None:

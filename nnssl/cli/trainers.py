@@ -1,4 +1,4 @@
-"""`nnssl_trainers`: prints every trainer name that nnSSL adds to nnU-Net."""
+"""`nnssl_trainers`: prints the trainers that nnSSL adds to nnU-Net, or the knobs of one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLUMNS = ("family", "summary", "paper", "dimensions", "trains")
 
 @command("nnssl_trainers")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table, or one trainer's citation; returns the exit code."""
+    """Prints the table, or one trainer's knobs or citation; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="nnssl_trainers",
         description="Lists the trainers that nnUNetv2_train -tr accepts after nnssl_register. "

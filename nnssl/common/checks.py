@@ -49,6 +49,11 @@ class Rule(Predicate):
     words: str = ""
 
 
+def one_of(options: Mapping[str, Any]) -> Rule:
+    """The condition that a text is a name of a registry."""
+    return Rule(options.__contains__, f"one of {', '.join(options)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Knob:
     """One keyword parameter: its annotation and its default (`REQUIRED` if it has none)."""

@@ -1,4 +1,4 @@
-"""A YAML file is a trainer: finds, merges, checks and freezes configurations.
+"""Binds a file to the signatures that use it: checked, complete, frozen.
 
 A file says `kind: pretrain` or `kind: finetune`, may `extends:` another by its stem, describes
 itself in `about:`, and has sections whose knobs are the keyword parameters of what uses them; there

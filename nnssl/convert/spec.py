@@ -8,15 +8,17 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from annotated_types import Ge, MinLen
 
+from nnssl.common.checks import Rule, Whole, check_values, checked, one_of
 from nnssl.common.files import read_json
 from nnssl.convert.labels import FOREGROUND_RULES, LABELS, check_remap, choose_foreground_rule
 from nnssl.convert.rules import FRAME_RULES
 from nnssl.convert.sources import FRAME, SLICE
-from nnssl.convert.volumes import FOURTH_AXES, HEADERS, SLICES, Reading
+from nnssl.convert.volumes import FourthAxis, Headers, Reading, Slices
 
 Derivation = Callable[[Path, str], dict[str, Any]]
 
@@ -63,9 +65,13 @@ def _task_name(source: Path, content: dict[str, Any]) -> str:
 DERIVATIONS: dict[str, Derivation] = {"decathlon_dataset_json": decathlon_dataset_json}
 
 
+PLAIN = Rule(
+    lambda name: bool(re.fullmatch(r"[A-Za-z0-9_-]+", name)), "letters, digits, '-' and '_'"
+)
 INSTALLED = Path(__file__).resolve().parents[2] / "nnssl_configs"
 
 
+@checked
 @dataclass(frozen=True)
 class DatasetSpec:
     """What the engine must know about one public dataset.
@@ -109,10 +115,10 @@ class DatasetSpec:
         seed: Seed of the folds.
     """
 
-    name: str
+    name: Annotated[str, PLAIN]
     description: str
     modality: str
-    channels: dict[str, str]
+    channels: Annotated[dict[str, str], MinLen(1)]
     case: str
     patient: str
     citation: str
@@ -120,20 +126,20 @@ class DatasetSpec:
     where: str
     layout: str
     label: str | None = None
-    labels: dict[str, Any] = field(default_factory=lambda: dict(LABELS))
+    labels: Annotated[dict[str, Any], MinLen(1)] = field(default_factory=lambda: dict(LABELS))
     regions_class_order: list[int] | None = None
     remap: dict[Any, int] | None = None
     test: str | None = None
     folder: str | None = None
-    frames: str | None = None
+    frames: Annotated[str, one_of(FRAME_RULES)] | None = None
     unlabelled: str | None = None
-    fourth_axis: str | None = None
-    headers: str = "exact"
-    slices: str = "refuse"
-    foreground: str | None = None
-    derive: str | None = None
-    folds: int = 5
-    seed: int = 1234
+    fourth_axis: FourthAxis | None = None
+    headers: Headers = "exact"
+    slices: Slices = "refuse"
+    foreground: Annotated[str, one_of(FOREGROUND_RULES)] | None = None
+    derive: Annotated[str, one_of(DERIVATIONS)] | None = None
+    folds: Annotated[int, Ge(2)] = 5
+    seed: Whole = 1234
 
     @property
     def reading(self) -> Reading:
@@ -227,20 +233,12 @@ def check_spec(spec: DatasetSpec) -> None:
     """
     _check_labels(spec)
     _check_patterns(spec)
-    _check_choices(spec)
 
 
 def _bind(raw: dict[str, Any]) -> DatasetSpec:
-    parameters = inspect.signature(DatasetSpec).parameters
-    unknown = sorted(set(raw) - set(parameters))
-    if unknown:
-        raise ValueError(f"unknown entries {unknown}; allowed: {', '.join(parameters)}")
-    needed = {name for name, each in parameters.items() if each.default is each.empty}
-    if needed - set(raw):
-        raise ValueError(f"missing entries: {sorted(needed - set(raw))}")
-    for name in ("channels", "labels"):
-        if name in raw and (not isinstance(raw[name], dict) or not raw[name]):
-            raise ValueError(f"{name} is {raw[name]!r}; it must map names to values")
+    if wrong := check_values(DatasetSpec, raw)[1]:
+        found = {name: f" = {raw[name]!r}" if name in raw else "" for name in wrong}
+        raise ValueError("; ".join(f"{name}{found[name]}: {text}" for name, text in wrong.items()))
     return DatasetSpec(**raw)
 
 
@@ -301,22 +299,3 @@ def find_named_groups(entry: str, pattern: str) -> set[str]:
         return set(re.compile(pattern).groupindex)
     except re.error as error:
         raise ValueError(f"{entry} is {pattern!r}, no regular expression: {error}") from error
-
-
-def _check_choices(spec: DatasetSpec) -> None:
-    choices = {
-        "frames": FRAME_RULES,
-        "fourth_axis": FOURTH_AXES,
-        "headers": HEADERS,
-        "slices": SLICES,
-        "foreground": FOREGROUND_RULES,
-        "derive": DERIVATIONS,
-    }
-    for entry, allowed in choices.items():
-        value = getattr(spec, entry)
-        if value is not None and value not in allowed:
-            raise ValueError(f"{entry} is {value!r}; allowed: {', '.join(allowed)}")
-    if not isinstance(spec.folds, int) or spec.folds < 2:
-        raise ValueError(f"folds is {spec.folds!r}; it must be an integer of at least 2")
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", spec.name):
-        raise ValueError(f"name is {spec.name!r}; allowed: letters, digits, '-' and '_'")

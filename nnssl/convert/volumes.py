@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
-FOURTH_AXES = ("channels", "first")
-HEADERS = ("exact", "repair")
-SLICES = ("refuse", "resample")
+FourthAxis = Literal["channels", "first"]
+Headers = Literal["exact", "repair"]
+Slices = Literal["refuse", "resample"]
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class Reading:
         channels: Number of channels of a case.
     """
 
-    fourth_axis: str | None = None
-    headers: str = "exact"
-    slices: str = "refuse"
+    fourth_axis: FourthAxis | None = None
+    headers: Headers = "exact"
+    slices: Slices = "refuse"
     channels: int = 1
 
 

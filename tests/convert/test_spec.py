@@ -36,19 +36,22 @@ def test_a_users_folder_comes_first(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"chanels": {}}, "unknown entries \\['chanels'\\]; allowed: name, .*channels"),
-        ({"licence": None}, "missing entries: \\['licence'\\]"),
+        (
+            {"chanels": {}},
+            "chanels = {}: unknown knob .did you mean 'channels'.*allowed: name, .*",
+        ),
+        ({"licence": None}, "licence: is missing; must be a text"),
         ({"labels": {"background": 0, "RV": 2}}, "consecutive integers"),
         ({"labels": {"RV": 0, "LV": 1}}, "need background 0"),
-        ({"labels": [0, 1]}, "labels is \\[0, 1\\]; it must map names"),
+        ({"labels": [0, 1]}, "labels = \\[0, 1\\]: must be a mapping .not empty."),
         ({"label": "(?P<patient>x)(?P<more>y)"}, "same named groups"),
         ({"label": "(?P<patient"}, "label is .* no regular expression"),
         ({"test": "("}, "test is .* no regular expression"),
         ({"case": "{subject}"}, "case is '{subject}'; it must use the named groups"),
         ({"patient": "everyone"}, "patient is 'everyone'; it must use"),
-        ({"frames": "all"}, "frames is 'all'; allowed: acdc_info_cfg"),
-        ({"folds": 1}, "folds is 1; it must be an integer of at least 2"),
-        ({"name": "A C"}, "name is 'A C'; allowed: letters"),
+        ({"frames": "all"}, "frames = 'all': must be a text .one of acdc_info_cfg"),
+        ({"folds": 1}, "folds = 1: must be an integer of at least 2"),
+        ({"name": "A C"}, "name = 'A C': must be a text .letters"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, changes: dict[str, object], message: str):
