@@ -10,12 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nnssl.studies.analysis.labels_saved import LabelsSaved, estimate_labels_saved
-from nnssl.studies.analysis.statistics import (
-    Effect,
-    correct_effects,
-    estimate_effect,
-    estimate_mean,
-)
+from nnssl.studies.analysis.statistics import Effect, correct_effects, estimate_effect
 from nnssl.studies.run.spec import SCRATCH
 
 Baseline = Literal["equal schedule", "best own schedule", "added steps"]
@@ -107,7 +102,8 @@ class Arms:
         """Mean Dice over all finished runs, and the ends of its interval."""
         runs = self.runs(arm)
         values = [value.to_numpy() for value in self.values(arm, runs)]
-        return estimate_mean(values, groups=self.seeds(arm, runs))
+        effect = estimate_effect(values, groups=self.seeds(arm, runs))  # the difference to 0
+        return effect.mean, effect.low, effect.high
 
 
 def compare(table: pd.DataFrame) -> list[Comparison]:

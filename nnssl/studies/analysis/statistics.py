@@ -150,22 +150,6 @@ def estimate_effect(differences: Sequence[np.ndarray], groups: Seeds | None = No
     )
 
 
-def estimate_mean(
-    values: Sequence[np.ndarray], groups: Seeds | None = None
-) -> tuple[float, float, float]:
-    """Mean of one arm with its interval, as in `estimate_effect`.
-
-    Args:
-        values: one (R, P) array per fold.
-        groups: pre-training seed of each repetition, per fold.
-
-    Returns:
-        mean, low, high; the ends are nan with a single repetition per fold.
-    """
-    effect = estimate_effect(values, groups)
-    return effect.mean, effect.low, effect.high
-
-
 def correct_p_values(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down correction; what has no p-value was not tested and does not count.
 
