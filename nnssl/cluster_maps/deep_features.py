@@ -36,7 +36,7 @@ class EncoderFeatures:
     def __init__(
         self, checkpoint: str, stage: int | None, upsampling: Upsampling, patch: Sequence[int]
     ) -> None:
-        self.network = _network(checkpoint).eval()
+        self.network = _read_network(checkpoint).eval()
         totals = np.cumprod(unet.strides(self.network), 0).max(1)
         self.stage = max(0, int((totals <= CELL).sum()) - 1) if stage is None else stage
         self.upsampling, self.patch = upsampling, tuple(patch)
@@ -51,11 +51,11 @@ class EncoderFeatures:
             index = (slice(None), *window)
             part = volume[index]
             part = part.movedim(0, 1) if len(self.patch) == 2 else part[None]
-            features = self._features(part)
+            features = self._compute_features(part)
             flat = features.movedim(0, 1) if len(self.patch) == 2 else features[0]
             yield window, flat.numpy()
 
-    def _features(self, part: Tensor) -> Tensor:
+    def _compute_features(self, part: Tensor) -> Tensor:
         """(B, C, *S) -> (B, F, *S); what the strides need is added at the far ends."""
         size, stride = part.shape[2:], unet.total_stride(self.network)
         grown = [max(math.ceil(n / s), 2) * s for n, s in zip(size, stride, strict=True)]
@@ -84,7 +84,7 @@ class TransformerFeatures:
     def __init__(
         self, model: str, checkpoint: str | None, size: int, upsampling: Upsampling
     ) -> None:
-        self.network = _transformer(model, checkpoint)
+        self.network = _read_transformer(model, checkpoint)
         self.size, self.upsampling = size, upsampling
         self.token = int(self.network.patch_embed.patch_size[0])
         config = self.network.pretrained_cfg
@@ -103,10 +103,10 @@ class TransformerFeatures:
         for window in windows(image.shape[1:], image.shape[2:]):
             index = (slice(None), *window)
             part = grey[index].movedim(0, 1)  # (1, 1, Y, X)
-            features = upsample(self._tokens(part), part, self.upsampling)
+            features = upsample(self._compute_tokens(part), part, self.upsampling)
             yield window, features.movedim(0, 1).numpy()
 
-    def _tokens(self, part: Tensor) -> Tensor:
+    def _compute_tokens(self, part: Tensor) -> Tensor:
         """(1, 1, Y, X) in [0, 1] -> (1, F, y, x)."""
         scale = self.size / max(part.shape[2:])
         grid = [max(1, round(n * scale / self.token)) for n in part.shape[2:]]
@@ -154,7 +154,9 @@ def upsample(features: Tensor, guide: Tensor, kind: Upsampling) -> Tensor:
     cells = features.shape[2:]
     coarse = functional.interpolate(guide, cells, mode="area")
     spread = guide.std().clamp_min(1e-6) * SIGMA_GUIDE
-    places = [_places(n, m, guide.device) for n, m in zip(guide.shape[2:], cells, strict=True)]
+    places = [
+        _locate_voxels(n, m, guide.device) for n, m in zip(guide.shape[2:], cells, strict=True)
+    ]
     total = torch.zeros(*features.shape[:2], *guide.shape[2:], device=guide.device)
     weights = torch.zeros(len(guide), 1, *guide.shape[2:], device=guide.device)
     for offset in product((-1, 0, 1), repeat=len(cells)):
@@ -162,7 +164,7 @@ def upsample(features: Tensor, guide: Tensor, kind: Upsampling) -> Tensor:
             (place.round().long() + step).clamp(0, n - 1)
             for place, step, n in zip(places, offset, cells, strict=True)
         ]
-        distance = _squares([p - i for p, i in zip(places, index, strict=True)])
+        distance = _sum_squares([p - i for p, i in zip(places, index, strict=True)])
         difference = (guide - _take(coarse, index)).square().sum(1, keepdim=True) / spread**2
         weight = torch.exp(-0.5 * (distance / SIGMA_CELLS**2 + difference))
         total += weight * _take(features, index)
@@ -171,7 +173,7 @@ def upsample(features: Tensor, guide: Tensor, kind: Upsampling) -> Tensor:
     return torch.where(weights > 1e-6, total / weights.clamp_min(1e-6), linear)
 
 
-def _places(voxels: int, cells: int, device: torch.device) -> Tensor:
+def _locate_voxels(voxels: int, cells: int, device: torch.device) -> Tensor:
     """Where the voxels lie, in cells."""
     return (torch.arange(voxels, device=device) + 0.5) * cells / voxels - 0.5
 
@@ -182,13 +184,13 @@ def _take(maps: Tensor, index: Sequence[Tensor]) -> Tensor:
     return maps
 
 
-def _squares(differences: Sequence[Tensor]) -> Tensor:
+def _sum_squares(differences: Sequence[Tensor]) -> Tensor:
     """Squared distance on the grid, (*S)."""
     grids = torch.meshgrid(*differences, indexing="ij")
     return torch.stack(grids).square().sum(0)
 
 
-def _network(checkpoint: str) -> nn.Module:
+def _read_network(checkpoint: str) -> nn.Module:
     """The planned U-Net of a pre-training checkpoint, with its weights."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -201,7 +203,7 @@ def _network(checkpoint: str) -> nn.Module:
     return network
 
 
-def _transformer(model: str, checkpoint: str | None) -> Any:
+def _read_transformer(model: str, checkpoint: str | None) -> Any:
     try:
         import timm
     except ImportError as error:

@@ -53,7 +53,7 @@ def cluster_dataset(
     """
     file = plans_file(dataset_id, plans_name, root)
     plans = read_plans(file, configuration)
-    identifier = _configuration(plans, configuration)["data_identifier"]
+    identifier = _find_configuration(plans, configuration)["data_identifier"]
     folders = DataFolders(file.parent / identifier, recipe.fold)
     if not folders.preprocessed.is_dir():
         raise ValueError(f"{folders.preprocessed} does not exist; run first: nnUNetv2_preprocess")
@@ -68,17 +68,17 @@ def _make(
     name: str,
     workers: int,
 ) -> tuple[Path, list[float]]:
-    training, cases = fold_cases(folders.preprocessed, recipe.fold)
-    planned = _configuration(plans, configuration)
+    training, cases = list_fold_cases(folders.preprocessed, recipe.fold)
+    planned = _find_configuration(plans, configuration)
     patch = tuple(int(n) for n in planned["patch_size"])
     spacing = tuple(float(s) for s in planned["spacing"])[-len(patch) :]
     job = MapJob(folders.preprocessed, folders.dense_target(name), recipe, spacing, patch)
-    images = [*map(Image, cases), *_without_labels(folders.own)]
+    images = [*map(Image, cases), *_list_unlabelled(folders.own)]
     with hold(job.folder.parent / LOCKS / job.folder.name):
         return job.folder, make_maps(job, plans, planned, training, images, workers)
 
 
-def fold_cases(preprocessed: Path, fold: int | str) -> tuple[list[str], list[str]]:
+def list_fold_cases(preprocessed: Path, fold: int | str) -> tuple[list[str], list[str]]:
     """Training cases of a fold, and training and validation cases together."""
     files = (file for file in preprocessed.iterdir() if file.suffix in (".b2nd", ".npy", ".npz"))
     cases = sorted({file.stem for file in files if not file.stem.endswith(SEGMENTATION)})
@@ -98,7 +98,7 @@ def make_missing(wanted: DenseTargets, run: TargetRun, log: Callable[[str], None
     Maps of the default name are made by the default recipe. Maps whose making was interrupted, or
     that lack images without labels, are completed by their own recipe, whatever their name.
     """
-    recipe = _recipe(wanted, run)
+    recipe = _choose_recipe(wanted, run)
     if recipe is None:
         return
     log(
@@ -109,18 +109,19 @@ def make_missing(wanted: DenseTargets, run: TargetRun, log: Callable[[str], None
     _make(run.folders, run.plans, run.configuration, recipe, wanted.name, workers)
 
 
-def _recipe(wanted: DenseTargets, run: TargetRun) -> ClusterRecipe | None:
+def _choose_recipe(wanted: DenseTargets, run: TargetRun) -> ClusterRecipe | None:
     """By what missing maps are to be made; None where none are missing or others are there."""
     folder = run.folders.dense_target(wanted.name)
     found = read_manifest(folder)
     if not found:
         known = wanted.name == DEFAULT_NAME
         return ClusterRecipe(clusters=wanted.classes, fold=run.folders.fold) if known else None
-    if any(found[key] != value for key, value in _hashes(run).items()):
+    if any(found[key] != value for key, value in _hash_sources(run).items()):
         return None
     if all(image.is_mapped(folder) for image in run.images):
         return None
-    return ClusterRecipe(**{**found["recipe"], "scales": tuple(found["recipe"]["scales"])})
+    knobs = found["recipe"]
+    return ClusterRecipe(**{**knobs, "scales": tuple(knobs["scales"])})
 
 
 def check_maps(wanted: DenseTargets, run: TargetRun) -> None:
@@ -130,7 +131,7 @@ def check_maps(wanted: DenseTargets, run: TargetRun) -> None:
         ValueError: with the command that makes them.
     """
     folder = run.folders.dense_target(wanted.name)
-    problem = _problem(folder, wanted, run)
+    problem = _find_problem(folder, wanted, run)
     if problem:
         number = dataset_number(run.plans["dataset_name"])
         raise ValueError(
@@ -140,8 +141,8 @@ def check_maps(wanted: DenseTargets, run: TargetRun) -> None:
         )
 
 
-def _problem(folder: Path, wanted: DenseTargets, run: TargetRun) -> str | None:
-    found, fold, hashes = read_manifest(folder), run.folders.fold, _hashes(run)
+def _find_problem(folder: Path, wanted: DenseTargets, run: TargetRun) -> str | None:
+    found, fold, hashes = read_manifest(folder), run.folders.fold, _hash_sources(run)
     if not found:
         made = sorted(file.parent.name for file in folder.parent.glob(f"fold_*/{MANIFEST}"))
         return f"none were made for fold {fold} (made: {', '.join(made) or 'none'})"
@@ -158,15 +159,15 @@ def _problem(folder: Path, wanted: DenseTargets, run: TargetRun) -> str | None:
     return f"{len(missing)} images have no map, for instance {missing[0]}" if missing else None
 
 
-def _hashes(run: TargetRun) -> dict[str, str]:
+def _hash_sources(run: TargetRun) -> dict[str, str]:
     """What the run's maps must have been made from."""
     return {
-        "plans": hash_preprocessing(run.plans, _configuration(run.plans, run.configuration)),
+        "plans": hash_preprocessing(run.plans, _find_configuration(run.plans, run.configuration)),
         "cases": hash_cases(run.folders.preprocessed, run.training),
     }
 
 
-def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _find_configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The planned configuration, with what it inherits."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -174,7 +175,7 @@ def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
-def _without_labels(own: Path) -> list[Image]:
+def _list_unlabelled(own: Path) -> list[Image]:
     """Every image of `nnssl_preprocess_unlabelled`; the run chooses which of them it may see."""
     found = find_collections(own).values()
     return [Image(image.identifier, folder) for folder in found for image in read_images(folder)]

@@ -47,11 +47,11 @@ class HandcraftedFeatures:
             end = min(begin + SLAB, depth)
             low, high = max(0, begin - halo), min(depth, end + halo)
             inner = slice(begin - low, end - low)
-            maps = [m[inner] for channel in image[:, low:high] for m in self._filtered(channel)]
+            maps = [m[inner] for channel in image[:, low:high] for m in self._filter(channel)]
             place = (slice(begin, end), slice(None), slice(None))
-            yield place, np.stack([*maps, *_position(image.shape[1:], begin, end)])
+            yield place, np.stack([*maps, *_compute_position(image.shape[1:], begin, end)])
 
-    def _filtered(self, channel: np.ndarray) -> Iterator[np.ndarray]:
+    def _filter(self, channel: np.ndarray) -> Iterator[np.ndarray]:
         axes = [axis for axis in range(3) if self.sigmas[0][axis] > 0]
         for sigma in self.sigmas:
             smooth = ndimage.gaussian_filter(channel, sigma)
@@ -63,7 +63,7 @@ class HandcraftedFeatures:
             yield sum(sigma[a] ** 2 * d for a, d in zip(axes, second, strict=True))
 
 
-def _position(shape: Sequence[int], begin: int, end: int) -> list[np.ndarray]:
+def _compute_position(shape: Sequence[int], begin: int, end: int) -> list[np.ndarray]:
     axes = [(2 * np.arange(n, dtype=np.float32) + 1) / n - 1 for n in shape]
     axes[0] = axes[0][begin:end]
     return list(np.broadcast_arrays(*np.meshgrid(*axes, indexing="ij", copy=False)))

@@ -109,7 +109,7 @@ def _fit(job: MapJob, training: Sequence[str], workers: int) -> None:
     files = [job.folder / "samples" / f"{case}.npy" for case in sorted(training)]
     pool = np.concatenate([np.load(file, allow_pickle=False) for file in files])
     mean, scale = pool.mean(0), pool.std(0).clip(1e-6)
-    points = _scale(pool, mean, scale, _source(job).weights(pool.shape[1]))
+    points = _scale(pool, mean, scale, _load_source(job).weights(pool.shape[1]))
     centres = k_means(points, job.recipe.clusters, job.recipe.seed)
     with atomic_path(_centres_file(job.folder), sole_writer=True) as part:
         np.savez(part, centres=centres, mean=mean, scale=scale)
@@ -143,7 +143,7 @@ def _sample(job: MapJob, count: int, case: str) -> None:
     chosen = np.zeros(allowed.shape, bool)
     drawn = random.choice(places, min(count, len(places)), replace=False)
     chosen.reshape(-1)[drawn] = True
-    parts = [f[:, chosen[w]].T for w, f in _source(job).windows(image) if chosen[w].any()]
+    parts = [f[:, chosen[w]].T for w, f in _load_source(job).windows(image) if chosen[w].any()]
     with atomic_path(file, sole_writer=True) as part:
         np.save(part, np.concatenate(parts).astype(np.float32))
 
@@ -153,9 +153,9 @@ def _assign(job: MapJob, image: Image) -> None:
     voxels, allowed = _read(job, image)
     with np.load(_centres_file(job.folder), allow_pickle=False) as fitted:
         centres, mean, scale = (fitted[key] for key in ("centres", "mean", "scale"))
-    weights = _source(job).weights(len(mean))
+    weights = _load_source(job).weights(len(mean))
     clusters = np.full(allowed.shape, -1, np.int16)
-    for window, features in _source(job).windows(voxels):
+    for window, features in _load_source(job).windows(voxels):
         inside = allowed[window]
         points = _scale(features[:, inside].T, mean, scale, weights)
         nearest = (points @ centres.T - 0.5 * (centres**2).sum(1)).argmax(1)
@@ -198,7 +198,7 @@ def _count(file: Path, clusters: int) -> np.ndarray:
 
 
 @lru_cache(1)
-def _source(job: MapJob) -> Any:
+def _load_source(job: MapJob) -> Any:
     """The features, once per process (a network is loaded once)."""
     recipe = job.recipe
     if recipe.source == "handcrafted":

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from nnssl.cluster_maps import maps
-from nnssl.cluster_maps.fold_maps import cluster_dataset, fold_cases
+from nnssl.cluster_maps.fold_maps import cluster_dataset, list_fold_cases
 from nnssl.cluster_maps.recipe import ClusterRecipe, read_manifest
 from nnssl.common.locks import hold
 from nnssl.data.pretraining_batches import RawPatchReader
@@ -81,10 +81,10 @@ def test_k_means_never_sees_a_validation_case(tiny_dataset: Any, monkeypatch: An
     )
     monkeypatch.setattr(maps, "for_each", lambda f, items, *_: [f(item) for item in items])
     make(tiny_dataset)
-    training, cases = fold_cases(tiny_dataset.preprocessed / "nnUNetPlans_2d", 0)
+    training, cases = list_fold_cases(tiny_dataset.preprocessed / "nnUNetPlans_2d", 0)
     assert sorted(read) == training
     assert set(cases) - set(training) == {"p0_f0", "p0_f1"}
-    assert len(fold_cases(tiny_dataset.preprocessed / "nnUNetPlans_2d", "all")[0]) == CASES
+    assert len(list_fold_cases(tiny_dataset.preprocessed / "nnUNetPlans_2d", "all")[0]) == CASES
 
 
 def test_our_own_encoder_gives_features(tiny_dataset: Any, tmp_path: Path) -> None:
