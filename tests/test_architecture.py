@@ -238,6 +238,11 @@ def test_only_one_file_finds_the_folder_of_a_dataset():
     assert knowing == {"nnssl.nnunet.paths"}
 
 
+def test_only_one_file_builds_the_planned_network():
+    building = {name_of(path) for path in FILES if "get_network_from_plans" in names_in(path)}
+    assert building == {"nnssl.nnunet.planned_network"}
+
+
 def test_only_one_file_knows_the_insides_of_a_unet():
     knowing = {
         name_of(path)

@@ -20,9 +20,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnssl.cli.command import command
 from nnssl.common.files import read_json
 from nnssl.nnunet.checkpoint import read_checkpoint
-from nnssl.nnunet.paths import WEIGHTS, plans_file
+from nnssl.nnunet.paths import DATASET_FILE, WEIGHTS, plans_file
 from nnssl.nnunet.plan_like import KEEPABLE, PlanSource, plan_like, read_source
-from nnssl.nnunet.planned_network import build_planned_network, check_supported
+from nnssl.nnunet.planned_network import build_planned_network
 from nnssl.nnunet.plans import write_new_plans
 from nnssl.nnunet.runs import WeightSource
 from nnssl.training.finetuning_weights import compare_inputs, plan_transfer
@@ -55,12 +55,13 @@ def _parser() -> argparse.ArgumentParser:
 def _write(options: argparse.Namespace) -> None:
     path = plans_file(options.dataset_id, options.plans)
     checkpoint = read_checkpoint(options.checkpoint)
-    source = _source(options.checkpoint, checkpoint)
+    source = _read_source(options.checkpoint, checkpoint)
     configuration = options.configuration or source.name
-    name = options.name or _default_name(source)
-    target, dataset = read_json(path), read_json(path.with_name("dataset.json"))
+    origin = re.sub(r"^Dataset[0-9]{3}_", "", source.dataset)
+    name = options.name or f"nnUNetPlansLike{origin}"
+    target, dataset = read_json(path), read_json(path.with_name(DATASET_FILE))
     plans, remarks = plan_like(target, dataset, source, configuration, name, options.keep)
-    loaded = _loaded(plans, configuration, dataset, checkpoint)
+    loaded = _say_what_loads(plans, configuration, dataset, checkpoint)
     remarks += compare_inputs(checkpoint, PlansManager(plans), configuration)
     written = write_new_plans(path.parent, plans)
     for remark in remarks:
@@ -70,40 +71,31 @@ def _write(options: argparse.Namespace) -> None:
         f"{written}: {configuration}, architecture of {source.dataset} ({source.name}), "
         f"patch {new['patch_size']}, spacing {new['spacing']}, batch {new['batch_size']}\n{loaded}"
     )
-    _say_what_next(options, name, configuration)
+    number, weights = options.dataset_id, shlex.quote(str(options.checkpoint.absolute()))
+    print(
+        f"next: nnUNetv2_preprocess -d {number} -plans_name {name} -c {configuration}\n"
+        f"then: {WEIGHTS}={weights} "
+        f"nnUNetv2_train {number} {configuration} 0 -tr nnSSLFinetuneTrainer -p {name}"
+    )
 
 
-def _source(file: Path, checkpoint: Mapping[str, Any]) -> PlanSource:
+def _read_source(file: Path, checkpoint: Mapping[str, Any]) -> PlanSource:
     try:
         return read_source(checkpoint)
     except ValueError as error:
         raise ValueError(f"{file} cannot be planned after: {error}") from error
 
 
-def _default_name(source: PlanSource) -> str:
-    return f"nnUNetPlansLike{re.sub(r'^Dataset[0-9]{3}_', '', source.dataset)}"
-
-
-def _loaded(
+def _say_what_loads(
     plans: Mapping[str, Any],
     configuration: str,
     dataset: Mapping[str, Any],
     checkpoint: Mapping[str, Any],
 ) -> str:
     """What fine-tuning will load into the planned network; less than everything is an error."""
-    check_supported(PlansManager(dict(plans)).get_configuration(configuration))
     network = build_planned_network(plans, configuration, dataset)
     found = plan_transfer(network, checkpoint, WeightSource(min_share=1.0), cascade=False)
     return f"of the pre-trained encoder {found.share:.0%} load ({len(found.loaded)} tensors)"
-
-
-def _say_what_next(options: argparse.Namespace, name: str, configuration: str) -> None:
-    number = options.dataset_id
-    print(
-        f"next: nnUNetv2_preprocess -d {number} -plans_name {name} -c {configuration}\n"
-        f"then: {WEIGHTS}={shlex.quote(str(options.checkpoint.absolute()))} "
-        f"nnUNetv2_train {number} {configuration} 0 -tr nnSSLFinetuneTrainer -p {name}"
-    )
 
 
 if __name__ == "__main__":

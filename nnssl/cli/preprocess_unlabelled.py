@@ -24,7 +24,7 @@ from nnssl.data.unlabelled.preprocess import (
 from nnssl.data.unlabelled.records import find_collections, read_images, read_manifest
 from nnssl.data.unlabelled.sources import FileChoice
 from nnssl.leakage.test_set import load_test_thumbnails, read_test_set
-from nnssl.nnunet.paths import own_folder, plans_file
+from nnssl.nnunet.paths import DATASET_FILE, own_folder, plans_file
 from nnssl.nnunet.plans import read_plans
 
 
@@ -61,9 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> None:
     file = plans_file(options.dataset_id, options.plans)
     plans = read_plans(file, options.configuration)
-    plan = PreprocessingPlan(
-        plans, options.configuration, read_json(file.with_name("dataset.json"))
-    )
+    plan = PreprocessingPlan(plans, options.configuration, read_json(file.with_name(DATASET_FILE)))
     own = own_folder(file.parent / plan.data_identifier)
     if options.remove:
         print(f"{remove_collection(own, options.remove)} is deleted")

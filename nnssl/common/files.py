@@ -1,4 +1,4 @@
-"""Small file operations that every dataset command shares."""
+"""Files: written whole or not at all; JSON; hashes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One lock file per cell, so that two runs of a study never train the same cell at once."""
+"""One lock file per folder (a cell of a study, dense targets): one living process works in it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Lock:
 
 
 def acquire(folder: Path) -> Lock | None:
-    """Takes the lock of a cell, also from dead processes; None where somebody living holds it."""
+    """Takes the lock of a folder, also from dead processes; None where a living one holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -84,7 +84,7 @@ def _renew_until(lock: Lock, done: Event) -> None:
 
 
 def find_holder(folder: Path) -> dict[str, Any] | None:
-    """Who trains this cell now: host and process of the runner, or None."""
+    """Who holds the lock of a folder: host and process, or None."""
     path = folder / LOCK
     if not path.is_file():
         return None

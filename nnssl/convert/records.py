@@ -14,7 +14,7 @@ from nnssl.common.versions import versions
 from nnssl.convert.spec import DatasetSpec
 from nnssl.convert.tasks import MASK, CheckedCase, VolumeTask, list_tasks
 from nnssl.convert.volumes import FILE_ENDING
-from nnssl.nnunet.paths import CASES_FILE, SPLITS_FILE
+from nnssl.nnunet.paths import CASES_FILE, DATASET_FILE, SPLITS_FILE
 from nnssl.nnunet.splits import draw_splits
 
 CONVERSION_FILE = "conversion.json"
@@ -59,7 +59,7 @@ def write_records(folder: Path, spec: DatasetSpec, checked: Sequence[CheckedCase
     patients = {
         each.case.identifier: each.case.patient for each in checked if each.case.part == "Tr"
     }
-    write_json(folder / "dataset.json", _dataset_json(spec, len(patients)))
+    write_json(folder / DATASET_FILE, _dataset_json(spec, len(patients)))
     write_json(folder / SPLITS_FILE, draw_splits(patients, spec.folds, spec.seed))
     write_json(folder / CASES_FILE.name, _cases_json(spec, checked))
 
