@@ -183,10 +183,10 @@ class nnSSLFinetuner(Interruptible):
         refuse_overwrite(self.output_folder, self.config.sections, self.settings.overwrite)
         for path, value in self.config.overrides.items():
             self.print_to_log_file(f"Override for this run: {path} = {value!r}")
-        self.weights_record = self._starting_weights().load(self._loaded_from_outside)
+        self.weights_record = self._make_starting_weights().load(self._loaded_from_outside)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
 
-    def _starting_weights(self) -> StartingWeights:
+    def _make_starting_weights(self) -> StartingWeights:
         dataset, (_, validation) = Path(self.preprocessed_dataset_folder_base), self.do_split()
         return StartingWeights(
             network=self.planned_network,
@@ -263,7 +263,7 @@ class nnSSLFinetuner(Interruptible):
             raise TypeError("load_checkpoint takes the path of a checkpoint, as nnU-Net's does")
         checkpoint = read_checkpoint(filename_or_checkpoint)
         self.stored = own_part(checkpoint, "finetune")
-        self.config = Config.from_dict(self.stored["config"])
+        self.config = self.read_stored(self.stored["config"])
         self.weights_record = self.stored["weights"]
         if not self.was_initialized:
             self.initialize()

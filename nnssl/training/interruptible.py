@@ -112,14 +112,17 @@ class Interruptible(nnUNetTrainer):
         """Today's configuration: YAML file and overrides, checked."""
         return bind(read_config(self.config_name), self.schema, self.given)
 
+    def read_stored(self, stored: Mapping[str, Any]) -> Config:
+        """The configuration in a checkpoint, of this or of an older version."""
+        return complete(Config.from_dict(stored), self.schema, self.given)
+
     def compare_with_today(self, stored: Mapping[str, Any]) -> Config:
         """Today's configuration, for a run that was begun with a stored one.
 
         Raises:
             ValueError: they differ in more than `may_change`.
         """
-        before, today = Config.from_dict(stored), self.bind_config()
-        before = complete(before, self.schema, self.given)
+        before, today = self.read_stored(stored), self.bind_config()
         for line in compare_resume(before.sections, today.sections, self.may_change):
             self.print_to_log_file(f"Resume: {line}")
         return today
