@@ -28,7 +28,14 @@ from nnssl.convert.sources import (
     find_candidates,
 )
 from nnssl.convert.spec import DatasetSpec
-from nnssl.convert.volumes import FILE_ENDING, Reading, be_quiet, find_orientation, write_image
+from nnssl.convert.volumes import (
+    FILE_ENDING,
+    Reading,
+    be_quiet,
+    find_orientation,
+    read_whole,
+    write_image,
+)
 from nnssl.nnunet.paths import CASES_FILE
 
 FOLDER = Path("nnssl_unlabelled") / "cine"
@@ -165,7 +172,7 @@ def _write(cine: Cine, source: Path, folder: Path) -> None:
     """All frames of a file that are missing, each whole or not at all."""
     be_quiet()
     targets = {folder / name_file(name): index for name, index in cine.frames.items()}
-    missing = {path: index for path, index in targets.items() if not path.exists()}
+    missing = {path: index for path, index in targets.items() if read_whole(path) is None}
     if not missing:
         return
     image = read_frames([source / cine.file]).image

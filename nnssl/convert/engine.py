@@ -28,7 +28,7 @@ from nnssl.convert.tasks import (
     list_tasks,
     write_volume,
 )
-from nnssl.convert.volumes import be_quiet
+from nnssl.convert.volumes import be_quiet, read_whole
 from nnssl.nnunet.paths import dataset_prefix, find_dataset_names
 from nnssl.nnunet.splits import restore_records
 
@@ -124,7 +124,7 @@ def _write_volumes(
         task
         for each in checked
         for task in list_tasks(each.case)
-        if not (folder / task.target).exists()
+        if read_whole(folder / task.target) is None
     ]
     for parent in {(folder / task.target).parent for task in missing}:
         parent.mkdir(exist_ok=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,12 +113,24 @@ def correct_bias_field(image: sitk.Image) -> sitk.Image:
 
 
 def write_image(image: sitk.Image, path: Path) -> None:
-    """Write a compressed volume.
+    """Write a compressed volume and read it back: ITK does not tell of a full disk.
 
     Raises:
-        OSError: It cannot be written (disk full, for instance).
+        OSError: It cannot be written, or does not hold every voxel (disk full, for instance).
     """
     try:
         sitk.WriteImage(image, str(path), True)
     except RuntimeError as error:
         raise OSError(f"{path} cannot be written ({last_line(error)})") from error
+    voxels = sitk.GetArrayViewFromImage(image)
+    little_endian = voxels.astype(voxels.dtype.newbyteorder("<"), copy=False)
+    if not (read_whole(path) or b"").endswith(little_endian.tobytes()):
+        raise OSError(f"{path} was not written as a whole. Is the disk full?")
+
+
+def read_whole(path: Path) -> bytes | None:
+    """Content of a compressed file; None where it is missing, cut off or damaged (by its CRC)."""
+    try:
+        return gzip.decompress(path.read_bytes()) or None
+    except (FileNotFoundError, EOFError, gzip.BadGzipFile, zlib.error):
+        return None
