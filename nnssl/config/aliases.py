@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from fnmatch import fnmatchcase
 from functools import cache
@@ -31,24 +31,20 @@ def rename_knobs(sections: Mapping[str, Any], where: str | None = None) -> dict[
     """
     copy = deepcopy(dict(sections))
     for former, now in ALIASES.items():
-        knob, name = former.rpartition(".")[2], now.rpartition(".")[2]
-        for path, values in _holders(copy, former):
-            if knob not in values:
-                continue
-            if name in values:
+        old, new = former.rpartition(".")[2], now.rpartition(".")[2]
+        for path, values in _find_holders(copy, former, old):
+            if new in values:
                 raise ValueError(
-                    f"{where}: {path}.{knob} is the former spelling of {path}.{name}; "
+                    f"{where}: {path}.{old} is the former spelling of {path}.{new}; "
                     "both are given, keep the latter"
                 )
             if where is not None:
-                warn(f"{where}: {path}.{knob} is now called {path}.{name}")
-            items = [(name if key == knob else key, value) for key, value in values.items()]
-            values.clear()
-            values.update(items)
+                warn(f"{where}: {path}.{old} is now called {path}.{new}")
+            values[new] = values.pop(old)
     for gone, only in GONE.items():
         knob = gone.rpartition(".")[2]
-        for _, values in _holders(copy, gone):
-            if values.get(knob) == only:
+        for _, values in _find_holders(copy, gone, knob):
+            if values[knob] == only:
                 del values[knob]
     return copy
 
@@ -69,13 +65,14 @@ def warn(text: str) -> None:
     print(f"Warning: {text}", file=sys.stderr)
 
 
-def _holders(sections: Mapping[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The sections, or groups of a section, in which the last name of a path may stand."""
+def _find_holders(
+    sections: Mapping[str, Any], path: str, knob: str
+) -> list[tuple[str, dict[str, Any]]]:
+    """The section, or the groups of a section, in which the knob of a path stands."""
     section, *group, _ = path.split(".")
     values = sections.get(section)
-    if not isinstance(values, dict):
-        return
-    if not group:
-        yield section, values
-    else:
-        yield from ((f"{section}.{k}", v) for k, v in values.items() if isinstance(v, dict))
+    holders = {section: values}
+    if group:
+        groups = values if isinstance(values, dict) else {}
+        holders = {f"{section}.{name}": each for name, each in groups.items()}
+    return [(p, each) for p, each in holders.items() if isinstance(each, dict) and knob in each]

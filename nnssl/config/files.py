@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +95,31 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ValueError(f"{where}: not valid YAML: {error}") from None
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a file of named entries.
+
+    Raises:
+        ValueError: it cannot be read, is not valid YAML, or is no mapping of names.
+    """
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ValueError(f"{path}: must be a mapping of sections, found {content!r:.80}")
+    return content
+
+
+def check_about(file: Path, about: Any, allowed: Sequence[str]) -> None:
+    """Raises ValueError where the section `about` is no mapping of allowed names."""
+    if not isinstance(about, Mapping):
+        raise ValueError(f"{file}: about = {about!r}; must be a mapping")
+    for key in about:
+        if key not in allowed:
+            hint = suggest(str(key), allowed)
+            raise ValueError(f"{file}: about.{key}: unknown{hint}; allowed: {', '.join(allowed)}")
+
+
 def find_configs() -> dict[str, Path]:
     """Returns stem -> file of every trainer; user folders come before the installed one.
 
@@ -173,7 +198,7 @@ def _chain(name: str, files: Mapping[str, Path]) -> Iterator[tuple[Path, dict[st
             raise ValueError(f"{files[chain[-1]]}: extends goes in a circle: {cycle}")
         if current not in files:
             raise ValueError(_unknown(current, chain, files))
-        content = _read(files[current])
+        content = read_yaml(files[current])
         yield files[current], rename_knobs(content, str(files[current]))
         chain.append(current)
         current = content.get("extends")
@@ -186,16 +211,6 @@ def _unknown(name: Any, chain: list[str], files: Mapping[str, Path]) -> str:
         f"{where} {name!r}{suggest(str(name), files)}; known: {', '.join(files) or 'none'} "
         f"(searched in {folders}; nnssl_trainers prints them)"
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ValueError(f"{path}: must be a mapping of sections, found {content!r:.80}")
-    return content
 
 
 def _merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,9 +241,4 @@ def _check_header(
     for path, content in layers:
         if content.get("kind", kind) != kind:
             raise ValueError(f"{file}: kind = {kind!r} extends {path} of another kind")
-    if not isinstance(about, Mapping):
-        raise ValueError(f"{file}: about = {about!r}; must be a mapping")
-    for key in about:
-        if key not in ABOUT:
-            hint, allowed = suggest(str(key), ABOUT), ", ".join(ABOUT)
-            raise ValueError(f"{file}: about.{key}: unknown{hint}; allowed: {allowed}")
+    check_about(file, about, ABOUT)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from annotated_types import Ge, MinLen
 
 from nnssl.common.checks import Rule, Whole, check_values, checked, one_of
 from nnssl.common.files import read_json
+from nnssl.config.files import INSTALLED, read_yaml
 from nnssl.convert.labels import FOREGROUND_RULES, LABELS, check_remap, choose_foreground_rule
 from nnssl.convert.rules import FRAME_RULES
 from nnssl.convert.sources import FRAME, SLICE
@@ -68,7 +68,6 @@ DERIVATIONS: dict[str, Derivation] = {"decathlon_dataset_json": decathlon_datase
 PLAIN = Rule(
     lambda name: bool(re.fullmatch(r"[A-Za-z0-9_-]+", name)), "letters, digits, '-' and '_'"
 )
-INSTALLED = Path(__file__).resolve().parents[2] / "nnssl_configs"
 
 
 @checked
@@ -216,11 +215,11 @@ def read_spec(path: Path) -> DatasetSpec:
     Raises:
         ValueError: Unknown, missing or impossible entries; the message names file and entry.
     """
+    raw = read_yaml(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        spec = _bind(raw if isinstance(raw, dict) else {})
+        spec = _bind(raw)
         check_spec(spec)
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return spec
 

@@ -9,9 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
-from nnssl.convert.spec import INSTALLED
+from nnssl.config.files import INSTALLED, read_yaml
 
 FILE = INSTALLED / "overlaps.yaml"
 
@@ -47,7 +45,7 @@ def find_overlaps(
 @functools.cache
 def _read_table(file: Path) -> tuple[dict[str, str], dict[frozenset[str], tuple[str, str]]]:
     """Simple name -> simple canonical name; pair of canonical names -> what, source."""
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content = read_yaml(file)
     try:
         names = {
             _simplify(name): _simplify(canonical)

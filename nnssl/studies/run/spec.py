@@ -14,7 +14,7 @@ from annotated_types import Gt, MinLen
 from nnssl.common.checks import Count, Rule, Whole, plain, suggest
 from nnssl.common.files import atomic_path
 from nnssl.config import Groups, RawConfig, Schema, bind, find_configs
-from nnssl.config.files import INSTALLED, parse_yaml, user_folders
+from nnssl.config.files import INSTALLED, check_about, read_yaml, user_folders
 
 Unit = Literal["patients", "volumes", "slices", "percentage"]
 SCRATCH = "scratch"
@@ -207,20 +207,14 @@ def _find_file(name_or_path: str | Path) -> Path:
 
 def _read_yaml(file: Path) -> RawConfig:
     """Reads a file and checks its head; its sections are checked by `nnssl.config.bind`."""
-    try:
-        content = parse_yaml(file.read_text(encoding="utf-8"), str(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from None
-    if not isinstance(content, dict) or content.get("kind") != "study":
+    content = read_yaml(file)
+    if content.get("kind") != "study":
         raise ValueError(f"{file}: a study must begin with `kind: study`")
     sections = {key: value for key, value in content.items() if key not in ("kind", "about")}
     about = content.get("about") or {}
-    if not isinstance(about, dict) or not all(isinstance(text, str) for text in about.values()):
+    check_about(file, about, ABOUT)
+    if not all(isinstance(text, str) for text in about.values()):
         raise ValueError(f"{file}: about = {about!r}; must be a mapping of texts")
-    for key in about:
-        if key not in ABOUT:
-            hint, allowed = suggest(str(key), ABOUT), ", ".join(ABOUT)
-            raise ValueError(f"{file}: about.{key}: unknown{hint}; allowed: {allowed}")
     return RawConfig(file.stem, "study", about, sections, ((file, content),))
 
 
