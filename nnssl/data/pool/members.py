@@ -26,13 +26,19 @@ from nnssl.nnunet.paths import (
     dataset_number,
     find_raw_images,
 )
-from nnssl.nnunet.splits import Split, check_split, draw_splits, draw_stock_splits, restore_records
+from nnssl.nnunet.splits import (
+    SIDES,
+    Split,
+    check_split,
+    draw_splits,
+    draw_stock_splits,
+    restore_records,
+)
 
 FINGERPRINT = "dataset_fingerprint.json"
 REORIENTING = "NibabelIOWithReorient"
 LABELS = {"background": 0, "foreground": 1}
 CHANNEL = "mixed"
-SIDES = ("train", "val")
 MOST_NAMED = 10
 
 
