@@ -20,7 +20,7 @@ def entropy(shares: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def use_terms(shares: Tensor) -> dict[str, Tensor]:
+def describe_use(shares: Tensor) -> dict[str, Tensor]:
     """What is logged of the clusters' sizes: their entropy, the largest and the smallest share."""
     return {
         "cluster_entropy": entropy(shares),
@@ -63,7 +63,7 @@ class ChangeRate:
         self._step += 1
 
 
-def palette(count: int) -> Tensor:
+def make_palette(count: int) -> Tensor:
     """Colours (K, 3), 0 to 1; a cluster has the same colour whatever K is, as in every picture."""
     number = torch.arange(count, dtype=torch.float32)
     hue, value = number * GOLDEN % 1, 1 - 0.25 * (number % 3)
@@ -74,17 +74,17 @@ def palette(count: int) -> Tensor:
 
 def paint(clusters: Tensor, count: int) -> Tensor:
     """Cluster maps (B, *S) in colours, of volumes the middle slice: (B, H, W, 3); -1 is black."""
-    colours = torch.cat([torch.zeros(1, 3), palette(count)]).to(clusters.device)
-    return colours[middle_slice(clusters) + 1]
+    colours = torch.cat([torch.zeros(1, 3), make_palette(count)]).to(clusters.device)
+    return colours[take_middle_slice(clusters) + 1]
 
 
 def shade(image: Tensor) -> Tensor:
     """First channel of images (B, C, *S) in greys from 0 to 1, middle slice: (B, H, W, 3)."""
-    grey = middle_slice(image[:, 0].float())
+    grey = take_middle_slice(image[:, 0].float())
     low, high = grey.amin((1, 2), keepdim=True), grey.amax((1, 2), keepdim=True)
     return ((grey - low) / (high - low).clamp_min(1e-6))[..., None].expand(*grey.shape, 3)
 
 
-def middle_slice(maps: Tensor) -> Tensor:
+def take_middle_slice(maps: Tensor) -> Tensor:
     """(B, H, W) of (B, H, W) or (B, Z, H, W)."""
     return maps if maps.ndim == 3 else maps[:, maps.shape[1] // 2]

@@ -1,8 +1,8 @@
 """Numbers that show whether embeddings are useful or collapsed; no gradient, scalars (0-d).
 
 Those of embeddings, but for the effective rank, look at directions: rows are divided by their
-length first. `every_second` is for maps, where neighbours tell nearly the same; `evaluating` lets
-one look at a network that is being trained.
+length first. `take_every_second` is for maps, where neighbours tell nearly the same; `evaluating`
+lets one look at a network that is being trained.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _squared_distances(z: Tensor) -> Tensor:
     return (2 - 2 * _similarity(z)).clamp_min(0)
 
 
-def every_second(maps: Tensor) -> Tensor:
+def take_every_second(maps: Tensor) -> Tensor:
     """Every second voxel per image axis of (., ., *S)."""
     index: Any = (..., *[slice(None, None, 2)] * (maps.ndim - 2))
     thin: Tensor = maps[index]

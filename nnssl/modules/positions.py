@@ -16,7 +16,7 @@ def extent3(patch_size: Sequence[int]) -> tuple[int, int, int]:
     return (1, *patch_size) if len(patch_size) == 2 else tuple(patch_size)  # type: ignore[return-value]
 
 
-def partition(
+def find_parts(
     batch: Mapping[str, Any], matrix: Tensor, patch_size: Sequence[int], parts: int
 ) -> Tensor:
     """Part (0 to parts-1, counted towards the head) of each view's centre.

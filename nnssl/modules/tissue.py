@@ -15,7 +15,7 @@ BINS = 128
 MOST_VOXELS = 65_536  # voxels per raw patch that a threshold is found from
 
 
-def inside_volume(batch: Mapping[str, Any]) -> Tensor:
+def find_volume(batch: Mapping[str, Any]) -> Tensor:
     """Voxels of the raw patches that lie in the volume and not in the padding, (B, 1, *P) bool.
 
     Args:
@@ -35,7 +35,7 @@ def inside_volume(batch: Mapping[str, Any]) -> Tensor:
     return inside
 
 
-def tissue(image: Tensor, counted: Tensor) -> Tensor:
+def find_patch_tissue(image: Tensor, counted: Tensor) -> Tensor:
     """Voxels whose first channel lies above its Otsu threshold; all of a constant raw patch.
 
     The loader's rule for a whole case (`data/tissue_share.py`), here from the raw patch alone.
@@ -85,7 +85,7 @@ def otsu(values: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     return low[:, 0] + centres[best] * span[:, 0], constant[:, 0]
 
 
-def token_weights(
+def weigh_tokens(
     batch: Mapping[str, Any],
     matrix: Tensor,
     view_size: Sequence[int],
@@ -104,9 +104,9 @@ def token_weights(
     Returns:
         (B, *cells) float32, 0 (outside the volume) to 1.
     """
-    weight = inside = inside_volume(batch)
+    weight = inside = find_volume(batch)
     if background < 1:
-        weight = inside & tissue(batch["image"], inside)
+        weight = inside & find_patch_tissue(batch["image"], inside)
     voxels = weight.float() + background * (inside & ~weight).float()
     seen = sample(voxels, matrix, view_size)
     return functional.interpolate(seen, list(cells), mode="area")[:, 0]

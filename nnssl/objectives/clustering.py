@@ -18,7 +18,7 @@ from nnssl.modules import cluster_metrics, metrics, unet
 from nnssl.modules.grids import align, overlap
 from nnssl.modules.heads import MLP, Normalisation, Prototypes
 from nnssl.modules.memory import MemoryBank, MomentumCopy
-from nnssl.modules.tissue import token_weights
+from nnssl.modules.tissue import weigh_tokens
 from nnssl.objectives.base import Batch, Context, Objective
 
 TOKEN_STRIDE = 8  # voxels per token and axis by default, as in the thesis
@@ -44,12 +44,12 @@ class ClusteringObjective(Objective):
 
     Differs from the paper: SwAV clusters whole images; here every token has a code (as in the
     thesis). One iteration balances the tokens of both views together, in SwAV each view alone;
-    prototypes learn from the first step on; AdamW; target network and memory bank. Differs from the
-    thesis' code: the codes stay in the order of their tokens (there a reshape scrambles them); the
-    views are aligned by linear interpolation, with their rotation and flips, instead of resizing
-    integer boxes; predictions are cosines over a temperature; the projector has two layers and
-    normalises, there it is one linear map; the cross entropy is not divided by K; background counts
-    less; views change in geometry and intensity.
+    prototypes learn from the first step on; AdamW instead of SGD; target network and memory bank.
+    Differs from the thesis' code: the codes stay in the order of their tokens (there a reshape
+    scrambles them); the views are aligned by linear interpolation, with their rotation and flips,
+    instead of resizing integer boxes; predictions are cosines over a temperature; the projector has
+    two layers and normalises, there it is one linear map; the cross entropy is not divided by K;
+    background counts less; views change in geometry and intensity.
 
     Shapes: views (B, C, *S); tokens (V, B, *T, K) scores, T cells per axis.
 
@@ -130,15 +130,15 @@ class ClusteringObjective(Objective):
         scores: Tensor = self.prototypes(embedding)  # (N, K)
         weights = self._weights(batch, cells)  # (V, B, *T)
         codes = self._codes(images, embedding, scores, weights.flatten())  # (N, K)
-        maps = [_maps(x, len(views), cells) for x in (scores, codes)]  # (V, B, K, *T) each
+        maps = [_to_maps(x, len(views), cells) for x in (scores, codes)]  # (V, B, K, *T) each
         losses, agreements, shares = [], [], []
         for a, b in permutations(range(len(views)), 2):
             code = align(maps[1][a], views[a].matrix, views[b].matrix)
             seen = self._seen(views[a].matrix, views[b].matrix, cells)  # (B, *T)
             counted = (weights[b] * seen).flatten()
-            pair = _rows(maps[0][b]), _rows(code)
+            pair = _to_rows(maps[0][b]), _to_rows(code)
             losses.append(swapped_prediction(pair[0] / self.temperature, pair[1], counted))
-            agreements.append(_agreement(*pair, counted))
+            agreements.append(_measure_agreement(*pair, counted))
             shares.append(seen.mean())
         terms = {
             "accuracy": torch.stack(agreements).mean(),
@@ -212,7 +212,7 @@ class ClusteringObjective(Objective):
     def _weights(self, batch: Batch, cells: list[int]) -> Tensor:
         """(V, B, *T)."""
         weights = [
-            token_weights(batch, v.matrix, v.image.shape[2:], cells, self.background_weight)
+            weigh_tokens(batch, v.matrix, v.image.shape[2:], cells, self.background_weight)
             for v in batch["views"].values()
         ]
         return torch.stack(weights)
@@ -234,7 +234,7 @@ class ClusteringObjective(Objective):
         total = weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
         shares = cluster_shares(scores.argmax(1), scores.shape[1], weights)
         return {
-            **cluster_metrics.use_terms(shares),
+            **cluster_metrics.describe_use(shares),
             "prediction_entropy": (cluster_metrics.entropy(predicted) * weights).sum() / total,
             "code_entropy": (cluster_metrics.entropy(codes) * weights).sum() / total,
             "embedding_std": metrics.embedding_std(embedding),
@@ -243,19 +243,19 @@ class ClusteringObjective(Objective):
         }
 
 
-def _maps(rows: Tensor, views: int, cells: list[int]) -> Tensor:
+def _to_maps(rows: Tensor, views: int, cells: list[int]) -> Tensor:
     """Rows (V * B * T, K) as maps (V, B, K, *T): tokens stay in their order, K moves."""
     shape = (views, -1, *cells, rows.shape[1])
     return rows.reshape(shape).movedim(-1, 2)
 
 
-def _rows(maps: Tensor) -> Tensor:
+def _to_rows(maps: Tensor) -> Tensor:
     """Maps (B, K, *T) as rows (B * T, K)."""
     return maps.movedim(1, -1).flatten(0, -2)
 
 
 @torch.no_grad()
-def _agreement(scores: Tensor, codes: Tensor, weights: Tensor) -> Tensor:
+def _measure_agreement(scores: Tensor, codes: Tensor, weights: Tensor) -> Tensor:
     right = (scores.argmax(1) == codes.argmax(1)).float()
     return (right * weights).sum() / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
 

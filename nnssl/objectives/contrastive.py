@@ -13,7 +13,7 @@ from nnssl.common.checks import Count, Positive, Whole
 from nnssl.losses.contrastive import Pairs, contrastive_loss, find_pairs
 from nnssl.modules import metrics, unet
 from nnssl.modules.heads import MLP, Normalisation, Pooling, SpatialPooling
-from nnssl.modules.positions import partition
+from nnssl.modules.positions import find_parts
 from nnssl.objectives.base import Batch, Context, Objective
 
 
@@ -123,7 +123,7 @@ class ContrastiveObjective(Objective):
         device, samples = views[0].image.device, len(views[0].image)
         instance = torch.arange(samples, device=device) + distributed.rank() * samples
         context = self.context
-        parts = [partition(batch, v.matrix, context.patch_size, context.partitions) for v in views]
+        parts = [find_parts(batch, v.matrix, context.patch_size, context.partitions) for v in views]
         dataset = batch["dataset"].to(device)
         members = torch.stack(
             [instance.repeat(len(views)), torch.cat(parts), dataset.repeat(len(views))], 1

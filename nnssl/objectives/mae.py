@@ -37,7 +37,7 @@ class MAEObjective(ReconstructionObjective):
     scalable vision learners*, CVPR 2022, arXiv:2111.06377, for the normalised target.
 
     Differs from the paper: works in 2D and for several channels (hidden together); voxels outside
-    the volume are not told from others; the views are rotated, zoomed and mirrored; AdamW.
+    the volume are not told from others.
 
     Shapes: view (B, C, *S), S divisible by the blocks.
 

@@ -93,7 +93,7 @@ class PixelClusteringObjective(Objective):
         losses = [map_cross_entropy(part, target, self.balanced) for part, target in pairs]
         targets = torch.stack([target for _, target in pairs])
         predicted = torch.stack(
-            [metrics.every_second(part.detach()).argmax(1) for part, _ in pairs]
+            [metrics.take_every_second(part.detach()).argmax(1) for part, _ in pairs]
         )
         return {"loss": torch.stack(losses).mean(), **self._metrics(predicted, targets)}
 
@@ -143,7 +143,7 @@ class PixelClusteringObjective(Objective):
     def _metrics(self, predicted: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Of predictions at every second voxel per axis, and of all targets."""
         wanted, known_share = cluster_shares(targets, self.count), (targets >= 0).float().mean()
-        targets = metrics.every_second(targets)
+        targets = metrics.take_every_second(targets)
         known = targets >= 0
         shares = cluster_shares(torch.where(known, predicted, -1), self.count)
         collapse = cluster_metrics.entropy(wanted) * math.log(self.count)
@@ -152,7 +152,7 @@ class PixelClusteringObjective(Objective):
         right = (predicted == targets).float().sum() / known.float().sum().clamp_min(1)
         return {
             "accuracy": right,
-            **cluster_metrics.use_terms(shares),
+            **cluster_metrics.describe_use(shares),
             "target_entropy": cluster_metrics.entropy(wanted),
             "known_share": known_share,
             "cluster_change": right.new_tensor(self.change.value),

@@ -64,7 +64,7 @@ class PositionHead(nn.Module):
             x: (B, F, *S).
             place: (B, 3, *S) of `voxel_positions`; voxels beyond -1 to 1 on any axis do not count.
         """
-        x, place = metrics.every_second(x), metrics.every_second(place)
+        x, place = metrics.take_every_second(x), metrics.take_every_second(place)
         logits = self.project(x).unflatten(1, (3, BINS))  # (B, 3, K, *S)
         inside = (place.abs() <= 1).all(1, keepdim=True).expand_as(place)
         bins = ((place + 1) / 2 * BINS).floor().clamp(0, BINS - 1).long()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nnssl.common.checks import NotNegative
 from nnssl.losses.reconstruction import reconstruction_loss, trivial_losses
 from nnssl.modules import unet
-from nnssl.modules.cluster_metrics import PICTURES, middle_slice
+from nnssl.modules.cluster_metrics import PICTURES, take_middle_slice
 from nnssl.modules.positions import voxel_positions
 from nnssl.objectives.base import Batch, Context, Objective
 from nnssl.objectives.position_head import PositionHead
@@ -125,6 +125,6 @@ class ReconstructionObjective(Objective):
         found, target = self.reconstruct(task).float(), task.target.float()
         error = (found - target).abs() * (1 if task.weight is None else task.weight)
         images = (target, task.image, found, error)
-        rows = [middle_slice(image[:PICTURES, 0].float()) for image in images]
+        rows = [take_middle_slice(image[:PICTURES, 0].float()) for image in images]
         rows[3] = rows[3] + rows[0].amin((1, 2), keepdim=True)  # no error is black
         return {"reconstruction": torch.stack(rows)}

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnssl.views.intensity import robust_range
+from nnssl.views.intensity import find_robust_range
 from nnssl.views.randomness import draw_fields, generator
 
 WINDOWS_PER_VOXEL = 10_000 / (64 * 64 * 32)  # of the original, for cubes of 64 x 64 x 32
@@ -55,7 +55,7 @@ def deform(
     """
     with torch.autocast(image.device.type, enabled=False):
         image = image.float()
-        low, high = robust_range(image)
+        low, high = find_robust_range(image)
         shuffled = _draw_rows(shuffle, keys, salt, "shuffle")
         image = _change_rows(
             image, shuffled, lambda some: local_shuffle(some, keys[shuffled], salt)

@@ -17,7 +17,7 @@ from nnssl.views.randomness import generator
 ANISOTROPY = 3.0  # nnU-Net's own threshold: beyond it an axis is coarse
 
 
-def fine_axes(spacing: Sequence[float]) -> list[int]:
+def find_fine_axes(spacing: Sequence[float]) -> list[int]:
     """Axes along which a voxel is not more than three times as long as along the finest."""
     return [axis for axis, length in enumerate(spacing) if length <= ANISOTROPY * min(spacing)]
 
@@ -114,7 +114,7 @@ class Geometry:
     def _rotating_axes(self, spacing: Sequence[float]) -> list[int]:
         if len(spacing) == 2 or self.rotate_coarse:
             return list(range(len(spacing)))
-        return fine_axes(spacing)
+        return find_fine_axes(spacing)
 
 
 class Placement:

@@ -17,7 +17,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from nnssl.common.checks import Fraction, Rule
-from nnssl.views.geometry import fine_axes
+from nnssl.views.geometry import find_fine_axes
 from nnssl.views.randomness import draw_fields, generator
 
 S = TypeVar("S")
@@ -59,7 +59,7 @@ def blur(image: Tensor, strength: Tensor, context: IntensityContext) -> Tensor:
     """Gaussian blur, isotropic in millimetres; strength: sigma in voxels of the finest axis."""
     finest = min(context.spacing)
     operators = {}
-    for axis in fine_axes(context.spacing):
+    for axis in find_fine_axes(context.spacing):
         sigma = strength.flatten(2) * finest / context.spacing[axis]
         operators[axis] = _gaussians(sigma, image.shape[axis + 2])
     return _along_axes(image, operators)
@@ -79,14 +79,14 @@ def low_resolution(image: Tensor, strength: Tensor, context: IntensityContext) -
     """Fine axes down by nearest neighbour to `strength` times their size, and up linearly."""
     operators = {
         axis: _resamplings(strength.flatten(2), image.shape[axis + 2])
-        for axis in fine_axes(context.spacing)
+        for axis in find_fine_axes(context.spacing)
     }
     return _along_axes(image, operators)
 
 
 def gamma(image: Tensor, strength: Tensor, context: IntensityContext) -> Tensor:
     """`low + range * ((x - low) / range) ** strength` between robust quantiles, slope 1 beyond."""
-    low, high = robust_range(image)
+    low, high = find_robust_range(image)
     span = (high - low).clamp_min(torch.finfo(image.dtype).tiny)
     inside = image.clamp(low, high)
     return image - inside + low + (high - low) * ((inside - low) / span) ** strength
@@ -167,7 +167,7 @@ def _std(image: Tensor) -> Tensor:
     return image.std(dim=tuple(range(2, image.ndim)), keepdim=True, correction=0)
 
 
-def robust_range(image: Tensor) -> tuple[Tensor, Tensor]:
+def find_robust_range(image: Tensor) -> tuple[Tensor, Tensor]:
     """Quantiles (n, C, 1, ...) of voxels that the golden ratio spreads evenly over the image."""
     voxels = image.flatten(2)
     count = voxels.shape[-1]

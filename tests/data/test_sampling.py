@@ -11,7 +11,7 @@ import torch
 
 from nnssl.data.case_table import Case
 from nnssl.data.sampling import Mode, Sampler, Sampling
-from nnssl.modules.positions import partition
+from nnssl.modules.positions import find_parts
 
 
 class Everywhere:
@@ -55,7 +55,7 @@ def parts_of(sampler: Sampler, patch_size: tuple[int, ...], parts: int, step: in
     }
     d = len(patch_size)
     identity = torch.eye(d, d + 1).expand(len(places), d, d + 1)
-    return partition(batch, identity, patch_size, parts).tolist()
+    return find_parts(batch, identity, patch_size, parts).tolist()
 
 
 @pytest.mark.parametrize("sign", [1, -1])

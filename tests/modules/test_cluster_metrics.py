@@ -33,8 +33,8 @@ def test_change_rate_compares_looks_at_the_first_batch() -> None:
 
 
 def test_colours_are_fixed_distinct_and_black_is_unknown() -> None:
-    assert torch.equal(cluster_metrics.palette(50)[:10], cluster_metrics.palette(10))
-    colours = cluster_metrics.palette(20)
+    assert torch.equal(cluster_metrics.make_palette(50)[:10], cluster_metrics.make_palette(10))
+    colours = cluster_metrics.make_palette(20)
     distances = torch.cdist(colours, colours) + torch.eye(20)
     assert float(distances.min()) > 0.1
     painted = cluster_metrics.paint(torch.tensor([[[-1, 3]]]), 4)
@@ -44,5 +44,5 @@ def test_colours_are_fixed_distinct_and_black_is_unknown() -> None:
 
 def test_volumes_show_their_middle_slice() -> None:
     maps = torch.arange(5).reshape(1, 5, 1, 1).expand(1, 5, 2, 3)
-    assert cluster_metrics.middle_slice(maps).unique().tolist() == [2]
+    assert cluster_metrics.take_middle_slice(maps).unique().tolist() == [2]
     assert cluster_metrics.shade(torch.randn(2, 3, 4, 6, 8)).shape == (2, 6, 8, 3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from skimage.filters import threshold_otsu
 
-from nnssl.modules.tissue import BINS, inside_volume, otsu, tissue, token_weights
+from nnssl.modules.tissue import BINS, find_patch_tissue, find_volume, otsu, weigh_tokens
 
 IDENTITY = torch.eye(2, 3)[None]
 
@@ -47,24 +47,24 @@ def test_constant_patches_are_all_tissue_and_empty_ones_finite() -> None:
     image = torch.full((2, 1, 4, 4), 3.0)
     counted = torch.ones(2, 1, 4, 4, dtype=torch.bool)
     counted[1] = False
-    assert tissue(image, counted).all()
+    assert find_patch_tissue(image, counted).all()
 
 
 def test_padding_is_outside_the_volume() -> None:
-    inside = inside_volume(half_bright())
+    inside = find_volume(half_bright())
     assert not inside[0, 0, :4].any()
     assert inside[0, 0, 4:].all()
     batch = half_bright()
     batch["image"] = torch.zeros(1, 2, 6, 16, 16)
     batch["box"] = torch.tensor([[[5.0, 11.0], [0.0, 16.0], [0.0, 16.0]]])
-    inside = inside_volume(batch)
+    inside = find_volume(batch)
     assert inside[0, 0, :4].all()
     assert not inside[0, 0, 4:].any()
 
 
 @pytest.mark.parametrize("background", [0.0, 0.25, 1.0])
 def test_tokens_weigh_tissue_one_background_less_and_padding_nothing(background: float) -> None:
-    weights = token_weights(half_bright(), IDENTITY, (16, 16), (4, 4), background)[0]
+    weights = weigh_tokens(half_bright(), IDENTITY, (16, 16), (4, 4), background)[0]
     assert weights.shape == (4, 4)
     torch.testing.assert_close(weights[0], torch.zeros(4))
     torch.testing.assert_close(weights[1:, :2], torch.full((3, 2), background))
@@ -73,6 +73,6 @@ def test_tokens_weigh_tissue_one_background_less_and_padding_nothing(background:
 
 def test_weights_move_with_the_view() -> None:
     flipped = IDENTITY * torch.tensor([-1.0, 1.0, 1.0])  # the last array axis is mirrored
-    straight = token_weights(half_bright(), IDENTITY, (16, 16), (4, 4), 0.1)
-    mirrored = token_weights(half_bright(), flipped, (16, 16), (4, 4), 0.1)
+    straight = weigh_tokens(half_bright(), IDENTITY, (16, 16), (4, 4), 0.1)
+    mirrored = weigh_tokens(half_bright(), flipped, (16, 16), (4, 4), 0.1)
     torch.testing.assert_close(mirrored, straight.flip(-1))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, one_hot
 
 from nnssl.losses.clustering import sinkhorn
-from nnssl.objectives.clustering import ClusteringObjective, _maps, _rows
+from nnssl.objectives.clustering import ClusteringObjective, _to_maps, _to_rows
 from nnssl.views import RandomView
 
 PATCH_SIZE = (32, 32)
@@ -60,11 +60,11 @@ def test_codes_stay_with_their_tokens() -> None:
     rows = views * samples * math.prod(cells)
     tokens = torch.arange(rows) % count
     codes = sinkhorn(one_hot(tokens, count).float())
-    maps = _maps(codes, views, cells)
+    maps = _to_maps(codes, views, cells)
     assert maps.shape == (views, samples, count, *cells)
     torch.testing.assert_close(maps.sum(2), torch.ones(views, samples, *cells))
     assert torch.equal(maps.argmax(2).flatten(), tokens)
-    assert torch.equal(_rows(maps[1]), codes[rows // 2 :])
+    assert torch.equal(_to_rows(maps[1]), codes[rows // 2 :])
     assert (maps.sum((0, 1, 3, 4)) / rows - 1 / count).abs().max() < 0.01
 
 

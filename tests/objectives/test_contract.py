@@ -200,7 +200,7 @@ BAD = [
     (
         "models_genesis",
         {"shuffle": -1},
-        "shuffle = -1 must be a number of at least 0 and",
+        "shuffle = -1 must be a number from 0 to 1",
     ),
     ("models_genesis", {"nonlinear": 1.5, "paint": -1}, "nonlinear = 1.5 .*; paint = -1 "),
     ("models_genesis", {"outpaint": 1.5}, "outpaint = 1.5"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.views.geometry import Geometry, Placement, fine_axes
+from nnssl.views.geometry import Geometry, Placement, find_fine_axes
 
 OFF: dict[str, Any] = {
     "rotation": 0,
@@ -59,9 +59,9 @@ def test_strongly_anisotropic_volumes_rotate_in_the_fine_plane_only() -> None:
 
 
 def test_fine_axes_use_the_threshold_of_nnunet() -> None:
-    assert fine_axes((3.0, 1.0, 1.0)) == [0, 1, 2]
-    assert fine_axes((3.1, 1.0, 1.0)) == [1, 2]
-    assert fine_axes((1.0, 5.0, 5.0)) == [0]
+    assert find_fine_axes((3.0, 1.0, 1.0)) == [0, 1, 2]
+    assert find_fine_axes((3.1, 1.0, 1.0)) == [1, 2]
+    assert find_fine_axes((1.0, 5.0, 5.0)) == [0]
 
 
 def test_scale_is_one_number_and_stretch_one_per_axis() -> None:
