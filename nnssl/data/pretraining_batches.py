@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class RawPatchReader:
 
     def _cut(self, file: Path, identifier: str, box: np.ndarray, fill: float) -> np.ndarray:
         try:
-            array = self._array(file)
+            array = self._open_array(file)
             low = np.maximum(box[:, 0], 0)
             high = np.minimum(box[:, 1], array.shape[1:])
             inside = tuple(
@@ -66,7 +66,7 @@ class RawPatchReader:
         pad = [(0, 0), *zip(low - box[:, 0], np.maximum(box[:, 1] - high, 0), strict=True)]
         return np.pad(part, pad, constant_values=fill)
 
-    def _array(self, file: Path) -> Any:
+    def _open_array(self, file: Path) -> Any:
         if file not in self._open:
             if len(self._open) >= MOST_KEPT:
                 self._open.clear()
@@ -101,12 +101,9 @@ class BatchMaker:
         places = self.sampler.draw((self.seed, step, self.rank))
         boxes = [self._find_box(place) for place in places]
         cases = [self.sampler.cases[place.case] for place in places]
-        images = [
-            self.reader.read_image(c.identifier, b, c.folder)
-            for c, b in zip(cases, boxes, strict=True)
-        ]
+        read, found = self.reader, list(zip(cases, boxes, strict=True))
         return {
-            "image": self._stack(images),
+            "image": self._stack(read.read_image(c.identifier, b, c.folder) for c, b in found),
             "key": torch.tensor([[self.seed, step, self.rank, j] for j in range(len(places))]),
             "box": torch.from_numpy(np.stack(boxes).astype(np.float32)),
             "shape": torch.tensor([case.shape for case in cases], dtype=torch.float32),
@@ -116,7 +113,12 @@ class BatchMaker:
             "patient": torch.tensor([case.patient for case in cases]),
             "dataset": torch.tensor([case.dataset for case in cases]),
             "identifier": [case.identifier for case in cases],
-            "dense_targets": self._dense_targets(cases, boxes),
+            "dense_targets": {
+                name: self._stack(
+                    read.read_dense_target(name, c.identifier, b, c.folder) for c, b in found
+                )
+                for name in read.dense_targets
+            },
         }
 
     def _find_box(self, place: PatchPlace) -> np.ndarray:
@@ -125,20 +127,10 @@ class BatchMaker:
         begin = np.array(place.begin) - (raw_patch - self.sampler.extent) // 2
         return np.stack([begin, begin + raw_patch], 1)
 
-    def _stack(self, arrays: list[np.ndarray]) -> torch.Tensor:
-        stacked = torch.from_numpy(np.stack(arrays))
-        return stacked[:, :, 0] if self.flat else stacked
-
-    def _dense_targets(self, cases: list[Case], boxes: list[np.ndarray]) -> dict[str, torch.Tensor]:
-        found = {}
-        for name in self.reader.dense_targets:
-            maps = [
-                self.reader.read_dense_target(name, c.identifier, b, c.folder)
-                for c, b in zip(cases, boxes, strict=True)
-            ]
-            stacked = torch.from_numpy(np.stack(maps))
-            found[name] = stacked[:, 0] if self.flat else stacked
-        return found
+    def _stack(self, arrays: Iterable[np.ndarray]) -> torch.Tensor:
+        """One tensor of all samples; in 2D without the axis of slices."""
+        stacked = torch.from_numpy(np.stack(list(arrays)))
+        return stacked.select(-3, 0) if self.flat else stacked
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class TissueShare:
             box: first voxel and end on each axis.
             folder: of an image that lies elsewhere (see `Case`); its cache lies in there.
         """
-        table = self._table(identifier, folder)
+        table = self._get_table(identifier, folder)
         limit = np.array(table.shape) - 1
         scaled = box / np.array([1, CELL, CELL])[:, None]
         low = np.clip(np.floor(scaled[:, 0]).astype(int), 0, limit)
@@ -44,7 +44,7 @@ class TissueShare:
         cells = np.prod(np.ceil(scaled[:, 1]) - np.floor(scaled[:, 0]))
         return float(_sum_box(table, low, high) / max(cells, 1))
 
-    def _table(self, identifier: str, folder: Path | None) -> np.ndarray:
+    def _get_table(self, identifier: str, folder: Path | None) -> np.ndarray:
         key = (folder, identifier)
         if key not in self._tables:
             if len(self._tables) >= MOST_KEPT:

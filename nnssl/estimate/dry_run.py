@@ -46,7 +46,7 @@ class DryRun:
     plans: str = "nnUNetPlans"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    def source(self) -> Path:
+    def find_source(self) -> Path:
         """The preprocessed dataset.
 
         Raises:
@@ -70,7 +70,7 @@ def dry_folders(job: DryRun) -> Iterator[Path]:
     Yields:
         The temporary folder.
     """
-    source = job.source()
+    source = job.find_source()
     with _terminated_tidily(), TemporaryDirectory(prefix="nnssl_dry_") as name:
         folder = Path(name)
         _link(source, folder / "preprocessed" / source.name)
@@ -129,7 +129,7 @@ def build_trainer(name: str, job: DryRun) -> Any:
     Raises:
         ValueError, RuntimeError: what nnU-Net or the trainer refuses.
     """
-    source = job.source()
+    source = job.find_source()
     plans = {**read_json(source / f"{job.plans}.json"), "continue_training": False}
     fold = "all" if job.fold == "all" else int(job.fold)
     kind = find_trainer_class(name)

@@ -95,7 +95,7 @@ class Estimate:
         arithmetic = self.seconds_per_step - self.seconds_waited
         return max(1, math.ceil(self.batch_seconds / arithmetic))
 
-    def advice(self) -> list[str]:
+    def advise(self) -> list[str]:
         """Sentences on what could be changed."""
         said, cores = [], self.machine["cores"]
         if self.binding == "data":
@@ -127,7 +127,7 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         derived = ("hours", "binding", "workers_needed")
-        return {**asdict(self), **{k: getattr(self, k) for k in derived}, "advice": self.advice()}
+        return {**asdict(self), **{k: getattr(self, k) for k in derived}, "advice": self.advise()}
 
 
 def estimate(trainer: str, job: DryRun, workers: int, steps: int = DRY_STEPS) -> Estimate:

@@ -124,7 +124,7 @@ def open_timed(
         _fill_caches(trainer, timed_steps + WARM_UP + 2 * MOST_DRAINED)
         seconds = _warm_up(trainer)
         take_phases()
-        peak = meter.peak()
+        peak = meter.read_peak()
         with open_loaders(trainer, workers) as (train, val):
             yield TimedTrainer(trainer, train, val, workers, seconds, peak, take_phases)
 
@@ -181,7 +181,7 @@ class MemoryMeter:
         else:
             self._base = _reset_peak_of_process()
 
-    def peak(self) -> int | None:
+    def read_peak(self) -> int | None:
         """Bytes; None where it cannot be told."""
         if self._base is None:
             return None

@@ -92,7 +92,7 @@ def choose_checkpoint(
             "last checkpoint (checkpoint_final.pth) instead, or label more patients."
         )
     volumes = Volumes(fold.folder, read_structures(fold.dataset_json), device)
-    if reason := volumes.why_unlabelled(labelled.cases):
+    if reason := volumes.explain_missing_labels(labelled.cases):
         raise ValueError(f"choosing by probe needs labels: {reason}")
     examples = Examples(volumes, labelled.cases)
     records = fold.read_records(labelled.cases)
@@ -127,11 +127,11 @@ def _score_left_out(
     found = {}
     with evaluating(network):
         for case in sorted(every):
-            for block in encode_blocks(network, volumes.image(case)):
+            for block in encode_blocks(network, volumes.read_image(case)):
                 fit.add(case, block)
         for group, classifier in zip(groups, fit.solve(), strict=True):
             scorer = Scorer([classifier])
             for case in sorted(group):
-                stream = encode_blocks(network, volumes.image(case))
-                found[case] = scorer.score(stream, volumes.labels(case))
+                stream = encode_blocks(network, volumes.read_image(case))
+                found[case] = scorer.score(stream, volumes.read_labels(case))
     return DiceTable(tuple(volumes.structures.values()), found)

@@ -51,7 +51,7 @@ class ClusterCases:
     ) -> ClusterCases:
         """The voxels of these training and validation volumes."""
         names = [case.identifier for case in scored]
-        sizes = {name: _count_classes(volumes.labels(name), volumes.classes) for name in names}
+        sizes = {name: _count_classes(volumes.read_labels(name), volumes.classes) for name in names}
         places = {case.identifier: _draw_voxels(case) for case in fitted}
         return cls(count, places, Examples(volumes, names), sizes)
 
@@ -114,7 +114,7 @@ def compute_objective_nmi(
     def compared() -> Compared:
         for case in cases.sizes:
             voxels, classes = cases.examples[case]
-            found = cluster_volume(objective, volumes.image(case))
+            found = cluster_volume(objective, volumes.read_image(case))
             yield case, found[tuple(voxels.T)].numpy(), classes.numpy()
 
     return cases.compute_nmi(compared())

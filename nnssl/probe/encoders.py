@@ -167,7 +167,7 @@ def probe_encoder(network: nn.Module, cases: ProbeCases) -> EncoderResult:
     clusters = cases.clusters and FeatureClusters(cases.clusters)
 
     def encode(case: Case) -> Iterator[Block]:
-        return slices.watch(case, encode_blocks(network, volumes.image(case.identifier)))
+        return slices.watch(case, encode_blocks(network, volumes.read_image(case.identifier)))
 
     with evaluating(network):
         for case in cases.fitted:
@@ -182,7 +182,7 @@ def probe_encoder(network: nn.Module, cases: ProbeCases) -> EncoderResult:
             if clusters:
                 stream = clusters.watch(case.identifier, stream)
             if scorer:
-                scores[case.identifier] = scorer.score(stream, volumes.labels(case.identifier))
+                scores[case.identifier] = scorer.score(stream, volumes.read_labels(case.identifier))
             else:
                 deque(stream, maxlen=0)
     table = DiceTable(tuple(volumes.structures.values()), scores) if scores else None

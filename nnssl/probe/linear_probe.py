@@ -27,7 +27,7 @@ class LinearProbe:
     weight: Tensor
     bias: Tensor
 
-    def scores(self, x: Tensor) -> Tensor:
+    def score(self, x: Tensor) -> Tensor:
         """(N, F) to (N, K)."""
         return x.to(self.weight.dtype) @ self.weight.T + self.bias
 

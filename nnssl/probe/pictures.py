@@ -34,7 +34,7 @@ def draw(
     """
     folder.mkdir(parents=True, exist_ok=True)
     draw_embedding(slices, partitions, folder / EMBEDDING)
-    if slices.numbers("patient").unique().numel() > 1:
+    if slices.get_numbers("patient").unique().numel() > 1:
         draw_neighbours(slices, queries, folder / NEIGHBOURS, cases)
 
 
@@ -50,7 +50,7 @@ def draw_embedding(slices: Slices, partitions: int, file: Path) -> None:
 
         maps["UMAP"] = UMAP(random_state=UMAP_SEED).fit_transform(matrix)
     parts = (slices.positions * partitions).floor().clamp(0, partitions - 1)
-    colours = {"partition": parts, "case": slices.volumes, "dataset": slices.numbers("dataset")}
+    colours = {"partition": parts, "case": slices.volumes, "dataset": slices.get_numbers("dataset")}
     plt = _pyplot()
     figure, axes = plt.subplots(len(maps), 3, figsize=(15, 4.8 * len(maps)), squeeze=False)
     for row, (method, points) in zip(axes, maps.items(), strict=True):

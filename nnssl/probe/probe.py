@@ -118,7 +118,7 @@ class Probe:
         draws = tuple(frozenset(labelled.cases) for labelled in drawn)
         structures = read_structures(self.fold.dataset_json)
         volumes = Volumes(self.fold.folder, structures, self.device)
-        reason = volumes.why_unlabelled([*fitted, *scored])
+        reason = volumes.explain_missing_labels([*fitted, *scored])
         if not scored and reason is None:
             reason = "no validation case is left beside the drawn patients"
         examples = clusters = None

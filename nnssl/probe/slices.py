@@ -57,7 +57,7 @@ class Slices:
         counts = torch.tensor([len(each) for each in self.embeddings])
         return torch.arange(len(self.cases)).repeat_interleave(counts)
 
-    def numbers(self, name: str) -> Tensor:
+    def get_numbers(self, name: str) -> Tensor:
         """(N,) `patient` or `dataset` of each plane."""
         return torch.tensor([getattr(case, name) for case in self.cases])[self.volumes]
 
@@ -83,7 +83,7 @@ class Slices:
         rows, matrix = self.find_rows(queries), self.matrix
         centred = matrix[rows] - matrix[rows].mean(0)
         found = {"effective_rank": float(effective_rank(centred))}
-        patients = self.numbers("patient")
+        patients = self.get_numbers("patient")
         if patients.unique().numel() < 2:
             return found
         error, chance = measure_position_error(matrix, self.positions, patients, rows, NEIGHBOURS)
@@ -91,7 +91,7 @@ class Slices:
 
     def find_nearest(self, rows: Tensor) -> Tensor:
         """(len(rows), k) planes of other patients, nearest first."""
-        return find_neighbours(self.matrix, self.numbers("patient"), rows, NEIGHBOURS)[0]
+        return find_neighbours(self.matrix, self.get_numbers("patient"), rows, NEIGHBOURS)[0]
 
 
 def _join_cells(parts: Sequence[tuple[tuple[int, ...], Tensor]]) -> Tensor:

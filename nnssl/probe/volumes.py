@@ -61,12 +61,12 @@ class Volumes:
         """Number of classes K, the background among them."""
         return len(self.structures) + 1
 
-    def image(self, identifier: str) -> Tensor:
+    def read_image(self, identifier: str) -> Tensor:
         """float32 (C, Z, Y, X)."""
         array = np.asarray(open_image(image_file(self.folder, identifier))[:], np.float32)
         return torch.from_numpy(array).to(self.device)
 
-    def labels(self, identifier: str) -> Tensor:
+    def read_labels(self, identifier: str) -> Tensor:
         """int64 (Z, Y, X), classes 0 to K - 1; -1 for voxels to leave out, on the CPU.
 
         Left out are the ignore label, nnU-Net's -1 outside the body, and unknown integers.
@@ -74,7 +74,7 @@ class Volumes:
         raw = _read_segmentation(self.folder, identifier).astype(np.int64)
         return torch.from_numpy(self._lookup[np.clip(raw, -1, len(self._lookup) - 2) + 1])
 
-    def why_unlabelled(self, identifiers: Iterable[str]) -> str | None:
+    def explain_missing_labels(self, identifiers: Iterable[str]) -> str | None:
         """Why there are no labels to probe with; None where there are."""
         if not set(self.structures.values()) - {NO_STRUCTURE}:
             return f"dataset.json names no structure (only background and {NO_STRUCTURE})"
@@ -124,7 +124,7 @@ class Examples:
 
     def __init__(self, volumes: Volumes, cases: Sequence[str]) -> None:
         self.classes = volumes.classes
-        self._chosen = {case: choose_voxels(volumes.labels(case), case) for case in cases}
+        self._chosen = {case: choose_voxels(volumes.read_labels(case), case) for case in cases}
 
     def count(self, cases: Collection[str]) -> Tensor:
         """Examples per class (K,) in these cases."""

@@ -111,15 +111,15 @@ def example(request):
 
 def test_advice_names_what_binds(example):
     assert example.binding == "arithmetic"
-    assert example.advice() == []
+    assert example.advise() == []
     slow = replace(example, seconds_waited=0.1, batch_seconds=0.35)
     assert (slow.binding, slow.workers_needed) == ("data", 4)
-    assert slow.advice() == [
+    assert slow.advise() == [
         "50 % of the time is spent waiting for data: export nnUNet_n_proc_DA=4"
     ]
-    many = replace(slow, batch_seconds=0.9).advice()
+    many = replace(slow, batch_seconds=0.9).advise()
     assert many[0].endswith("nnUNet_n_proc_DA=9 (this machine has 8 cores)")
-    assert "disk or the load is slow" in replace(slow, batch_seconds=0.05).advice()[0]
+    assert "disk or the load is slow" in replace(slow, batch_seconds=0.05).advise()[0]
 
 
 def test_advice_on_space_and_load(example):
@@ -130,7 +130,7 @@ def test_advice_on_space_and_load(example):
         free_bytes=50,
         machine={"cores": 2, "load_average": 6.0},
     )
-    memory, disk, load = tight.advice()
+    memory, disk, load = tight.advise()
     assert "voxel_budget" in memory
     assert "free" in disk
     assert "busy (load 6.0 on 2 cores)" in load

@@ -93,7 +93,7 @@ def test_examples_stand_for_all_voxels_of_their_class(probe: Probe) -> None:
     cases = probe.choose_cases()
     assert cases.clusters is not None
     for case in cases.scored:
-        labels = cases.volumes.labels(case.identifier)
+        labels = cases.volumes.read_labels(case.identifier)
         _, drawn = cases.clusters.examples[case.identifier]
         sizes = cases.clusters.sizes[case.identifier]
         assert sizes.tolist() == [int((labels == k).sum()) for k in range(3)]

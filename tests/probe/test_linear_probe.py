@@ -39,10 +39,10 @@ def test_equals_ridge_of_scikit_learn(alpha: float) -> None:
     mean = np.average(raw, axis=0, weights=sample)
     z = (raw - mean) / np.sqrt(np.average((raw - mean) ** 2, axis=0, weights=sample))
     reference = linear_model.Ridge(alpha * sample.sum()).fit(z, np.eye(3)[y], sample_weight=sample)
-    found = fitted(x, y, weights, alpha).scores(x)
+    found = fitted(x, y, weights, alpha).score(x)
     assert np.allclose(found, reference.predict(z), atol=1e-8)
     classifier = linear_model.RidgeClassifier(alpha * len(y), class_weight="balanced").fit(z, y)
-    assert (fitted(x, y, weights, alpha).scores(x).argmax(1).numpy() == classifier.predict(z)).all()
+    assert (fitted(x, y, weights, alpha).score(x).argmax(1).numpy() == classifier.predict(z)).all()
 
 
 def test_large_offsets_and_constant_features_cost_nothing() -> None:
@@ -51,7 +51,7 @@ def test_large_offsets_and_constant_features_cost_nothing() -> None:
     plain = fitted(x, y, weights, 0.1)
     moved = torch.cat([x + 1e5, torch.full((len(x), 1), 3.0)], dim=1)
     assert torch.allclose(
-        fitted(moved, y, weights, 0.1).scores(moved), plain.scores(x.double()), atol=1e-6
+        fitted(moved, y, weights, 0.1).score(moved), plain.score(x.double()), atol=1e-6
     )
 
 
@@ -65,7 +65,7 @@ def test_balanced_weights_give_every_class_the_same_say() -> None:
 def test_a_class_without_example_is_never_predicted() -> None:
     x, y = planted()
     counts = torch.bincount(y, minlength=5)
-    assert set(fitted(x, y, balance(counts), 0.1).scores(-100 * x).argmax(1).tolist()) <= {0, 1, 2}
+    assert set(fitted(x, y, balance(counts), 0.1).score(-100 * x).argmax(1).tolist()) <= {0, 1, 2}
 
 
 @pytest.mark.parametrize(("alpha", "added"), [(0.0, True), (0.1, False)])
@@ -94,6 +94,6 @@ def test_textures_are_separable_and_shuffled_labels_are_not(
     accuracy = {}
     for name, target in (("true", y), ("shuffled", shuffled)):
         probe = fitted(x[train], target[train], torch.ones(2), 1e-2)
-        accuracy[name] = (probe.scores(x[~train]).argmax(1) == target[~train]).double().mean()
+        accuracy[name] = (probe.score(x[~train]).argmax(1) == target[~train]).double().mean()
     assert accuracy["true"] > 0.75
     assert abs(accuracy["shuffled"] - 0.5) < 0.06

@@ -45,12 +45,12 @@ def test_left_out_voxels(tmp_path: Path) -> None:
     np.savez(tmp_path / "old.npz", data=raw, seg=raw)
     reader = volumes(tmp_path, {"background": 0, "a": 1, "b": 3, "ignore": 4})
     for case in ("c", "old"):
-        assert reader.labels(case).flatten().tolist() == [-1, 0, 1, -1, 2, -1, -1, 0]
-    assert reader.why_unlabelled(["c", "old"]) is None
-    assert "1 cases have no segmentation file" in str(reader.why_unlabelled(["c", "d"]))
+        assert reader.read_labels(case).flatten().tolist() == [-1, 0, 1, -1, 2, -1, -1, 0]
+    assert reader.explain_missing_labels(["c", "old"]) is None
+    assert "1 cases have no segmentation file" in str(reader.explain_missing_labels(["c", "d"]))
     (tmp_path / "bad_seg.b2nd").write_bytes(b"garbage")
     with pytest.raises(RuntimeError, match="case bad: its segmentation"):
-        reader.labels("bad")
+        reader.read_labels("bad")
 
 
 def test_voxels_for_fitting_are_bounded_valid_and_repeatable(
