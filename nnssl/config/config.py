@@ -65,7 +65,7 @@ class Config:
 
 
 def complete(stored: Config, schema: Schema, given: Collection[str] = ()) -> Config:
-    """A stored configuration with the defaults of knobs that did not exist when it was written.
+    """Fills in the defaults of knobs that did not exist when a configuration was stored.
 
     Raises:
         ValueError: it has a knob that does not exist any more, or a value that is not allowed now.
