@@ -28,7 +28,7 @@ class PretrainingLoop(PretrainingSetup):
     Attributes:
         history: one number per term and epoch.
         epoch_terms: terms of each step of the epoch that is under way.
-        skipped_steps: steps whose loss was not finite.
+        skipped_steps: steps whose loss or gradient was not finite; nothing is left of them.
         probe: looks at the frozen features now and then.
     """
 
@@ -57,6 +57,7 @@ class PretrainingLoop(PretrainingSetup):
             group["lr"] = rate
         prepared = self.prepare(batch)
         self.optimizer.zero_grad(set_to_none=True)
+        statistics = self._copy_statistics()
         terms = self._forward(prepared)
         (broken,) = self.agree_on(not terms["loss"].detach().isfinite())
         finite = not broken and self._descend(terms["loss"])
@@ -64,6 +65,9 @@ class PretrainingLoop(PretrainingSetup):
         self.step += 1
         if finite:
             self.objective.after_step(prepared, self.step / self.settings.steps)
+        else:
+            for buffer, before in statistics:
+                buffer.copy_(before)
         logged = self._to_floats(terms) if finite else {}
         self.epoch_terms.append(logged)
         self.save_or_leave()
@@ -79,25 +83,34 @@ class PretrainingLoop(PretrainingSetup):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=getattr(torch, dtype))
 
+    def _copy_statistics(self) -> list[tuple[Tensor, Tensor]]:
+        """Running statistics of normalisations, the only state that a forward pass changes, each
+        with a copy: a skipped step takes it back."""
+        kinds = nn.modules.batchnorm._NormBase
+        layers = [layer for layer in self.network.modules() if isinstance(layer, kinds)]
+        return [(b, b.clone()) for layer in layers for b in layer.buffers(recurse=False)]
+
     def _descend(self, loss: Tensor) -> bool:
         """One step of the optimiser, unless the gradient, the same on all ranks, is not finite.
 
-        The scaler of float16 leaves such steps out by itself and lowers its scale.
+        The scaler of float16 then lowers its scale.
         """
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
-        if self.grad_scaler is None:
+        scaler = self.grad_scaler
+        if scaler is None:
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip_gradient)
-            if not norm.isfinite():
-                return False
+        else:
+            scaler.scale(loss).backward()
+            scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip_gradient)
+        finite = bool(norm.isfinite())
+        if finite and scaler is None:
             self.optimizer.step()
-            return True
-        self.grad_scaler.scale(loss).backward()
-        self.grad_scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(parameters, self.settings.clip_gradient)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
-        return True
+        elif finite and scaler is not None:
+            scaler.step(self.optimizer)
+        if scaler is not None:
+            scaler.update()
+        return finite
 
     def _count_skipped(self, finite: bool) -> None:
         self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1

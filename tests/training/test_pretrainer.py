@@ -198,42 +198,49 @@ def test_a_finetuned_or_stock_checkpoint_is_refused_on_resume(
         trainer.load_checkpoint({"network_weights": {}})
 
 
-def _begun(tiny_dataset: Any, short: Callable[..., type]) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A trainer before its first step, and its weights."""
-    trainer = tiny_dataset.trainer(short(extra="  \n"))
-    trainer.initialize()
+@pytest.fixture(params=["float32", "float16"])
+def begun(request: pytest.FixtureRequest, tiny_dataset: Any, short: Callable[..., type]) -> Any:
+    """A trainer before its first step; with float16 its gradients are scaled, as on CUDA."""
+    trainer = tiny_dataset.trainer(short())
     trainer.on_train_start()
-    return trainer, unet.plain_state_dict(trainer.objective.network)
+    if request.param == "float16":
+        trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=1024)
+    return trainer
 
 
-def test_non_finite_losses_are_skipped_counted_and_stop_the_run(
-    tiny_dataset: Any, short: Callable[..., type]
-) -> None:
-    trainer, before = _begun(tiny_dataset, short)
-    batch = trainer.batch_maker(0)
+def _state(trainer: Any) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in trainer.objective.state_dict().items()}
+
+
+def test_a_step_that_is_not_finite_leaves_nothing_and_is_counted(begun: Any) -> None:
+    before = _state(begun)
+    assert any("running_var" in key for key in before)
+    batch = begun.batch_maker(0)
     batch["image"][:] = float("nan")
-    for _ in range(trainer.settings.max_skipped_steps):
-        assert trainer.train_step(batch) == {}
-    after = unet.plain_state_dict(trainer.objective.network)
-    assert trainer.skipped_steps == trainer.settings.max_skipped_steps
-    assert all(torch.equal(before[k], after[k]) for k in before)
+    begun.objective.after_step = lambda *_: pytest.fail("a skipped step is no step")
+    for _ in range(begun.settings.max_skipped_steps):
+        assert begun.train_step(batch) == {}
+    assert begun.skipped_steps == begun.settings.max_skipped_steps
+    torch.testing.assert_close(_state(begun), before, rtol=0, atol=0)
+    assert not begun.optimizer.state
     with pytest.raises(RuntimeError, match="not finite"):
-        trainer.train_step(batch)
+        begun.train_step(batch)
 
 
-def test_a_step_whose_gradient_is_not_finite_leaves_the_weights(
-    tiny_dataset: Any, short: Callable[..., type]
-) -> None:
-    trainer, before = _begun(tiny_dataset, short)
-    parameter = next(p for p in trainer.network.parameters() if p.requires_grad)
+def test_a_step_whose_gradient_is_not_finite_leaves_nothing(begun: Any) -> None:
+    before = _state(begun)
+    parameter = next(p for p in begun.network.parameters() if p.requires_grad)
     broken = parameter.register_hook(lambda gradient: gradient * float("inf"))
-    assert trainer.train_step(trainer.batch_maker(0)) == {}
-    assert trainer.skipped_steps == 1
+    assert begun.train_step(begun.batch_maker(0)) == {}
+    assert begun.skipped_steps == 1
+    torch.testing.assert_close(_state(begun), before, rtol=0, atol=0)
+    scaler = begun.grad_scaler
+    assert scaler is None or scaler.get_scale() == 512
     broken.remove()
-    after = unet.plain_state_dict(trainer.objective.network)
-    assert all(torch.equal(before[k], after[k]) for k in before)
-    assert trainer.train_step(trainer.batch_maker(1))
-    assert trainer.skipped_steps == 1
+    assert begun.train_step(begun.batch_maker(1))
+    assert begun.skipped_steps == 1
+    after = _state(begun)
+    assert any(not torch.equal(before[key], after[key]) for key in before)
 
 
 def test_preflight_refuses_images_with_nan(tiny_dataset: Any, short: Callable[..., type]) -> None:
