@@ -60,8 +60,12 @@ class Attempt:
             )
 
     def is_running(self) -> bool:
+        """Not by `Popen.poll`: a signal handler that asks would wait for its lock forever."""
         self.lock.renew()
-        return self.process.poll() is None
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        with suppress(ChildProcessError):  # `finish` has waited for it
+            return os.waitid(os.P_PID, self.process.pid, flags) is None
+        return False
 
     def stop(self) -> None:
         """Asks it to save and leave; nothing is lost."""

@@ -61,12 +61,11 @@ class CellJob:
             sleep(0 if lock else SECONDS_BETWEEN_LOOKS)  # another run trains it
         if lock is None:
             return True
-        self.attempt = Attempt(self.folder, self.cell, self.slot, lock)
-        while self.attempt.is_running():
+        self.attempt = attempt = Attempt(self.folder, self.cell, self.slot, lock)
+        while attempt.is_running():
             sleep(SECONDS_BETWEEN_LOOKS)
-        done = self.attempt.finish()
-        self.attempt = None
-        return done
+        self.attempt = None  # what has ended is finished here, not by `checkpoint`
+        return attempt.finish()
 
 
 @dataclass(frozen=True)
