@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from nnssl.cli.command import command
 from nnssl.common.files import read_json, write_json
 from nnssl.nnunet.paths import plans_file
+from nnssl.nnunet.plans import name_plans_file
 from nnssl.nnunet.small_plans import shrink_plans
 
 
@@ -44,12 +45,13 @@ def _write(options: argparse.Namespace) -> None:
     path = plans_file(options.dataset_id, options.plans)
     sizes = {key: getattr(options, key) for key in ("spacing", "patch", "batch", "features")}
     plans, warnings = shrink_plans(read_json(path), options.configuration, options.name, **sizes)
-    write_json(path.with_name(f"{options.name}.json"), plans)
+    written = name_plans_file(path.parent, options.name)
+    write_json(written, plans)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     small = plans["configurations"][options.configuration]
     print(
-        f"{path.with_name(options.name)}.json: {options.configuration}, "
+        f"{written}: {options.configuration}, "
         f"patch {small['patch_size']}, spacing {small['spacing']}, batch {small['batch_size']}, "
         f"strides {small['architecture']['arch_kwargs']['strides']}"
     )

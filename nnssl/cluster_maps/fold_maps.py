@@ -14,13 +14,21 @@ from nnssl.cluster_maps.recipe import MANIFEST, ClusterRecipe, hash_cases, read_
 from nnssl.common.files import write_json
 from nnssl.common.locks import hold
 from nnssl.data.case_table import DataFolders
-from nnssl.data.unlabelled.records import find_collections, hash_preprocessing, read_images
-from nnssl.nnunet.paths import SPLITS_FILE, dataset_number, plans_file
+from nnssl.data.pool.preprocess import RECORDS
+from nnssl.data.tissue_share import CACHE
+from nnssl.data.unlabelled.records import (
+    UNLABELLED,
+    find_collections,
+    hash_preprocessing,
+    read_images,
+)
+from nnssl.nnunet.paths import SPLITS_FILE, check_name, dataset_number, plans_file
 from nnssl.nnunet.plans import read_plans
 from nnssl.nnunet.splits import check_fold, draw_stock_splits, read_fold
 from nnssl.objectives import DenseTargets
 
 DEFAULT_NAME = "clusters"  # of the dense targets
+RESERVED = (UNLABELLED, CACHE, RECORDS)  # other folders beside those of dense targets
 LOCKS = "locks"  # beside the folders of the folds
 SEGMENTATION = "_seg"  # ends the names of nnU-Net's files of labels
 
@@ -68,6 +76,7 @@ def _make(
     name: str,
     workers: int,
 ) -> tuple[Path, list[float]]:
+    check_name(name, "--name", RESERVED)
     training, cases = list_fold_cases(folders.preprocessed, recipe.fold)
     planned = _find_configuration(plans, configuration)
     patch = tuple(int(n) for n in planned["patch_size"])
@@ -130,6 +139,7 @@ def check_maps(wanted: DenseTargets, run: TargetRun) -> None:
     Raises:
         ValueError: with the command that makes them.
     """
+    check_name(wanted.name, "objective.maps", RESERVED)
     folder = run.folders.dense_target(wanted.name)
     problem = _find_problem(folder, wanted, run)
     if problem:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,8 @@ def make_maps(
 ) -> list[float]:
     """Make what is missing; all of it, where recipe, plans, cases or weights have changed.
 
+    Maps that are there stay until others are whole. A folder of something else is left alone.
+
     Args:
         job: the task.
         plans, configuration: nnU-Net's.
@@ -71,18 +73,57 @@ def make_maps(
 
     Returns:
         Share of each cluster among all voxels that have one.
+
+    Raises:
+        ValueError: the folder holds something else.
     """
     wanted = make_manifest(job.recipe, plans, configuration, job.preprocessed, training)
-    if not is_same(read_manifest(job.folder), wanted):
-        shutil.rmtree(job.folder, ignore_errors=True)
-        job.folder.mkdir(parents=True)
+    new = replace(job, folder=job.folder.with_name(f".{job.folder.name}_new"))
+    before, begun = read_manifest(job.folder), is_same(read_manifest(new.folder), wanted)
+    if before and not is_same(before, wanted):
+        return _replace_maps(job, new, wanted, begun, training, images, workers)
+    if not before and job.folder.exists() and any(job.folder.iterdir()):
+        raise ValueError(f"{job.folder} holds something else than cluster maps; nothing is changed")
+    if not before and begun:
+        new.folder.rename(job.folder)  # of a run that was killed while it replaced others
+    elif not before:
         write_json(job.folder / MANIFEST, wanted)
+    return _complete(job, wanted, training, images, workers)
+
+
+def _replace_maps(
+    job: MapJob,
+    new: MapJob,
+    wanted: Mapping[str, Any],
+    begun: bool,
+    training: Sequence[str],
+    images: Sequence[Image],
+    workers: int,
+) -> list[float]:
+    """Make other maps in a folder beside those that are there, which stay until these are whole."""
+    if not begun:
+        shutil.rmtree(new.folder, ignore_errors=True)
+        write_json(new.folder / MANIFEST, wanted)
+    shares = _complete(new, wanted, training, images, workers)
+    shutil.rmtree(job.folder)
+    new.folder.rename(job.folder)
+    return shares
+
+
+def _complete(
+    job: MapJob,
+    wanted: Mapping[str, Any],
+    training: Sequence[str],
+    images: Sequence[Image],
+    workers: int,
+) -> list[float]:
+    """Make what is missing in the folder of a job; returns the share of each cluster."""
     if not _centres_file(job.folder).is_file():
         _fit(job, training, workers)
     missing = [image for image in images if not image.is_mapped(job.folder)]
     for_each(partial(_assign, job), missing, workers, "Cluster maps")
     counts = np.sum([_count(i.map(job.folder), job.recipe.clusters) for i in images], axis=0)
-    shares = (counts / max(1, counts.sum())).tolist()
+    shares: list[float] = (counts / max(1, counts.sum())).tolist()
     write_json(job.folder / MANIFEST, {**wanted, "shares": shares})
     return shares
 

@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,23 @@ SUMMARY = Path("validation") / "summary.json"
 CONFIG_FILE, LABELLED_FILE = "resolved_config.yaml", "labelled_cases.json"  # ours, of a run
 PROBE_FILE = "probe.json"
 WEIGHTS = "nnssl_pretrained_weights"  # variable that names the checkpoint to start from
+_PLAIN_NAME = re.compile(r"[^\W_][\w.+-]*")
 _CHANNEL = re.compile(r"_\d{4}$")  # ends the stem of a raw image of one channel
+
+
+def check_name(name: str, option: str, reserved: Collection[str] = ()) -> None:
+    """Refuse a name that leads out of a folder, or that something else in the folder has.
+
+    Raises:
+        ValueError: with the option that gave it, what was found and what is allowed.
+    """
+    if not _PLAIN_NAME.fullmatch(name):
+        raise ValueError(
+            f"{option}: found {name!r}, allowed is a plain name: letters, digits and . _ + -, "
+            "a letter or digit first"
+        )
+    if name in reserved:
+        raise ValueError(f"{option}: {name!r} is the name of something else; choose another")
 
 
 def find_root(variable: str) -> Path | None:

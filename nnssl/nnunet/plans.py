@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.common.files import read_json, write_json
+from nnssl.nnunet.paths import check_name
 
+NOT_PLANS = ("dataset", "dataset_fingerprint", "splits_final")  # JSON files beside plans
 PADDING_WARNING = 1.5  # a patch this many times the median image is mostly padding
 
 
@@ -82,7 +84,7 @@ def write_new_plans(folder: Path, plans: Mapping[str, Any]) -> Path:
     Raises:
         ValueError: Other plans have this name or this folder of preprocessed cases.
     """
-    path = folder / f"{plans['plans_name']}.json"
+    path = name_plans_file(folder, plans["plans_name"])
     if path.exists() and read_json(path) != plans:
         raise ValueError(
             f"{path} exists already and says something else; give another --name, or delete it "
@@ -95,6 +97,23 @@ def write_new_plans(folder: Path, plans: Mapping[str, Any]) -> Path:
                 f"{other} keeps its cases in {sorted(shared)} too; give another --name"
             )
     write_json(path, plans)
+    return path
+
+
+def name_plans_file(folder: Path, name: str) -> Path:
+    """The file in which plans of a new name are written.
+
+    Raises:
+        ValueError: It is no name of plans, or a file of that name holds something else.
+    """
+    check_name(name, "--name", NOT_PLANS)
+    if "__" in name:
+        raise ValueError(f"--name: found {name!r}; nnU-Net splits folders of results at '__'")
+    path = folder / f"{name}.json"
+    if path.exists():
+        content = read_json(path)
+        if not isinstance(content, Mapping) or content.get("plans_name") != name:
+            raise ValueError(f"{path} does not hold plans {name}; give another --name")
     return path
 
 

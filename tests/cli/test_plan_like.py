@@ -70,6 +70,16 @@ def test_no_other_plans_are_overwritten(folder: Path, file: Path):
     assert not (folder / "Theirs.json").exists()
 
 
+def test_the_name_in_a_checkpoint_leads_nowhere_else(folder: Path, file: Path):
+    content = torch.load(file, weights_only=True)
+    content["nnssl"]["dataset"] = "../../../x"
+    torch.save(content, file)
+    before = sorted(folder.parent.rglob("*"))
+    with pytest.raises(SystemExit, match=r"--name: found 'nnUNetPlansLike\.\./\.\./\.\./x'"):
+        plan(file)
+    assert sorted(folder.parent.rglob("*")) == before
+
+
 def damaged(file: Path, how: str) -> None:
     content = torch.load(file, weights_only=True)
     if how == "cut off":

@@ -47,6 +47,15 @@ def test_warns_of_padding(folder: Path, capsys):
     assert "patch axis 0 is 512 voxels" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["dataset", "splits_final", "../x", "a__b", "", "notes"])
+def test_no_other_file_is_overwritten(folder: Path, name: str):
+    (folder / "notes.json").write_text("[1]")
+    before = {path: path.read_text() for path in folder.rglob("*")}
+    with pytest.raises(SystemExit, match="--name"):
+        main(["-d", "27", "-c", "2d", "--name", name])
+    assert {path: path.read_text() for path in folder.rglob("*")} == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

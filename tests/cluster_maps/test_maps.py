@@ -56,6 +56,60 @@ def test_maps_are_made_once_resumed_and_rebuilt(tiny_dataset: Any) -> None:
     assert len(read_manifest(folder)["shares"]) == 3
 
 
+OTHER = ClusterRecipe(clusters=3, samples=4000, scales=(1.0,))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("step", ["_fit", "_assign", "_count"])
+def test_good_maps_stay_until_others_are_whole(tiny_dataset: Any, monkeypatch: Any, step: str):
+    folder = make(tiny_dataset)
+    before = contents(folder)
+
+    def fail(*_: Any) -> None:
+        raise ValueError("an unreadable checkpoint")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(maps, step, fail)
+        broken.setattr(maps, "for_each", lambda f, items, *_: [f(item) for item in items])
+        with pytest.raises(ValueError, match="an unreadable checkpoint"):
+            make(tiny_dataset, OTHER)
+    assert contents(folder) == before
+    make(tiny_dataset, OTHER)
+    assert len(read_manifest(folder)["shares"]) == 3
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["fold_0", "locks"]
+
+
+def test_a_run_that_was_killed_between_two_folders_goes_on(tiny_dataset: Any):
+    folder = make(tiny_dataset, OTHER)
+    made = times(folder)
+    folder.rename(folder.with_name(".fold_0_new"))
+    assert times(make(tiny_dataset, OTHER)) == made
+
+
+@pytest.mark.parametrize(
+    "name", ["../other", "/elsewhere/other", "a/b", "", ".", "..", "unlabelled"]
+)
+def test_a_name_never_leads_to_something_else(tiny_dataset: Any, name: str):
+    before = contents(tiny_dataset.preprocessed)
+    arguments = (999, "2d", "nnUNetPlans", RECIPE, name, 1)
+    with pytest.raises(ValueError, match=r"--name: "):
+        cluster_dataset(tiny_dataset.preprocessed.parent, *arguments)
+    assert contents(tiny_dataset.preprocessed) == before
+
+
+def test_a_folder_of_something_else_is_left_alone(tiny_dataset: Any):
+    folder = tiny_dataset.preprocessed / "nnssl" / "nnUNetPlans_2d" / "clusters/fold_0"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint_final.pth").write_bytes(b"weights")
+    with pytest.raises(ValueError, match="holds something else than cluster maps"):
+        make(tiny_dataset)
+    assert contents(folder) == {"checkpoint_final.pth": b"weights"}
+
+
 def test_maps_are_dense_targets_of_the_images(tiny_dataset: Any) -> None:
     folder = make(tiny_dataset)
     images = tiny_dataset.preprocessed / "nnUNetPlans_2d"

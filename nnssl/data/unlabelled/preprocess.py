@@ -34,9 +34,8 @@ from nnssl.data.unlabelled.records import (
 from nnssl.data.unlabelled.sources import FileChoice, ImageSource, find_sources, share
 from nnssl.nnunet.cases import read_all_cases
 from nnssl.nnunet.images import image_file
-from nnssl.nnunet.paths import own_folder
+from nnssl.nnunet.paths import check_name, own_folder
 
-NOT_IN_NAMES = set('/\\: \t"')
 STALE = 3600  # seconds after which what an interrupted run left is thrown away
 
 
@@ -64,11 +63,7 @@ class UnlabelledTask:
         number, count = self.part
         if not 1 <= number <= count:
             raise ValueError(f"--part: found {number}/{count}, allowed are 1/{count} to n/{count}")
-        if not self.name or self.name[0] in "._" or NOT_IN_NAMES & set(self.name):
-            raise ValueError(
-                f"--name: found {self.name!r}, allowed is a plain folder name that starts with a "
-                "letter or digit"
-            )
+        check_name(self.name, "--name")
 
     @property
     def preprocessed(self) -> Path:
