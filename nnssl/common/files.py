@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import time
 from typing import Any
 from uuid import uuid4
 
 TEMPORARY = ".part_"  # prefix of a file that is being written
+SECONDS_IN_WORK = 3600.0  # a part that nobody has written to for so long is a killed run's
 
 
 @contextmanager
@@ -36,6 +39,15 @@ def atomic_path(path: Path, sole_writer: bool = False) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_old_parts(path: Path) -> None:
+    """Removes temporary files of `path` that runs which were killed an hour ago have left."""
+    own = re.compile(rf"{re.escape(TEMPORARY)}([0-9a-f]{{32}}_)?{re.escape(path.name)}")
+    for part in path.parent.glob(f"{TEMPORARY}*"):
+        with suppress(OSError):  # another process may remove it first
+            if own.fullmatch(part.name) and time() - part.stat().st_mtime > SECONDS_IN_WORK:
+                part.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from nnssl.common.files import atomic_path
+from nnssl.common.files import atomic_path, remove_old_parts
 from nnssl.nnunet.paths import WEIGHTS
 
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -82,7 +82,9 @@ def _on_cpu(tensor: torch.Tensor, copies: dict[tuple[Any, ...], torch.Tensor]) -
 
 
 def save_atomically(checkpoint: dict[str, Any], filename: str | Path) -> None:
-    """Writes `make_plain(checkpoint)` whole or not at all.
+    """Writes `make_plain(checkpoint)` whole or not at all; several processes may write one file.
+
+    Parts of the file that killed runs have left for more than an hour are removed first.
 
     Raises:
         OSError: it could not be written (disk full, no permission). The former file is untouched.
@@ -90,7 +92,8 @@ def save_atomically(checkpoint: dict[str, Any], filename: str | Path) -> None:
     target = Path(filename)
     content = make_plain(checkpoint)
     try:
-        with atomic_path(target, sole_writer=True) as part, part.open("wb") as file:
+        remove_old_parts(target)
+        with atomic_path(target) as part, part.open("wb") as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:
         raise OSError(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import pickle
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import time
 
 import numpy as np
 import pytest
@@ -64,6 +66,40 @@ def test_what_is_written_opens_with_plain_weights_only(tmp_path):
     read = torch.load(tmp_path / "c.pth", weights_only=True)
     assert read["log"] == [1.5]
     assert list(tmp_path.iterdir()) == [tmp_path / "c.pth"]
+
+
+def test_two_writers_of_one_file_leave_the_whole_file_of_either(tmp_path):
+    path = tmp_path / "checkpoint_latest.pth"
+
+    def save(writer):
+        for _ in range(30):
+            save_atomically(checkpoint(x=torch.full((50_000,), writer), owner=writer), path)
+
+    save_atomically(checkpoint(x=torch.zeros(1), owner=0), path)
+    with ThreadPoolExecutor(2) as writers:
+        saving = [writers.submit(save, writer) for writer in (1, 2)]
+        seen = set()
+        while not all(future.done() for future in saving):
+            read = read_checkpoint(path)
+            assert read["x"].unique().tolist() == [read["owner"]]
+            seen.add(read["owner"])
+        for future in saving:
+            future.result()
+    assert seen & {1, 2}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_old_parts_of_the_same_file_are_removed(tmp_path):
+    unique = "0123456789abcdef" * 2
+    old = [".part_c.pth", f".part_{unique}_c.pth"]
+    others = [".part_x_c.pth", f".part_{unique}_x_c.pth", ".part_c.pth.json", "c.pth.part_c.pth"]
+    young = f".part_{unique[::-1]}_c.pth"
+    for name in (*old, *others, young):
+        (tmp_path / name).write_bytes(b"half")
+        age = 60 if name == young else 3700
+        os.utime(tmp_path / name, (time() - age,) * 2)
+    save_atomically(checkpoint(), tmp_path / "c.pth")
+    assert {file.name for file in tmp_path.iterdir()} == {*others, young, "c.pth"}
 
 
 def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path, monkeypatch):
