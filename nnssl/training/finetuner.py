@@ -30,6 +30,7 @@ from nnssl.nnunet.checkpoint import own_part, read_checkpoint
 from nnssl.nnunet.planned_network import check_supported
 from nnssl.nnunet.runs import WeightSource
 from nnssl.nnunet.splits import check_fold
+from nnssl.nnunet.stock_weights import check_stock_weights
 from nnssl.training.checkpoints import compose_finetuning, forget_open_epoch
 from nnssl.training.config_changes import refuse_overwrite, write_resolved_config
 from nnssl.training.finetuning_weights import StartingWeights
@@ -62,6 +63,7 @@ class nnSSLFinetuner(Interruptible):
     def initialize(self) -> None:
         """Bind the configuration; the seed decides everything that starts at random."""
         limit_threads(self.device)
+        check_stock_weights()
         check_supported(self.configuration_manager)
         self.config = self.config or self.bind_config()
         self._apply(self.config)

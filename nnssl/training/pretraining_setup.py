@@ -42,6 +42,7 @@ from nnssl.modules import unet
 from nnssl.modules.cpu_bfloat16 import float32_where_shallow
 from nnssl.nnunet.planned_network import build_network, check_supported, refuse_cascade
 from nnssl.nnunet.splits import check_fold
+from nnssl.nnunet.stock_weights import refuse_stock_weights
 from nnssl.objectives import OBJECTIVES, Context, Objective
 from nnssl.probe.fold import ProbeFold
 from nnssl.probe.probe import ProbeSettings
@@ -81,6 +82,7 @@ class PretrainingSetup(Interruptible):
     def initialize(self) -> None:
         """Bind the configuration, divide the budget, build objective and optimiser."""
         limit_threads(self.device)
+        refuse_stock_weights()
         check_supported(self.configuration_manager)
         refuse_cascade(self.configuration_manager, self.configuration_name)
         self.config = self.config or self.bind_config()
