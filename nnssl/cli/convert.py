@@ -16,9 +16,10 @@ from nnssl.cli.command import command
 from nnssl.config.files import user_folders
 from nnssl.convert.cine import Cine, check_cines, make_patient_pattern, write_cines
 from nnssl.convert.engine import ConversionTarget, check_source, convert
+from nnssl.convert.planning import Conversion
 from nnssl.convert.private import make_private_spec
-from nnssl.convert.records import find_identical_images
-from nnssl.convert.spec import DatasetSpec, check_spec, find_specs, read_spec
+from nnssl.convert.records import describe_identical_images
+from nnssl.convert.spec import DatasetSpec, find_specs, read_spec
 from nnssl.convert.tasks import CheckedCase, list_tasks
 from nnssl.convert.volumes import FourthAxis, Headers
 from nnssl.nnunet.paths import PREPROCESSED, RAW, root_folder
@@ -98,12 +99,12 @@ def _convert(options: argparse.Namespace) -> None:
     target = ConversionTarget.of(
         root_folder(RAW), root_folder(PREPROCESSED), options.dataset_id, spec.name
     )
-    sources = (spec, options.source, options.workers, options.leave_out)
-    cines = check_cines(*sources) if options.cine else []
+    conversion = Conversion(spec, options.source, options.n4, options.workers, options.leave_out)
+    cines = check_cines(conversion) if options.cine else []
     if options.dry_run:
-        _show(check_source(*sources), cines)
+        _show(check_source(conversion), cines)
         return
-    checked = convert(spec, options.source, target, options.n4, options.workers, options.leave_out)
+    checked = convert(conversion, target)
     _warn(checked)
     patients = len({each.case.patient for each in checked})
     print(f"{target.raw}: {len(checked)} cases of {patients} patients")
@@ -112,7 +113,7 @@ def _convert(options: argparse.Namespace) -> None:
     print(f"please cite: {spec.citation}")
     print(f"next: nnUNetv2_plan_and_preprocess -d {options.dataset_id} -c 2d")
     if cines:
-        folder = write_cines(spec, target.raw, options.source, cines, options.workers)
+        folder = write_cines(conversion, target.raw, cines)
         print(f"{folder}: {_counted(cines)}")
         who = f"--patient '{make_patient_pattern(spec)}'"
         print(f"then: nnssl_preprocess_unlabelled -d {options.dataset_id} -c 2d -i {folder} {who}")
@@ -124,8 +125,8 @@ def _counted(cines: Sequence[Cine]) -> str:
 
 
 def _warn(checked: Sequence[CheckedCase]) -> None:
-    for twins in find_identical_images(checked):
-        print(f"warning: {twins.sentence}", file=sys.stderr)
+    for sentence in describe_identical_images(checked):
+        print(f"warning: {sentence}", file=sys.stderr)
 
 
 def _notes(checked: Sequence[CheckedCase]) -> Counter[str]:
@@ -146,7 +147,6 @@ def _prepared(options: argparse.Namespace) -> DatasetSpec:
         spec = replace(spec, slices="resample")
     if options.test:
         spec = replace(spec, test=options.test)
-        check_spec(spec)
     return spec.without_labels() if options.images_only else spec
 
 

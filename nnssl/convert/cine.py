@@ -15,7 +15,7 @@ from typing import Any
 
 from nnssl.common.files import atomic_path, hash_json, write_json
 from nnssl.common.parallel import for_each
-from nnssl.convert.planning import plan_cases
+from nnssl.convert.planning import Conversion, plan_cases
 from nnssl.convert.readers.read import read_frames, take_frame
 from nnssl.convert.records import check_same, describe_case, describe_conversion, open_partial
 from nnssl.convert.sources import (
@@ -57,27 +57,26 @@ class Cine:
     problem: str = ""
 
 
-def check_cines(
-    spec: DatasetSpec, source: Path, workers: int, leave_out: Collection[str] = ()
-) -> list[Cine]:
+def check_cines(conversion: Conversion) -> list[Cine]:
     """Find and open all files of frames; frames that are cases of the dataset are left out.
 
     Raises:
         ValueError: The dataset has no files of frames.
         ConversionError: There are none in this source, or some are broken; each one is named.
     """
+    spec, source = conversion.spec, conversion.source
     if spec.unlabelled is None:
         raise ValueError(
             f"the dataset spec of {spec.name} has no 'unlabelled:' entry, so there are no frames "
             "to be taken from it; leave out --cine"
         )
-    cases, _ = plan_cases(spec, source, leave_out)
-    inventory = Inventory.of(source)
-    candidates, problems = find_candidates(inventory, [spec.unlabelled], None, spec.test)
-    wanted = [each for each in candidates if each.format(spec.patient) not in leave_out]
-    taken = {case.identifier for case in cases}.union(leave_out)
-    work = partial(_check, spec=spec, source=source, taken=taken)
-    cines = for_each(work, wanted, workers, "check cine")
+    patterns = [spec.unlabelled]
+    candidates, problems = find_candidates(Inventory.of(source), patterns, None, spec.test)
+    wanted = [each for each in candidates if each.format(spec.patient) not in conversion.leave_out]
+    cases = plan_cases(conversion)[0]
+    taken = {case.identifier for case in cases}.union(conversion.leave_out)
+    work = partial(_check, conversion=conversion, taken=taken)
+    cines = for_each(work, wanted, conversion.workers, "check cine")
     problems += [Problem(each.file, each.problem) for each in cines if each.problem]
     problems += _collisions(cines)
     if problems:
@@ -90,29 +89,25 @@ def check_cines(
     return cines
 
 
-def write_cines(
-    spec: DatasetSpec, raw: Path, source: Path, cines: Sequence[Cine], workers: int
-) -> Path:
+def write_cines(conversion: Conversion, raw: Path, cines: Sequence[Cine]) -> Path:
     """Write one file per frame into a folder of ``raw`` (``nnUNet_raw/DatasetXXX_NAME``).
 
-    Complete files stay, an interrupted run goes on.
-
-    Returns:
-        The folder of the frames.
+    Complete files stay, an interrupted run goes on. Returns the folder of the frames.
 
     Raises:
         ValueError: The folder holds frames of other files.
     """
     folder = raw / FOLDER
-    record = _record(spec, source, cines)
+    record = _record(conversion, cines)
     if folder.exists():
         check_same(folder, record["job"], "delete it")
         return folder
     unfinished = folder.with_name(f".{folder.name}.partial")
     open_partial(unfinished, record)
-    for_each(partial(_write, source=source, folder=unfinished), cines, workers, "write cine")
+    work = partial(_write, source=conversion.source, folder=unfinished)
+    for_each(work, cines, conversion.workers, "write cine")
     cases = {
-        name: describe_case(spec, each.patient, each.orientation, each.file, each.sha256)
+        name: describe_case(conversion.spec, each.patient, each.orientation, each.file, each.sha256)
         for each in cines
         for name in each.frames
     }
@@ -137,24 +132,22 @@ def make_patient_pattern(spec: DatasetSpec) -> str:
     return "([^/]+)".join(ends) if holds else f"([^/]+){re.escape(name_file(''))}"
 
 
-def _check(candidate: Candidate, spec: DatasetSpec, source: Path, taken: Collection[str]) -> Cine:
+def _check(candidate: Candidate, conversion: Conversion, taken: Collection[str]) -> Cine:
     be_quiet()
+    spec = conversion.spec
     patient, file = candidate.format(spec.patient), candidate.files[0]
     try:
-        volume = read_frames([source / file], Reading(headers=spec.headers))
+        volume = read_frames([conversion.source / file], Reading(headers=spec.headers))
     except ValueError as error:
         return Cine(patient, file, {}, problem=str(error))
-    count = volume.image.GetSize()[3]
-    names = [_identifier(spec, candidate, number) for number in range(1, count + 1)]
-    frames = {name: index for index, name in enumerate(names) if name not in taken}
+    frames = {}
+    for index in range(volume.image.GetSize()[3]):
+        groups = (*candidate.groups, (FRAME, f"{index + 1:02d}"))
+        frames[replace(candidate, groups=groups).format(spec.case)] = index
+    frames = {name: index for name, index in frames.items() if name not in taken}
     first = take_frame(volume.image, 0)
     axes = find_orientation(first)
     return Cine(patient, file, frames, first.GetSize(), axes, volume.sha256)
-
-
-def _identifier(spec: DatasetSpec, candidate: Candidate, number: int) -> str:
-    groups = (*candidate.groups, (FRAME, f"{number:02d}"))
-    return replace(candidate, groups=groups).format(spec.case)
 
 
 def _collisions(cines: Sequence[Cine]) -> list[Problem]:
@@ -181,13 +174,13 @@ def _write(cine: Cine, source: Path, folder: Path) -> None:
             write_image(take_frame(image, index), part)
 
 
-def _record(spec: DatasetSpec, source: Path, cines: Sequence[Cine]) -> dict[str, Any]:
+def _record(conversion: Conversion, cines: Sequence[Cine]) -> dict[str, Any]:
+    spec = conversion.spec
     files = {
         name_file(name): {"source": each.file, "frame": index, "sha256": each.sha256}
         for each in cines
         for name, index in each.frames.items()
     }
     settings = {"pattern": spec.unlabelled, "case": spec.case, "patient": spec.patient}
-    return describe_conversion(
-        spec, source, hash_json({"settings": settings, "files": files}), files
-    )
+    job = hash_json({"settings": settings, "files": files})
+    return describe_conversion(conversion, job, files)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from nnssl.common.parallel import for_each
-from nnssl.convert.planning import plan_cases
+from nnssl.convert.planning import Conversion, plan_cases
 from nnssl.convert.records import (
     check_preprocessed,
     check_same,
@@ -19,16 +19,8 @@ from nnssl.convert.records import (
     write_records,
 )
 from nnssl.convert.sources import ConversionError, count_problems
-from nnssl.convert.spec import DatasetSpec
-from nnssl.convert.tasks import (
-    CheckedCase,
-    VolumeRecipe,
-    VolumeTask,
-    check_case,
-    list_tasks,
-    write_volume,
-)
-from nnssl.convert.volumes import be_quiet, read_whole
+from nnssl.convert.tasks import CheckedCase, check_case, list_tasks, write_volume
+from nnssl.convert.volumes import read_whole
 from nnssl.nnunet.paths import dataset_prefix, find_dataset_names
 from nnssl.nnunet.splits import restore_records
 
@@ -59,67 +51,47 @@ class ConversionTarget:
         return cls(folder, preprocessed / folder.name, raw / f".{folder.name}.partial")
 
 
-def check_source(
-    spec: DatasetSpec, source: Path, workers: int, leave_out: Collection[str] = ()
-) -> list[CheckedCase]:
+def check_source(conversion: Conversion) -> list[CheckedCase]:
     """Plan a conversion and open every file.
 
     Raises:
         ConversionError: Something is wrong; every bad case is named.
     """
-    cases, problems = plan_cases(spec, source, leave_out)
-    work = partial(check_case, recipe=VolumeRecipe.of(spec, source), labels=spec.labels)
-    checked = for_each(work, cases, workers, "check")
-    problems = problems + [problem for each in checked for problem in each.problems]
+    cases, problems = plan_cases(conversion)
+    work = partial(check_case, conversion=conversion)
+    checked = for_each(work, cases, conversion.workers, "check")
+    problems += [problem for each in checked for problem in each.problems]
     if problems:
-        heading = f"{count_problems(problems)} in {source}; nothing was written:"
+        heading = f"{count_problems(problems)} in {conversion.source}; nothing was written:"
         raise ConversionError(heading, problems)
     return checked
 
 
-def convert(
-    spec: DatasetSpec,
-    source: Path,
-    target: ConversionTarget,
-    n4: bool = False,
-    workers: int = 1,
-    leave_out: Collection[str] = (),
-) -> list[CheckedCase]:
+def convert(conversion: Conversion, target: ConversionTarget) -> list[CheckedCase]:
     """Convert a native download into an nnU-Net dataset with patient-wise folds.
 
     A complete conversion of the same sources is left as it is (folds and case records are put
     back where they are missing); an interrupted one goes on where it stopped.
 
-    Args:
-        spec: The dataset.
-        source: Folder of the native download.
-        target: Where the dataset goes.
-        n4: Correct the bias field of all images.
-        workers: Number of processes.
-        leave_out: Cases and patients that are not wanted.
-
     Raises:
         ConversionError: Something is wrong with the sources.
         ValueError: The target holds something else.
     """
-    checked = check_source(spec, source, workers, leave_out)
-    job = hash_job(spec, checked, n4)
+    checked, spec = check_source(conversion), conversion.spec
+    job = hash_job(conversion, checked)
     if target.raw.exists():
         check_same(target.raw, job, ADVICE)
     else:
         check_preprocessed(target.preprocessed, spec, checked)
-        record = make_conversion_record(spec, source, checked, n4, job, leave_out)
-        open_partial(target.partial, record)
-        _write_volumes(VolumeRecipe.of(spec, source, n4), target.partial, checked, workers)
+        open_partial(target.partial, make_conversion_record(conversion, checked, job))
+        _write_volumes(conversion, target.partial, checked)
         write_records(target.partial, spec, checked)
         os.replace(target.partial, target.raw)
     restore_records(target.raw, target.preprocessed)
     return checked
 
 
-def _write_volumes(
-    recipe: VolumeRecipe, folder: Path, checked: Sequence[CheckedCase], workers: int
-) -> None:
+def _write_volumes(conversion: Conversion, folder: Path, checked: Sequence[CheckedCase]) -> None:
     missing = [
         task
         for each in checked
@@ -128,9 +100,5 @@ def _write_volumes(
     ]
     for parent in {(folder / task.target).parent for task in missing}:
         parent.mkdir(exist_ok=True)
-    for_each(partial(_perform, recipe=recipe, folder=folder), missing, workers, "write")
-
-
-def _perform(task: VolumeTask, recipe: VolumeRecipe, folder: Path) -> None:
-    be_quiet()
-    write_volume(task, recipe, folder)
+    work = partial(write_volume, conversion=conversion, folder=folder)
+    for_each(work, missing, conversion.workers, "write")

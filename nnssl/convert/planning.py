@@ -25,7 +25,7 @@ from nnssl.convert.spec import DatasetSpec
 class PlannedCase:
     """One nnU-Net case: identifier, patient, part (``Tr`` or ``Ts``) and its source files.
 
-    ``mask``: a foreground mask is made in place of a label.
+    A training case without a label gets a foreground mask.
     """
 
     identifier: str
@@ -33,32 +33,57 @@ class PlannedCase:
     part: str
     images: tuple[Files, ...]
     label: Files | None
-    mask: bool = False
 
 
-def plan_cases(
-    spec: DatasetSpec, source: Path, leave_out: Collection[str] = ()
-) -> tuple[list[PlannedCase], list[Problem]]:
+@dataclass(frozen=True)
+class Conversion:
+    """What to convert, and how.
+
+    Args:
+        spec: The dataset.
+        source: Folder of the native download.
+        n4: Correct the bias field of all images.
+        workers: Number of processes.
+        leave_out: Cases and patients that are not wanted.
+    """
+
+    spec: DatasetSpec
+    source: Path
+    n4: bool = False
+    workers: int = 1
+    leave_out: Collection[str] = ()
+
+
+def plan_cases(conversion: Conversion) -> tuple[list[PlannedCase], list[Problem]]:
     """Find all cases of a dataset, but for cases and patients to leave out.
 
     Returns:
         The complete cases, sorted by part and identifier, and what is wrong with the others.
 
     Raises:
-        ConversionError: The source is no folder, or holds no training case at all.
+        ConversionError: The source is no folder or holds no training case at all, or what is to be
+            left out does not exist.
     """
+    spec, source = conversion.spec, conversion.source
     if not source.is_dir():
         raise ConversionError(f"{source} is not a folder.\n{spec.guidance}", [])
     inventory = Inventory.of(source)
-    candidates, problems = find_candidates(
-        inventory, list(spec.channels.values()), spec.label, spec.test
-    )
+    patterns = list(spec.channels.values())
+    candidates, problems = find_candidates(inventory, patterns, spec.label, spec.test)
     problems += inventory.problems + _empty_folders(spec, inventory)
-    candidates = _wanted(spec, candidates, leave_out)
+    names = [{each.format(spec.case), each.format(spec.patient)} for each in candidates]
+    if unknown := sorted(set(conversion.leave_out).difference(*names)):
+        raise ConversionError(f"there is no case or patient {unknown} to leave out", [])
+    candidates = [
+        candidate
+        for candidate, own in zip(candidates, names, strict=True)
+        if own.isdisjoint(conversion.leave_out)
+    ]
     if spec.frames:
-        candidates, more = FRAME_RULES[spec.frames](candidates, inventory)
-        problems += more
-    cases = [_case(spec, each) for each in candidates if not _incomplete(spec, each, problems)]
+        chosen = dict.fromkeys(FRAME_RULES[spec.frames](candidates, inventory))
+        problems += [each for each in chosen if isinstance(each, Problem)]
+        candidates = [each for each in chosen if isinstance(each, Candidate)]
+    cases = [case for each in candidates if (case := _find_case(spec, each, problems))]
     problems += _test_labels(cases) + _collisions(cases)
     patients = {case.patient for case in cases if case.part == "Tr"}
     if not patients:
@@ -70,39 +95,23 @@ def plan_cases(
     return sorted(cases, key=lambda case: (case.part, case.identifier)), problems
 
 
-def _wanted(
-    spec: DatasetSpec, candidates: list[Candidate], leave_out: Collection[str]
-) -> list[Candidate]:
-    """All but the cases and patients to leave out.
-
-    Raises:
-        ConversionError: One of them does not exist.
-    """
-    names = [{each.format(spec.case), each.format(spec.patient)} for each in candidates]
-    if unknown := sorted(set(leave_out).difference(*names)):
-        raise ConversionError(f"there is no case or patient {unknown} to leave out", [])
-    return [each for each, own in zip(candidates, names, strict=True) if own.isdisjoint(leave_out)]
-
-
-def _incomplete(spec: DatasetSpec, candidate: Candidate, problems: list[Problem]) -> bool:
-    where = candidate.format(spec.case)
-    near = candidate.files[0]
+def _find_case(
+    spec: DatasetSpec, candidate: Candidate, problems: list[Problem]
+) -> PlannedCase | None:
+    """The case, or nothing and a problem for everything that is missing."""
+    identifier, near = candidate.format(spec.case), candidate.files[0]
     missing = [
-        Problem(where, f"image of channel {name} is missing (beside {near})")
+        Problem(identifier, f"image of channel {name} is missing (beside {near})")
         for name, image in zip(spec.channels, candidate.images, strict=True)
         if image is None
     ]
     if candidate.label is None and candidate.part == "Tr" and spec.label:
-        missing.append(Problem(where, f"label is missing (of {near})"))
+        missing.append(Problem(identifier, f"label is missing (of {near})"))
     problems += missing
-    return bool(missing)
-
-
-def _case(spec: DatasetSpec, candidate: Candidate) -> PlannedCase:
     images = tuple(image for image in candidate.images if image is not None)
-    identifier, patient = candidate.format(spec.case), candidate.format(spec.patient)
-    mask = spec.label is None and candidate.part == "Tr"
-    return PlannedCase(identifier, patient, candidate.part, images, candidate.label, mask)
+    patient = candidate.format(spec.patient)
+    case = PlannedCase(identifier, patient, candidate.part, images, candidate.label)
+    return None if missing else case
 
 
 def _empty_folders(spec: DatasetSpec, inventory: Inventory) -> list[Problem]:
@@ -118,11 +127,8 @@ def _empty_folders(spec: DatasetSpec, inventory: Inventory) -> list[Problem]:
 def _test_labels(cases: list[PlannedCase]) -> list[Problem]:
     test = [case for case in cases if case.part == "Ts"]
     bare = [case for case in test if case.label is None]
-    if len(bare) in (0, len(test)):
-        return []
-    return [
-        Problem(case.identifier, "label is missing; other test cases have one") for case in bare
-    ]
+    what = "label is missing; other test cases have one"
+    return [Problem(case.identifier, what) for case in bare if len(bare) < len(test)]
 
 
 def _collisions(cases: list[PlannedCase]) -> list[Problem]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nnssl.convert.labels import LABELS, OTHER, Remap
-from nnssl.convert.spec import DatasetSpec, check_spec
+from nnssl.convert.spec import DatasetSpec
 
 ANY = "any"
 LAYOUT = "  any folders; a template such as {patient}/{case}.nii.gz says where the images lie"
@@ -44,7 +44,7 @@ def make_private_spec(
     groups = [name for name in dict.fromkeys(found) if name != "slice"]
     case = "_".join(f"{{{group}}}" for group in groups)
     values, remap = _labels(labels) if label else (dict(LABELS), None)
-    spec = DatasetSpec(
+    return DatasetSpec(
         name=name,
         description="a private collection",
         modality="/".join(channels),
@@ -60,8 +60,6 @@ def make_private_spec(
         remap=dict(remap) if remap else None,
         **{key: value for key, value in entries.items() if value is not None},
     )
-    check_spec(spec)
-    return spec
 
 
 def make_expression(template: str) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nnssl.common.files import hash_json, read_json, write_json
 from nnssl.common.versions import versions
+from nnssl.convert.planning import Conversion, PlannedCase
 from nnssl.convert.spec import DatasetSpec
 from nnssl.convert.tasks import MASK, CheckedCase, VolumeTask, list_tasks
 from nnssl.convert.volumes import FILE_ENDING
@@ -21,37 +22,22 @@ CONVERSION_FILE = "conversion.json"
 CHANGE_NO_CASE = {"description", "citation", "licence", "where", "layout", "unlabelled"}
 
 
-@dataclass(frozen=True)
-class Twins:
-    """Cases of different patients with the same voxels in the same channel."""
-
-    cases: tuple[str, ...]
-    patients: tuple[str, ...]
-
-    @property
-    def sentence(self) -> str:
-        """What was found, what it does, and what to do."""
-        others = " ".join(self.patients[1:])
-        return (
-            f"{' and '.join(self.cases)} have voxel-identical images, though their patients are "
-            f"{' and '.join(self.patients)}; folds may part them, so that one is trained on and "
-            f"the other evaluated (to leave out: --leave-out {others})"
-        )
-
-
-def find_identical_images(checked: Sequence[CheckedCase]) -> list[Twins]:
-    """All groups of cases that share an image, but not the patient."""
-    cases: dict[tuple[int, str], list[CheckedCase]] = defaultdict(list)
+def describe_identical_images(checked: Sequence[CheckedCase]) -> list[str]:
+    """A sentence for each group of cases with the same voxels in a channel, but not one patient."""
+    groups: dict[tuple[int, str], list[PlannedCase]] = defaultdict(list)
     for each in checked:
-        for channel, voxels in enumerate(each.voxels):
-            cases[channel, voxels].append(each)
-    found = (_twins(group) for group in cases.values())
-    return list(dict.fromkeys(twins for twins in found if len(twins.patients) > 1))
-
-
-def _twins(group: Sequence[CheckedCase]) -> Twins:
-    patients = sorted({each.case.patient for each in group})
-    return Twins(tuple(each.case.identifier for each in group), tuple(patients))
+        for image in enumerate(each.voxels):
+            groups[image].append(each.case)
+    sentences = []
+    for cases in groups.values():
+        patients = sorted({case.patient for case in cases})
+        sentences += [
+            f"{' and '.join(case.identifier for case in cases)} have voxel-identical images, "
+            f"though their patients are {' and '.join(patients)}; folds may part them, so that one "
+            f"is trained on and the other evaluated (to leave out: --leave-out "
+            f"{' '.join(patients[1:])})"
+        ] * (len(patients) > 1)
+    return list(dict.fromkeys(sentences))
 
 
 def write_records(folder: Path, spec: DatasetSpec, checked: Sequence[CheckedCase]) -> None:
@@ -64,20 +50,17 @@ def write_records(folder: Path, spec: DatasetSpec, checked: Sequence[CheckedCase
     write_json(folder / CASES_FILE.name, _cases_json(spec, checked))
 
 
-def hash_job(spec: DatasetSpec, checked: Sequence[CheckedCase], n4: bool) -> str:
+def hash_job(conversion: Conversion, checked: Sequence[CheckedCase]) -> str:
     """Hash of spec, settings and sources; equal jobs give equal volumes and folds."""
+    spec = conversion.spec
     settings = {key: value for key, value in asdict(spec).items() if key not in CHANGE_NO_CASE}
     settings["remap"] = {str(key): value for key, value in (spec.remap or {}).items()}
     files = {name: value for each in checked for name, value in each.hashes.items()}
-    return hash_json({"spec": settings, "n4": n4, "files": files})
+    return hash_json({"spec": settings, "n4": conversion.n4, "files": files})
 
 
 def check_preprocessed(folder: Path, spec: DatasetSpec, checked: Sequence[CheckedCase]) -> None:
-    """Refuse a preprocessed folder that belongs to another conversion.
-
-    Raises:
-        ValueError: Its case records are others.
-    """
+    """Refuse a preprocessed folder that belongs to another conversion (``ValueError``)."""
     record = folder / CASES_FILE
     if record.exists() and read_json(record) != _cases_json(spec, checked):
         raise ValueError(
@@ -124,33 +107,25 @@ def describe_case(
 
 
 def make_conversion_record(
-    spec: DatasetSpec,
-    source: Path,
-    checked: Sequence[CheckedCase],
-    n4: bool,
-    job: str,
-    leave_out: Collection[str] = (),
+    conversion: Conversion, checked: Sequence[CheckedCase], job: str
 ) -> dict[str, Any]:
     """What was done: sources with hashes, decisions, versions, warnings, citation and licence."""
+    spec, left_out = conversion.spec, sorted(conversion.leave_out)
     files = {
         task.target: _file_record(spec, each, task)
         for each in checked
         for task in list_tasks(each.case)
     }
-    return describe_conversion(
-        spec,
-        source,
-        job,
-        files,
-        decisions={"n4": n4, "left_out": sorted(leave_out), "spec": asdict(spec)},
-        warnings=[twins.sentence for twins in find_identical_images(checked)],
-    )
+    decisions = {"n4": conversion.n4, "left_out": left_out, "spec": asdict(spec)}
+    warnings = describe_identical_images(checked)
+    return describe_conversion(conversion, job, files, decisions=decisions, warnings=warnings)
 
 
 def describe_conversion(
-    spec: DatasetSpec, source: Path, job: str, files: dict[str, Any], **more: Any
+    conversion: Conversion, job: str, files: dict[str, Any], **more: Any
 ) -> dict[str, Any]:
     """Content of ``conversion.json``: what was made of which files, by which job."""
+    spec, source = conversion.spec, conversion.source
     return {
         "job": job,
         "source": str(source.resolve()),
@@ -178,11 +153,7 @@ def read_job(folder: Path) -> str | None:
 
 
 def check_same(folder: Path, job: str, advice: str) -> None:
-    """Refuse a complete folder of another job.
-
-    Raises:
-        ValueError: It was filled by another job; ``advice`` says what to do.
-    """
+    """Refuse a complete folder of another job (``ValueError``); ``advice`` says what to do."""
     if read_job(folder) != job:
         raise ValueError(
             f"{folder} exists already and was made from other files or settings; {advice}"

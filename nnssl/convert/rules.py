@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import groupby
 from pathlib import PurePosixPath
@@ -14,66 +14,56 @@ from scipy import ndimage
 
 from nnssl.convert.sources import Candidate, Files, Inventory, Problem
 
-FrameRule = Callable[[list[Candidate], Inventory], tuple[list[Candidate], list[Problem]]]
-
 
 def acdc_info_cfg(
     candidates: list[Candidate], inventory: Inventory
-) -> tuple[list[Candidate], list[Problem]]:
+) -> Iterator[Candidate | Problem]:
     """Keep end-diastole and end-systole; ``Info.cfg`` of the patient has their frame numbers."""
-    kept: list[Candidate] = []
-    problems: list[Problem] = []
-
-    def patient(candidate: Candidate) -> tuple[str, str]:
-        return candidate.part, dict(candidate.groups)["patient"]
-
-    for (_, name), group in groupby(sorted(candidates, key=patient), key=patient):
-        frames = {dict(each.groups)["frame"]: each for each in group}
+    for name, images in _by_patient(candidates):
+        frames = {dict(each.groups)["frame"]: each for each in images}
         try:
-            wanted = _frames(inventory, name, next(iter(frames.values())).files[0])
+            wanted = _frames(inventory, name, images[0].files[0])
         except (ValueError, OSError) as error:
-            problems.append(Problem(name, str(error)))
+            yield Problem(name, str(error))
             continue
         for phase, frame in wanted.items():
-            if frame in frames:
-                kept.append(frames[frame])
-            else:
-                what = f"frame {frame} ({phase} in Info.cfg) has no image; found {sorted(frames)}"
-                problems.append(Problem(name, what))
-    return sorted(set(kept), key=lambda each: (each.part, each.groups)), problems
+            what = f"frame {frame} ({phase} in Info.cfg) has no image; found {sorted(frames)}"
+            yield frames.get(frame, Problem(name, what))
 
 
 def stacom_ed_es(
     candidates: list[Candidate], inventory: Inventory
-) -> tuple[list[Candidate], list[Problem]]:
+) -> Iterator[Candidate | Problem]:
     """Keep end-diastole (the first phase) and end-systole (the smallest cavity in the masks).
 
     The masks are rings of myocardium; the cavity is what a ring encloses. Patients without any
     mask go to the test set, unless nobody has one.
     """
-    kept: list[Candidate] = []
-    problems: list[Problem] = []
     labelled = any(each.label for each in candidates)
+    for name, images in _by_patient(candidates):
+        phases = sorted(images, key=lambda each: int(dict(each.groups)["phase"]))
+        drawn = [each for each in phases if each.label]
+        if not drawn:
+            yield replace(phases[0], part="Ts") if labelled else phases[0]
+            continue
+        try:
+            smallest = np.argmin([_cavity(inventory, each.label or ()) for each in drawn])
+        except RuntimeError as error:
+            yield Problem(name, f"masks cannot be read ({str(error).splitlines()[-1]})")
+            continue
+        yield from (phases[0], drawn[int(smallest)])
 
+
+FrameRule = Callable[[list[Candidate], Inventory], Iterator[Candidate | Problem]]
+FRAME_RULES: dict[str, FrameRule] = {"acdc_info_cfg": acdc_info_cfg, "stacom_ed_es": stacom_ed_es}
+
+
+def _by_patient(candidates: list[Candidate]) -> Iterator[tuple[str, list[Candidate]]]:
     def patient(candidate: Candidate) -> tuple[str, str]:
         return candidate.part, dict(candidate.groups)["patient"]
 
-    for (_, name), group in groupby(sorted(candidates, key=patient), key=patient):
-        phases = sorted(group, key=lambda each: int(dict(each.groups)["phase"]))
-        drawn = [each for each in phases if each.label]
-        if not drawn:
-            kept.append(replace(phases[0], part="Ts") if labelled else phases[0])
-            continue
-        try:
-            cavities = [_cavity(inventory, each.label or ()) for each in drawn]
-        except RuntimeError as error:
-            problems.append(Problem(name, f"masks cannot be read ({str(error).splitlines()[-1]})"))
-            continue
-        kept += [phases[0], drawn[int(np.argmin(cavities))]]
-    return sorted(set(kept), key=lambda each: (each.part, each.groups)), problems
-
-
-FRAME_RULES: dict[str, FrameRule] = {"acdc_info_cfg": acdc_info_cfg, "stacom_ed_es": stacom_ed_es}
+    for (_, name), images in groupby(sorted(candidates, key=patient), key=patient):
+        yield name, list(images)
 
 
 def _cavity(inventory: Inventory, masks: Files) -> int:

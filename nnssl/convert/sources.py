@@ -56,15 +56,9 @@ class Candidate:
 
     def format(self, template: str) -> str:
         """Fill a template such as ``{patient}_frame{frame}``; only safe characters stay."""
-        filled = re.sub("_+", "_", template.format_map(_Blank(self.groups))).strip("_-")
+        blank = defaultdict(str, self.groups)  # a label lacks groups that the image alone has
+        filled = re.sub("_+", "_", template.format_map(blank)).strip("_-")
         return re.sub(r"[^\w.+-]", "-", filled, flags=re.ASCII)
-
-
-class _Blank(dict[str, str]):
-    """Groups of a label that the image alone has are left blank."""
-
-    def __missing__(self, key: str) -> str:
-        return ""
 
 
 @dataclass
@@ -110,7 +104,7 @@ class Inventory:
 FRAME = "frame"  # named group: number of a time frame
 SLICE = "slice"  # named group: files that differ in it only are slices of one volume
 SLICE_FILE = re.compile(r"(?i)(\.(dcm|ima|png|jpe?g|tiff?|bmp|\d+)|/[^./]+)$")
-Found = dict[tuple[str, Groups], Files]
+Key = tuple[str, Groups]
 
 
 def find_candidates(
@@ -123,20 +117,18 @@ def find_candidates(
 
     Args:
         inventory: The source folder.
-        channels: Pattern of each image channel.
-        label: Pattern of the label files; ``None`` where there are none.
+        channels, label: Patterns of the files of each.
         test: Regular expression of paths that belong to the test set.
 
     Returns:
         Candidates in the order of their named groups, and a problem for every file found twice.
     """
     problems: list[Problem] = []
-    patterns = dict.fromkeys(channels)
-    by_pattern = {each: _by_groups(inventory, each, test, problems) for each in patterns}
-    images = [by_pattern[pattern] for pattern in channels]
-    labels = _by_groups(inventory, label, test, problems) if label else {}
+    patterns = dict.fromkeys([*channels, label])
+    found = {each: _by_groups(inventory, each, test, problems) for each in patterns if each}
+    images, labels = [found[pattern] for pattern in channels], found.get(label or "", {})
     names = set(re.compile(label or "").groupindex) - {SLICE}
-    used: set[tuple[str, Groups]] = set()
+    used: set[Key] = set()
     candidates = []
     for part, groups in sorted({key for files in images for key in files}):
         key = part, tuple((name, value) for name, value in groups if name in names)
@@ -163,15 +155,17 @@ def match_end(pattern: str, path: str) -> re.Match[str] | None:
 
 def _by_groups(
     inventory: Inventory, pattern: str, test: str | None, problems: list[Problem]
-) -> Found:
-    found: dict[tuple[str, Groups], list[str]] = defaultdict(list)
+) -> dict[Key, Files]:
+    home = inventory.root.resolve().name
+    found: dict[Key, list[str]] = defaultdict(list)
     owners: dict[tuple[object, ...], str] = {}
     twice: dict[str, str] = {}
     for path in inventory.files:
         if match := match_end(pattern, path):
             named = {name: value or "" for name, value in match.groupdict().items()}
             slot = named.pop(SLICE, "")
-            key = _part(inventory.root, path, test), tuple(sorted(named.items()))
+            part = "Ts" if test and re.search(test, f"{home}/{path}") else "Tr"
+            key = part, tuple(sorted(named.items()))
             owner = path.rpartition("/")[0] if pattern.endswith("/") else path
             first = owners.setdefault((*key, slot), owner)
             if first == owner:
@@ -181,7 +175,3 @@ def _by_groups(
     what = "is there twice, the other is"
     problems += [Problem(path, f"{what} {first}") for path, first in twice.items()]
     return {key: tuple(files) for key, files in found.items()}
-
-
-def _part(root: Path, path: str, test: str | None) -> str:
-    return "Ts" if test and re.search(test, f"{root.resolve().name}/{path}") else "Tr"

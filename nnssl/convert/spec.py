@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import string
 from collections.abc import Callable, Sequence
@@ -46,20 +45,15 @@ def decathlon_dataset_json(source: Path, pattern: str) -> dict[str, Any]:
     if missing := [file for file in listed if not (source / file).exists()]:
         raise ValueError(f"{path} lists {len(missing)} files that are missing: {missing[:5]}")
     labels = {"background" if value == 0 else name: value for name, value in labels.items()}
+    task, _, name = source.resolve().name.partition("_")
     return {
-        "name": _task_name(source, content),
+        "name": name if task.startswith("Task") and name else str(content.get("name")),
         "description": str(content.get("description", "Medical Segmentation Decathlon")),
         "modality": "/".join(channels),
         "channels": dict.fromkeys(channels, pattern),
         "labels": dict(sorted(labels.items(), key=lambda entry: entry[1])),
         "fourth_axis": "channels" if len(channels) > 1 else None,
     }
-
-
-def _task_name(source: Path, content: dict[str, Any]) -> str:
-    """``Hippocampus`` of ``Task04_Hippocampus``; else the name in the file."""
-    name = source.resolve().name.split("_", 1)
-    return name[1] if name[0].startswith("Task") and len(name) == 2 else str(content.get("name"))
 
 
 DERIVATIONS: dict[str, Derivation] = {"decathlon_dataset_json": decathlon_dataset_json}
@@ -147,8 +141,9 @@ class DatasetSpec:
 
     @property
     def values(self) -> set[int]:
-        """All label values."""
-        return collect_values(self.labels)
+        """All values of labels and regions."""
+        lists = [value if isinstance(value, list) else [value] for value in self.labels.values()]
+        return {value for each in lists for value in each}
 
     @property
     def foreground_rule(self) -> str:
@@ -177,15 +172,12 @@ class DatasetSpec:
             changes = DERIVATIONS[self.derive](source, next(iter(self.channels.values())))
         except ValueError as error:
             raise ValueError(f"{error}\n{self.guidance}") from error
-        spec = replace(self, **changes)
-        check_spec(spec)
-        return spec
+        return replace(self, **changes)
 
-
-def collect_values(labels: dict[str, Any]) -> set[int]:
-    """All values of labels and regions."""
-    lists = [value if isinstance(value, list) else [value] for value in labels.values()]
-    return {value for each in lists for value in each}
+    def __post_init__(self) -> None:
+        """Refuses entries that do not fit each other; names what was found and is allowed."""
+        _check_labels(self)
+        _check_patterns(self)
 
 
 def find_specs(folders: Sequence[Path] = ()) -> dict[str, Path]:
@@ -197,16 +189,11 @@ def find_specs(folders: Sequence[Path] = ()) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in [*folders, INSTALLED]:
         for path in sorted((folder / "datasets").glob("*.yaml")):
-            if _is_spec(path):
-                found.setdefault(path.stem, path)
+            text = path.read_text(encoding="utf-8", errors="replace")
+            entries = set(re.findall(r"^(\w+):", text, re.MULTILINE))
+            if not entries or entries & DatasetSpec.__dataclass_fields__.keys():
+                found.setdefault(path.stem, path)  # other tables may lie beside the specs
     return found
-
-
-def _is_spec(path: Path) -> bool:
-    """Whether a YAML file has an entry of a spec; other tables may lie beside the specs."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    entries = set(re.findall(r"^(\w+):", text, re.MULTILINE))
-    return not entries or bool(entries & set(inspect.signature(DatasetSpec).parameters))
 
 
 def read_spec(path: Path) -> DatasetSpec:
@@ -216,29 +203,14 @@ def read_spec(path: Path) -> DatasetSpec:
         ValueError: Unknown, missing or impossible entries; the message names file and entry.
     """
     raw = read_yaml(path)
-    try:
-        spec = _bind(raw)
-        check_spec(spec)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return spec
-
-
-def check_spec(spec: DatasetSpec) -> None:
-    """Refuse impossible entries.
-
-    Raises:
-        ValueError: Names the entry, what was found and what is allowed.
-    """
-    _check_labels(spec)
-    _check_patterns(spec)
-
-
-def _bind(raw: dict[str, Any]) -> DatasetSpec:
     if wrong := check_values(DatasetSpec, raw)[1]:
         found = {name: f" = {raw[name]!r}" if name in raw else "" for name in wrong}
-        raise ValueError("; ".join(f"{name}{found[name]}: {text}" for name, text in wrong.items()))
-    return DatasetSpec(**raw)
+        problems = [f"{name}{found[name]}: {text}" for name, text in wrong.items()]
+        raise ValueError(f"{path}: {'; '.join(problems)}")
+    try:
+        return DatasetSpec(**raw)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _check_labels(spec: DatasetSpec) -> None:
@@ -255,18 +227,17 @@ def _check_labels(spec: DatasetSpec) -> None:
 
 
 def _check_patterns(spec: DatasetSpec) -> None:
-    patterns = {f"channels.{name}": pattern for name, pattern in spec.channels.items()}
     groups = {
-        entry: find_named_groups(entry, pattern) - {SLICE} for entry, pattern in patterns.items()
+        name: _find_named_groups(f"channels.{name}", pattern) - {SLICE}
+        for name, pattern in spec.channels.items()
     }
     allowed = next(iter(groups.values()))
-    label = find_named_groups("label", spec.label or "") - {SLICE}
+    label = _find_named_groups("label", spec.label) - {SLICE}
     if any(each != allowed for each in groups.values()) or label - allowed:
-        raise ValueError(
-            f"patterns must have the same named groups; found {groups | {'label': label}}"
-        )
+        found = {**{f"channels.{name}": each for name, each in groups.items()}, "label": label}
+        raise ValueError(f"patterns must have the same named groups; found {found}")
     for entry in ("test", "folder"):
-        find_named_groups(entry, getattr(spec, entry) or "")
+        _find_named_groups(entry, getattr(spec, entry))
     for entry in ("case", "patient"):
         used = _fields(getattr(spec, entry))
         if not used or used - allowed:
@@ -283,7 +254,7 @@ def _fields(template: str) -> set[str]:
 
 def _check_unlabelled(spec: DatasetSpec, pattern: str) -> None:
     """Frames have one channel, and the pattern and the frame's number make their identifier."""
-    groups = find_named_groups("unlabelled", pattern)
+    groups = _find_named_groups("unlabelled", pattern)
     needed = (_fields(spec.case) | _fields(spec.patient)) - {FRAME}
     if FRAME not in _fields(spec.case) or groups != needed or len(spec.channels) > 1:
         raise ValueError(
@@ -292,9 +263,9 @@ def _check_unlabelled(spec: DatasetSpec, pattern: str) -> None:
         )
 
 
-def find_named_groups(entry: str, pattern: str) -> set[str]:
+def _find_named_groups(entry: str, pattern: str | None) -> set[str]:
     """Named groups of a pattern; a ``ValueError`` names the entry when it does not compile."""
     try:
-        return set(re.compile(pattern).groupindex)
+        return set(re.compile(pattern or "").groupindex)
     except re.error as error:
         raise ValueError(f"{entry} is {pattern!r}, no regular expression: {error}") from error

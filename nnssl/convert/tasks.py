@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 from nnssl.common.files import atomic_path
 from nnssl.convert.labels import (
-    Remap,
     UnknownValuesError,
     look_up,
     make_foreground_mask,
     map_values,
 )
-from nnssl.convert.planning import PlannedCase
+from nnssl.convert.planning import Conversion, PlannedCase
 from nnssl.convert.readers.read import read_volume
 from nnssl.convert.sources import Files, Problem
-from nnssl.convert.spec import DatasetSpec, collect_values
+from nnssl.convert.spec import DatasetSpec
 from nnssl.convert.volumes import (
     FILE_ENDING,
-    Reading,
     Volume,
     be_quiet,
     compare_geometry,
@@ -57,62 +53,38 @@ class VolumeTask:
     like: Files
 
 
-@dataclass(frozen=True)
-class VolumeRecipe:
-    """What all tasks of a conversion share."""
-
-    source: Path
-    reading: Reading
-    remap: Remap | None
-    foreground: str
-    n4: bool = False
-
-    @classmethod
-    def of(cls, spec: DatasetSpec, source: Path, n4: bool = False) -> VolumeRecipe:
-        """The recipe of a spec."""
-        return cls(source, spec.reading, spec.remap, spec.foreground_rule, n4)
-
-    def read(self, task: VolumeTask) -> Volume:
-        """Read the volume of a task, as it will be written but for label values and bias field.
-
-        Raises:
-            ValueError: It cannot be read, or no foreground can be found.
-        """
-        files, like = self._paths(task.files), self._paths(task.like)
-        volume = read_volume(files, self.reading, task.channel, like)
-        if task.role == MASK:
-            return Volume(make_foreground_mask(volume.image, self.foreground), volume.sha256)
-        if task.role == LABEL and self.reading.headers == "repair":
-            return copy_geometry(volume, read_volume(like, self.reading))
-        return volume
-
-    def _paths(self, files: Files) -> list[Path]:
-        return [self.source / file for file in files]
-
-    def is_copy(self, task: VolumeTask) -> bool:
-        """Whether the file is compressed NIfTI that need not be opened."""
-        exact = self.reading.headers == "exact" and self.reading.fourth_axis is None
-        whole = len(task.files) == 1 and task.files[0].endswith(FILE_ENDING)
-        changed = {IMAGE: self.n4, LABEL: self.remap is not None, MASK: True}[task.role]
-        return exact and whole and not changed
-
-
 def list_tasks(case: PlannedCase) -> list[VolumeTask]:
     """All files of a case: images, then the label or the mask."""
-    first = case.images[0]
-    images = [
-        VolumeTask(
-            IMAGE, f"images{case.part}/{case.identifier}_{k:04d}{FILE_ENDING}", files, k, first
-        )
-        for k, files in enumerate(case.images)
+    first, image = case.images[0], f"images{case.part}/{case.identifier}_{{:04d}}{FILE_ENDING}"
+    tasks = [
+        VolumeTask(IMAGE, image.format(channel), files, channel, first)
+        for channel, files in enumerate(case.images)
     ]
     target = f"labels{case.part}/{case.identifier}{FILE_ENDING}"
-    if case.mask:
-        return [*images, VolumeTask(MASK, target, first, 0, first)]
-    return [*images, VolumeTask(LABEL, target, case.label, 0, first)] if case.label else images
+    if case.label:
+        tasks.append(VolumeTask(LABEL, target, case.label, 0, first))
+    elif case.part == "Tr":
+        tasks.append(VolumeTask(MASK, target, first, 0, first))
+    return tasks
 
 
-def copy_geometry(label: Volume, image: Volume) -> Volume:
+def _read(task: VolumeTask, conversion: Conversion) -> Volume:
+    """Read a volume as it will be written, but for label values and bias field.
+
+    Raises:
+        ValueError: It cannot be read, or no foreground can be found.
+    """
+    spec, source = conversion.spec, conversion.source
+    files, like = ([source / file for file in each] for each in (task.files, task.like))
+    volume = read_volume(files, spec.reading, task.channel, like)
+    if task.role == MASK:
+        return Volume(make_foreground_mask(volume.image, spec.foreground_rule), volume.sha256)
+    if task.role == LABEL and spec.headers == "repair":
+        return _copy_geometry(volume, read_volume(like, spec.reading))
+    return volume
+
+
+def _copy_geometry(label: Volume, image: Volume) -> Volume:
     """A label whose header disagrees takes the geometry of its image, if sizes agree."""
     wrong = compare_geometry(image.image, label.image)
     if not wrong or label.image.GetSize() != image.image.GetSize():
@@ -123,28 +95,37 @@ def copy_geometry(label: Volume, image: Volume) -> Volume:
     return Volume(copy, label.sha256, (*label.notes, note))
 
 
-def write_volume(task: VolumeTask, recipe: VolumeRecipe, folder: Path) -> None:
-    """Write one file, whole or not at all."""
-    target = folder / task.target
-    with atomic_path(target, sole_writer=True) as part:
-        if recipe.is_copy(task):
-            shutil.copyfile(recipe.source / task.files[0], part)
+def write_volume(task: VolumeTask, conversion: Conversion, folder: Path) -> None:
+    """Write one file below ``folder``, whole or not at all."""
+    be_quiet()
+    with atomic_path(folder / task.target, sole_writer=True) as part:
+        if _is_copy(task, conversion):
+            shutil.copyfile(conversion.source / task.files[0], part)
         else:
-            write_image(_finished(task, recipe), part)
+            write_image(_make_image(task, conversion), part)
 
 
-def _finished(task: VolumeTask, recipe: VolumeRecipe) -> sitk.Image:
-    image = recipe.read(task).image
-    if task.role == IMAGE:
-        return correct_bias_field(image) if recipe.n4 else image
-    if task.role == MASK or recipe.remap is None:
+def _is_copy(task: VolumeTask, conversion: Conversion) -> bool:
+    """Whether the file is compressed NIfTI that need not be opened."""
+    spec = conversion.spec
+    exact = spec.headers == "exact" and spec.fourth_axis is None
+    whole = len(task.files) == 1 and task.files[0].endswith(FILE_ENDING)
+    changed = {IMAGE: conversion.n4, LABEL: spec.remap is not None, MASK: True}
+    return exact and whole and not changed[task.role]
+
+
+def _make_image(task: VolumeTask, conversion: Conversion) -> sitk.Image:
+    image, remap = _read(task, conversion).image, conversion.spec.remap
+    if task.role == IMAGE and conversion.n4:
+        return correct_bias_field(image)
+    if task.role != LABEL or remap is None:
         return image
-    new = sitk.GetImageFromArray(look_up(recipe.remap, sitk.GetArrayViewFromImage(image)))
+    new = sitk.GetImageFromArray(look_up(remap, sitk.GetArrayViewFromImage(image)))
     new.CopyInformation(image)
     return new
 
 
-@dataclass(frozen=True)
+@dataclass
 class CheckedCase:
     """What was found in the files of a case; size and spacing (mm) are in the order x y z.
 
@@ -153,86 +134,52 @@ class CheckedCase:
     """
 
     case: PlannedCase
-    hashes: dict[str, str]
+    hashes: dict[str, str] = field(default_factory=dict)
     size: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
     orientation: str = ""
     values: tuple[float, ...] = ()
-    problems: tuple[Problem, ...] = ()
+    problems: list[Problem] = field(default_factory=list)
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    voxels: tuple[str, ...] = ()
+    voxels: list[str] = field(default_factory=list)
 
 
-def check_case(case: PlannedCase, recipe: VolumeRecipe, labels: Mapping[str, Any]) -> CheckedCase:
-    """Read all files of a case; whatever is wrong comes back as problems, never as an exception.
-
-    ``labels`` maps names to a value or a list of values; other values are problems.
-    """
+def check_case(case: PlannedCase, conversion: Conversion) -> CheckedCase:
+    """Read all files of a case; whatever is wrong comes back as problems, never as an exception."""
     be_quiet()
-    problems: list[Problem] = []
-    hashes: dict[str, str] = {}
-    notes: dict[str, tuple[str, ...]] = {}
-    values: tuple[float, ...] = ()
-    voxels: list[str] = []
-    first: sitk.Image | None = None
+    found, first = CheckedCase(case), None
     for task in list_tasks(case):
         if task.role != IMAGE and first is None:
             continue  # labels and masks lean on the first image, which is broken
-        volume = _read(case, recipe, task, problems)
-        if volume is None:
+        try:
+            volume = _read(task, conversion)
+        except ValueError as error:
+            folder = task.files[0].rpartition("/")[0]
+            shown = task.files[0] if len(task.files) == 1 else f"{folder}/"
+            found.problems.append(Problem(case.identifier, f"{shown} {error}"))
             continue
-        hashes[task.target] = volume.sha256
-        notes |= {task.target: volume.notes} if volume.notes else {}
+        image = volume.image
+        found.hashes[task.target] = volume.sha256
+        found.notes |= {task.target: volume.notes} if volume.notes else {}
         if first is None:
-            first = volume.image
+            first = image
+            found.size, found.spacing = image.GetSize(), image.GetSpacing()
+            found.orientation = find_orientation(image)
+        found.problems += [Problem(case.identifier, d) for d in compare_geometry(first, image)]
         if task.role == IMAGE:
-            voxels.append(hash_of_voxels(volume.image))
-        problems += [Problem(case.identifier, d) for d in compare_geometry(first, volume.image)]
+            found.voxels.append(hash_of_voxels(image))
         if task.role == LABEL:
-            values = _check_values(case, volume.image, recipe, labels, problems)
-    if first is None:
-        return CheckedCase(case, hashes, problems=tuple(problems))
-    size, spacing, axes = first.GetSize(), first.GetSpacing(), find_orientation(first)
-    found = tuple(problems)
-    return CheckedCase(case, hashes, size, spacing, axes, values, found, notes, tuple(voxels))
+            _check_values(image, conversion.spec, found)
+    return found
 
 
-def _read(
-    case: PlannedCase, recipe: VolumeRecipe, task: VolumeTask, problems: list[Problem]
-) -> Volume | None:
-    try:
-        return recipe.read(task)
-    except ValueError as error:
-        problems.append(Problem(case.identifier, f"{_shown(task)} {error}"))
-        return None
-
-
-def _shown(task: VolumeTask) -> str:
-    """The file, or the folder of many."""
-    return task.files[0] if len(task.files) == 1 else task.files[0].rpartition("/")[0] + "/"
-
-
-def _check_values(
-    case: PlannedCase,
-    label: sitk.Image,
-    recipe: VolumeRecipe,
-    labels: Mapping[str, Any],
-    problems: list[Problem],
-) -> tuple[float, ...]:
+def _check_values(label: sitk.Image, spec: DatasetSpec, found: CheckedCase) -> None:
     values = np.unique(sitk.GetArrayViewFromImage(label))
     try:
-        if recipe.remap is not None:
-            return tuple(np.unique(map_values(recipe.remap, values)).tolist())
-        if unknown := sorted(set(values.tolist()) - collect_values(dict(labels))):
-            raise UnknownValuesError(unknown)
+        mapped = map_values(spec.remap or {value: value for value in spec.values}, values)
+        found.values = tuple(np.unique(mapped).tolist())
     except UnknownValuesError as error:
-        allowed = _allowed(recipe, labels)
+        named = [f"{value} {name}" for name, value in spec.labels.items()]
+        allowed = ", ".join(map(str, spec.remap or named))
         what = f"label has the values {error.values[:10]}; allowed: {allowed}"
-        problems.append(Problem(case.identifier, what))
-    return tuple(values.tolist())
-
-
-def _allowed(recipe: VolumeRecipe, labels: Mapping[str, Any]) -> str:
-    if recipe.remap is not None:
-        return ", ".join(map(str, recipe.remap))
-    return ", ".join(f"{value} {name}" for name, value in labels.items())
+        found.problems.append(Problem(found.case.identifier, what))

@@ -15,14 +15,16 @@ from pathlib import Path
 
 from nnssl.convert.cine import check_cines, write_cines
 from nnssl.convert.engine import ConversionTarget, convert
+from nnssl.convert.planning import Conversion
 from nnssl.convert.spec import find_specs, read_spec
 
 
 def convert_all(source: Path, root: Path) -> None:
     spec = read_spec(find_specs()["ACDC"])
     target = ConversionTarget.of(root / "raw", root / "preprocessed", 27, "ACDC")
-    convert(spec, source, target)
-    write_cines(spec, target.raw, source, check_cines(spec, source, 1), 1)
+    convert(Conversion(spec, source), target)
+    conversion = Conversion(spec, source)
+    write_cines(conversion, target.raw, check_cines(conversion))
 
 
 def attempt(source: Path, root: Path, seconds: float | None) -> bool:

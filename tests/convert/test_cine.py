@@ -17,8 +17,9 @@ import SimpleITK as sitk  # noqa: N813
 from nnssl.cli import convert as command
 from nnssl.convert.cine import FOLDER, check_cines, write_cines
 from nnssl.convert.engine import ConversionTarget, convert
+from nnssl.convert.planning import Conversion
 from nnssl.convert.sources import ConversionError
-from nnssl.convert.spec import DatasetSpec, check_spec, find_specs, read_spec
+from nnssl.convert.spec import DatasetSpec, find_specs, read_spec
 from nnssl.nnunet.cases import CaseRecord
 
 FRAMES = 13  # one more than the last labelled frame
@@ -53,7 +54,8 @@ def write(spec: DatasetSpec, cined: Path, raw: Path) -> Callable[..., Path]:
     """``write(workers)``: all frames of the miniature."""
 
     def all_frames(workers: int = 1, to: Path = raw) -> Path:
-        return write_cines(spec, to, cined, check_cines(spec, cined, 1), workers)
+        conversion = Conversion(spec, cined, workers=workers)
+        return write_cines(conversion, to, check_cines(conversion))
 
     return all_frames
 
@@ -104,7 +106,10 @@ def test_stock_commands_do_not_see_them(write, spec, cined: Path, raw: Path, tmp
         get_identifiers_from_splitted_dataset_folder,
     )
 
-    convert(spec, cined, ConversionTarget.of(raw.parent, tmp_path / "preprocessed", 27, "ACDC"))
+    convert(
+        Conversion(spec, cined),
+        ConversionTarget.of(raw.parent, tmp_path / "preprocessed", 27, "ACDC"),
+    )
     before = get_filenames_of_train_images_and_targets(str(raw))
     write()
     assert get_filenames_of_train_images_and_targets(str(raw)) == before
@@ -129,7 +134,7 @@ def test_frames_of_other_files_are_refused(write, cined: Path):
 
 
 def test_what_is_left_out(spec: DatasetSpec, cined: Path):
-    cines = check_cines(spec, cined, 1, ["patient005", "patient002_frame12"])
+    cines = check_cines(Conversion(spec, cined, leave_out=["patient005", "patient002_frame12"]))
     assert "patient005" not in {each.patient for each in cines}
     frames = next(each.frames for each in cines if each.patient == "patient002")
     assert "patient002_frame12" not in frames  # neither a case nor a frame
@@ -162,7 +167,7 @@ def test_damage_is_named(spec: DatasetSpec, cined: Path, name: str):
     damage, words = DAMAGES[name]
     damage(cined / "training" / "patient002" / "patient002_4d.nii.gz")
     with pytest.raises(ConversionError, match=words) as caught:
-        check_cines(spec, cined, 1)
+        check_cines(Conversion(spec, cined))
     assert "patient001" not in str(caught.value)
 
 
@@ -170,12 +175,12 @@ def test_no_cines_at_all(spec: DatasetSpec, miniature):
     for path in miniature.root.glob("*/*/*_4d.nii.gz"):
         path.unlink()
     with pytest.raises(ConversionError, match=r"there are no files of time frames(.|\n)*--cine"):
-        check_cines(spec, miniature.root, 1)
+        check_cines(Conversion(spec, miniature.root))
 
 
 def test_a_dataset_without_cines(cined: Path):
     with pytest.raises(ValueError, match="spec of LiTS17 has no 'unlabelled:' entry"):
-        check_cines(read_spec(find_specs()["LiTS17"]), cined, 1)
+        check_cines(Conversion(read_spec(find_specs()["LiTS17"]), cined))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +194,7 @@ def test_a_dataset_without_cines(cined: Path):
 )
 def test_impossible_entries_are_refused(spec: DatasetSpec, change: dict):
     with pytest.raises(ValueError, match=r"unlabelled is .* it needs the named groups"):
-        check_spec(replace(spec, **({"label": None} if "channels" in change else {}) | change))
+        replace(spec, **({"label": None} if "channels" in change else {}) | change)
 
 
 def test_the_command(cined: Path, tmp_path: Path, raw: Path, monkeypatch, capsys):

@@ -13,7 +13,7 @@ import SimpleITK as sitk  # noqa: N813
 from layouts import LAYOUTS
 
 from nnssl.convert.engine import check_source
-from nnssl.convert.planning import PlannedCase, plan_cases
+from nnssl.convert.planning import Conversion, PlannedCase, plan_cases
 from nnssl.convert.sources import ConversionError
 from nnssl.convert.spec import DatasetSpec, find_specs, read_spec
 
@@ -29,7 +29,7 @@ def ready(tmp_path: Path) -> Callable[[str], tuple[DatasetSpec, PlannedCase]]:
     def make(name: str) -> tuple[DatasetSpec, PlannedCase]:
         LAYOUTS[name].make(tmp_path)
         spec = read_spec(find_specs()[name]).derive_from(tmp_path)
-        cases, problems = plan_cases(spec, tmp_path)
+        cases, problems = plan_cases(Conversion(spec, tmp_path))
         assert problems == []
         return spec, [case for case in cases if case.part == "Tr"][-1]
 
@@ -38,7 +38,7 @@ def ready(tmp_path: Path) -> Callable[[str], tuple[DatasetSpec, PlannedCase]]:
 
 def report(spec: DatasetSpec, source: Path) -> str:
     with pytest.raises(ConversionError) as caught:
-        check_source(spec, source, workers=1)
+        check_source(Conversion(spec, source))
     return str(caught.value)
 
 
@@ -132,7 +132,7 @@ def test_a_label_of_another_place(name: str, ready, tmp_path: Path):
     spec, case = ready(name)
     rewrite(tmp_path / case.label[0], lambda array: array, shift=10.0)
     if name in REPAIRED:
-        notes = {e.case.identifier: e.notes for e in check_source(spec, tmp_path, 1)}[
+        notes = {e.case.identifier: e.notes for e in check_source(Conversion(spec, tmp_path))}[
             case.identifier
         ]
         assert "took the geometry" in str(notes)
@@ -158,7 +158,7 @@ def test_an_empty_or_missing_source_says_where_to_get_the_data(name: str, tmp_pa
     spec = read_spec(find_specs()[name])
     for folder in ("empty", "missing"):
         with pytest.raises(ValueError, match=r"The folder must look like this") as caught:
-            check_source(spec.derive_from(tmp_path / folder), tmp_path / folder, 1)
+            check_source(Conversion(spec.derive_from(tmp_path / folder), tmp_path / folder))
         assert spec.where in str(caught.value)
         assert spec.layout in str(caught.value)
 

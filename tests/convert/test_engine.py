@@ -15,9 +15,10 @@ import SimpleITK as sitk  # noqa: N813
 
 from nnssl.convert import engine, tasks
 from nnssl.convert.engine import ConversionTarget, convert
+from nnssl.convert.planning import Conversion
 from nnssl.convert.sources import ConversionError
 from nnssl.convert.spec import DatasetSpec
-from nnssl.convert.tasks import VolumeRecipe, VolumeTask
+from nnssl.convert.tasks import VolumeTask
 from nnssl.nnunet.cases import read_cases
 from nnssl.nnunet.splits import check_split
 
@@ -32,7 +33,7 @@ def target(tmp_path: Path) -> ConversionTarget:
 def refused(spec: DatasetSpec, source: Path, target: ConversionTarget) -> str:
     """The report of a refused conversion, which must leave nothing behind."""
     with pytest.raises(ConversionError) as caught:
-        convert(spec, source, target)
+        convert(Conversion(spec, source), target)
     assert not target.raw.parent.exists()
     assert not target.preprocessed.parent.exists()
     return str(caught.value)
@@ -41,7 +42,7 @@ def refused(spec: DatasetSpec, source: Path, target: ConversionTarget) -> str:
 def test_layout_of_the_written_dataset(
     tree, miniature, spec: DatasetSpec, target: ConversionTarget
 ):
-    convert(spec, miniature.root, target)
+    convert(Conversion(spec, miniature.root), target)
     assert os.listdir(target.raw.parent) == ["Dataset027_ACDC"]
     files = set(tree(target.raw))
     assert {
@@ -62,7 +63,7 @@ def test_layout_of_the_written_dataset(
 
 
 def test_records(miniature, spec: DatasetSpec, target: ConversionTarget):
-    convert(spec, miniature.root, target)
+    convert(Conversion(spec, miniature.root), target)
     cases = json.loads((target.preprocessed / "nnssl" / "cases.json").read_text())
     assert cases == json.loads((target.raw / "cases.json").read_text())
     entry = cases["cases"][CASE]
@@ -77,7 +78,7 @@ def test_records(miniature, spec: DatasetSpec, target: ConversionTarget):
 
 
 def test_folds_keep_patients_together(miniature, spec: DatasetSpec, target: ConversionTarget):
-    convert(spec, miniature.root, target)
+    convert(Conversion(spec, miniature.root), target)
     splits = json.loads((target.preprocessed / "splits_final.json").read_text())
     assert splits == json.loads((target.raw / "splits_final.json").read_text())
     everyone = {f"patient{n:03d}" for n in range(1, 7)}
@@ -95,7 +96,7 @@ def test_voxels_and_geometry_are_carried_exactly(
 ):
     source = two_patients(ending=ending)
     home = source.root / "training" / "patient002"
-    convert(spec, source.root, target)
+    convert(Conversion(spec, source.root), target)
     for stem, name in (("", f"imagesTr/{CASE}_0000"), ("_gt", f"labelsTr/{CASE}")):
         before = sitk.ReadImage(str(home / f"{CASE}{stem}{ending}"))
         after = sitk.ReadImage(str(target.raw / f"{name}.nii.gz"))
@@ -115,7 +116,10 @@ def test_folders_named_like_files_are_not_read(
     before = sitk.GetArrayFromImage(sitk.ReadImage(str(home / f"{CASE}.nii.gz")))
     for stem in ("", "_gt"):
         (home / f"{CASE}{stem}.nii").mkdir()
-    checked = {each.case.identifier: each for each in convert(spec, miniature.root, target, n4=n4)}
+    checked = {
+        each.case.identifier: each
+        for each in convert(Conversion(spec, miniature.root, n4=n4), target)
+    }
     assert checked[CASE].values == (0, 1, 2, 3)
     after = sitk.ReadImage(str(target.raw / "imagesTr" / f"{CASE}_0000.nii.gz"))
     np.testing.assert_array_equal(before, sitk.GetArrayFromImage(after))
@@ -143,7 +147,7 @@ def test_other_layouts(
     source = two_patients(training)
     if testing:
         source.patient(testing, 101)
-    checked = convert(spec, source.root / below, target)
+    checked = convert(Conversion(spec, source.root / below), target)
     parts = [each.case.part for each in checked]
     assert (parts.count("Tr"), parts.count("Ts")) == (4, 2 if testing else 0)
     assert (target.raw / "imagesTs").exists() == bool(testing)
@@ -160,7 +164,7 @@ def test_test_cases_without_any_labels_are_fine(
 ):
     source = two_patients()
     source.patient("testing", 101, labels=False)
-    convert(spec, source.root, target)
+    convert(Conversion(spec, source.root), target)
     assert len(os.listdir(target.raw / "imagesTs")) == 2
     assert not (target.raw / "labelsTs").exists()
 
@@ -299,31 +303,31 @@ def test_a_wrong_source_says_where_to_get_the_data(
 def test_running_again_changes_nothing(
     tree, miniature, spec: DatasetSpec, target: ConversionTarget
 ):
-    convert(spec, miniature.root, target)
+    convert(Conversion(spec, miniature.root), target)
     before = {path: path.stat().st_mtime_ns for path in target.raw.rglob("*")}
     shutil.rmtree(target.preprocessed)
-    convert(spec, miniature.root, target)
+    convert(Conversion(spec, miniature.root), target)
     assert before == {path: path.stat().st_mtime_ns for path in target.raw.rglob("*")}
     assert (target.preprocessed / "splits_final.json").exists()
 
 
 def test_running_again_keeps_the_users_own_folds(miniature, spec, target: ConversionTarget):
-    convert(spec, miniature.root, target)
+    convert(Conversion(spec, miniature.root), target)
     (target.preprocessed / "splits_final.json").write_text("[]")
-    convert(spec, miniature.root, target)
+    convert(Conversion(spec, miniature.root), target)
     assert (target.preprocessed / "splits_final.json").read_text() == "[]"
 
 
 def test_other_sources_or_settings_are_refused(tree, miniature, spec, target: ConversionTarget):
-    convert(spec, miniature.root, target)
+    convert(Conversion(spec, miniature.root), target)
     before = tree(target.raw)
     with pytest.raises(ValueError, match="other files or settings"):
-        convert(spec, miniature.root, target, n4=True)
+        convert(Conversion(spec, miniature.root, n4=True), target)
     with pytest.raises(ValueError, match="other files or settings"):
-        convert(replace(spec, seed=1), miniature.root, target)
+        convert(Conversion(replace(spec, seed=1), miniature.root), target)
     miniature.patient("training", 9)
     with pytest.raises(ValueError, match="other files or settings"):
-        convert(spec, miniature.root, target)
+        convert(Conversion(spec, miniature.root), target)
     assert tree(target.raw) == before
 
 
@@ -331,21 +335,23 @@ def test_leftover_records_of_other_sources_are_refused(
     two_patients, spec, target: ConversionTarget
 ):
     source = two_patients()
-    convert(spec, source.root, target)
+    convert(Conversion(spec, source.root), target)
     shutil.rmtree(target.raw)
-    convert(spec, source.root, target)
+    convert(Conversion(spec, source.root), target)
     shutil.rmtree(target.raw)
     source.patient("training", 3)
     with pytest.raises(ValueError, match=r"cases\.json belongs to a conversion of other files"):
-        convert(spec, source.root, target)
+        convert(Conversion(spec, source.root), target)
     assert os.listdir(target.raw.parent) == []
 
 
 def test_the_wording_of_a_spec_changes_no_job(tree, two_patients, spec, target: ConversionTarget):
     source = two_patients()
-    convert(spec, source.root, target)
+    convert(Conversion(spec, source.root), target)
     before = tree(target.raw)
-    convert(replace(spec, citation="new", layout="new"), source.root / "training", target)
+    convert(
+        Conversion(replace(spec, citation="new", layout="new"), source.root / "training"), target
+    )
     assert tree(target.raw) == before
 
 
@@ -353,13 +359,13 @@ def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     written: list[str] = []
     original = engine.write_volume
 
-    def perform(task: VolumeTask, recipe: VolumeRecipe, folder: Path) -> None:
+    def perform(task: VolumeTask, conversion: Conversion, folder: Path) -> None:
         goal = folder / task.target
         if len(written) == count:
             goal.with_name(f".part_{goal.name}").write_bytes(b"half")
             raise KeyboardInterrupt
         written.append(goal.name)
-        original(task, recipe, folder)
+        original(task, conversion, folder)
 
     monkeypatch.setattr(engine, "write_volume", perform)
     return written
@@ -369,15 +375,15 @@ def test_an_interrupted_run_resumes(
     tree, miniature, spec, target: ConversionTarget, tmp_path, monkeypatch
 ):
     whole = ConversionTarget.of(tmp_path / "other", tmp_path / "other_preprocessed", 27, "ACDC")
-    convert(spec, miniature.root, whole)
+    convert(Conversion(spec, miniature.root), whole)
     first = interrupt_after(5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        convert(spec, miniature.root, target)
+        convert(Conversion(spec, miniature.root), target)
     assert not target.raw.exists()
     assert not target.preprocessed.exists()
     monkeypatch.undo()
     rest = interrupt_after(-1, monkeypatch)
-    convert(spec, miniature.root, target)
+    convert(Conversion(spec, miniature.root), target)
     assert len(first) == 5
     assert not set(first) & set(rest)
     assert len(first) + len(rest) == 32
@@ -390,23 +396,23 @@ def test_an_interrupted_run_of_other_sources_starts_afresh(
 ):
     interrupt_after(5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        convert(spec, miniature.root, target)
+        convert(Conversion(spec, miniature.root), target)
     monkeypatch.undo()
     shutil.rmtree(miniature.root / "training" / "patient001")
-    convert(spec, miniature.root, target)
+    convert(Conversion(spec, miniature.root), target)
     assert not [name for name in tree(target.raw) if "patient001" in name]
 
 
 def test_workers_change_nothing(tree, miniature, spec, target: ConversionTarget, tmp_path: Path):
     other = ConversionTarget.of(tmp_path / "other", tmp_path / "other_preprocessed", 27, "ACDC")
-    convert(spec, miniature.root, target, workers=1)
-    convert(spec, miniature.root, other, workers=2)
+    convert(Conversion(spec, miniature.root, workers=1), target)
+    convert(Conversion(spec, miniature.root, workers=2), other)
     assert tree(target.raw) == tree(other.raw)
 
 
 def test_n4_is_for_images_only(miniature, spec, target: ConversionTarget, monkeypatch):
     monkeypatch.setattr(tasks, "correct_bias_field", lambda image: image + 1)
-    convert(spec, miniature.root, target, n4=True)
+    convert(Conversion(spec, miniature.root, n4=True), target)
     home = miniature.root / "training" / "patient002"
     before = sitk.ReadImage(str(home / f"{CASE}.nii.gz"))
     after = sitk.ReadImage(str(target.raw / "imagesTr" / f"{CASE}_0000.nii.gz"))
@@ -436,7 +442,7 @@ def test_real_patients(
     source.mkdir()
     for number in (1, 2, 90):
         (source / f"patient{number:03d}").symlink_to(training / f"patient{number:03d}")
-    checked = convert(spec, source, target)
+    checked = convert(Conversion(spec, source), target)
     names = [each.case.identifier for each in checked]
     assert len(names) == 6
     assert "patient090_frame04" in names

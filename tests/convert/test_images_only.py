@@ -16,6 +16,7 @@ from native import dicom, intensities, photograph, values_in, write
 
 from nnssl.convert.engine import ConversionTarget, check_source, convert
 from nnssl.convert.labels import UnknownValuesError, look_up, make_foreground_mask
+from nnssl.convert.planning import Conversion
 from nnssl.convert.private import make_expression, make_private_spec
 from nnssl.convert.spec import find_specs, read_spec
 
@@ -69,7 +70,7 @@ def test_labels_can_be_left_unread(name: str, tmp_path: Path):
     LAYOUTS[name].make(tmp_path / "source")
     spec = read_spec(find_specs()[name]).derive_from(tmp_path / "source").without_labels()
     target = ConversionTarget.of(tmp_path / "raw", tmp_path / "pre", 50, spec.name)
-    convert(spec, tmp_path / "source", target)
+    convert(Conversion(spec, tmp_path / "source"), target)
     dataset = json.loads((target.raw / "dataset.json").read_text())
     assert dataset["labels"] == {"background": 0, "foreground": 1}
     assert "regions_class_order" not in dataset
@@ -107,7 +108,7 @@ def test_a_private_collection_in_any_format(ending: str, tmp_path: Path):
             (mgz if ending == ".mgz" else write)(home / f"vol{ending}", intensities(1))
     spec = make_private_spec("USZ", [f"CT={{case}}/vol{ending}"])
     target = ConversionTarget.of(tmp_path / "raw", tmp_path / "pre", 50, spec.name)
-    checked = convert(spec, tmp_path / "source", target)
+    checked = convert(Conversion(spec, tmp_path / "source"), target)
     assert [each.case.identifier for each in checked] == ["melanoma_01", "melanoma_02"]
     image = sitk.ReadImage(str(target.raw / "imagesTr" / "melanoma_01_0000.nii.gz"))
     mask = sitk.ReadImage(str(target.raw / "labelsTr" / "melanoma_01.nii.gz"))
@@ -123,10 +124,10 @@ def test_private_labels(tmp_path: Path):
         write(tmp_path / case / "seg_mask.nii.gz", values_in((0, 1, 255)))
     images = ["T1={case}/vol.nii.gz"]
     spec = make_private_spec("USZ", images, "{case}/seg_mask.nii.gz", ["tumour=any"])
-    assert {each.values for each in check_source(spec, tmp_path, 1)} == {(0, 1)}
+    assert {each.values for each in check_source(Conversion(spec, tmp_path))} == {(0, 1)}
     strict = make_private_spec("USZ", images, "{case}/seg_mask.nii.gz", ["tumour"])
     with pytest.raises(ValueError, match=r"values \[255\]; allowed: 0 background, 1 tumour"):
-        check_source(strict, tmp_path, 1)
+        check_source(Conversion(strict, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -148,15 +149,15 @@ def test_cases_can_be_left_out(tmp_path: Path):
         write(tmp_path / f"{case}.nii.gz", intensities(1))
     (tmp_path / "c.nii.gz").write_bytes(b"broken")
     spec = make_private_spec("X", ["CT={case}.nii.gz"])
-    assert len(check_source(spec, tmp_path, 1, ["c"])) == 2
+    assert len(check_source(Conversion(spec, tmp_path, leave_out=["c"]))) == 2
     with pytest.raises(ValueError, match=r"no case or patient \['d'\] to leave out"):
-        check_source(spec, tmp_path, 1, ["d"])
+        check_source(Conversion(spec, tmp_path, leave_out=["d"]))
 
 
 def test_one_patient_makes_no_folds(tmp_path: Path):
     write(tmp_path / "a.nii.gz", intensities(1))
     with pytest.raises(ValueError, match="a: is the only complete training patient"):
-        check_source(make_private_spec("X", ["CT={case}.nii.gz"]), tmp_path, 1)
+        check_source(Conversion(make_private_spec("X", ["CT={case}.nii.gz"]), tmp_path))
 
 
 STOCK = """
@@ -189,7 +190,7 @@ def test_stock_planning_takes_a_dataset_without_labels(flat: bool, tmp_path: Pat
     if flat:
         spec = read_spec(find_specs()["Retinopathy"])
     target = ConversionTarget.of(tmp_path / "raw", tmp_path / "pre", 50, spec.name)
-    convert(spec, tmp_path / "source", target)
+    convert(Conversion(spec, tmp_path / "source"), target)
     stock(tmp_path, "extract_fingerprint_entry", "-np", "1", "--verify_dataset_integrity")
     stock(tmp_path, "plan_experiment_entry", "-gpu_memory_target", "1")
     found = json.loads((target.preprocessed / "dataset_fingerprint.json").read_text())

@@ -11,6 +11,7 @@ import SimpleITK as sitk  # noqa: N813
 from layouts import LAYOUTS
 
 from nnssl.convert.engine import ConversionTarget, convert
+from nnssl.convert.planning import Conversion
 from nnssl.convert.spec import DatasetSpec, find_specs, read_spec
 from nnssl.convert.tasks import CheckedCase
 from nnssl.convert.volumes import compare_geometry
@@ -20,7 +21,7 @@ def converted(name: str, tmp_path: Path) -> tuple[DatasetSpec, Path, list[Checke
     LAYOUTS[name].make(tmp_path / "source")
     spec = read_spec(find_specs()[name]).derive_from(tmp_path / "source")
     target = ConversionTarget.of(tmp_path / "raw", tmp_path / "preprocessed", 50, spec.name)
-    return spec, target.raw, convert(spec, tmp_path / "source", target)
+    return spec, target.raw, convert(Conversion(spec, tmp_path / "source"), target)
 
 
 def array(path: Path) -> np.ndarray:

@@ -9,6 +9,7 @@ import pytest
 
 from nnssl.convert.engine import ConversionTarget, convert
 from nnssl.convert.phantom import SIZES, draw_patient, write_phantom
+from nnssl.convert.planning import Conversion
 
 NUMBERS = range(1, 11)
 
@@ -77,7 +78,7 @@ def test_it_is_written_in_the_native_layout_and_converts(tmp_path: Path, spec, t
     assert len(files) == 3 * 5 + 1
     assert files["README.txt"].startswith(b"SYNTHETIC DATA")
     target = ConversionTarget.of(tmp_path / "raw", tmp_path / "preprocessed", 27, "ACDC")
-    assert len(convert(spec, tmp_path / "phantom", target)) == 6
+    assert len(convert(Conversion(spec, tmp_path / "phantom"), target)) == 6
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import SimpleITK as sitk  # noqa: N813
 
 from nnssl.cli import convert as command
 from nnssl.convert.engine import check_source
-from nnssl.convert.records import find_identical_images
+from nnssl.convert.planning import Conversion
+from nnssl.convert.records import describe_identical_images
 from nnssl.convert.spec import DatasetSpec
 from nnssl.convert.volumes import hash_of_voxels
 
@@ -26,18 +27,18 @@ def make_twins(root: Path, frame: int = 12, dtype: str = "float32") -> None:
 
 
 def test_twins_are_found_whatever_their_type(miniature, spec: DatasetSpec):
-    assert find_identical_images(check_source(spec, miniature.root, 1)) == []
+    assert describe_identical_images(check_source(Conversion(spec, miniature.root))) == []
     make_twins(miniature.root)
-    (twins,) = find_identical_images(check_source(spec, miniature.root, 1))
-    assert twins.cases == ("patient002_frame12", "patient005_frame12")
-    assert twins.patients == ("patient002", "patient005")
+    (twins,) = describe_identical_images(check_source(Conversion(spec, miniature.root)))
+    assert twins.startswith("patient002_frame12 and patient005_frame12 have voxel-identical images")
+    assert "their patients are patient002 and patient005; folds" in twins
 
 
 def test_two_images_of_one_patient_are_no_twins(miniature, spec: DatasetSpec):
     home = miniature.root / "training" / "patient002"
     content = gzip.decompress((home / "patient002_frame01.nii.gz").read_bytes())
     (home / "patient002_frame12.nii.gz").write_bytes(gzip.compress(content))
-    assert find_identical_images(check_source(spec, miniature.root, 1)) == []
+    assert describe_identical_images(check_source(Conversion(spec, miniature.root))) == []
 
 
 def test_shape_and_every_value_count():

@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from nnssl.convert.engine import ConversionTarget, convert
+from nnssl.convert.planning import Conversion
 from nnssl.convert.volumes import (
     compare_geometry,
     correct_bias_field,
@@ -81,10 +82,10 @@ def test_a_conversion_onto_a_full_disk_ends_equal_after_a_repeat(
         for name in ("full", "whole")
     )
     with at_most(size), pytest.raises(OSError, match=r"\.nii\.gz|File too large"):
-        convert(spec, source.root, target)
+        convert(Conversion(spec, source.root), target)
     assert target.partial.is_dir()
-    convert(spec, source.root, target)
-    convert(spec, source.root, other)
+    convert(Conversion(spec, source.root), target)
+    convert(Conversion(spec, source.root), other)
     assert tree(target.raw) == tree(other.raw)
 
 
@@ -93,12 +94,12 @@ def test_a_damaged_file_of_an_interrupted_run_is_written_anew(
 ):
     source = two_patients()
     target = ConversionTarget.of(tmp_path / "raw", tmp_path / "preprocessed", 27, "ACDC")
-    convert(spec, source.root, target)
+    convert(Conversion(spec, source.root), target)
     whole = tree(target.raw)
     target.raw.rename(target.partial)
     damaged = sorted(target.partial.rglob("*_0000.nii.gz"))[0]
     damaged.write_bytes(damaged.read_bytes()[:-5])
-    convert(spec, source.root, target)
+    convert(Conversion(spec, source.root), target)
     assert tree(target.raw) == whole
 
 
