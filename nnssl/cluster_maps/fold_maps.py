@@ -42,16 +42,7 @@ def cluster_dataset(
     name: str,
     workers: int,
 ) -> tuple[Path, list[float]]:
-    """Make the cluster maps of a configuration.
-
-    Maps that another process is making are waited for.
-
-    Args:
-        root: `nnUNet_preprocessed`.
-        dataset_id, configuration, plans_name: as in nnU-Net's commands.
-        recipe: the knobs.
-        name: of the dense targets.
-        workers: processes.
+    """Make the cluster maps of a configuration; maps that another process is making are waited for.
 
     Returns:
         The folder of the maps and the share of each cluster.
@@ -134,11 +125,7 @@ def _choose_recipe(wanted: DenseTargets, run: TargetRun) -> ClusterRecipe | None
 
 
 def check_maps(wanted: DenseTargets, run: TargetRun) -> None:
-    """Refuse a pre-training run whose cluster maps are missing or were made for another one.
-
-    Raises:
-        ValueError: with the command that makes them.
-    """
+    """Refuse a pre-training run whose cluster maps are missing or were made for another one."""
     check_name(wanted.name, "objective.maps", RESERVED)
     folder = run.folders.dense_target(wanted.name)
     problem = _find_problem(folder, wanted, run)

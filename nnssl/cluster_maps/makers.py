@@ -14,14 +14,10 @@ from nnssl.objectives import DenseTargets
 
 @dataclass(frozen=True)
 class Image:
-    """An image that has a map, or gets one.
-
-    Attributes:
-        identifier: its name.
-        folder: of an image without label (see `Case`); None: a case of the dataset.
-    """
+    """An image that has a map, or gets one."""
 
     identifier: str
+    # of an image without label (see `Case`); None: a case of the dataset
     folder: Path | None = None
 
     def map(self, maps: Path) -> Path:
@@ -39,33 +35,23 @@ class Image:
 
 @dataclass(frozen=True)
 class TargetRun:
-    """A pre-training run, as far as its dense targets depend on it.
+    """A pre-training run, as far as its dense targets depend on it."""
 
-    Attributes:
-        folders: where images are read, and maps written (`folders.dense_target(name)`).
-        plans: nnU-Net's.
-        configuration: name of the configuration.
-        training: identifiers of the training cases: nothing else may be learned from.
-        images: all that the run reads, validation cases and images without labels included.
-    """
-
-    folders: DataFolders
+    folders: DataFolders  # where images are read, and maps written (`folders.dense_target(name)`)
     plans: Mapping[str, Any]
     configuration: str
-    training: tuple[str, ...]
+    training: tuple[str, ...]  # identifiers of the training cases: nothing else may be learned from
+    # all that the run reads, validation cases and images without labels included
     images: tuple[Image, ...]
 
 
 @dataclass(frozen=True)
 class Maker:
-    """Who makes dense targets of one kind.
+    """Who makes dense targets of one kind."""
 
-    Attributes:
-        make: makes what a run lacks, before its first step, and logs it; every rank calls this at
-            once, so one works and the others wait.
-        check: refuses, by a ValueError that tells the way out, maps that are missing or were made
-            for something else.
-    """
-
+    # makes what a run lacks, before its first step, and logs it; every rank calls this at once, so
+    # one works and the others wait
     make: Callable[[DenseTargets, TargetRun, Callable[[str], None]], None]
+    # refuses, by a ValueError that tells the way out, maps that are missing or were made for
+    # something else
     check: Callable[[DenseTargets, TargetRun], None]

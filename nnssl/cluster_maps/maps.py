@@ -35,21 +35,13 @@ HIGHEST_SCORE = 3.0  # standard deviations at which features are cut off
 
 @dataclass(frozen=True)
 class MapJob:
-    """Where maps come from and go to; can be sent to another process.
+    """Where maps come from and go to; can be sent to another process."""
 
-    Attributes:
-        preprocessed: nnU-Net's folder of the configuration.
-        folder: of the maps of the fold.
-        recipe: the knobs.
-        spacing: millimetres per voxel on the image's own axes (2 or 3).
-        patch: planned patch size, as many axes.
-    """
-
-    preprocessed: Path
-    folder: Path
+    preprocessed: Path  # nnU-Net's folder of the configuration
+    folder: Path  # of the maps of the fold
     recipe: ClusterRecipe
-    spacing: tuple[float, ...]
-    patch: tuple[int, ...]
+    spacing: tuple[float, ...]  # millimetres per voxel on the image's own axes (2 or 3)
+    patch: tuple[int, ...]  # planned patch size, as many axes
 
 
 def make_maps(
@@ -65,17 +57,11 @@ def make_maps(
     Maps that are there stay until others are whole. A folder of something else is left alone.
 
     Args:
-        job: the task.
-        plans, configuration: nnU-Net's.
         training: identifiers that k-means may see.
         images: cases of the fold and images without labels; all get maps from the same centres.
-        workers: processes.
 
     Returns:
         Share of each cluster among all voxels that have one.
-
-    Raises:
-        ValueError: the folder holds something else.
     """
     wanted = make_manifest(job.recipe, plans, configuration, job.preprocessed, training)
     new = replace(job, folder=job.folder.with_name(f".{job.folder.name}_new"))

@@ -12,21 +12,13 @@ FEWEST_VOLUMES = 3  # volumes per step that a contrast between volumes should se
 
 @dataclass(frozen=True)
 class Budget:
-    """Division of one step's voxels, per process.
+    """Division of one step's voxels, per process."""
 
-    Attributes:
-        patch_size: size of a full view in voxels.
-        raw_patch: size of the raw patch that the loader delivers.
-        samples: raw patches.
-        views: network inputs per raw patch, in units of full views.
-        planned: voxels that nnU-Net's plan spends per step.
-    """
-
-    patch_size: tuple[int, ...]
-    raw_patch: tuple[int, ...]
+    patch_size: tuple[int, ...]  # of a full view, in voxels
+    raw_patch: tuple[int, ...]  # that the loader delivers
     samples: int
-    views: float
-    planned: int
+    views: float  # network inputs per raw patch, in units of full views
+    planned: int  # voxels that nnU-Net's plan spends per step
 
     @property
     def voxels(self) -> int:
@@ -48,31 +40,21 @@ class Budget:
 
 @dataclass(frozen=True)
 class BudgetRequest:
-    """What the plans allow and what the objective asks for.
+    """What the plans allow and what the objective asks for."""
 
-    Attributes:
-        planned_patch, planned_batch: nnU-Net's own patch size and batch size.
-        stride: total stride of the encoder per axis.
-        views: full views per raw patch.
-        share: share of the U-Net's activations that the objective keeps (1: encoder and decoder).
-        least: raw patches that the objective asks for before they may be larger; None:
-            planned_batch.
-        parts: parts S of which a step must hold whole multiples (1: no structure).
-        median: median volume in voxels (3 axes), for leaving S positions along `axis`.
-        axis: array axis of the position.
-        patch_size, samples: fixed by the user, or None.
-    """
-
-    planned_patch: tuple[int, ...]
+    planned_patch: tuple[int, ...]  # nnU-Net's own
     planned_batch: int
-    stride: tuple[int, ...]
-    views: float
+    stride: tuple[int, ...]  # total stride of the encoder per axis
+    views: float  # full views per raw patch
+    # share of the U-Net's activations that the objective keeps (1: encoder and decoder)
     share: float = 1.0
+    # raw patches that the objective asks for before they may be larger; None: planned_batch
     least: int | None = None
-    parts: int = 1
+    parts: int = 1  # parts S of which a step must hold whole multiples (1: no structure)
+    # median volume in voxels (3 axes), for leaving S positions along `axis`
     median: tuple[float, ...] = ()
-    axis: int = 0
-    patch_size: tuple[int, ...] | None = None
+    axis: int = 0  # array axis of the position
+    patch_size: tuple[int, ...] | None = None  # fixed by the user, as samples; or None
     samples: int | None = None
 
 

@@ -28,48 +28,29 @@ REORIENTING = "NibabelIOWithReorient"
 
 @dataclass(frozen=True)
 class Case:
-    """One preprocessed case, with what the sampler has to know about it.
-
-    Attributes:
-        identifier: nnU-Net's case identifier.
-        patient: number of the patient, for drawing distinct patients.
-        dataset: number of the dataset of origin.
-        shape: shape of the volume (3 axes, array order).
-        axis: array axis along which position is measured.
-        sign: +1 if position grows with the index, else -1.
-        folder: where its image lies; None: the preprocessed folder of the configuration.
-    """
+    """One preprocessed case, with what the sampler has to know about it."""
 
     identifier: str
-    patient: int
-    dataset: int
-    shape: tuple[int, int, int]
-    axis: int
-    sign: int
+    patient: int  # number, for drawing distinct patients
+    dataset: int  # number of the dataset of origin
+    shape: tuple[int, int, int]  # of the volume, array order
+    axis: int  # array axis along which position is measured
+    sign: int  # +1 if position grows with the index, else -1
+    # where its image lies; None: the preprocessed folder of the configuration
     folder: Path | None = None
 
 
 def dense_target_folder(maps: Path, folder: Path | None) -> Path:
-    """Where the dense targets of images lie.
-
-    Args:
-        maps: folder of one kind of dense targets.
-        folder: of the images, see `Case`; those of a collection lie in one of its name.
-    """
+    """Where the dense targets of images lie; `folder` of the images: see `Case`."""
     return maps if folder is None else maps / UNLABELLED / folder.name
 
 
 @dataclass(frozen=True)
 class DataFolders:
-    """Where a configuration's data lie.
+    """Where a configuration's data lie."""
 
-    Attributes:
-        preprocessed: nnU-Net's folder (`data_identifier`); nothing of ours is written there.
-        fold: number, or `all`; every fold has dense targets of its own, made from its own
-            training cases.
-    """
-
-    preprocessed: Path
+    preprocessed: Path  # nnU-Net's; nothing of ours is written there
+    # number, or `all`; every fold has dense targets of its own, made from its training cases
     fold: int | str
 
     @property
@@ -100,16 +81,12 @@ def read_case_table(
     position_axis: PositionAxis,
     reader: str = "SimpleITKIO",
 ) -> list[Case]:
-    """Cases in sorted order of their identifiers.
+    """Cases in sorted order of their identifiers; what is read of the images is cached.
 
     Args:
-        folder: nnU-Net's preprocessed folder of the configuration (`data_identifier`); what is read
-            of the images is cached in nnSSL's folder for it.
-        identifiers: cases of the fold.
         transpose: `transpose_forward` of the plans.
-        position_axis: knob of the sampling.
-        reader: `image_reader_writer` of the plans; one that reorients makes what the converter
-            has recorded of the file's orientation useless for the array.
+        reader: `image_reader_writer` of the plans; one that reorients makes what the converter has
+            recorded of the file's orientation useless for the array.
     """
     identifiers = sorted(identifiers)
     records = read_cases(folder.parent, identifiers)
@@ -199,11 +176,7 @@ def _read_geometry(file: Path, identifier: str, orientation: str | None) -> dict
 
 
 def parse_orientation(orientation: str) -> list[float]:
-    """3x3 direction matrix, row-major, of three letters such as `LPS`: where x, y and z grow.
-
-    Raises:
-        ValueError: not three letters, one each of L or R, P or A, S or I.
-    """
+    """3x3 direction matrix, row-major, of three letters such as `LPS`: where x, y and z grow."""
     found = [TOWARDS.get(letter) for letter in orientation]
     if len(found) != 3 or None in found or len({axis for axis, _ in filter(None, found)}) != 3:
         raise ValueError(

@@ -28,7 +28,6 @@ class SteppedLoader:
 
     Args:
         make_batch: step -> dict of tensors, lists and strings; picklable where workers are spawned.
-        first_step: the step to begin with.
         workers: background processes; 0 works in the main process.
         pin_memory: puts the tensors into page-locked memory (for CUDA).
         prefetch: batches prepared ahead, over all workers; each worker is at least two ahead.

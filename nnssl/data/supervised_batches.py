@@ -22,15 +22,9 @@ class SeededBatches:
 
     The loader and its transforms draw from the global generators of NumPy, torch and Python; all
     three are seeded before each batch, so that it depends on seed, stream, rank and step only.
-
-    Attributes:
-        loader: an `nnUNetDataLoader`.
-        seed: of the run.
-        stream: `train` or `validation`.
-        rank: number of the process.
     """
 
-    loader: Any
+    loader: Any  # an `nnUNetDataLoader`
     seed: int
     stream: Literal["train", "validation"]
     rank: int = 0

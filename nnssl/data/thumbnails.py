@@ -23,10 +23,9 @@ SAVE_EVERY = 500  # new thumbnails
 def load_thumbnails(
     files: Mapping[str, Path], cache: Path, read: Callable[[Path], np.ndarray] | None = None
 ) -> np.ndarray:
-    """Thumbnails of images, made once and cached while their files stay the same.
+    """Thumbnails of images (name -> file), made once and cached while their files stay the same.
 
     Args:
-        files: name -> file.
         cache: file to keep them in (`.npz`); where it cannot be written, nothing is kept.
         read: makes the thumbnail of a file; None: `read_thumbnail`.
 
@@ -79,11 +78,7 @@ def make_thumbnail(image: Any) -> np.ndarray:
 
 
 def read_thumbnail(file: Path) -> np.ndarray:
-    """Thumbnail of a preprocessed image.
-
-    Raises:
-        CaseError: it cannot be read.
-    """
+    """Thumbnail of a preprocessed image; CaseError where it cannot be read."""
     try:
         return make_thumbnail(open_image(file))
     except CaseError:

@@ -32,7 +32,6 @@ class TissueShare:
         """Share of tissue in a box (3, 2) of the volume, 0 to 1; outside the volume is air.
 
         Args:
-            identifier: the case.
             box: first voxel and end on each axis.
             folder: of an image that lies elsewhere (see `Case`); its cache lies in there.
         """

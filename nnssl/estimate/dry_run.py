@@ -30,19 +30,11 @@ WORKERS, WANDB = "nnUNet_n_proc_DA", "nnUNet_wandb_enabled"
 
 @dataclass(frozen=True)
 class DryRun:
-    """What `nnUNetv2_train` is told beside the trainer's name.
+    """What `nnUNetv2_train` is told beside the trainer's name."""
 
-    Attributes:
-        dataset: number or name of the dataset.
-        configuration: for instance `2d`.
-        fold: number of the fold, or `all`.
-        plans: name of the plans.
-        device: where to train.
-    """
-
-    dataset: str
+    dataset: str  # number or name of the dataset
     configuration: str
-    fold: str = "0"
+    fold: str = "0"  # number of the fold, or `all`
     plans: str = "nnUNetPlans"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -66,9 +58,6 @@ def dry_folders(job: DryRun) -> Iterator[Path]:
     """Lets nnU-Net see an empty folder of results, and a copy of the dataset made of links.
 
     Whatever a trainer writes (log, splits, caches, checkpoints) is gone afterwards.
-
-    Yields:
-        The temporary folder.
     """
     source = job.find_source()
     with _terminated_tidily(), TemporaryDirectory(prefix="nnssl_dry_") as name:
@@ -156,11 +145,7 @@ def build_trainer(name: str, job: DryRun) -> Any:
 
 
 def find_trainer_class(name: str) -> Any:
-    """The trainer class of a name, whether or not nnSSL is registered with nnU-Net.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The trainer class of a name, whether or not nnSSL is registered with nnU-Net."""
     if name.startswith(TRAINER_PREFIX):
         return trainer_class(name)
     folder = Path(nnunetv2.__path__[0]) / "training" / "nnUNetTrainer"

@@ -40,42 +40,25 @@ GIBIBYTE = 2**30
 
 @dataclass(frozen=True)
 class Estimate:
-    """Figures of a run of `trainer`, the final validation not counted.
-
-    Attributes:
-        trainer: its name.
-        job: dataset, configuration, fold, plans, device.
-        workers: of the loader.
-        steps, val_steps: of the whole run.
-        seconds_per_step: median wall seconds of a step, and the mean of what it waits for data.
-        seconds_waited: the latter alone.
-        seconds_per_val_step: median wall seconds, waiting included.
-        batch_seconds: processor seconds that a batch costs a worker.
-        memory_bytes: on CUDA what torch allocates at most, else growth of the process; or None.
-        memory_limit: of the CUDA device, or None.
-        checkpoint_bytes: of all checkpoints that lie side by side while one is written.
-        cache_bytes: of nnSSL's own files beside the preprocessed data.
-        free_bytes: on the disk of `nnUNet_results`, or None.
-        read_rate: compressed bytes per second that the loader has to read.
-        machine: where and when it was measured.
-    """
+    """Figures of a run of `trainer`, the final validation not counted."""
 
     trainer: str
     job: dict[str, str]
-    workers: int
-    steps: int
-    val_steps: int
-    seconds_per_step: float
-    seconds_waited: float
-    seconds_per_val_step: float
-    batch_seconds: float
+    workers: int  # of the loader
+    steps: int  # of the whole run
+    val_steps: int  # of the whole run, as steps
+    seconds_per_step: float  # median wall seconds of a step, and the mean of what it waits for data
+    seconds_waited: float  # the latter alone
+    seconds_per_val_step: float  # median wall seconds, waiting included
+    batch_seconds: float  # processor seconds that a batch costs a worker
+    # on CUDA what torch allocates at most, else growth of the process; or None
     memory_bytes: int | None
-    memory_limit: int | None
-    checkpoint_bytes: int
-    cache_bytes: int
-    free_bytes: int | None
-    read_rate: float
-    machine: dict[str, Any]
+    memory_limit: int | None  # of the CUDA device, or None
+    checkpoint_bytes: int  # of all checkpoints that lie side by side while one is written
+    cache_bytes: int  # of nnSSL's own files beside the preprocessed data
+    free_bytes: int | None  # on the disk of `nnUNet_results`, or None
+    read_rate: float  # compressed bytes per second that the loader has to read
+    machine: dict[str, Any]  # where and when it was measured
 
     @property
     def hours(self) -> float:
@@ -132,12 +115,6 @@ class Estimate:
 
 def estimate(trainer: str, job: DryRun, workers: int, steps: int = DRY_STEPS) -> Estimate:
     """Runs dry steps of a trainer with its real loaders, in temporary folders.
-
-    Args:
-        trainer: name of a trainer of nnSSL or nnU-Net.
-        job: what it would train on.
-        workers: background processes of the loader.
-        steps: dry steps to be timed.
 
     Raises:
         ValueError, RuntimeError: what nnU-Net or the trainer refuses.

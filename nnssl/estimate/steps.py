@@ -26,46 +26,28 @@ TakePhases = Callable[[], Mapping[str, float]]  # seconds per phase since the la
 
 @dataclass(frozen=True)
 class Step:
-    """One timed step.
+    """One timed step."""
 
-    Attributes:
-        began: time at which its batch was asked for, on the wall clock of `perf_counter`.
-        waited: wall seconds until the batch was there.
-        wall: wall seconds of `train_step`, the device synchronised.
-        processor: processor seconds of the training thread in `train_step`.
-        phases: seconds by phase; empty where nothing tells them apart.
-    """
-
-    began: float
-    waited: float
-    wall: float
-    processor: float
-    phases: Mapping[str, float]
+    began: float  # time at which its batch was asked for, on the wall clock of `perf_counter`
+    waited: float  # wall seconds until the batch was there
+    wall: float  # wall seconds of `train_step`, the device synchronised
+    processor: float  # processor seconds of the training thread in `train_step`
+    phases: Mapping[str, float]  # seconds by phase; empty where nothing tells them apart
 
 
 @dataclass
 class TimedTrainer:
-    """A trainer whose steps are timed.
+    """A trainer whose steps are timed."""
 
-    Attributes:
-        trainer: initialised, warmed up.
-        loader: its training loader with real workers.
-        val_loader: its validation loader, or None.
-        workers: of the loader.
-        batch_seconds: processor seconds that a batch costs a worker, of each made in this process.
-        peak_bytes: see `MemoryMeter`; None where unknown.
-        take_phases: tells the phases of a step.
-        steps: those that were timed.
-    """
-
-    trainer: Any
-    loader: Any
-    val_loader: Any
-    workers: int
+    trainer: Any  # initialised, warmed up
+    loader: Any  # its training loader with real workers
+    val_loader: Any  # its validation loader, or None
+    workers: int  # of the loader
+    # processor seconds that a batch costs a worker, of each made in this process
     batch_seconds: Sequence[float]
-    peak_bytes: int | None
-    take_phases: TakePhases
-    steps: list[Step] = field(default_factory=list)
+    peak_bytes: int | None  # see `MemoryMeter`; None where unknown
+    take_phases: TakePhases  # tells the phases of a step
+    steps: list[Step] = field(default_factory=list)  # those that were timed
 
     def run_block(self, steps: int) -> None:
         """Drops the lead of the workers, does one step untimed, then `steps` timed ones."""
@@ -112,9 +94,6 @@ def open_timed(
     """Builds a trainer, warms it up and opens its loaders; call it inside `dry_folders`.
 
     Args:
-        name: of the trainer.
-        job: what it trains on.
-        workers: background processes of the loader.
         timed_steps: steps that will be timed, for making the caches that these need beforehand.
         instrument: hooks that tell the phases of a step, and are gone afterwards.
     """

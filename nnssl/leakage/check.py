@@ -25,20 +25,12 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated: validation cases of a fold.
+    """What is evaluated: validation cases of a fold."""
 
-    Attributes:
-        dataset: `nnUNet_preprocessed/DatasetXXX_NAME`.
-        fold: number of the fold, or `all`.
-        validation: the cases.
-        configuration_folder: nnU-Net's folder of the configuration in the dataset; for comparing by
-            content.
-    """
-
-    dataset: Path
+    dataset: Path  # `nnUNet_preprocessed/DatasetXXX_NAME`
     fold: int | str
     validation: Sequence[str]
-    configuration_folder: Path | None = None
+    configuration_folder: Path | None = None  # nnU-Net's, for comparing by content
 
     @cached_property
     def records(self) -> dict[str, CaseRecord]:
@@ -53,33 +45,21 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence of the report.
-
-    Attributes:
-        by: the way in which it was looked for.
-        verdict: `clean`, `contaminated`, `possible` (it may share images), or `unknown` (it could
-            not be looked for).
-        text: the sentence.
-        cases: cases of the evaluation that it is about.
-    """
+    """One sentence of the report."""
 
     by: Literal["source", "fold", "patient", "dataset", "content"]
+    # possible: it may share images; unknown: it could not be looked for
     verdict: Literal["clean", "contaminated", "possible", "unknown"]
     text: str
-    cases: tuple[str, ...] = ()
+    cases: tuple[str, ...] = ()  # cases of the evaluation that it is about
 
 
 @dataclass(frozen=True)
 class Contamination:
-    """What was looked for and found.
-
-    Attributes:
-        findings: all of it.
-        compared: whether patients, or the folds of a pool's member, could be compared.
-    """
+    """What was looked for and found."""
 
     findings: tuple[Finding, ...]
-    compared: bool = False
+    compared: bool = False  # whether patients, or the folds of a pool's member, could be compared
 
     @property
     def contaminated(self) -> bool | None:
@@ -105,8 +85,6 @@ def check(seen: Seen, evaluation: Evaluation, content: bool = False) -> Contamin
     resampling, scaling, mirroring; not after cropping.
 
     Args:
-        seen: what pre-training has seen.
-        evaluation: what is evaluated.
         content: whether to compare by content, which reads every image once.
 
     Raises:

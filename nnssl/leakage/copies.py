@@ -27,11 +27,7 @@ class Copy(NamedTuple):
 
 
 def load_case_thumbnails(folder: Path | None, cases: Sequence[str]) -> np.ndarray:
-    """Thumbnails (N, cells) of preprocessed cases, made once.
-
-    Args:
-        folder: nnU-Net's folder of the configuration; None where it is not known.
-        cases: identifiers.
+    """Thumbnails (N, cells) of preprocessed cases in a folder of nnU-Net, made once.
 
     Raises:
         CaseError: the folder is not known, or an image is missing or cannot be read.
@@ -46,8 +42,6 @@ def find_copies(queries: np.ndarray, candidates: np.ndarray, flips: bool) -> lis
     """All pairs whose correlation reaches `THRESHOLD`.
 
     Args:
-        queries: (N, cells).
-        candidates: (M, cells).
         flips: compare with the queries mirrored along every axis as well, for images that came by
             another reader or format.
     """

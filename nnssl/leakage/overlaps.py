@@ -26,11 +26,7 @@ class Overlap(NamedTuple):
 def find_overlaps(
     seen: Iterable[str], evaluated: Iterable[str], file: Path = FILE
 ) -> list[Overlap]:
-    """Entries of the table for any pair of differently named datasets of origin.
-
-    Raises:
-        ValueError: the table is broken; file and entry are named.
-    """
+    """Entries of the table for any pair of differently named datasets of origin."""
     names, table = _read_table(file)
     found = []
     for one, other in itertools.product(sorted(set(seen)), sorted(set(evaluated))):

@@ -15,21 +15,13 @@ UNKNOWN = "it cannot be told whether the source has seen the patients that valid
 
 @dataclass(frozen=True)
 class SourceJudgement:
-    """What is to be said of weights that a run starts from.
+    """What is to be said of weights that a run starts from."""
 
-    Attributes:
-        is_same_dataset: whether they were pre-trained on the dataset of the evaluation.
-        contaminated: None: it cannot be told.
-        reasons: sentences that speak against an honest evaluation.
-        cases: validation cases whose patients were seen.
-        origin: dataset and fold of the pre-training.
-    """
-
-    is_same_dataset: bool = False
-    contaminated: bool | None = None
-    reasons: tuple[str, ...] = ()
-    cases: tuple[str, ...] = ()
-    origin: Mapping[str, Any] | None = None
+    is_same_dataset: bool = False  # whether they were pre-trained on the dataset of the evaluation
+    contaminated: bool | None = None  # None: it cannot be told
+    reasons: tuple[str, ...] = ()  # sentences that speak against an honest evaluation
+    cases: tuple[str, ...] = ()  # validation cases whose patients were seen
+    origin: Mapping[str, Any] | None = None  # dataset and fold of the pre-training
 
     @property
     def record(self) -> dict[str, Any]:
@@ -49,14 +41,7 @@ class SourceJudgement:
         return [f"CONTAMINATED{allowed}: {reason} {honest}" for reason in self.reasons]
 
     def refuse(self, allowed: bool) -> None:
-        """Refuses contaminated weights of a pool or another dataset; others bring a warning only.
-
-        Args:
-            allowed: knob `weights.allow_contamination`.
-
-        Raises:
-            ValueError: they are contaminated.
-        """
+        """Refuse contaminated weights of a pool or another dataset; others bring a warning only."""
         if not self.contaminated or allowed or self.is_same_dataset:
             return
         raise ValueError(
@@ -76,7 +61,6 @@ def judge_source(own: Mapping[str, Any], evaluation: Evaluation) -> SourceJudgem
 
     Args:
         own: the part under `nnssl` of the checkpoint; empty for a stock one.
-        evaluation: what is evaluated.
     """
     if evaluation.fold == "all":
         return SourceJudgement()

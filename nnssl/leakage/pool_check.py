@@ -29,10 +29,6 @@ def describe_overlaps(pool: DatasetPool) -> list[str]:
 def check_pool(roots: Roots, number: int) -> list[str]:
     """What is wrong with a pool; empty: nothing.
 
-    Args:
-        roots: nnU-Net's folders.
-        number: id of the pool.
-
     Raises:
         ValueError: there is no such pool, or a member cannot be read.
     """
@@ -77,13 +73,7 @@ def _check_files(
 
 
 def check_runs(results: Path, roots: Roots, number: int) -> Iterator[tuple[str, bool | None]]:
-    """Fine-tuned runs that started from the pool: one sentence each, and whether it is honest.
-
-    Args:
-        results: `nnUNet_results`.
-        roots: nnU-Net's folders.
-        number: id of the pool.
-    """
+    """Fine-tuned runs that started from the pool: one sentence each, and whether it is honest."""
     pool = roots.dataset(number)
     for file in sorted(results.glob(f"Dataset*/*/fold_*/{FINAL}")):
         own = read_checkpoint(file, mmap=True).get("nnssl", {})

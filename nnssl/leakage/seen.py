@@ -31,34 +31,22 @@ class SeenImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Seen:
-    """What a pre-training has seen, by its checkpoint and the records of its dataset.
+    """What a pre-training has seen, by its checkpoint and the records of its dataset."""
 
-    Attributes:
-        dataset: `nnUNet_preprocessed/DatasetXXX_NAME`, whether or not it is at hand.
-        fold: its fold, or `all`.
-        configuration: nnU-Net's configuration.
-        plans: name of the plans.
-        configuration_folder: nnU-Net's folder of the configuration; None: not known.
-        cases: its training cases; None: the weights are not those of an nnSSL pre-training, or do
-            not say it.
-        records: origin of these cases; where the dataset has no records, each is a patient.
-        has_records: whether the dataset has records of at least one of these cases.
-        images: images without labels.
-        members: of a pool: name of each dataset in it -> datasets of origin.
-        folds: of a pool: name of each dataset in it -> hash of its folds.
-    """
-
-    dataset: Path
-    fold: int | str | None
-    configuration: str | None
-    plans: str | None
-    configuration_folder: Path | None
+    dataset: Path  # `nnUNet_preprocessed/DatasetXXX_NAME`, whether or not it is at hand
+    fold: int | str | None  # its fold, or `all`
+    configuration: str | None  # nnU-Net's configuration
+    plans: str | None  # name of the plans
+    configuration_folder: Path | None  # nnU-Net's folder of the configuration; None: not known
+    # its training cases; None: the weights are not those of an nnSSL pre-training, or do not say it
     cases: tuple[str, ...] | None
+    # origin of these cases; where the dataset has no records, each is a patient
     records: Mapping[str, CaseRecord]
-    has_records: bool
-    images: tuple[SeenImage, ...]
+    has_records: bool  # whether the dataset has records of at least one of these cases
+    images: tuple[SeenImage, ...]  # images without labels
+    # of a pool: name of each dataset in it -> datasets of origin
     members: Mapping[str, Sequence[str]]
-    folds: Mapping[str, str]
+    folds: Mapping[str, str]  # of a pool: name of each dataset in it -> hash of its folds
 
     @classmethod
     def of(cls, own: Mapping[str, Any], preprocessed: Path) -> Seen:
@@ -66,7 +54,6 @@ class Seen:
 
         Args:
             own: the part under `nnssl` of the checkpoint; empty for a stock one.
-            preprocessed: `nnUNet_preprocessed`.
 
         Raises:
             ValueError: the records of the dataset are damaged.
@@ -128,13 +115,7 @@ def find_images(
     own: Path,
     read: Callable[[Path], list[UnlabelledImage]] = read_images,
 ) -> list[UnlabelledImage | None]:
-    """Records of images that a checkpoint lists; None for one that is gone or has changed.
-
-    Args:
-        images: as listed.
-        own: nnssl's folder of the configuration.
-        read: gives the records of a collection.
-    """
+    """Records of images that a checkpoint lists; None for one that is gone or has changed."""
     folders = find_collections(own)
     known = {
         (name, record.identifier): record

@@ -18,26 +18,18 @@ from nnssl.nnunet.paths import RAW, TEST_IMAGES, find_raw_images, find_root
 
 @dataclass(frozen=True)
 class TestSet:
-    """Test images, which nnU-Net keeps raw only.
-
-    Attributes:
-        patients: identifier -> patient; a case without record is a patient of its own.
-        files: identifier -> files of its channels, where they are at hand.
-    """
+    """Test images, which nnU-Net keeps raw only."""
 
     __test__ = False  # no class of tests
 
+    # identifier -> patient; a case without record is a patient of its own
     patients: dict[str, str] = field(default_factory=dict)
+    # identifier -> files of its channels, where they are at hand
     files: dict[str, list[Path]] = field(default_factory=dict)
 
 
 def read_test_set(dataset: Path, ending: str) -> TestSet:
-    """The test set by the dataset's records and by what lies in `nnUNet_raw`.
-
-    Args:
-        dataset: `nnUNet_preprocessed/DatasetXXX_NAME`.
-        ending: of the raw files.
-    """
+    """The test set by the dataset's records and by what lies in `nnUNet_raw`."""
     test, known = read_all_cases(dataset, "Ts"), read_all_cases(dataset)
     root = find_root(RAW)
     files = find_raw_images(root / dataset.name / TEST_IMAGES, ending) if root else {}
@@ -49,11 +41,6 @@ def load_test_thumbnails(test: TestSet, own: Path, plan: PreprocessingPlan) -> n
     """Thumbnails (N, cells) of all test images, made once from the raw images.
 
     They are preprocessed like all others before, so that cropping and order of axes agree.
-
-    Args:
-        test: the test set.
-        own: nnssl's folder of the configuration; thumbnails are kept there.
-        plan: how to preprocess.
 
     Returns:
         None where some image is neither at hand nor known from before.

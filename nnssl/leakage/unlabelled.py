@@ -37,16 +37,11 @@ NOT_COMPARED = "patients unknown, test images not at hand to compare with"
 
 @dataclass(frozen=True)
 class ChosenImage:
-    """One image without label that may be trained on.
+    """One image without label that may be trained on."""
 
-    Attributes:
-        folder: of its collection, which has the folder's name.
-        image: its record.
-        dataset: dataset of origin: that of its patient in the dataset, else the collection's name.
-    """
-
-    folder: Path
-    image: UnlabelledImage
+    folder: Path  # of its collection, which has the folder's name
+    image: UnlabelledImage  # its record
+    # dataset of origin: that of its patient in the dataset, else the collection's name
     dataset: str
 
     @property
@@ -56,15 +51,10 @@ class ChosenImage:
 
 @dataclass(frozen=True)
 class ChosenImages:
-    """What a run trains on beside its training cases.
+    """What a run trains on beside its training cases."""
 
-    Attributes:
-        members: the images, sorted by collection and identifier.
-        left_out: why -> number of images.
-    """
-
-    members: tuple[ChosenImage, ...] = ()
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    members: tuple[ChosenImage, ...] = ()  # the images, sorted by collection and identifier
+    left_out: Mapping[str, int] = field(default_factory=dict)  # why -> number of images
 
     def describe(self) -> str:
         """One line for the log."""
@@ -96,12 +86,6 @@ class ChosenImages:
 
         Patients and datasets of origin that training cases have keep their numbers, so that images
         of one patient count as one patient; others get numbers of their own.
-
-        Args:
-            training: the training cases.
-            dataset: `nnUNet_preprocessed/DatasetXXX_NAME`.
-            transpose: `transpose_forward` of the plans.
-            position_axis: knob of the sampling.
         """
         records = read_cases(dataset, [case.identifier for case in training])
         patients = {records[case.identifier].key: case.patient for case in training}
@@ -120,19 +104,12 @@ class ChosenImages:
 
 @dataclass(frozen=True)
 class PretrainingFold:
-    """A fold of a dataset: what is trained on, and what is held back.
+    """A fold of a dataset: what is trained on, and what is held back."""
 
-    Attributes:
-        preprocessed: nnU-Net's folder of the configuration.
-        plan: plans and configuration.
-        training: identifiers of the training cases.
-        validation: identifiers of the validation cases; none for fold `all`.
-    """
-
-    preprocessed: Path
+    preprocessed: Path  # nnU-Net's folder of the configuration
     plan: PreprocessingPlan
-    training: tuple[str, ...]
-    validation: tuple[str, ...]
+    training: tuple[str, ...]  # identifiers
+    validation: tuple[str, ...]  # identifiers; none for fold `all`
 
     @property
     def dataset(self) -> Path:
@@ -167,7 +144,6 @@ def choose_images(fold: PretrainingFold, wanted: bool | Sequence[str]) -> Chosen
     left out.
 
     Args:
-        fold: what is trained on and held back.
         wanted: all collections, none, or those of these names.
 
     Raises:

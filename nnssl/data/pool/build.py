@@ -34,30 +34,20 @@ from nnssl.nnunet.plans import read_plans
 
 @dataclass(frozen=True)
 class PoolRequest:
-    """What the user asks for.
-
-    Attributes:
-        number: id of the pool.
-        name: its name.
-        members: ids of the datasets.
-        plans: name of the plans: those of `plans_of`, or the new ones.
-        configuration: `2d` or `3d_fullres`, for instance.
-        plans_of: id of the dataset whose architecture and patch the pool gets; None: nnU-Net's
-            planner plans for the mix.
-        spacing: policy.
-        spacing_of: id of the dataset whose planned spacing `target` means; None: the plans' own.
-        window: bounds of CT in HU; None: those of the plans of `plans_of`, else -1000 to 1000.
-        planner: nnU-Net's planner for the mix.
-    """
+    """What the user asks for."""
 
     number: int
     name: str
-    members: tuple[int, ...]
-    plans: str
+    members: tuple[int, ...]  # ids of the datasets
+    plans: str  # name of the plans: those of `plans_of`, or the new ones
     configuration: str
+    # id of the dataset whose architecture and patch the pool gets; None: nnU-Net's planner plans
+    # for the mix
     plans_of: int | None = None
     spacing: SpacingPolicy = "target"
+    # id of the dataset whose planned spacing `target` means; None: the plans' own
     spacing_of: int | None = None
+    # bounds of CT in HU; None: those of the plans of `plans_of`, else -1000 to 1000
     window: tuple[float, float] | None = None
     planner: str = PLANNER
 
@@ -76,25 +66,15 @@ class PoolRequest:
 
 @dataclass(frozen=True)
 class PoolDraft:
-    """A checked request; nothing is written yet.
-
-    Attributes:
-        request: what was asked for.
-        roots: nnU-Net's folders.
-        target: the pool's folders.
-        pool: its cases and folds.
-        source: plans of `plans_of`.
-        window: statistics of CT.
-        spacing: planned spacing of `spacing_of`.
-    """
+    """A checked request; nothing is written yet."""
 
     request: PoolRequest
     roots: Roots
     target: ConversionTarget
     pool: DatasetPool
-    source: Mapping[str, Any] | None
-    window: Mapping[str, float]
-    spacing: list[float] | None
+    source: Mapping[str, Any] | None  # plans of `plans_of`
+    window: Mapping[str, float]  # statistics of CT
+    spacing: list[float] | None  # planned spacing of `spacing_of`
 
     def make_plans(self) -> dict[str, Any]:
         """The pool's plans; nnU-Net's planner needs what `_describe` writes."""
@@ -142,15 +122,7 @@ def draft(request: PoolRequest, roots: Roots) -> PoolDraft:
 
 
 def build(made: PoolDraft, workers: int) -> dict[str, Any]:
-    """Write the pool; what an earlier run has finished stays. The plans come last.
-
-    Args:
-        made: the checked request.
-        workers: processes.
-
-    Returns:
-        The plans.
-    """
+    """Write the pool; what an earlier run has finished stays. The plans come last; returns them."""
     _describe(made)
     plans = made.make_plans()
     name = made.request.configuration

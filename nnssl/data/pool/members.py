@@ -44,32 +44,20 @@ MOST_NAMED = 10
 
 @dataclass(frozen=True)
 class PoolMember:
-    """One dataset of a pool.
-
-    Attributes:
-        folder: ``DatasetXXX_NAME``.
-        channels: Names of the channels.
-        images: Training case -> image files, one per channel, or one that has all channels.
-        labels: Training case -> label file.
-        records: Training case -> patient, dataset of origin, modality, orientation.
-        held_out: Patients of ``imagesTs``.
-        splits: The folds.
-        spacings: Spacing in mm of the training images (N, 3), axes as the reader gives them.
-        shapes: Their shape after nnU-Net's crop (N, 3).
-        relative_size: Median share of the volume that this crop leaves.
-        reader: Name of nnU-Net's reader.
-    """
+    """One dataset of a pool."""
 
     folder: str
     channels: tuple[str, ...]
+    # training case -> image files, one per channel, or one that has all channels
     images: Mapping[str, tuple[str, ...]]
-    labels: Mapping[str, str]
-    records: Mapping[str, CaseRecord]
-    held_out: frozenset[Patient]
+    labels: Mapping[str, str]  # training case -> label file
+    records: Mapping[str, CaseRecord]  # of the training cases
+    held_out: frozenset[Patient]  # patients of ``imagesTs``
     splits: Split
+    # spacing in mm of the training images (N, 3), axes as the reader gives them
     spacings: np.ndarray
-    shapes: np.ndarray
-    relative_size: float
+    shapes: np.ndarray  # their shape after nnU-Net's crop (N, 3)
+    relative_size: float  # median share of the volume that this crop leaves
     reader: str
 
     @property
@@ -100,17 +88,10 @@ class PoolMember:
 
 
 def read_member(roots: Roots, number: int) -> PoolMember:
-    """Read all small files of a dataset.
+    """Read all small files of a dataset; ValueError says what is missing and what to do.
 
     The converter's copies of case records and folds are put in place where nnU-Net lacks them, as
     our trainers do.
-
-    Args:
-        roots: nnU-Net's folders.
-        number: Id of the dataset.
-
-    Raises:
-        ValueError: Something is missing or wrong; the message says what to do.
     """
     be_quiet()
     folder = roots.dataset(number)
@@ -177,19 +158,13 @@ def _read(path: Path, advice: str) -> Any:
 
 @dataclass(frozen=True)
 class PoolCase:
-    """One channel of one case of a member.
+    """One channel of one case of a member."""
 
-    Attributes:
-        identifier: Identifier in the pool, ``<id of the member>_<case>``, and ``_c<channel>`` where
-            the member has several channels.
-        member: The dataset it comes from.
-        case: Its identifier there.
-        channel: Number of the channel.
-    """
-
+    # identifier in the pool, ``<id of the member>_<case>``, and ``_c<channel>`` where the member
+    # has several channels
     identifier: str
     member: PoolMember
-    case: str
+    case: str  # identifier in the member
     channel: int
 
     @property
@@ -228,19 +203,12 @@ class PoolCase:
 
 @dataclass(frozen=True)
 class DatasetPool:
-    """Cases and folds of a pool.
-
-    Attributes:
-        folder: ``DatasetXXX_NAME`` of the pool.
-        members: Its members, in the order of their ids.
-        cases: All cases, sorted by identifier.
-        splits: Fold f joins the folds f of all members.
-    """
+    """Cases and folds of a pool."""
 
     folder: str
-    members: tuple[PoolMember, ...]
-    cases: tuple[PoolCase, ...]
-    splits: Split
+    members: tuple[PoolMember, ...]  # its members, in the order of their ids
+    cases: tuple[PoolCase, ...]  # all cases, sorted by identifier
+    splits: Split  # fold f joins the folds f of all members
 
     @property
     def job(self) -> str:
@@ -291,10 +259,6 @@ class DatasetPool:
 
 def assemble(folder: str, members: Sequence[PoolMember]) -> DatasetPool:
     """Join datasets; fold f of the pool trains on the union of what their folds f train on.
-
-    Args:
-        folder: ``DatasetXXX_NAME`` of the pool.
-        members: The datasets.
 
     Raises:
         ConversionError: Members, folds or patients do not fit together; every problem is named.

@@ -29,25 +29,15 @@ RECORDS = "pool"  # in nnssl's own folder of the configuration
 
 @dataclass(frozen=True)
 class PoolTask:
-    """What one worker does; it holds nothing of the other cases.
-
-    Attributes:
-        identifier: identifier in the pool.
-        source: dataset and case that it comes from.
-        image: file with the image.
-        index: number of the channel in this file.
-        orientation: recorded letters of the reader's axes, or None.
-        settings: the case's own.
-        folder: nnU-Net's folder of the configuration.
-    """
+    """What one worker does; it holds nothing of the other cases."""
 
     identifier: str
-    source: str
-    image: Path
-    index: int
-    orientation: str | None
+    source: str  # dataset and case that it comes from
+    image: Path  # file with the image
+    index: int  # number of the channel in this file
+    orientation: str | None  # recorded letters of the reader's axes
     settings: CaseSettings
-    folder: Path
+    folder: Path  # nnU-Net's folder of the configuration
 
     @classmethod
     def of(cls, case: PoolCase, settings: CaseSettings, folder: Path) -> PoolTask:
@@ -127,12 +117,7 @@ def preprocess(task: PoolTask, plans: Mapping[str, Any], configuration: str) -> 
     """Write the files of a case and its record; a case is there as a whole or not at all.
 
     Args:
-        task: the case.
         plans: of the pool; spacing, normalisation, transposition and reader become the case's.
-        configuration: `2d` or `3d_fullres`, for instance.
-
-    Raises:
-        ValueError: names the case, its file and the cause.
     """
     be_quiet()
     work = task.record_file.with_name(f"partial_{task.identifier}")

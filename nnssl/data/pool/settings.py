@@ -29,33 +29,20 @@ SMALL = 3 / 4  # nnU-Net z-scores inside the mask where its crop leaves less tha
 
 @dataclass(frozen=True)
 class CaseSettings:
-    """How nnU-Net's preprocessor treats one case.
+    """How nnU-Net's preprocessor treats one case."""
 
-    Attributes:
-        normalization: Name of nnU-Net's scheme.
-        intensities: Statistics that the scheme asks for: for CT the window and its scale.
-        use_mask: Whether the z-score is taken inside the nonzero mask.
-        spacing: Target spacing in mm, array order; two numbers for 2D.
-        transpose: nnU-Net's ``transpose_forward``.
-        reader: Name of nnU-Net's reader.
-        foreground: Rule of the mask that stands for the label.
-    """
-
-    normalization: str
+    normalization: str  # name of nnU-Net's scheme
+    # statistics that the scheme asks for: for CT the window and its scale
     intensities: dict[str, float]
-    use_mask: bool
-    spacing: list[float]
-    transpose: list[int]
-    reader: str
-    foreground: str
+    use_mask: bool  # whether the z-score is taken inside the nonzero mask
+    spacing: list[float]  # target spacing in mm, array order; two numbers for 2D
+    transpose: list[int]  # nnU-Net's ``transpose_forward``
+    reader: str  # nnU-Net's
+    foreground: str  # rule of the mask that stands for the label
 
 
 def make_window(low: float, high: float) -> dict[str, float]:
-    """nnU-Net's CT statistics that clip to a window in HU and bring it to -2 ... 2.
-
-    Raises:
-        ValueError: The window is empty.
-    """
+    """nnU-Net's CT statistics that clip to a window in HU and bring it to -2 ... 2."""
     if not low < high:
         raise ValueError(f"--window: found {low:g} {high:g}, allowed: LOW below HIGH, in HU")
     middle, scale = (low + high) / 2, (high - low) / 4
@@ -76,11 +63,9 @@ def choose_settings(
     """Settings of one case.
 
     Args:
-        case: The case.
         policy: ``target``: the planned spacing; ``own``: the member's own median; ``isotropic``:
             one number for all axes, the geometric mean of the two finest planned ones.
         planned: Spacing of the plans in mm, array order; two numbers for 2D.
-        window: Statistics of CT, see `make_window`.
     """
     member, name = case.member, case.member.channels[case.channel]
     is_ct = name.casefold() == "ct"
@@ -104,12 +89,7 @@ def make_isotropic(planned: Sequence[float]) -> list[float]:
 
 
 def find_median_shape(pool: DatasetPool, settings: Mapping[str, CaseSettings]) -> list[float]:
-    """Median size in voxels after resampling, array order, over the members' images.
-
-    Args:
-        pool: The pool.
-        settings: Folder of the member -> settings of one of its cases.
-    """
+    """Median size in voxels after resampling, array order; settings are given by member folder."""
     sizes = []
     for member in pool.members:
         own = settings[member.folder]
@@ -134,11 +114,6 @@ def transpose_orientation(letters: str | None, transpose: Sequence[int]) -> str 
 
 def adapt_plans(plans: Mapping[str, Any], configuration: str, pool: DatasetPool) -> dict[str, Any]:
     """Architecture, patch and batch of a dataset's plans, for one channel of any modality.
-
-    Args:
-        plans: of the dataset.
-        configuration: the one that the pool gets.
-        pool: the pool.
 
     Raises:
         ValueError: the configuration is unknown, or a cascade's second stage.
@@ -191,14 +166,6 @@ def plan_mix(pool: DatasetPool, name: str, planner: str) -> dict[str, Any]:
     """What nnU-Net's planner makes of the pool's own fingerprint.
 
     The pool's `dataset.json` and fingerprint must be on the disk; no plans are written.
-
-    Args:
-        pool: the pool.
-        name: name of the plans.
-        planner: class name of an nnU-Net planner.
-
-    Raises:
-        ValueError: nnU-Net has no such planner.
     """
     folder = join(nnunetv2.__path__[0], "experiment_planning")
     kind = recursive_find_python_class(folder, planner, "nnunetv2.experiment_planning")

@@ -24,10 +24,7 @@ class FrameVolume(NamedTuple):
 
 
 def count_frames(files: Collection[Path]) -> int | None:
-    """Number of frames of a cine, from the header alone; None for a volume without fourth axis.
-
-    Args:
-        files: One file, or the slices of a series.
+    """Number of frames of a cine, from the header of its first file; None without fourth axis.
 
     Raises:
         ValueError: The header cannot be read, or has more than four axes.
@@ -44,9 +41,7 @@ def read_frames(
 ) -> Iterator[tuple[int, FrameVolume]]:
     """Volumes with their numbers from 1, one after the other, in one pass through the file.
 
-    Args:
-        files: One file, or the slices of a series.
-        numbers: Frames that are wanted; None: all.
+    Only those of `numbers` are read; `files` are one file, or the slices of a series.
 
     Raises:
         ValueError: It cannot be read, or is truncated.

@@ -92,11 +92,7 @@ class PreprocessingPlan:
         return path.name.lower().endswith(endings)
 
     def preprocess(self, files: list[Path], scratch: Path) -> tuple[Path, Any]:
-        """nnU-Net's preprocessing without a label.
-
-        Args:
-            files: one per channel.
-            scratch: empty folder.
+        """nnU-Net's preprocessing, without a label, of one file per channel.
 
         Returns:
             File of the image in `scratch`, and nnU-Net's properties.
@@ -113,18 +109,11 @@ class PreprocessingPlan:
 
 @dataclass(frozen=True)
 class CheckedImage:
-    """A source whose files were read.
-
-    Attributes:
-        source: the files.
-        frames: number of frames; None: one volume without fourth axis.
-        files: the files with size, time and hash.
-        problems: whatever is wrong.
-    """
+    """A source whose files were read."""
 
     source: ImageSource
-    frames: int | None = None
-    files: tuple[SourceFile, ...] = ()
+    frames: int | None = None  # number of frames; None: one volume without fourth axis
+    files: tuple[SourceFile, ...] = ()  # with size, time and hash
     problems: tuple[Problem, ...] = ()
 
     @property
@@ -182,11 +171,8 @@ def write_images(
     """Preprocess frames of a source; an image counts when its record is written, after itself.
 
     Args:
-        checked: the source.
         numbers: its frames (1 for a single volume).
-        root: folder of the sources.
         collection: folder for images and records.
-        plan: how.
     """
     be_quiet()
     channels = checked.source.locate(root)

@@ -41,23 +41,14 @@ STALE = 3600  # seconds after which what an interrupted run left is thrown away
 
 @dataclass(frozen=True)
 class UnlabelledTask:
-    """One collection to preprocess.
+    """One collection to preprocess."""
 
-    Attributes:
-        dataset: `nnUNet_preprocessed/DatasetXXX_NAME`.
-        source: folder of the images.
-        name: of the collection.
-        plan: plans, configuration, channels.
-        choice: which files, and how they name their patient.
-        part: (k, n): the k-th of n shares, from 1.
-    """
-
-    dataset: Path
-    source: Path
+    dataset: Path  # `nnUNet_preprocessed/DatasetXXX_NAME`
+    source: Path  # folder of the images
     name: str
     plan: PreprocessingPlan
-    choice: FileChoice
-    part: tuple[int, int] = (1, 1)
+    choice: FileChoice  # which files, and how they name their patient
+    part: tuple[int, int] = (1, 1)  # (k, n): the k-th of n shares, from 1
 
     def __post_init__(self) -> None:
         number, count = self.part
@@ -83,27 +74,16 @@ class UnlabelledTask:
 
 @dataclass(frozen=True)
 class PreprocessingOutcome:
-    """What a run did.
+    """What a run did."""
 
-    Attributes:
-        written: images preprocessed now.
-        kept: images of this share that were there already.
-        gone: images whose source is not in the folder any more; they stay.
-        patients: number of patients of this share.
-    """
-
-    written: int
-    kept: int
-    gone: int
-    patients: int
+    written: int  # images preprocessed now
+    kept: int  # images of this share that were there already
+    gone: int  # images whose source is not in the folder any more; they stay
+    patients: int  # number of patients of this share
 
 
 def preprocess_unlabelled(task: UnlabelledTask, workers: int) -> PreprocessingOutcome:
     """Preprocess what is missing or has changed; nothing is written before all is checked.
-
-    Args:
-        task: the images and how they are preprocessed.
-        workers: processes.
 
     Raises:
         ConversionError: something is wrong with the images; every bad one is named.
@@ -147,15 +127,7 @@ def preprocess_unlabelled(task: UnlabelledTask, workers: int) -> PreprocessingOu
 
 
 def remove_collection(own: Path, name: str) -> Path:
-    """Delete a collection, and the dense targets (cluster maps) that were made from its images.
-
-    Args:
-        own: nnssl's folder of the configuration.
-        name: of the collection.
-
-    Raises:
-        ValueError: there is none of this name.
-    """
+    """Delete a collection, and the dense targets (cluster maps) that were made from its images."""
     found = find_collections(own)
     if name not in found:
         raise ValueError(

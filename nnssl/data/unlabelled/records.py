@@ -49,37 +49,21 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class UnlabelledImage:
-    """One preprocessed image without label.
+    """One preprocessed image without label."""
 
-    Attributes:
-        identifier: name of its file.
-        patient: key of the patient, the same as in the dataset where the patient is known there.
-        place: what it was made of, below the source folder.
-        files: the files.
-        frame: number of the frame, from 1; None: not one of several.
-        frames: number of frames of the source.
-        channels: number of channels.
-        shape: of the preprocessed volume, array order.
-        spacing: of the source in millimetres, as nnU-Net's reader gives it.
-        direction: 3 x 3 matrix, row-major, as nnU-Net's reader gives it.
-        orientation: where the axes x, y, z of the source grow, for instance `LPS`.
-        voxels: hash of what the preprocessing depends on, see `hash_preprocessing`.
-        thumbnail: see `make_thumbnail`; float16, base64.
-    """
-
-    identifier: str
-    patient: str
-    place: str
+    identifier: str  # name of its file
+    patient: str  # key of the patient, the same as in the dataset where the patient is known there
+    place: str  # what it was made of, below the source folder
     files: tuple[SourceFile, ...]
-    frame: int | None
-    frames: int
+    frame: int | None  # number of the frame, from 1; None: not one of several
+    frames: int  # number of frames of the source
     channels: int
-    shape: tuple[int, int, int]
-    spacing: tuple[float, ...]
-    direction: tuple[float, ...]
-    orientation: str
-    voxels: str
-    thumbnail: str
+    shape: tuple[int, int, int]  # of the preprocessed volume, array order
+    spacing: tuple[float, ...]  # of the source in millimetres, as nnU-Net's reader gives it
+    direction: tuple[float, ...]  # 3 x 3 matrix, row-major, as nnU-Net's reader gives it
+    orientation: str  # where the axes x, y, z of the source grow, for instance `LPS`
+    voxels: str  # hash of what the preprocessing depends on, see `hash_preprocessing`
+    thumbnail: str  # see `make_thumbnail`; float16, base64
 
     @property
     def content(self) -> str:
@@ -101,7 +85,6 @@ def hash_preprocessing(plans: Mapping[str, Any], configuration: Mapping[str, Any
     """Hash of what decides the preprocessed voxels; patch, batch and network do not matter.
 
     Args:
-        plans: content of the plans file.
         configuration: the resolved configuration (`ConfigurationManager.configuration`).
     """
     chosen = {key: configuration.get(key) for key in VOXELS}
@@ -109,11 +92,7 @@ def hash_preprocessing(plans: Mapping[str, Any], configuration: Mapping[str, Any
 
 
 def find_collections(own: Path) -> dict[str, Path]:
-    """Name -> folder of the collections of images without labels, sorted by name.
-
-    Args:
-        own: nnssl's folder of a configuration, `DatasetXXX_NAME/nnssl/<data_identifier>`.
-    """
+    """Name -> folder of the collections of images without labels, sorted by name."""
     found = sorted((own / UNLABELLED).glob(f"*/{MANIFEST}"))
     return {file.parent.name: file.parent for file in found}
 
@@ -135,11 +114,7 @@ def record_file(folder: Path, identifier: str) -> Path:
 
 
 def read_records(folder: Path) -> list[UnlabelledImage]:
-    """Records of all images of a collection, sorted by identifier.
-
-    Raises:
-        ValueError: A record is damaged.
-    """
+    """Records of a collection, sorted by identifier; ValueError where one is damaged."""
     return [_read_record(file) for file in sorted((folder / RECORDS).glob("*.json"))]
 
 

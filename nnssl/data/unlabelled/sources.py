@@ -21,19 +21,12 @@ CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Files of one image, or of one cine.
+    """Files of one image, or of one cine."""
 
-    Attributes:
-        identifier: stem of the file name without nnU-Net's channel suffix.
-        place: path below the source folder (of the first channel; the folder of a series).
-        patient: key of the patient.
-        channels: files of each channel: one file, or the slices of a series.
-    """
-
-    identifier: str
-    place: str
-    patient: str
-    channels: tuple[Files, ...]
+    identifier: str  # stem of the file name without nnU-Net's channel suffix
+    place: str  # path below the source folder (of the first channel; the folder of a series)
+    patient: str  # key of the patient
+    channels: tuple[Files, ...]  # files of each channel: one file, or the slices of a series
 
     @property
     def files(self) -> Files:
@@ -73,15 +66,7 @@ class FileChoice:
 
 
 def find_sources(folder: Path, choice: FileChoice) -> tuple[list[ImageSource], list[Problem]]:
-    """All images of a folder, sorted by identifier; nothing is opened.
-
-    Args:
-        folder: The images, at any depth.
-        choice: Which of them.
-
-    Raises:
-        ValueError: It is no folder, or holds no image.
-    """
+    """All images of a folder, sorted by identifier; nothing is opened."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     inventory = Inventory.of(folder)
