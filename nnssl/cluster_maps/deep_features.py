@@ -208,13 +208,12 @@ def _read_transformer(model: str, checkpoint: str | None) -> Any:
         import timm
     except ImportError as error:
         raise ValueError("source dino needs the package timm: pip install timm") from error
-    local: dict[str, Any] = {}
-    if checkpoint is not None:
-        local = {"pretrained_cfg_overlay": {"file": checkpoint, "custom_load": False}}
     try:
         network = timm.create_model(
-            model, pretrained=True, num_classes=0, dynamic_img_size=True, **local
+            model, pretrained=checkpoint is None, num_classes=0, dynamic_img_size=True
         )
+        if checkpoint is not None:
+            _load_transformer(network, checkpoint)
     except Exception as error:  # the hub, the file and the name fail in many ways
         raise ValueError(
             f"source dino: the weights of {model} cannot be had ({type(error).__name__}: "
@@ -222,3 +221,21 @@ def _read_transformer(model: str, checkpoint: str | None) -> Any:
             "them with --checkpoint, or use --source handcrafted, which needs no weights."
         ) from error
     return network.eval()
+
+
+def _load_transformer(network: Any, file: str) -> None:
+    """Fill a vision transformer of timm from a file, of which no code is run.
+
+    Raises:
+        ValueError: the file lacks tensors of the network.
+    """
+    from timm.models import load_state_dict
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    weights = checkpoint_filter_fn(load_state_dict(file, weights_only=True), network)
+    missing = network.load_state_dict(weights, strict=False).missing_keys
+    if missing:
+        raise ValueError(
+            f"{file} lacks {len(missing)} of {len(network.state_dict())} tensors, {missing[0]} for "
+            "instance: it holds another network"
+        )

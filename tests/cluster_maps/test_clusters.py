@@ -113,8 +113,11 @@ def test_dino_reads_a_local_file_and_says_what_is_missing(tmp_path: Path, monkey
     timm = pytest.importorskip("timm")
     model, file = "vit_tiny_patch16_224", tmp_path / "weights.pth"
     torch.manual_seed(0)
-    torch.save(timm.create_model(model).state_dict(), file)
+    weights = timm.create_model(model).state_dict()
+    torch.save(weights, file)
     features = TransformerFeatures(model, str(file), 64, "linear")
+    loaded = features.network.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in loaded.items())
     image = np.random.default_rng(0).normal(size=(1, 2, 40, 30)).astype(np.float32)
     parts = list(features.windows(image))
     assert [part.shape for _, part in parts] == [(192, 1, 40, 30)] * 2
@@ -125,6 +128,23 @@ def test_dino_reads_a_local_file_and_says_what_is_missing(tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match="pip install timm"):
         TransformerFeatures(model, str(file), 64, "linear")
+
+
+def test_a_file_for_dino_is_a_transformer_and_runs_no_code(tmp_path: Path, make_unet: Any) -> None:
+    pytest.importorskip("timm")
+    file, mark = tmp_path / "weights.pth", tmp_path / "executed"
+    torch.save(make_unet(2).state_dict(), file)
+    with pytest.raises(ValueError, match="it holds another network"):
+        TransformerFeatures("vit_tiny_patch16_224", str(file), 64, "linear")
+
+    class Payload:
+        def __reduce__(self) -> Any:
+            return Path.touch, (mark,)
+
+    torch.save({"model": {}, "more": Payload()}, file)
+    with pytest.raises(ValueError, match="source dino: the weights"):
+        TransformerFeatures("vit_tiny_patch16_224", str(file), 64, "linear")
+    assert not mark.exists()
 
 
 def test_coloured_panels_keep_their_colours_and_order(tmp_path: Path) -> None:
