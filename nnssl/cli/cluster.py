@@ -7,25 +7,15 @@ cluster (air: -1). The same command goes on where it was interrupted.
 
 from __future__ import annotations
 
-import argparse
-import os
-from collections.abc import Sequence
-from pathlib import Path
+from argparse import ArgumentParser, Namespace
 
-from nnssl.cli.command import command
+from nnssl.cli.command import WORKERS, command
 from nnssl.cluster_maps.fold_maps import DEFAULT_NAME, cluster_dataset
 from nnssl.cluster_maps.recipe import ClusterRecipe
 from nnssl.nnunet.paths import PREPROCESSED, root_folder
 
 
-@command("nnssl_cluster", resumes=True, errors=(RuntimeError,))
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    _make(_parser().parse_args(arguments))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nnssl_cluster", description=__doc__)
+def _add_options(parser: ArgumentParser) -> None:
     default, add = ClusterRecipe(), parser.add_argument
     add("-d", type=int, required=True, dest="dataset_id", help="nnU-Net dataset id")
     add("-c", required=True, dest="configuration", help="configuration, e.g. 2d or 3d_fullres")
@@ -44,43 +34,28 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", default=default.model, help="timm's name (dino; %(default)s)")
     add("--size", type=int, default=default.size, help="of a slice in pixels (dino)")
     add("--upsampling", default=default.upsampling, choices=("linear", "bilateral"))
-    workers = min(8, os.cpu_count() or 1)
-    add("--workers", type=int, default=workers, help="processes (%(default)s)")
-    return parser
+    add("--workers", type=int, default=WORKERS, help="processes (%(default)s)")
 
 
-def _make(options: argparse.Namespace) -> None:
+@command("nnssl_cluster", __doc__, _add_options, resumes=True, errors=(RuntimeError,))
+def main(options: Namespace) -> None:
     root = root_folder(PREPROCESSED)
     knobs = {
         key: getattr(options, key) for key in ClusterRecipe.__dataclass_fields__ if key != "fold"
     }
     knobs["scales"] = tuple(options.scales)
     for fold in [_fold(text) for text in options.folds]:
-        _make_fold(root, options, ClusterRecipe(**knobs, fold=fold))
-
-
-def _make_fold(root: Path, options: argparse.Namespace, recipe: ClusterRecipe) -> None:
-    folder, shares = cluster_dataset(
-        root,
-        options.dataset_id,
-        options.configuration,
-        options.plans,
-        recipe,
-        options.name,
-        options.workers,
-    )
-    print(f"{folder}: {recipe.clusters} clusters, shares {[round(s, 3) for s in shares]}")
-    print(
-        f"next: nnUNetv2_train {options.dataset_id} {options.configuration} {recipe.fold} "
-        f"-p {options.plans} -tr nnSSLPixelClusteringTrainer"
-    )
+        recipe = ClusterRecipe(**knobs, fold=fold)
+        where = (options.dataset_id, options.configuration, options.plans)
+        folder, shares = cluster_dataset(root, *where, recipe, options.name, options.workers)
+        print(
+            f"{folder}: {recipe.clusters} clusters, shares {[round(s, 3) for s in shares]}\n"
+            f"next: nnUNetv2_train {options.dataset_id} {options.configuration} {fold} "
+            f"-p {options.plans} -tr nnSSLPixelClusteringTrainer"
+        )
 
 
 def _fold(text: str) -> int | str:
     if text != "all" and not text.isdecimal():
         raise ValueError(f"-f: found {text}, allowed are numbers from 0 and all")
     return text if text == "all" else int(text)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,38 +1,50 @@
-"""How every command ends: a result, one message, an interruption, or a reader that has gone."""
+"""What every command has: options, and an end: a result, one message, an interruption."""
 
 from __future__ import annotations
 
 import functools
 import os
 import sys
-from collections.abc import Callable
-from typing import ParamSpec
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
-P = ParamSpec("P")
+WORKERS = min(8, os.cpu_count() or 1)  # processes that a command starts where nobody says how many
+T = TypeVar("T")
 
 
 def command(
-    name: str, *, resumes: bool = False, errors: tuple[type[Exception], ...] = ()
-) -> Callable[[Callable[P, int | None]], Callable[P, int]]:
-    """Makes an entry point of a function that does a command's work.
+    name: str,
+    description: str | None,
+    add_options: Callable[[ArgumentParser], object] = lambda parser: None,
+    *,
+    resumes: bool = False,
+    errors: tuple[type[Exception], ...] = (),
+) -> Callable[[Callable[[Namespace], int | None]], Callable[..., int]]:
+    """Makes an entry point of a function that does a command's work with its options.
 
-    The entry point returns the exit code (None counts as 0). ValueError and OSError end the
-    program with one message and status 1, an interruption with status 130, a closed standard
-    output (`nnssl_study list | head`) with status 1 and no message.
+    The entry point takes the arguments (those of the program, where none are given) and returns the
+    exit code (None counts as 0). ValueError and OSError end the program with one message and status
+    1, an interruption with status 130, a closed standard output (`nnssl_study list | head`) with
+    status 1 and no message.
 
     Args:
         name: the command, which begins every message.
+        description: what `--help` says.
+        add_options: adds the options to a parser.
         resumes: whether the same command goes on after an interruption; the user is told so.
         errors: further exceptions whose message speaks to the user.
     """
 
     expected: tuple[type[Exception], ...] = (ValueError, OSError, *errors)
 
-    def decorate(work: Callable[P, int | None]) -> Callable[P, int]:
+    def decorate(work: Callable[[Namespace], int | None]) -> Callable[..., int]:
         @functools.wraps(work)
-        def main(*args: P.args, **kwargs: P.kwargs) -> int:
+        def main(arguments: Sequence[str] | None = None) -> int:
             try:
-                code = work(*args, **kwargs)
+                parser = ArgumentParser(prog=name, description=description)
+                add_options(parser)
+                code = work(parser.parse_args(arguments))
                 sys.stdout.flush()
             except KeyboardInterrupt:
                 hint = "; the same command goes on where it stopped" if resumes else ""
@@ -47,6 +59,23 @@ def command(
         return main
 
     return decorate
+
+
+def warn(warnings: Iterable[str], word: str = "warning") -> None:
+    """Prints one line per warning to standard error."""
+    for warning in warnings:
+        print(f"{word}: {warning}", file=sys.stderr)
+
+
+def read_each(names: Iterable[str], read: Callable[[str], T]) -> tuple[dict[str, T], list[str]]:
+    """Name -> what `read` gives, and what is wrong with the others: they hide none."""
+    found, problems = {}, []
+    for name in names:
+        try:
+            found[name] = read(name)
+        except ValueError as error:
+            problems.append(str(error))
+    return found, problems
 
 
 def _reader_has_gone() -> bool:

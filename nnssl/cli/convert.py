@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import os
-import sys
+from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from nnssl.cli.command import command
+from nnssl.cli.command import WORKERS, command, warn
 from nnssl.config.files import user_folders
 from nnssl.convert.cine import Cine, check_cines, make_patient_pattern, write_cines
 from nnssl.convert.engine import ConversionTarget, check_source, convert
@@ -27,60 +25,44 @@ from nnssl.nnunet.paths import PREPROCESSED, RAW, root_folder
 FOLDER = "folder"
 
 
-@command("nnssl_convert", resumes=True)
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    options = _parser().parse_args(arguments)
-    _list() if options.list else _convert(options)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nnssl_convert", description=__doc__)
-    parser.add_argument("name", nargs="?", help="dataset, see --list; or 'folder'")
-    parser.add_argument("source", nargs="?", type=Path, help="folder of the native download")
-    parser.add_argument("-d", type=int, dest="dataset_id", help="nnU-Net dataset id")
-    parser.add_argument(
-        "--cine",
-        action="store_true",
-        help="also write the time frames without labels, for nnssl_preprocess_unlabelled",
-    )
-    parser.add_argument("--n4", action="store_true", help="correct the bias field (slow)")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
-    parser.add_argument(
-        "--images-only", action="store_true", help="read no labels; make a foreground mask instead"
-    )
-    parser.add_argument(
-        "--resample", action="store_true", help="straighten tilted or uneven DICOM series"
-    )
-    parser.add_argument(
-        "--leave-out", nargs="+", default=[], metavar="CASE", help="cases or patients to leave out"
-    )
-    parser.add_argument("--test", metavar="REGEX", help="paths of the test set (not the spec's)")
-    workers = min(8, os.cpu_count() or 1)
-    parser.add_argument("--workers", type=int, default=workers, help="processes (%(default)s)")
-    parser.add_argument("--list", action="store_true", help="show the known datasets")
-    _add_folder_options(parser)
-    return parser
-
-
-def _add_folder_options(parser: argparse.ArgumentParser) -> None:
+def _add_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("name", nargs="?", help="dataset, see --list; or 'folder'")
+    add("source", nargs="?", type=Path, help="folder of the native download")
+    add("-d", type=int, dest="dataset_id", help="nnU-Net dataset id")
+    text = "also write the time frames without labels, for nnssl_preprocess_unlabelled"
+    add("--cine", action="store_true", help=text)
+    add("--n4", action="store_true", help="correct the bias field (slow)")
+    add("--dry-run", action="store_true", help="check everything, write nothing")
+    text = "read no labels; make a foreground mask instead"
+    add("--images-only", action="store_true", help=text)
+    add("--resample", action="store_true", help="straighten tilted or uneven DICOM series")
+    text = "cases or patients to leave out"
+    add("--leave-out", nargs="+", default=[], metavar="CASE", help=text)
+    add("--test", metavar="REGEX", help="paths of the test set (not the spec's)")
+    add("--workers", type=int, default=WORKERS, help="processes (%(default)s)")
+    add("--list", action="store_true", help="show the known datasets")
     group = parser.add_argument_group(
         FOLDER,
         "any collection of your own: nnssl_convert folder SOURCE -d 50 --name USZ "
         "--images T1={case}/vol.nii.gz --label {case}/seg.nii.gz --labels tumour=any",
     )
-    group.add_argument("--name", dest="dataset_name", help="name of the dataset")
-    group.add_argument("--images", nargs="+", metavar="CHANNEL=TEMPLATE", help="where images lie")
-    group.add_argument("--label", metavar="TEMPLATE", help="where labels lie (none: images only)")
-    group.add_argument(
-        "--labels", nargs="+", default=[], metavar="NAME[=VALUE]", help="label names"
-    )
-    group.add_argument("--fourth-axis", choices=get_args(FourthAxis), help="what a fourth axis is")
-    group.add_argument("--headers", choices=get_args(Headers), help="repair broken headers")
+    add = group.add_argument
+    add("--name", dest="dataset_name", help="name of the dataset")
+    add("--images", nargs="+", metavar="CHANNEL=TEMPLATE", help="where images lie")
+    add("--label", metavar="TEMPLATE", help="where labels lie (none: images only)")
+    add("--labels", nargs="+", default=[], metavar="NAME[=VALUE]", help="label names")
+    add("--fourth-axis", choices=get_args(FourthAxis), help="what a fourth axis is")
+    add("--headers", choices=get_args(Headers), help="repair broken headers")
+
+
+@command("nnssl_convert", __doc__, _add_options, resumes=True)
+def main(options: Namespace) -> None:
+    _list() if options.list else _convert(options)
 
 
 def _list() -> None:
-    for path in _specs().values():
+    for path in find_specs(user_folders()).values():
         spec = read_spec(path)
         named = [name for name in spec.labels if name != "background"]
         labels = ", ".join(["as in the source's own file"] if spec.derive else named)
@@ -90,12 +72,12 @@ def _list() -> None:
     print(f"{FOLDER:<23}any collection of your own, with labels or without (--help)")
 
 
-def _convert(options: argparse.Namespace) -> None:
+def _convert(options: Namespace) -> None:
     if options.name is None or options.source is None or options.dataset_id is None:
         raise ValueError(
             "needs NAME SOURCE -d ID, for example: nnssl_convert ACDC /data/ACDC -d 27"
         )
-    spec = _prepared(options)
+    spec = _prepare_spec(options)
     target = ConversionTarget.of(
         root_folder(RAW), root_folder(PREPROCESSED), options.dataset_id, spec.name
     )
@@ -105,11 +87,12 @@ def _convert(options: argparse.Namespace) -> None:
         _show(check_source(conversion), cines)
         return
     checked = convert(conversion, target)
-    _warn(checked)
+    warn(describe_identical_images(checked))
     patients = len({each.case.patient for each in checked})
     print(f"{target.raw}: {len(checked)} cases of {patients} patients")
-    for note, count in _notes(checked).items():
-        print(f"{count} files: {note}")
+    notes = [note for each in checked for of_file in each.notes.values() for note in of_file]
+    for text, count in Counter(note.partition(" (")[0] for note in notes).items():
+        print(f"{count} files: {text}")
     print(f"please cite: {spec.citation}")
     print(f"next: nnUNetv2_plan_and_preprocess -d {options.dataset_id} -c 2d")
     if cines:
@@ -124,25 +107,13 @@ def _counted(cines: Sequence[Cine]) -> str:
     return f"{frames} frames without labels of {len({each.patient for each in cines})} patients"
 
 
-def _warn(checked: Sequence[CheckedCase]) -> None:
-    for sentence in describe_identical_images(checked):
-        print(f"warning: {sentence}", file=sys.stderr)
-
-
-def _notes(checked: Sequence[CheckedCase]) -> Counter[str]:
-    return Counter(
-        note.partition(" (")[0]
-        for each in checked
-        for notes in each.notes.values()
-        for note in notes
-    )
-
-
-def _prepared(options: argparse.Namespace) -> DatasetSpec:
+def _prepare_spec(options: Namespace) -> DatasetSpec:
     """The spec of a name, as options and source folder complete it."""
-    spec = _private(options) if options.name == FOLDER else _spec(options.name)
-    if options.name != FOLDER and options.source.is_dir():
-        spec = spec.derive_from(options.source)
+    if options.name == FOLDER:
+        spec = _make_folder_spec(options)
+    else:
+        spec = _find_spec(options.name)
+        spec = spec.derive_from(options.source) if options.source.is_dir() else spec
     if options.resample:
         spec = replace(spec, slices="resample")
     if options.test:
@@ -150,7 +121,7 @@ def _prepared(options: argparse.Namespace) -> DatasetSpec:
     return spec.without_labels() if options.images_only else spec
 
 
-def _private(options: argparse.Namespace) -> DatasetSpec:
+def _make_folder_spec(options: Namespace) -> DatasetSpec:
     if not options.dataset_name or not options.images:
         raise ValueError(
             "folder needs --name and --images, for example: nnssl_convert folder /data/usz -d 50 "
@@ -166,12 +137,8 @@ def _private(options: argparse.Namespace) -> DatasetSpec:
     )
 
 
-def _specs() -> dict[str, Path]:
-    return find_specs(user_folders())
-
-
-def _spec(name: str) -> DatasetSpec:
-    specs = _specs()
+def _find_spec(name: str) -> DatasetSpec:
+    specs = find_specs(user_folders())
     if name not in specs:
         near = difflib.get_close_matches(name, specs, 3, 0.3) or sorted(specs)
         raise ValueError(f"unknown dataset {name!r}; did you mean {', '.join(near)}? (--list)")
@@ -188,11 +155,7 @@ def _show(checked: Sequence[CheckedCase], cines: Sequence[Cine]) -> None:
         size = "x".join(map(str, cine.size))
         frames = f"{len(cine.frames)} frames of {cine.file}"
         print(f"{cine.patient}  {size}  {cine.orientation}  {frames}")
-    _warn(checked)
+    warn(describe_identical_images(checked))
     if cines:
         print(_counted(cines))
     print(f"{len(checked)} cases; nothing was written (--dry-run)")
-
-
-if __name__ == "__main__":
-    main()

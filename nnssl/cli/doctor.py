@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -56,14 +56,12 @@ class Diagnosis(NamedTuple):
     advice: str = ""
 
 
-@command("nnssl_doctor")
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table; returns 1 if something is found that stops a training."""
-    argparse.ArgumentParser(
-        prog="nnssl_doctor",
-        description="Prints versions, variables, registration and hardware in one table. "
-        "The exit code is 1 if something would stop a training.",
-    ).parse_args(arguments)
+@command(
+    "nnssl_doctor",
+    "Prints versions, variables, registration and hardware in one table. "
+    "The exit code is 1 if something would stop a training.",
+)
+def main(_: Namespace) -> int:
     findings = list(examine())
     print(table(("item", "found", "verdict", "advice"), findings))
     problems = sum(finding.verdict == "problem" for finding in findings)
@@ -205,7 +203,3 @@ def _shared_memory() -> Diagnosis:
 
 def _gibibytes(size: int) -> str:
     return f"{size / GIBIBYTE:.1f} GiB"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
 
 from nnssl.cli.command import command
 from nnssl.cli.table import table
@@ -14,21 +12,7 @@ from nnssl.cli.table import table
 MEBIBYTE, GIBIBYTE = 2**20, 2**30
 
 
-@command("nnssl_estimate", errors=(RuntimeError, AssertionError))
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the estimate."""
-    options = _parser().parse_args(arguments)
-    values = _measure(options)
-    print(json.dumps(values, indent=2) if options.json else _text(values))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nnssl_estimate",
-        description="Estimates a run of nnUNetv2_train (pre-training, fine-tuning or stock) from a "
-        "few dry steps with its real loaders. Nothing is written into nnU-Net's folders. Not "
-        "counted: the validation of whole volumes after a supervised training.",
-    )
+def _add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("dataset", help="number or name of the dataset")
     add("configuration", help="for instance 2d or 3d_fullres")
@@ -39,10 +23,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, help="background processes; default: as nnUNetv2_train takes")
     add("--steps", type=int, default=10, help="dry steps (%(default)s)")
     add("--json", action="store_true", help="print JSON")
-    return parser
 
 
-def _measure(options: argparse.Namespace) -> dict[str, object]:
+@command(
+    "nnssl_estimate",
+    "Estimates a run of nnUNetv2_train (pre-training, fine-tuning or stock) from a few dry steps "
+    "with its real loaders. Nothing is written into nnU-Net's folders. Not counted: the validation "
+    "of whole volumes after a supervised training.",
+    _add_options,
+    errors=(RuntimeError, AssertionError),
+)
+def main(options: Namespace) -> None:
     import torch
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
@@ -57,18 +48,21 @@ def _measure(options: argparse.Namespace) -> dict[str, object]:
     workers = get_allowed_n_proc_DA() if options.workers is None else options.workers
     device = torch.device(options.device)
     job = DryRun(options.dataset, options.configuration, options.fold, options.plans, device)
-    return estimate(options.trainer, job, workers, options.steps).to_dict()
+    values = estimate(options.trainer, job, workers, options.steps).to_dict()
+    print(json.dumps(values, indent=2) if options.json else _text(values))
 
 
 def _text(values: dict) -> str:
     seconds = f"{values['steps']} steps of {values['seconds_per_step']:.3f} s"
     validation = f"{values['val_steps']} validation steps of {values['seconds_per_val_step']:.3f} s"
     waited = f"{values['seconds_waited']:.3f} s of a step are waiting, {values['workers']} workers"
-    cuda = values["memory_limit"] is not None
+    name, limit = "memory", "growth of this process, workers not counted"
+    if values["memory_limit"] is not None:
+        name, limit = "GPU memory", f"of {_size(values['memory_limit'])}"
     rows = [
         ("hours", f"{values['hours']:.2f}", f"{seconds}, {validation}"),
         ("binding", values["binding"], waited),
-        ("GPU memory" if cuda else "memory", _size(values["memory_bytes"]), _limit(values)),
+        (name, _size(values["memory_bytes"]), limit),
         ("checkpoints", _size(values["checkpoint_bytes"]), f"{_size(values['free_bytes'])} free"),
         ("caches", _size(values["cache_bytes"]), "beside the preprocessed data"),
         ("reading", f"{values['read_rate'] / 1e6:.2f} MB/s", "compressed, if nothing is cached"),
@@ -77,17 +71,7 @@ def _text(values: dict) -> str:
     return "\n".join([head, table(("", "estimate", ""), rows), *values["advice"]])
 
 
-def _limit(values: dict) -> str:
-    if values["memory_limit"] is None:
-        return "growth of this process, workers not counted"
-    return f"of {_size(values['memory_limit'])}"
-
-
 def _size(count: int | None) -> str:
     if count is None:
         return "unknown"
     return f"{count / MEBIBYTE:.1f} MiB" if count < GIBIBYTE else f"{count / GIBIBYTE:.1f} GiB"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,69 +7,59 @@ so its preprocessed cases differ from those of the checkpoint; no other plans ar
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
-import sys
-from collections.abc import Mapping, Sequence
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnssl.cli.command import command
+from nnssl.cli.command import command, warn
 from nnssl.common.files import read_json
 from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.nnunet.paths import DATASET_FILE, WEIGHTS, plans_file
-from nnssl.nnunet.plan_like import KEEPABLE, PlanSource, plan_like, read_source
+from nnssl.nnunet.plan_like import KEEPABLE, plan_like, read_source
 from nnssl.nnunet.planned_network import build_planned_network
 from nnssl.nnunet.plans import write_new_plans
 from nnssl.nnunet.runs import WeightSource
 from nnssl.training.finetuning_weights import compare_inputs, plan_transfer
 
 
-@command("nnssl_plan_like")
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    _write(_parser().parse_args(arguments))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nnssl_plan_like", description=__doc__)
+def _add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", type=Path, help="checkpoint of nnSSL or nnU-Net (checkpoint_final.pth)")
     add("-d", type=int, required=True, dest="dataset_id", help="nnU-Net id of the target dataset")
     add("-c", dest="configuration", help="configuration of the target (the checkpoint's)")
     add("-p", default="nnUNetPlans", dest="plans", help="the target's plans (%(default)s)")
     add("--name", help="name of the new plans (nnUNetPlansLike and the checkpoint's dataset)")
-    add(
-        "--keep",
-        nargs="+",
-        choices=KEEPABLE,
-        default=[],
-        help="what is the checkpoint's too, rather than the target's own",
-    )
-    return parser
+    text = "what is the checkpoint's too, rather than the target's own"
+    add("--keep", nargs="+", choices=KEEPABLE, default=[], help=text)
 
 
-def _write(options: argparse.Namespace) -> None:
+@command("nnssl_plan_like", __doc__, _add_options)
+def main(options: Namespace) -> None:
     path = plans_file(options.dataset_id, options.plans)
     checkpoint = read_checkpoint(options.checkpoint)
-    source = _read_source(options.checkpoint, checkpoint)
+    try:
+        source = read_source(checkpoint)
+    except ValueError as error:
+        raise ValueError(f"{options.checkpoint} cannot be planned after: {error}") from error
     configuration = options.configuration or source.name
     origin = re.sub(r"^Dataset[0-9]{3}_", "", source.dataset)
     name = options.name or f"nnUNetPlansLike{origin}"
     target, dataset = read_json(path), read_json(path.with_name(DATASET_FILE))
     plans, remarks = plan_like(target, dataset, source, configuration, name, options.keep)
-    loaded = _say_what_loads(plans, configuration, dataset, checkpoint)
+    network = build_planned_network(plans, configuration, dataset)
+    # less than everything is an error
+    loads = plan_transfer(network, checkpoint, WeightSource(min_share=1.0), cascade=False)
     remarks += compare_inputs(checkpoint, PlansManager(plans), configuration)
     written = write_new_plans(path.parent, plans)
-    for remark in remarks:
-        print(f"note: {remark}", file=sys.stderr)
+    warn(remarks, "note")
     new = plans["configurations"][configuration]
     print(
         f"{written}: {configuration}, architecture of {source.dataset} ({source.name}), "
-        f"patch {new['patch_size']}, spacing {new['spacing']}, batch {new['batch_size']}\n{loaded}"
+        f"patch {new['patch_size']}, spacing {new['spacing']}, batch {new['batch_size']}\n"
+        f"of the pre-trained encoder {loads.share:.0%} load ({len(loads.loaded)} tensors)"
     )
     number, weights = options.dataset_id, shlex.quote(str(options.checkpoint.absolute()))
     print(
@@ -77,26 +67,3 @@ def _write(options: argparse.Namespace) -> None:
         f"then: {WEIGHTS}={weights} "
         f"nnUNetv2_train {number} {configuration} 0 -tr nnSSLFinetuneTrainer -p {name}"
     )
-
-
-def _read_source(file: Path, checkpoint: Mapping[str, Any]) -> PlanSource:
-    try:
-        return read_source(checkpoint)
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be planned after: {error}") from error
-
-
-def _say_what_loads(
-    plans: Mapping[str, Any],
-    configuration: str,
-    dataset: Mapping[str, Any],
-    checkpoint: Mapping[str, Any],
-) -> str:
-    """What fine-tuning will load into the planned network; less than everything is an error."""
-    network = build_planned_network(plans, configuration, dataset)
-    found = plan_transfer(network, checkpoint, WeightSource(min_share=1.0), cascade=False)
-    return f"of the pre-trained encoder {found.share:.0%} load ({len(found.loaded)} tensors)"
-
-
-if __name__ == "__main__":
-    main()

@@ -5,29 +5,19 @@ Run it after planning (``nnUNetv2_plan_experiment``); the original plans file is
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
 
-from nnssl.cli.command import command
+from nnssl.cli.command import command, warn
 from nnssl.common.files import read_json, write_json
 from nnssl.nnunet.paths import plans_file
 from nnssl.nnunet.plans import name_plans_file
 from nnssl.nnunet.small_plans import shrink_plans
 
 
-@command("nnssl_plan_small")
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    _write(_parser().parse_args(arguments))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nnssl_plan_small",
-        description=__doc__,
-        epilog="Defaults: 2D: spacing 2.5, patch 80, batch 8, features 16 32 64 128; 3D: spacing "
-        "0, patch 32, batch 4, features 8 16 32. Several numbers: per axis, array order (z y x).",
+def _add_options(parser: ArgumentParser) -> None:
+    parser.epilog = (
+        "Defaults: 2D: spacing 2.5, patch 80, batch 8, features 16 32 64 128; 3D: spacing 0, "
+        "patch 32, batch 4, features 8 16 32. Several numbers: per axis, array order (z y x)."
     )
     add = parser.add_argument
     add("-d", type=int, required=True, dest="dataset_id", help="nnU-Net dataset id")
@@ -38,17 +28,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--patch", type=int, nargs="+", metavar="N", help="patch size in voxels")
     add("--batch", type=int, metavar="B", help="batch size")
     add("--features", type=int, nargs="+", metavar="F", help="channels of each stage")
-    return parser
 
 
-def _write(options: argparse.Namespace) -> None:
+@command("nnssl_plan_small", __doc__, _add_options)
+def main(options: Namespace) -> None:
     path = plans_file(options.dataset_id, options.plans)
     sizes = {key: getattr(options, key) for key in ("spacing", "patch", "batch", "features")}
     plans, warnings = shrink_plans(read_json(path), options.configuration, options.name, **sizes)
     written = name_plans_file(path.parent, options.name)
     write_json(written, plans)
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    warn(warnings)
     small = plans["configurations"][options.configuration]
     print(
         f"{written}: {options.configuration}, "
@@ -59,7 +48,3 @@ def _write(options: argparse.Namespace) -> None:
         f"next: nnUNetv2_preprocess -d {options.dataset_id} -plans_name {options.name} "
         f"-c {options.configuration}\nthen: train with -p {options.name}"
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -6,65 +6,52 @@ It also preprocesses the pool, case by case with the settings of each modality; 
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
+from argparse import ArgumentParser, Namespace
 from collections import Counter
-from collections.abc import Sequence
 
-from nnssl.cli.command import command
+from nnssl.cli.command import WORKERS, command, warn
 from nnssl.data.pool.build import PoolDraft, PoolRequest, build, draft
 from nnssl.data.pool.settings import PLANNER, POLICIES, WINDOW
 from nnssl.leakage.pool_check import check_pool, check_runs, describe_overlaps
 from nnssl.nnunet.paths import RESULTS, Roots, find_dataset_names, find_root
 
 
-@command("nnssl_pool", resumes=True)
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    options = _parser().parse_args(arguments)
-    roots = Roots.from_environment()
-    _check(roots, options.pool_id) if options.check else _make(options, roots)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nnssl_pool", description=__doc__)
+def _add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("pool_id", type=int, metavar="ID", help="dataset id of the pool")
     add("--from", type=int, nargs="+", dest="members", metavar="D", help="ids of the datasets")
-    plans = parser.add_mutually_exclusive_group()
-    plans.add_argument(
-        "--plans-of", type=int, metavar="D", help="architecture, patch and batch of this dataset"
-    )
-    plans.add_argument(
-        "--plan", choices=["universal"], help="nnU-Net's planner plans for the mix (default)"
-    )
+    add_plans = parser.add_mutually_exclusive_group().add_argument
+    text = "architecture, patch and batch of this dataset"
+    add_plans("--plans-of", type=int, metavar="D", help=text)
+    text = "nnU-Net's planner plans for the mix (default)"
+    add_plans("--plan", choices=["universal"], help=text)
     add("-p", dest="plans", metavar="PLANS", help="name of the plans (nnUNetPlans)")
     add("-c", dest="configuration", default="2d", help="configuration (%(default)s)")
     add("--planner", default=PLANNER, help="nnU-Net's planner for the mix (%(default)s)")
-    add(
-        "--spacing",
-        choices=POLICIES,
-        default="target",
-        help="target: that of the plans; own: each dataset its median; isotropic: one number",
-    )
+    text = "target: that of the plans; own: each dataset its median; isotropic: one number"
+    add("--spacing", choices=POLICIES, default="target", help=text)
     add("--spacing-of", type=int, metavar="D", help="target: planned spacing of this dataset")
     text = f"CT window in HU (that of --plans-of where it is CT, else {WINDOW[0]:g} {WINDOW[1]:g})"
     add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help=text)
     add("--name", help="name of the dataset (Pool)")
     add("--check", action="store_true", help="check a pool and the fine-tuning runs from it")
     add("--dry-run", action="store_true", help="check everything, write nothing")
-    add("-np", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)")
-    return parser
+    add("-np", type=int, default=WORKERS, help="processes (%(default)s)")
 
 
-def _make(options: argparse.Namespace, roots: Roots) -> None:
+@command("nnssl_pool", __doc__, _add_options, resumes=True)
+def main(options: Namespace) -> None:
+    roots = Roots.from_environment()
+    _check(roots, options.pool_id) if options.check else _make(options, roots)
+
+
+def _make(options: Namespace, roots: Roots) -> None:
     if not options.members:
         raise ValueError("needs --from, for example: nnssl_pool 900 --from 27 4 --plans-of 27")
     made = draft(_request(options, roots), roots)
     _show(made)
-    for warning in describe_overlaps(made.pool):
-        print(f"warning: {warning}", file=sys.stderr)
+    warn(describe_overlaps(made.pool))
     if options.dry_run:
         print(f"{len(made.pool.cases)} cases; nothing was written (--dry-run)")
         return
@@ -84,11 +71,13 @@ def _make(options: argparse.Namespace, roots: Roots) -> None:
     )
 
 
-def _request(options: argparse.Namespace, roots: Roots) -> PoolRequest:
+def _request(options: Namespace, roots: Roots) -> PoolRequest:
+    known = find_dataset_names(options.pool_id, roots.raw)
+    name = known[0].split("_", 1)[1] if len(known) == 1 else "Pool"
     default = "nnUNetPlans" if options.plans_of is not None else "nnSSLUniversalPlans"
     return PoolRequest(
         number=options.pool_id,
-        name=options.name or _known_name(roots, options.pool_id),
+        name=options.name or name,
         members=tuple(options.members),
         plans=options.plans or default,
         configuration=options.configuration,
@@ -98,12 +87,6 @@ def _request(options: argparse.Namespace, roots: Roots) -> PoolRequest:
         window=None if options.window is None else tuple(options.window),
         planner=options.planner,
     )
-
-
-def _known_name(roots: Roots, number: int) -> str:
-    """Name of the pool where it exists already."""
-    found = find_dataset_names(number, roots.raw)
-    return found[0].split("_", 1)[1] if len(found) == 1 else "Pool"
 
 
 def _show(made: PoolDraft) -> None:
@@ -135,7 +118,3 @@ def _check(roots: Roots, number: int) -> None:
     if bad:
         sys.exit(f"nnssl_pool: {bad} problems")
     print(f"{roots.dataset(number)}: nothing is wrong")
-
-
-if __name__ == "__main__":
-    main()

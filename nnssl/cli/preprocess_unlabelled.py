@@ -7,13 +7,11 @@ pre-training trainers of nnSSL take them in addition to the fold's training case
 
 from __future__ import annotations
 
-import argparse
-import os
 import re
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from nnssl.cli.command import command
+from nnssl.cli.command import WORKERS, command
 from nnssl.common.files import read_json
 from nnssl.data.unlabelled.job import PreprocessingPlan
 from nnssl.data.unlabelled.preprocess import (
@@ -28,14 +26,7 @@ from nnssl.nnunet.paths import DATASET_FILE, own_folder, plans_file
 from nnssl.nnunet.plans import read_plans
 
 
-@command("nnssl_preprocess_unlabelled", resumes=True)
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    _run(_parser().parse_args(arguments))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nnssl_preprocess_unlabelled", description=__doc__)
+def _add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("-d", type=int, required=True, dest="dataset_id", help="nnU-Net dataset id")
     add("-c", required=True, dest="configuration", help="configuration, for example 2d")
@@ -51,14 +42,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--files", metavar="REGEX", help="only files whose path below FOLDER matches: '_4d'")
     add("--part", default="1/1", metavar="K/N", help="share of a cluster job, 1/N to N/N")
-    workers = min(8, os.cpu_count() or 1)
-    add("-np", type=int, default=workers, dest="workers", help="processes (%(default)s)")
+    add("-np", type=int, default=WORKERS, dest="workers", help="processes (%(default)s)")
     add("--list", action="store_true", help="show what is there")
     add("--remove", metavar="NAME", help="delete these images (not their sources)")
-    return parser
 
 
-def _run(options: argparse.Namespace) -> None:
+@command("nnssl_preprocess_unlabelled", __doc__, _add_options, resumes=True)
+def main(options: Namespace) -> None:
     file = plans_file(options.dataset_id, options.plans)
     plans = read_plans(file, options.configuration)
     plan = PreprocessingPlan(plans, options.configuration, read_json(file.with_name(DATASET_FILE)))
@@ -86,12 +76,16 @@ def _list(own: Path, plan: PreprocessingPlan) -> None:
         )
 
 
-def _preprocess(options: argparse.Namespace, dataset: Path, plan: PreprocessingPlan) -> None:
+def _preprocess(options: Namespace, dataset: Path, plan: PreprocessingPlan) -> None:
     if options.source is None:
         raise ValueError("needs -i FOLDER (or --list, or --remove NAME)")
+    part = re.fullmatch(r"(\d+)/(\d+)", options.part)
+    if not part:
+        raise ValueError(f"--part: found {options.part!r}, allowed is K/N, for example 3/10")
     name = options.name or options.source.resolve().name
     choice = FileChoice(plan.endings, options.files, options.patient)
-    task = UnlabelledTask(dataset, options.source, name, plan, choice, _part(options.part))
+    share = (int(part[1]), int(part[2]))
+    task = UnlabelledTask(dataset, options.source, name, plan, choice, share)
     outcome = preprocess_unlabelled(task, options.workers)
     print(
         f"{task.folder}: {outcome.written} images written, {outcome.kept} were there, "
@@ -104,14 +98,3 @@ def _preprocess(options: argparse.Namespace, dataset: Path, plan: PreprocessingP
         )
     if options.patient is None and task.part[0] == 1:  # while the raw test images are at hand
         load_test_thumbnails(read_test_set(dataset, plan.file_ending), task.own, plan)
-
-
-def _part(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found:
-        raise ValueError(f"--part: found {text!r}, allowed is K/N, for example 3/10")
-    return int(found[1]), int(found[2])
-
-
-if __name__ == "__main__":
-    main()

@@ -7,7 +7,7 @@ validation case is opened.
 
 from __future__ import annotations
 
-import argparse
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,7 @@ NMI = ("nmi", "nmi_balanced")
 COLUMNS = ("dice", "position_error", "position_chance", "effective_rank", "seconds")
 
 
-@command("nnssl_probe", errors=(CaseError,))
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    options = _parser().parse_args(arguments)
-    fold = ProbeFold.find(options.dataset, options.configuration, options.fold, options.plans)
-    _choose(fold, options) if options.choose else _probe(fold, options)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nnssl_probe", description=__doc__)
+def _add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     defaults = ProbeSettings()
     add("dataset", help="nnU-Net dataset, id or name")
@@ -45,32 +36,46 @@ def _parser() -> argparse.ArgumentParser:
     add("-p", default="nnUNetPlans", dest="plans", help="plans (%(default)s)")
     add("--weights", type=Path, nargs="+", required=True, metavar="FILE", help="checkpoints")
     add("--reference", type=Path, metavar="FILE", help="another checkpoint, as a yardstick")
-    patients = defaults.probe_patients
-    add("--patients", type=int, default=patients, metavar="N", help="labelled (%(default)s)")
+    default = defaults.probe_patients
+    add("--patients", type=int, default=default, metavar="N", help="labelled (%(default)s)")
     add("--seed", type=int, default=0, metavar="S", help="of the (first) draw (%(default)s)")
     add("--draws", type=int, default=defaults.probe_draws, metavar="R", help="(%(default)s)")
-    most = defaults.probe_volumes
-    add("--volumes", type=int, default=most, metavar="V", help="to score, at most (%(default)s)")
+    default = defaults.probe_volumes
+    add("--volumes", type=int, default=default, metavar="V", help="to score, at most (%(default)s)")
     add("--clusters", type=int, metavar="K", help="also the NMI of K k-means clusters and labels")
     add("--choose", action="store_true", help="print the best file, judged by labelled patients")
     add("-o", type=Path, dest="output", metavar="FILE", help="write the record, e.g. probe.json")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("-device", default=device, help="(%(default)s)")
-    return parser
 
 
-def _probe(fold: ProbeFold, options: argparse.Namespace) -> None:
-    settings = ProbeSettings(
-        probe_patients=options.patients,
-        probe_draws=options.draws,
-        probe_volumes=options.volumes,
-    )
+@command("nnssl_probe", __doc__, _add_options, errors=(CaseError,))
+def main(options: Namespace) -> None:
+    fold = ProbeFold.find(options.dataset, options.configuration, options.fold, options.plans)
     device = torch.device(options.device)
-    probe = Probe(fold, settings, device, options.seed, options.clusters)
-    record = probe_checkpoints(probe, options.weights, options.reference)
-    _write(options.output, record)
+    if options.choose:
+        budget = LabelBudget(patients=options.patients, seed=options.seed)
+        record = choose_checkpoint(fold, options.weights, budget, device)
+    else:
+        settings = ProbeSettings(
+            probe_patients=options.patients,
+            probe_draws=options.draws,
+            probe_volumes=options.volumes,
+        )
+        probe = Probe(fold, settings, device, options.seed, options.clusters)
+        record = probe_checkpoints(probe, options.weights, options.reference)
+    if options.output is not None:
+        write_json(options.output, record)
+    if options.choose:
+        rows = [[file, _number(value)] for file, value in record["dice"].items()]
+        print(table(("encoder", "dice on left-out labelled patients"), rows))
+        print(f"chosen: {record['chosen']}")
+    else:
+        _print_scores(record, COLUMNS if options.clusters is None else (*COLUMNS, *NMI))
+
+
+def _print_scores(record: Mapping[str, Any], columns: Sequence[str]) -> None:
     encoders: Mapping[str, Any] = record["encoders"]
-    columns = (*COLUMNS, *NMI) if options.clusters is not None else COLUMNS
     structures = list(next(iter(encoders.values())).get("dice_per_structure", {}))
     rows = [
         [
@@ -87,23 +92,5 @@ def _probe(fold: ProbeFold, options: argparse.Namespace) -> None:
     print(record["why_no_labels"] or "Scored on validation cases: do not choose by it (--choose)")
 
 
-def _choose(fold: ProbeFold, options: argparse.Namespace) -> None:
-    budget = LabelBudget(patients=options.patients, seed=options.seed)
-    record = choose_checkpoint(fold, options.weights, budget, torch.device(options.device))
-    _write(options.output, record)
-    rows = [[file, _number(value)] for file, value in record["dice"].items()]
-    print(table(("encoder", "dice on left-out labelled patients"), rows))
-    print(f"chosen: {record['chosen']}")
-
-
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _write(file: Path | None, record: Mapping[str, Any]) -> None:
-    if file is not None:
-        write_json(file, record)
-
-
-if __name__ == "__main__":
-    main()

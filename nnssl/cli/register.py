@@ -2,60 +2,44 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 from nnssl.cli.command import command
 from nnssl.nnunet import registration
 
 
-@command("nnssl_register")
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Registers (default), undoes it, or reports; returns the exit code."""
-    options = _parser().parse_args(arguments)
+def _add_options(parser: ArgumentParser) -> None:
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--undo", action="store_true", help="remove the module again")
+    text = "print the folder for nnUNet_extTrainer (nnU-Net >= 2.8), for read-only installations"
+    add("--path", action="store_true", help=text)
+    add("--status", action="store_true", help="say whether it is there; exit code 1 if not")
+
+
+@command(
+    "nnssl_register",
+    "Lets nnUNetv2_train and nnUNetv2_predict find every nnSSL trainer. Writes one small module "
+    "into nnU-Net's trainer folder; nothing of nnU-Net itself is changed.",
+    _add_options,
+)
+def main(options: Namespace) -> int:
     if options.path:
         print(registration.EXTERNAL_FOLDER)
         return 0
+    folder = registration.trainer_folder()
     if options.status:
-        return _status()
-    return _undo() if options.undo else _register()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nnssl_register",
-        description="Lets nnUNetv2_train and nnUNetv2_predict find every nnSSL trainer. Writes one "
-        "small module into nnU-Net's trainer folder; nothing of nnU-Net itself is changed.",
-    )
-    action = parser.add_mutually_exclusive_group()
-    action.add_argument("--undo", action="store_true", help="remove the module again")
-    action.add_argument(
-        "--path",
-        action="store_true",
-        help="print the folder for nnUNet_extTrainer (nnU-Net >= 2.8), for read-only installations",
-    )
-    action.add_argument(
-        "--status", action="store_true", help="say whether it is there; exit code 1 if not"
-    )
-    return parser
-
-
-def _register() -> int:
-    module = registration.register(registration.trainer_folder())
-    print(f"registered: {module}\nnnssl_trainers lists what -tr now accepts")
+        return _print_status(folder)
+    if options.undo:
+        removed = registration.undo(folder)
+        print(f"removed from {folder}" if removed else f"nothing to remove in {folder}")
+    else:
+        module = registration.register(folder)
+        print(f"registered: {module}\nnnssl_trainers lists what -tr now accepts")
     return 0
 
 
-def _undo() -> int:
-    folder = registration.trainer_folder()
-    removed = registration.undo(folder)
-    print(f"removed from {folder}" if removed else f"nothing to remove in {folder}")
-    return 0
-
-
-def _status() -> int:
-    folder = registration.trainer_folder()
+def _print_status(folder: Path) -> int:
     found = registration.find_state(folder)
     external = registration.is_registered_externally()
     print(f"{found}: {folder}")
@@ -64,7 +48,3 @@ def _status() -> int:
     elif found != "registered":
         print("run nnssl_register")
     return 0 if external or found == "registered" else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -25,17 +24,19 @@ METRICS = {
 }
 
 
-@command("nnssl_runs")
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the runs; a broken one is a row with its problem."""
-    parser = argparse.ArgumentParser(
-        prog="nnssl_runs",
-        description="Lists finished and unfinished pre-trainings under nnUNet_results with their "
-        "last metrics, and the line that uses, continues or restarts each.",
-    )
+def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument("dataset", nargs="?", help="number or name of a dataset; default: all")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
+
+
+@command(
+    "nnssl_runs",
+    "Lists finished and unfinished pre-trainings under nnUNet_results with their last metrics, and "
+    "the line that uses, continues or restarts each.",
+    _add_options,
+)
+def main(options: Namespace) -> None:
+    """Prints the runs; a broken one is a row with its problem."""
     from nnssl.nnunet.runs import list_runs
 
     runs = list_runs(root_folder(RESULTS), options.dataset)
@@ -63,7 +64,3 @@ def _metric(run: Run, key: str) -> str:
     if value is None:
         return "-"
     return f"{100 * value:.0f}" if key == "weight_change" else f"{value:.3g}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

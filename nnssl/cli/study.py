@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
 from dataclasses import fields
 from pathlib import Path
 
-from nnssl.cli.command import command
+from nnssl.cli.command import command, read_each
 from nnssl.cli.table import table
 from nnssl.studies.run.runner import Selection, run_study
 from nnssl.studies.run.slurm import JobLimits
@@ -16,16 +15,7 @@ from nnssl.studies.run.spec import Study, find_studies, find_waiting, read_study
 from nnssl.studies.run.status import read_status
 
 
-@command("nnssl_study", resumes=True)
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    code: int = options.action(options)
-    return code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nnssl_study", description=__doc__)
+def _add_options(parser: ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_run(commands.add_parser("run", help="run a study, or the rest of it"))
     status_parser = commands.add_parser("status", help="show where every cell stands")
@@ -35,10 +25,15 @@ def _parser() -> argparse.ArgumentParser:
     for parser_of_folder in (status_parser, report_parser):
         parser_of_folder.add_argument("folder", type=Path, help="folder of the study")
     commands.add_parser("list", help="list the studies").set_defaults(action=_list)
-    return parser
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
+@command("nnssl_study", __doc__, _add_options, resumes=True)
+def main(options: Namespace) -> int:
+    code: int = options.action(options)
+    return code
+
+
+def _add_run(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("study", help="name of a study (nnssl_study list) or a YAML file")
     add("-o", "--output", type=Path, required=True, help="folder of the study; continued if there")
@@ -47,21 +42,21 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--devices", nargs="+", metavar="N", help="numbers of GPUs, or cpu (default: all GPUs)")
     add("--dry-run", action="store_true", help="print commands and an estimate, run nothing")
     part = parser.add_argument_group("a part of the study; numbers beyond the file's extend it")
-    part.add_argument("--folds", nargs="+", type=int, metavar="F")
-    part.add_argument("--repetitions", type=int, metavar="N", help="the first N")
-    part.add_argument("--budgets", nargs="+", type=_number, metavar="K")
-    part.add_argument("--only", nargs="+", metavar="METHOD", help="these methods; scratch is one")
-    slurm = parser.add_argument_group("--executor slurm (needs submitit)")
-    slurm.add_argument("--partition")
-    slurm.add_argument("--hours", type=float, help="limit of a job (%(default)s)")
-    slurm.add_argument("--memory", type=int, help="GB of a job (%(default)s)")
-    slurm.add_argument("--gpus-per-task", type=int, help="0: CPU (%(default)s)")
-    slurm.add_argument("--cpus-per-task", type=int, help="(%(default)s)")
-    parser.set_defaults(**vars(JobLimits()))
-    parser.set_defaults(action=_run)
+    add = part.add_argument
+    add("--folds", nargs="+", type=int, metavar="F")
+    add("--repetitions", type=int, metavar="N", help="the first N")
+    add("--budgets", nargs="+", type=_number, metavar="K")
+    add("--only", nargs="+", metavar="METHOD", help="these methods; scratch is one")
+    add = parser.add_argument_group("--executor slurm (needs submitit)").add_argument
+    add("--partition")
+    add("--hours", type=float, help="limit of a job (%(default)s)")
+    add("--memory", type=int, help="GB of a job (%(default)s)")
+    add("--gpus-per-task", type=int, help="0: CPU (%(default)s)")
+    add("--cpus-per-task", type=int, help="(%(default)s)")
+    parser.set_defaults(action=_run, **vars(JobLimits()))
 
 
-def _add_report(parser: argparse.ArgumentParser) -> None:
+def _add_report(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--no-images", action="store_true", help="leave out the overlays, which show patients")
     add("--markdown", action="store_true", help="print tables in Markdown, write no page")
@@ -74,7 +69,7 @@ def _number(text: str) -> int | float:
     return int(value) if value == int(value) else value
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: Namespace) -> int:
     jobs = None
     if options.executor == "slurm":
         jobs = JobLimits(**{each.name: getattr(options, each.name) for each in fields(JobLimits)})
@@ -89,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
     )
 
 
-def _status(options: argparse.Namespace) -> int:
+def _status(options: Namespace) -> int:
     found = read_status(options.folder)
     for rows in (found.pretraining, found.finetuning):
         if rows:
@@ -98,7 +93,7 @@ def _status(options: argparse.Namespace) -> int:
     return 1 if "FAILED" in found.counts else 0
 
 
-def _report(options: argparse.Namespace) -> int:
+def _report(options: Namespace) -> int:
     from nnssl.studies.report.page import write_markdown, write_report
 
     if options.markdown:
@@ -108,14 +103,10 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _list(_: argparse.Namespace) -> int:
-    """A broken file is told below the table and does not hide the others."""
-    rows, problems = [], []
-    for name, file in find_studies().items():
-        try:
-            rows.append((name, *_row(read_study(file))))
-        except ValueError as error:
-            problems.append(str(error))
+def _list(_: Namespace) -> int:
+    files = find_studies()
+    found, problems = read_each(files, lambda name: read_study(files[name]))
+    rows = [(name, *_row(study)) for name, study in found.items()]
     print(table(("study", "summary", "budgets", "methods"), rows))
     print("\n".join(problems), file=sys.stderr, end="\n" if problems else "")
     return 1 if problems else 0

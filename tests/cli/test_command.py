@@ -11,12 +11,12 @@ from nnssl.cli.command import command
 
 
 def ending(error: BaseException | None, **options) -> int:
-    @command("nnssl_this", **options)
-    def main() -> None:
+    @command("nnssl_this", "Does nothing.", **options)
+    def main(_: argparse.Namespace) -> None:
         if error is not None:
             raise error
 
-    return main()
+    return main([])
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), OSError("bad"), BrokenPipeError("bad")])
