@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -32,13 +32,9 @@ class Comparison:
     """A method against scratch at one budget.
 
     Attributes:
-        method: arm of the study.
-        schedule: its fine-tuning schedule.
-        budget: number of labels.
         baseline: `equal schedule`: scratch trained alike; `best own schedule`: the schedule with
             which scratch has the highest mean Dice on these validation cases; `added steps`:
             scratch with the steps of the pre-training added.
-        scratch_schedule: the schedule of scratch.
         runs: (fold, repetition) of every pair.
         effect: mean paired difference of Dice with its interval.
     """
@@ -57,12 +53,9 @@ class Comparison:
 
 
 class Arms:
-    """Dice of every arm as (repetition, patient) arrays per fold.
+    """Dice of every arm of the long table as (repetition, patient) arrays per fold.
 
     Structures are averaged within a case, cases (frames) within a patient.
-
-    Args:
-        table: of `nnssl.studies.analysis.table.collect_scores`.
     """
 
     def __init__(self, table: pd.DataFrame) -> None:
@@ -117,7 +110,7 @@ def compare(table: pd.DataFrame) -> list[Comparison]:
     methods = [arm for arm in arms.arms if arm.role == "main" and arm.method != SCRATCH]
     found = [each for arm in methods for each in _compare_arm(arms, arm)]
     corrected: dict[str, Effect] = {}
-    for baseline in dict.fromkeys(each.baseline for each in found):
+    for baseline in get_args(Baseline):
         family = {each.name: each.effect for each in found if each.baseline == baseline}
         corrected |= correct_effects(family)
     return [replace(each, effect=corrected[each.name]) for each in found]
@@ -149,8 +142,8 @@ def _compare_arm(arms: Arms, arm: Arm) -> Iterator[Comparison]:
     scratch = [each for each in arms.arms if (each.method, each.budget) == (SCRATCH, arm.budget)]
     alike = [each for each in scratch if (each.role, each.schedule) == ("main", arm.schedule)]
     own = [each for each in scratch if each.role in ("main", "own_schedule")]
-    added = [each for each in scratch if each.role == "added_steps"]
-    longer = [each for each in added if each.schedule.startswith(f"{arm.schedule}_and_")]
+    start = f"{arm.schedule}_and_"
+    longer = [e for e in scratch if e.role == "added_steps" and e.schedule.startswith(start)]
     yield from _compare_with_best(arms, arm, "equal schedule", alike)
     if any(each.role == "own_schedule" for each in own):
         yield from _compare_with_best(arms, arm, "best own schedule", own)

@@ -77,9 +77,8 @@ def estimate_labels_saved(
     grid, arms = _check(budgets, scratch, method)
     curves = [_make_monotone(arm.mean(0)) for arm in arms]
     needed = _read_backwards(grid, *curves)
-    low = high = None
-    if arms.shape[1] >= LEAST_REPETITIONS:
-        low, high = _estimate_interval(grid, arms)
+    enough = arms.shape[1] >= LEAST_REPETITIONS
+    low, high = _estimate_interval(grid, arms) if enough else (None, None)
     own, reached = (tuple(map(float, curve)) for curve in curves)
     return LabelsSaved(tuple(map(float, grid)), needed, low, high, LEVEL, own, reached)
 
@@ -134,14 +133,9 @@ def _estimate_interval(
     repetitions = arms.shape[1]
     drawn = np.random.default_rng(0).integers(repetitions, size=(RESAMPLES, repetitions))
     means = arms[:, drawn].mean(2)  # (2, RESAMPLES, B)
-    found = np.array(
-        [
-            _read_backwards(grid, _make_monotone(s), _make_monotone(m))
-            for s, m in zip(*means, strict=True)
-        ]
-    )
+    pairs = zip(*means, strict=True)
+    found = [_read_backwards(grid, _make_monotone(s), _make_monotone(m)) for s, m in pairs]
     widening = math.sqrt(repetitions / (repetitions - 1))
     tail = float(stats.norm.sf(stats.t.ppf((1 + LEVEL) / 2, repetitions - 1) * widening))
-    low = np.quantile(found, tail, axis=0, method="inverted_cdf")
-    high = np.quantile(found, 1 - tail, axis=0, method="inverted_cdf")
-    return tuple(map(float, low)), tuple(map(float, high))
+    low, high = np.quantile(found, [tail, 1 - tail], axis=0, method="inverted_cdf").tolist()
+    return tuple(low), tuple(high)

@@ -155,9 +155,6 @@ def correct_p_values(p_values: Sequence[float | None]) -> list[float | None]:
 
     Reference:
         S. Holm, Scandinavian Journal of Statistics 6(2):65-70, 1979.
-
-    Returns:
-        Corrected p-values in the given order, None where there was none.
     """
     order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
@@ -221,10 +218,12 @@ def estimate_crossed_mean(folds: Sequence[np.ndarray]) -> MeanVariance:
     c_a, c_b, c_e = (w**2 / r).sum(), (w**2 / p).sum(), (w**2 / (r * p)).sum()
     parts = floored * np.array([c_a, c_b, c_e - c_a * h_p - c_b * h_r])
     variance = float(parts.sum()) if floored.any() else 0.0
+    present = freedom > 0
+    denominator = float((parts[present] ** 2 / freedom[present]).sum())
     return MeanVariance(
         mean=mean,
         variance=variance,
-        freedom=_estimate_freedom(variance, parts, freedom),
+        freedom=variance**2 / denominator if denominator else float("nan"),
         repetition=float(floored[0] - h_p * s_e),
         patient=float(floored[1] - h_r * s_e) if freedom[1] else float("nan"),
         residual=float(s_e) if freedom[2] else float("nan"),
@@ -304,12 +303,6 @@ def _estimate_between_seeds(folds: Sequence[np.ndarray], seeds: Seeds) -> float 
 def _split_by_seed(values: np.ndarray, names: Sequence[Hashable]) -> list[np.ndarray]:
     """The rows of every seed, seeds in the order of their first row."""
     return [values[[n == name for n in names]] for name in dict.fromkeys(names)]
-
-
-def _estimate_freedom(variance: float, parts: np.ndarray, freedom: np.ndarray) -> float:
-    present = freedom > 0
-    denominator = float((parts[present] ** 2 / freedom[present]).sum())
-    return variance**2 / denominator if denominator else float("nan")
 
 
 def _pool_variance(groups: Sequence[np.ndarray], freedom: float, smallest: float) -> float:

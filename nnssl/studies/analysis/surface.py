@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, find_objects
 
 TOLERANCE = 2.0  # mm
 Mask = NDArray[np.bool_]
@@ -50,9 +50,6 @@ def measure_surfaces(
         reference: as `predicted`.
         spacing: size of a voxel per array axis, mm.
         tolerance: mm.
-
-    Raises:
-        ValueError: the masks differ in shape.
     """
     if predicted.shape != reference.shape:
         raise ValueError(
@@ -60,9 +57,8 @@ def measure_surfaces(
             "predict again on the original grid"
         )
     if not predicted.any() or not reference.any():
-        both = not predicted.any() and not reference.any()
-        return Surface(math.nan, math.nan if both else 0.0)
-    box = _find_box(predicted | reference)
+        return Surface(math.nan, 0.0 if predicted.any() or reference.any() else math.nan)
+    (box,) = find_objects((predicted | reference).astype(np.uint8))
     areas = _tabulate_areas(tuple(float(step) for step in spacing))
     elements = [areas[_code_neighbourhoods(mask[box])] for mask in (predicted, reference)]
     return _compare_elements(elements, spacing, tolerance)
@@ -87,12 +83,6 @@ def _find_quantile(
     covered = np.cumsum(weights[order]) / weights.sum()
     place = int(np.searchsorted(covered, share))
     return float(distances[order][min(place, len(order) - 1)])
-
-
-def _find_box(mask: Mask) -> tuple[slice, ...]:
-    axes = range(mask.ndim)
-    inside = [np.flatnonzero(mask.any(axis=tuple(a for a in axes if a != axis))) for axis in axes]
-    return tuple(slice(int(each[0]), int(each[-1]) + 1) for each in inside)
 
 
 def _code_neighbourhoods(mask: Mask) -> NDArray[np.intp]:
@@ -139,9 +129,6 @@ def measure_case(
         regions: structure -> the label values that make it up.
         tolerance: mm.
         ignore: label value of the reference whose voxels count for nothing.
-
-    Raises:
-        ValueError: the two images have different grids.
     """
     images = [sitk.ReadImage(str(path)) for path in (predicted, reference)]
     found, wanted = (sitk.GetArrayFromImage(image) for image in images)
@@ -154,11 +141,8 @@ def measure_case(
     if found.ndim == 2:
         found, wanted, spacing = found[None], wanted[None], (1.0, *spacing)
     counted = np.full(wanted.shape, True) if ignore is None else wanted != ignore
-
-    def mask(labels: NDArray[np.integer], values: Iterable[int]) -> Mask:
-        return np.isin(labels, list(values)) & counted
-
-    return {
-        name: measure_surfaces(mask(found, values), mask(wanted, values), spacing, tolerance)
+    masks = {
+        name: (np.isin(found, list(values)) & counted, np.isin(wanted, list(values)) & counted)
         for name, values in regions.items()
     }
+    return {name: measure_surfaces(*pair, spacing, tolerance) for name, pair in masks.items()}

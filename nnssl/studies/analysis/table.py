@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from nnssl.common.files import read_json, write_json
+from nnssl.common.files import hash_file, read_json, write_json
 from nnssl.common.parallel import for_each
 from nnssl.convert.volumes import be_quiet
 from nnssl.nnunet.cases import read_cases
@@ -43,7 +42,7 @@ def collect_scores(
     in one of them has Dice 0, NSD 0 and HD95 NaN.
 
     Args:
-        folder: the study; cells that are not done have no rows.
+        folder: cells that are not done have no rows.
         tolerance: of NSD, mm.
         workers: processes; None: one per processor.
 
@@ -68,26 +67,24 @@ def _measure(tolerance: float, paths: tuple[Path, Path]) -> None:
     be_quiet()
     cell_folder, fold = paths
     run = Validation(fold)
-    regions, ignore = run.regions, run.ignore_label
-    cases = {
-        case: measure_case(*pair, regions, tolerance, ignore) for case, pair in run.files.items()
-    }
-    content = {"made_from": _describe_source(fold, tolerance), "cases": cases}
-    write_json(cell_folder / CACHE, content)
+    measure = partial(
+        measure_case, regions=run.regions, tolerance=tolerance, ignore=run.ignore_label
+    )
+    cases = {case: measure(*pair) for case, pair in run.files.items()}
+    made_from = _describe_source(fold, tolerance)
+    write_json(cell_folder / CACHE, {"made_from": made_from, "cases": cases})
 
 
 def _read_cache(cell_folder: Path, fold: Path, tolerance: float) -> dict[str, Any] | None:
     """Case -> structure key -> [HD95, NSD], if it belongs to today's summary."""
     path = cell_folder / CACHE
     stored = read_json(path) if path.is_file() else {}
-    fresh = stored.get("made_from") == _describe_source(fold, tolerance)
-    return stored["cases"] if fresh else None
+    return stored["cases"] if stored.get("made_from") == _describe_source(fold, tolerance) else None
 
 
 def _describe_source(fold: Path, tolerance: float) -> dict[str, Any]:
     """What the figures depend on; the summary by content, because clocks of machines differ."""
-    digest = hashlib.sha256((fold / SUMMARY).read_bytes()).hexdigest()
-    return {"fold": fold.name, "summary": digest, "tolerance": tolerance}
+    return {"fold": fold.name, "summary": hash_file(fold / SUMMARY), "tolerance": tolerance}
 
 
 def _make_rows(

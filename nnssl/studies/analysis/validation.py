@@ -14,21 +14,13 @@ from nnssl.nnunet.paths import DATASET_FILE, PREPROCESSED, REFERENCES, SUMMARY, 
 
 @dataclass(frozen=True)
 class Validation:
-    """Reads the files of a fold; what was moved since is found again.
-
-    Attributes:
-        fold: folder in which nnU-Net wrote the run.
-    """
+    """Reads the files of a fold's folder; what was moved since is found again."""
 
     fold: Path
 
     @cached_property
     def scores(self) -> dict[str, dict[str, float]]:
-        """Case -> structure key (`1`, `(1, 2)`) -> Dice, of `validation/summary.json`.
-
-        Raises:
-            ValueError: the file is broken or holds no cases.
-        """
+        """Case -> structure key (`1`, `(1, 2)`) -> Dice, of `validation/summary.json`."""
         try:
             return {
                 _split_name(entry["prediction_file"])[0]: {
@@ -45,11 +37,7 @@ class Validation:
 
     @property
     def files(self) -> dict[str, tuple[Path, Path]]:
-        """Case -> (predicted, reference) label image.
-
-        Raises:
-            ValueError: a file is gone.
-        """
+        """Case -> (predicted, reference) label image; ValueError where one is gone."""
         found = {}
         for entry in self._entries:
             case, ending = _split_name(entry["prediction_file"])
@@ -79,19 +67,15 @@ class Validation:
     @property
     def structures(self) -> dict[str, str]:
         """Structure key -> its name in `dataset.json`."""
-        keys = {
-            name: str(tuple(value) if isinstance(value, list) else value)
+        return {
+            str(tuple(value) if isinstance(value, list) else value): name
             for name, value in self._labels.items()
+            if name != "ignore"
         }
-        return {key: name for name, key in keys.items() if name != "ignore"}
 
     @property
     def regions(self) -> dict[str, tuple[int, ...]]:
-        """Structure key -> the label values that make it up, for every key of the scores.
-
-        Raises:
-            ValueError: a key is neither a label nor a region.
-        """
+        """Structure key -> the label values that make it up, for every key of the scores."""
         keys = sorted({key for case in self.scores.values() for key in case})
         values = {key: ast.literal_eval(key) for key in keys}
         return {k: v if isinstance(v, tuple) else (int(v),) for k, v in values.items()}

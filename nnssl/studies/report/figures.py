@@ -1,9 +1,12 @@
-"""The figures of a report that show no image of a patient."""
+"""The figures of a report that show no image of a patient, and the look of all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import product
+import base64
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle, product
 from typing import Any
 
 import numpy as np
@@ -11,15 +14,77 @@ import pandas as pd
 
 from nnssl.studies.analysis.comparisons import Arm, Comparison
 from nnssl.studies.report.findings import Findings
-from nnssl.studies.report.pictures import (
-    STYLE,
-    Picture,
-    choose_looks,
-    escape_math,
-    make_panels,
-    render,
-)
 from nnssl.studies.run.spec import SCRATCH
+
+SCRATCH_COLOUR = "#4d4d4d"
+# Okabe and Ito's palette (2008), without yellow, which is too pale for lines
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e5e5e5",
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "svg.hashsalt": "nnssl",  # the same study, the same file
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the report."""
+
+    name: str  # stem of its file
+    title: str
+    caption: str  # what it shows, for a reader who did not run the study
+    data: bytes
+    kind: str = "svg+xml"  # or png
+
+    @property
+    def address(self) -> str:
+        """The picture as a `data:` address, so that the report needs no other file."""
+        return f"data:image/{self.kind};base64,{base64.b64encode(self.data).decode()}"
+
+
+def choose_looks(methods: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Method -> `color` and `marker`; scratch is grey, the order decides the others."""
+    others = [method for method in methods if method != SCRATCH]
+    pairs = cycle(zip(COLOURS, MARKERS, strict=True))
+    looks = {name: {"color": c, "marker": m} for name, (c, m) in zip(others, pairs, strict=False)}
+    return {SCRATCH: {"color": SCRATCH_COLOUR, "marker": "X"}, **looks}
+
+
+def make_panels(
+    count: int, width: float = 5.0, height: float = 3.6, most: int = 2
+) -> tuple[Any, list]:
+    """A figure with this many panels, `most` of them side by side."""
+    from matplotlib.figure import Figure
+
+    columns = min(count, most)
+    rows = (count + columns - 1) // columns
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return figure, axes[:count]
+
+
+def render(figure: Any, kind: str = "svg") -> bytes:
+    """The figure as SVG (letters as outlines: no font is needed) or PNG."""
+    stream = io.BytesIO()
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else None
+    figure.savefig(stream, format=kind, dpi=150, metadata=metadata)
+    return stream.getvalue()
+
+
+def escape_math(text: str) -> str:
+    """A name in which matplotlib finds no formula."""
+    return str(text).replace("$", r"\$")
+
 
 SPREAD = 0.12  # sideways distance between methods, octaves of the budget
 BESIDE = 0.03  # of the single repetitions from their mean, octaves
@@ -45,8 +110,7 @@ def draw_label_efficiency(found: Findings) -> Picture:
     for axis, schedule in zip(axes, schedules, strict=True):
         for number, method in enumerate(found.methods):
             shift = 2 ** (SPREAD * (number - (len(found.methods) - 1) / 2))
-            arms = sorted(a for a in found.arms.arms if a[1:3] == (method, schedule))
-            if arms:
+            if arms := sorted(a for a in found.arms.arms if a[1:3] == (method, schedule)):
                 x = np.array([x_of[arm.budget] * shift for arm in arms])
                 _draw_curve(axis, found, arms, x, look[method])
         axis.set_xscale("log", base=2)
@@ -54,12 +118,8 @@ def draw_label_efficiency(found: Findings) -> Picture:
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.set_xlim(min(ticks) / 1.5, max(ticks) * 1.5)
         axis.minorticks_off()
-        axis.set(
-            ylim=(0, 1),
-            xlabel=x_label,
-            ylabel="mean Dice (0 to 1)",
-            title=escape_math(f"schedule: {schedule}"),
-        )
+        axis.set(ylim=(0, 1), xlabel=x_label, ylabel="mean Dice (0 to 1)")
+        axis.set_title(escape_math(f"schedule: {schedule}"))
         axis.legend(fontsize=9)
     return Picture(
         "label_efficiency",
@@ -178,13 +238,8 @@ def draw_patients(found: Findings) -> Picture | None:
         axis.scatter(*points.T, s=14, alpha=0.5, lw=0, color=look[method]["color"], rasterized=True)
         axis.axline((0, 0), slope=1, color="black", lw=1)
         share = np.mean(points[:, 1] > points[:, 0])
-        axis.set(
-            xlim=(0, 1),
-            ylim=(0, 1),
-            aspect="equal",
-            xlabel="Dice, scratch",
-            ylabel=escape_math(f"Dice, {method}"),
-        )
+        axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axis.set(xlabel="Dice, scratch", ylabel=escape_math(f"Dice, {method}"))
         axis.set_title(f"better in {100 * share:.0f} % of {len(points)} pairs", fontsize=9)
     return Picture(
         "scatter",
@@ -246,13 +301,12 @@ def draw_probe(found: Findings) -> Picture | None:
             points[row.method] = (found.probes[row.method], found.arms.mean(arm, list(row.runs)))
     if not points:
         return None
-    names = ("probe Dice of the frozen encoder", "fine-tuned Dice")
     return Picture(
         "probe",
         "Does the probe foretell the result?",
         "Across: Dice of a linear classifier on frozen features right after pre-training. Up: "
         "Dice after fine-tuning with the smallest budget.",
-        _draw_points(found, points, names),
+        _draw_points(found, points, "probe Dice of the frozen encoder", "fine-tuned Dice"),
     )
 
 
@@ -262,13 +316,13 @@ def draw_cost(found: Findings) -> Picture | None:
     if not rows:
         return None
     points = {row.method: (found.hours[row.method], row.effect.mean) for row in rows}
-    names = ("hours of one pre-training (wall clock)", "difference in Dice to scratch")
+    across = "hours of one pre-training (wall clock)"
     return Picture(
         "cost",
         "What does the difference cost?",
         "Mean paired difference at the smallest budget (equal schedule) over the hours of one "
         "pre-training run on the machine that was used.",
-        _draw_points(found, points, names),
+        _draw_points(found, points, across, "difference in Dice to scratch"),
     )
 
 
@@ -281,13 +335,13 @@ def _find_smallest_budget(found: Findings) -> list[Comparison]:
 
 
 def _draw_points(
-    found: Findings, points: dict[str, tuple[float, float]], names: tuple[str, str]
+    found: Findings, points: dict[str, tuple[float, float]], across: str, up: str
 ) -> bytes:
     look = choose_looks(found.methods)
     figure, (axis,) = make_panels(1, 5.5, 3.4)
     for method, (x, y) in points.items():
         axis.scatter([x], [y], s=60, label=escape_math(method), **look[method])
-    axis.set(xlabel=names[0], ylabel=names[1])
+    axis.set(xlabel=across, ylabel=up)
     axis.margins(0.2)
     axis.axhline(0, color="black", lw=1)
     axis.set_xlim(left=0)

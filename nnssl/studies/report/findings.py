@@ -25,10 +25,8 @@ class Findings:
     """What a study has found so far.
 
     Attributes:
-        folder: the study.
-        table: its long table.
-        comparisons: effects against scratch.
-        labels_saved: (method, schedule) -> labels saved.
+        table: the study's long table.
+        labels_saved: by method and schedule.
         records: what is known of every run.
         tolerance: of the surface Dice, mm.
     """
@@ -114,11 +112,7 @@ class Findings:
 
 
 def collect_findings(folder: str | Path, tolerance: float, workers: int | None) -> Findings:
-    """Reads a study's folder, and measures what was not measured yet.
-
-    Raises:
-        ValueError: the folder holds no study, or a finished run is damaged.
-    """
+    """Reads a study's folder, and measures what was not measured yet."""
     study = open_study(folder)
     table = collect_scores(study, tolerance, workers)
     records = read_records(study)

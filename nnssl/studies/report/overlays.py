@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from nnssl.convert.volumes import be_quiet
 from nnssl.nnunet.paths import RAW, TRAINING_IMAGES, find_root
 from nnssl.studies.analysis.validation import Validation
+from nnssl.studies.report.figures import COLOURS, Picture, escape_math, make_panels, render
 from nnssl.studies.report.findings import Findings
-from nnssl.studies.report.pictures import COLOURS, Picture, escape_math, make_panels, render
 from nnssl.studies.run.spec import slug
 
 PER_METHOD = 3
@@ -23,15 +23,13 @@ PER_METHOD = 3
 def draw_worst_cases(found: Findings) -> list[Picture]:
     """One picture per method: its cases of lowest mean Dice, at most one per patient."""
     be_quiet()
-    methods = dict.fromkeys(found.main["method"])
-    rows = {method: _find_worst(found.main[found.main["method"] == method]) for method in methods}
-    return [_draw_method(found, method, each) for method, each in rows.items() if len(each)]
-
-
-def _find_worst(table: pd.DataFrame) -> pd.DataFrame:
-    means = table.groupby(["cell", "case", "patient", "budget", "repetition"])["dice"].mean()
-    ordered = means.dropna().sort_values(kind="stable").reset_index()
-    return ordered.drop_duplicates("patient").head(PER_METHOD)
+    keys = ["cell", "case", "patient", "budget", "repetition"]
+    pictures = []
+    for method, table in found.main.groupby("method", sort=False):
+        means = table.groupby(keys)["dice"].mean().dropna().sort_values(kind="stable")
+        worst = means.reset_index().drop_duplicates("patient").head(PER_METHOD)
+        pictures += [_draw_method(found, str(method), worst)] if len(worst) else []
+    return pictures
 
 
 def _draw_method(found: Findings, method: str, rows: pd.DataFrame) -> Picture:

@@ -12,12 +12,10 @@ from nnssl import __version__
 from nnssl.common.files import atomic_path, write_json
 from nnssl.leakage.check import Contamination
 from nnssl.studies.analysis.surface import TOLERANCE
-from nnssl.studies.report.figures import draw_all
+from nnssl.studies.report.figures import Picture, draw_all
 from nnssl.studies.report.findings import Findings, collect_findings
-from nnssl.studies.report.leaks import find_leaks
 from nnssl.studies.report.overlays import draw_worst_cases
-from nnssl.studies.report.pictures import Picture
-from nnssl.studies.report.provenance import hash_splits, read_configurations
+from nnssl.studies.report.provenance import find_leaks, hash_splits, read_configurations
 from nnssl.studies.report.tables import ReportTable, make_tables, tabulate_open_runs, tabulate_runs
 from nnssl.studies.run.folder import STUDY_FILE
 from nnssl.studies.run.spec import find_waiting
@@ -36,7 +34,7 @@ def write_report(
     """Writes `report/report.html`, `table.csv`, `table.json`, `effects.json` and the figures.
 
     Args:
-        study_folder: folder of the study, finished or not.
+        study_folder: the study may be unfinished.
         images: whether the page shows the worst cases, which are images of patients.
         tolerance: of the surface Dice, mm.
         workers: processes for HD95 and surface Dice; None: one per processor.
@@ -64,13 +62,7 @@ def write_markdown(
 ) -> str:
     """Verdict, scores, effects, labels saved, cost and commands as Markdown; no images.
 
-    Args:
-        study_folder: folder of the study, finished or not.
-        tolerance: of the surface Dice, mm.
-        workers: processes for HD95 and surface Dice; None: one per processor.
-
-    Raises:
-        ValueError: the folder holds no study, or a finished run is damaged.
+    Arguments and errors as of `write_report`.
     """
     found = collect_findings(study_folder, tolerance, workers)
     study = found.folder.study

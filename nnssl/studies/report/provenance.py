@@ -1,4 +1,4 @@
-"""Where the numbers of a study come from: commands, seeds, versions, hours, splits, settings."""
+"""Where the numbers of a study come from, and whether pre-training saw what is evaluated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.common.files import hash_json, read_json
-from nnssl.nnunet.paths import CONFIG_FILE, FINAL, SPLITS_FILE, find_training_logs
+from nnssl.leakage.check import Contamination, Evaluation, Finding, check
+from nnssl.leakage.seen import Seen
+from nnssl.nnunet.checkpoint import read_checkpoint
+from nnssl.nnunet.paths import (
+    CONFIG_FILE,
+    FINAL,
+    PLANS_FILE,
+    SPLITS_FILE,
+    find_data_identifier,
+    find_training_logs,
+)
 from nnssl.studies.analysis.validation import Validation
 from nnssl.studies.run.folder import State, StudyFolder
 from nnssl.studies.run.grid import Cell
@@ -28,14 +38,10 @@ class CellRecord:
     """What is known of one run.
 
     Attributes:
-        cell: the run.
-        state: done, unfinished, failed or missing.
         hours: wall clock of all attempts; None where nothing tells.
         source: where the hours come from: `cell.json` or nnU-Net's log.
         device: `CPU` or `GPU`, where the runner recorded it.
         finished: when its last checkpoint was written, UTC.
-        versions: of packages, where recorded.
-        machine: what it ran on, where recorded.
         command: the command with its environment, as it is typed in the folder of the study.
     """
 
@@ -60,6 +66,10 @@ def _read_record(folder: StudyFolder, cell: Cell) -> CellRecord:
     fold = None if state == "missing" else folder.fold_folder(cell)
     finished = fold / FINAL if fold is not None and state == "done" else None
     attempts = stored.get("attempts", [])
+    time = ""
+    if finished is not None:
+        seconds = finished.stat().st_mtime
+        time = datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M")
     hours = sum(each["seconds"] for each in attempts) / 3600 if attempts else _read_hours(fold)
     return CellRecord(
         cell=cell,
@@ -67,7 +77,7 @@ def _read_record(folder: StudyFolder, cell: Cell) -> CellRecord:
         hours=hours,
         source="cell.json" if attempts else "nnU-Net's log",
         device=_name_device(attempts[-1]) if attempts else "device not recorded",
-        finished=_read_time(finished) if finished else "",
+        finished=time,
         versions=stored.get("versions") or (_read_versions(finished) if finished else {}),
         machine=stored.get("machine", {}),
         command=_write_command(folder, cell),
@@ -119,18 +129,16 @@ def read_configurations(
 ) -> Iterator[tuple[str, str]]:
     """Trainer and resolved configuration of the first finished cell of every trainer."""
     seen = set()
-    for each in records:
-        if each.state == "done" and each.cell.trainer not in seen:
-            file = folder.fold_folder(each.cell) / CONFIG_FILE
-            if file.is_file():
-                seen.add(each.cell.trainer)
-                title = f"{each.cell.trainer} (cell {each.cell.id})"
-                yield title, file.read_text(encoding="utf-8")
+    for cell in [each.cell for each in records if each.state == "done"]:
+        file = folder.fold_folder(cell) / CONFIG_FILE
+        if cell.trainer not in seen and file.is_file():
+            seen.add(cell.trainer)
+            yield f"{cell.trainer} (cell {cell.id})", file.read_text(encoding="utf-8")
 
 
 def _read_logs(fold: Path) -> list[str]:
-    logs = find_training_logs(fold)
-    return [file.read_text(encoding="utf-8", errors="replace") for file in logs]
+    files = find_training_logs(fold)
+    return [file.read_text(encoding="utf-8", errors="replace") for file in files]
 
 
 def _read_hours(fold: Path | None) -> float | None:
@@ -140,16 +148,46 @@ def _read_hours(fold: Path | None) -> float | None:
     return sum((end - begin).total_seconds() for begin, end in ends) / 3600 if ends else None
 
 
-def _read_time(checkpoint: Path) -> str:
-    seconds = checkpoint.stat().st_mtime
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M")
-
-
 def _read_versions(checkpoint: Path) -> dict[str, str]:
     """For runs that were started by hand."""
-    from nnssl.nnunet.checkpoint import read_checkpoint
-
     try:
         return read_checkpoint(checkpoint).get("nnssl", {}).get("versions", {})
     except ValueError:  # shown as unknown; the scores do not depend on it
         return {}
+
+
+def find_leaks(folder: StudyFolder) -> dict[str, Contamination]:
+    """Pre-training and fold -> what its check has found, for finished pairs of cells."""
+    by_id = {cell.id: cell for cell in folder.cells}
+    found: dict[str, Contamination] = {}
+    for cell in folder.cells:
+        if cell.needs is None or folder.state(cell) != "done":
+            continue
+        source = by_id[cell.needs]
+        title = f"{source.id}, evaluated on fold {cell.fold}"
+        if title not in found:
+            found[title] = _check(folder, source, cell)
+    return found
+
+
+def _check(folder: StudyFolder, source: Cell, cell: Cell) -> Contamination:
+    fold = folder.fold_folder(cell)
+    dataset = Validation(fold).preprocessed
+    if folder.state(source) != "done" or dataset is None:
+        missing = "the checkpoint of the pre-training" if dataset else "the preprocessed dataset"
+        return _unknown(f"{missing} is not at hand")
+    checkpoint = folder.fold_folder(source) / FINAL
+    validated = sorted(Validation(fold).scores)
+    try:
+        plans = read_json(fold.parent / PLANS_FILE)
+        identifier = find_data_identifier(plans, folder.study.configuration)
+        images = None if identifier is None else dataset / identifier
+        seen = Seen.of(read_checkpoint(checkpoint).get("nnssl", {}), dataset.parent)
+        return check(seen, Evaluation(dataset, cell.fold, validated, images), content=True)
+    except (OSError, ValueError) as error:  # a report without this check says so
+        return _unknown(str(error))
+
+
+def _unknown(reason: str) -> Contamination:
+    text = f"Images seen and evaluated could not be compared: {reason}."
+    return Contamination((Finding("source", "unknown", text),))

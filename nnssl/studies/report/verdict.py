@@ -21,14 +21,7 @@ AGAINST = {
 def write_verdict(
     comparisons: Sequence[Comparison], unit: str, unfinished: int, cells: int
 ) -> list[str]:
-    """Sentences of the opening paragraph.
-
-    Args:
-        comparisons: of `compare`.
-        unit: of the budgets.
-        unfinished: cells that are not done.
-        cells: all cells.
-    """
+    """Sentences of the opening paragraph; `unfinished` of all the cells are not done."""
     sentences = []
     if unfinished:
         sentences.append(
@@ -65,8 +58,10 @@ def _write_sentence(method: str, where: str, rows: list[Comparison]) -> str:
         return _describe_untested(method, where, rows[0])
     if found == "gain":
         row = min(rows, key=lambda row: row.effect.mean)
-        gain = f"{method} gains {row.effect.mean:.3f} Dice over {_name_baselines(rows)}"
-        return f"{gain} {where} {_write_numbers(row)}."
+        names = [AGAINST[each.baseline] for each in rows]
+        hardest = f"the hardest of {len(names)} comparisons ({', '.join(names)})"
+        gain = f"{method} gains {row.effect.mean:.3f} Dice over"
+        return f"{gain} {hardest if len(names) > 1 else names[0]} {where} {_write_numbers(row)}."
     if found == "loss":
         row = next(row for row in rows if row.baseline == "equal schedule")
         loss = f"{method} lies {-row.effect.mean:.3f} Dice below {AGAINST[row.baseline]}"
@@ -86,13 +81,6 @@ def _describe_untested(method: str, where: str, row: Comparison) -> str:
         f"Paired difference in Dice to {AGAINST[row.baseline]}, repetition by repetition: {each} "
         f"(mean {write_signed(row.effect.mean)})."
     )
-
-
-def _name_baselines(rows: list[Comparison]) -> str:
-    names = [AGAINST[row.baseline] for row in rows]
-    if len(names) == 1:
-        return names[0]
-    return f"the hardest of {len(names)} comparisons ({', '.join(names)})"
 
 
 def _write_numbers(row: Comparison) -> str:

@@ -11,7 +11,6 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 from nnssl.common import locks
 from nnssl.common.environment import child_environment
@@ -28,14 +27,7 @@ LAST_LINES = 5
 
 
 class Attempt:
-    """A running process of a cell, which holds the cell's lock.
-
-    Args:
-        folder: the study.
-        cell: what to train.
-        slot: where.
-        lock: the cell's lock, taken by the caller; `finish` gives it back.
-    """
+    """A running process of a cell; `finish` gives back the cell's lock that the caller took."""
 
     def __init__(self, folder: StudyFolder, cell: Cell, slot: Slot, lock: locks.Lock) -> None:
         self.folder, self.cell, self.slot, self.lock = folder, cell, slot, lock
@@ -83,22 +75,16 @@ class Attempt:
         self.end()  # workers that have outlived it
         code = self.process.wait()
         done = self.folder.is_done(self.cell)
-        self._add_to_record(
-            {
-                "started": self.started.isoformat(timespec="seconds"),
-                "seconds": round(monotonic() - self._begin, 1),
-                "returncode": code,
-                "done": done,
-                "log": self.log.name,
-                "interrupted": self.interrupted and not done,
-                "command": self.command,
-                "variables": self.variables,
-            }
-        )
-        self.lock.release()
-        return done
-
-    def _add_to_record(self, attempt: dict[str, Any]) -> None:
+        attempt = {
+            "started": self.started.isoformat(timespec="seconds"),
+            "seconds": round(monotonic() - self._begin, 1),
+            "returncode": code,
+            "done": done,
+            "log": self.log.name,
+            "interrupted": self.interrupted and not done,
+            "command": self.command,
+            "variables": self.variables,
+        }
         record = {
             **self.cell.to_dict(),
             "steps": self.cell.steps,
@@ -112,6 +98,8 @@ class Attempt:
             "versions": versions(*PACKAGES),
         }
         write_json(self.folder.cell_folder(self.cell) / RECORD, record)
+        self.lock.release()
+        return done
 
 
 def next_command(folder: StudyFolder, cell: Cell, slot: Slot) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 
 from nnssl.common.environment import read_variable
 
@@ -16,17 +16,11 @@ MOST_WORKERS = 12  # nnU-Net's own number of augmentation workers
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one process may run.
-
-    Attributes:
-        variables: environment of the process, CUDA_VISIBLE_DEVICES for instance.
-        prefix: put before the command (`taskset -c 0`).
-        arguments: put behind it (`-device cpu`).
-    """
+    """Where one process may run: what is added to its environment and to its command."""
 
     variables: Mapping[str, str] = field(default_factory=dict)
-    prefix: Sequence[str] = ()
-    arguments: Sequence[str] = ()
+    prefix: Sequence[str] = ()  # taskset -c 0
+    arguments: Sequence[str] = ()  # -device cpu
 
 
 def make_slots(devices: Sequence[str] | None, processes: int | None) -> list[Slot]:
@@ -35,9 +29,6 @@ def make_slots(devices: Sequence[str] | None, processes: int | None) -> list[Slo
     Args:
         devices: numbers of GPUs, or `cpu`; None: all GPUs that are there, else the CPU.
         processes: how many side by side; None: one per GPU, one on the CPU.
-
-    Raises:
-        ValueError: something else than GPU numbers or `cpu`, or no process at all.
     """
     chosen = list(devices or _find_gpus() or [CPU])
     if (CPU in chosen and chosen != [CPU]) or any(d != CPU and not d.isdigit() for d in chosen):
@@ -49,8 +40,7 @@ def make_slots(devices: Sequence[str] | None, processes: int | None) -> list[Slo
     if chosen == [CPU]:
         return [_make_cpu_slot(share, bind=number > 1) for share in share_cores(cores, number)]
     workers = _leave_to_user(count_workers(max(1, len(cores) // number)))
-    gpus = [chosen[i % len(chosen)] for i in range(number)]
-    return [Slot({"CUDA_VISIBLE_DEVICES": gpu, **workers}) for gpu in gpus]
+    return [Slot({"CUDA_VISIBLE_DEVICES": gpu, **workers}) for gpu in islice(cycle(chosen), number)]
 
 
 def share_cores(cores: Sequence[int], number: int) -> list[list[int]]:
@@ -72,8 +62,7 @@ def _make_cpu_slot(cores: Sequence[int], bind: bool) -> Slot:
     bound = bind and shutil.which("taskset") is not None
     prefix = ("taskset", "-c", ",".join(map(str, cores))) if bound else ()
     threads = {"OMP_NUM_THREADS": str(len(cores)), "OMP_WAIT_POLICY": "passive"}
-    workers = _leave_to_user(count_workers(len(cores)))
-    return Slot({**threads, **workers}, prefix, ("-device", CPU))
+    return Slot(threads | _leave_to_user(count_workers(len(cores))), prefix, ("-device", CPU))
 
 
 def _leave_to_user(variables: dict[str, str]) -> dict[str, str]:

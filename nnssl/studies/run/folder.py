@@ -29,14 +29,12 @@ class StudyFolder:
     """A study and the folder of its runs.
 
     Attributes:
-        study: what is run.
-        path: absolute.
         program: takes the arguments of `nnUNetv2_train`. Tests of the scheduling give a stand-in
             that writes nnU-Net's files without training.
     """
 
     study: Study
-    path: Path
+    path: Path  # absolute
     program: tuple[str, ...] = (PROGRAM,)
 
     @cached_property
@@ -53,11 +51,7 @@ class StudyFolder:
         return self.path / "cells" / cell.id
 
     def fold_folder(self, cell: Cell) -> Path:
-        """Folder in which nnU-Net writes the run.
-
-        Raises:
-            ValueError: the dataset's name is not to be found.
-        """
+        """Folder in which nnU-Net writes the run; ValueError where the dataset has no name."""
         results = self.cell_folder(cell)
         dataset = results / _find_dataset(cell.dataset, results)
         configuration = self.study.configuration
@@ -130,11 +124,7 @@ class StudyFolder:
 
 
 def open_study(folder: str | Path) -> StudyFolder:
-    """The study that a folder holds.
-
-    Raises:
-        ValueError: the folder holds none.
-    """
+    """The study that a folder holds; ValueError where it holds none."""
     path = Path(folder).expanduser().absolute()
     file = path / STUDY_FILE
     if not file.is_file():
@@ -143,11 +133,7 @@ def open_study(folder: str | Path) -> StudyFolder:
 
 
 def grow_study(folder: Path, study: Study) -> Study:
-    """What the folder holds together with `study`.
-
-    Raises:
-        ValueError: that would change cells which the folder has already; with the differences.
-    """
+    """What the folder holds together with `study`; ValueError if that would change its cells."""
     if not (folder / STUDY_FILE).is_file():
         return study
     stored = open_study(folder).study
@@ -187,13 +173,11 @@ def _find_changes(stored: Study, both: Study) -> list[str]:
     ]
     new = {cell.id: cell.to_dict() for cell in list_cells(both)}
     for cell in [] if lines else list_cells(stored):
-        old, now = cell.to_dict(), new.get(cell.id)
-        if now is None:
+        if cell.id not in new:
             lines.append(f"{cell.id}: is there, and not a cell any more")
-        else:
-            lines += [
-                f"{cell.id}: {k}: {old[k]!r}, now {now[k]!r}" for k in old if old[k] != now[k]
-            ]
+            continue
+        pairs = [(knob, old, new[cell.id][knob]) for knob, old in cell.to_dict().items()]
+        lines += [f"{cell.id}: {k}: {old!r}, now {now!r}" for k, old, now in pairs if old != now]
     return lines
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import product
-from math import ceil
+from math import ceil, prod
 from typing import Any, Literal
 
 from nnssl.common.checks import plain
@@ -31,19 +31,14 @@ class Cell:
         id: unique, a folder name; the same whatever else the study holds.
         kind: scratch is a finetune cell with method `scratch`.
         method: arm of the study file, or `scratch`.
-        trainer: name for `-tr`.
         schedule: name of the fine-tuning schedule; empty for pre-training.
         budget: number of labels, in `unit`; None for pre-training.
-        unit: patients, volumes, slices, percentage.
-        fold: fold of the run.
         repetition: seed of labelled cases and fine-tuning; None for pre-training.
         pretraining_seed: seed of the pre-training it is, or starts from; None for scratch.
         overrides: what goes into `nnssl_overrides`.
         needs: id of the pre-training cell whose `checkpoint_final.pth` it starts from.
         role: `main`: equal schedules; `own_schedule`: scratch tried with a schedule of its own;
             `added_steps`: scratch with the pre-training's steps added.
-        dataset: id or name of the dataset it trains on.
-        plans: name of the plans.
     """
 
     id: str
@@ -212,24 +207,17 @@ def _make_trials_of_scratch(study: Study, arms: Mapping[str, PretrainingArm]) ->
         (name, arm.trainer, arm.overrides, "own_schedule")
         for name, arm in study.scratch_schedules.items()
     ]
+    added: set[int] = set()
     if study.scratch_added_steps:
-        trials += [(*trial, "added_steps") for trial in _add_steps(study, arms)]
-    for (name, trainer, overrides, role), repetition, fold, budget in product(
+        added = {prod(read_schedule(a.trainer, "pretrain", a.overrides)) for a in arms.values()}
+    for (name, schedule), steps in product(study.schedules.items(), sorted(added)):
+        trainer = schedule.scratch_trainer
+        epochs, iterations = read_schedule(trainer, "finetune", schedule.overrides)
+        overrides = {k: v for k, v in schedule.overrides.items() if k != "training.num_epochs"}
+        overrides["num_epochs"] = epochs + ceil(steps / iterations)
+        trials.append((f"{name}_and_{steps}_steps", trainer, overrides, "added_steps"))
+    for (name, trainer, changed, role), repetition, fold, budget in product(
         trials, range(study.repetitions), study.folds, study.budgets
     ):
         at = (budget, fold, repetition, name)
-        yield _make_finetuning(study, SCRATCH, trainer, overrides, at, role=role)
-
-
-def _add_steps(
-    study: Study, arms: Mapping[str, PretrainingArm]
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """One trial per schedule and number of pre-training steps: name, trainer, overrides."""
-    runs = {read_schedule(arm.trainer, "pretrain", arm.overrides) for arm in arms.values()}
-    for name, schedule in study.schedules.items():
-        trainer = schedule.scratch_trainer
-        epochs, iterations = read_schedule(trainer, "finetune", schedule.overrides)
-        for steps in sorted({a * b for a, b in runs}):
-            overrides = {k: v for k, v in schedule.overrides.items() if k != "training.num_epochs"}
-            overrides["num_epochs"] = epochs + ceil(steps / iterations)
-            yield f"{name}_and_{steps}_steps", trainer, overrides
+        yield _make_finetuning(study, SCRATCH, trainer, changed, at, role=role)

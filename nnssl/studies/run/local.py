@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,19 +27,12 @@ SECONDS_BETWEEN_PROGRESS = 5.0
 
 @dataclass
 class CellOutcome:
-    """What became of the cells.
-
-    Attributes:
-        done: ids.
-        failed: id -> last lines of its log.
-        blocked: id -> id of the failed cell that it needs.
-        signal: the signal that stopped the runner, or None.
-    """
+    """What became of the cells, by their ids."""
 
     done: list[str] = field(default_factory=list)
-    failed: dict[str, list[str]] = field(default_factory=dict)
-    blocked: dict[str, str] = field(default_factory=dict)
-    signal: int | None = None
+    failed: dict[str, list[str]] = field(default_factory=dict)  # last lines of its log
+    blocked: dict[str, str] = field(default_factory=dict)  # the failed cell that it needs
+    signal: int | None = None  # that stopped the runner
 
     @property
     def exit_code(self) -> int:
@@ -51,7 +45,6 @@ class LocalRunner:
     """Starts cells in their order as slots get free, a cell after the one it needs.
 
     Args:
-        folder: the study.
         cells: what to run, with everything that it needs.
         slots: one per process.
     """
@@ -62,7 +55,7 @@ class LocalRunner:
         self.pending = list(cells)
         self.free = list(slots)
         self.running: list[Attempt] = []
-        self.tries: dict[str, int] = {}
+        self.tries: Counter[str] = Counter()
         self.outcome = CellOutcome()
         total = sum(cell.steps for cell in cells)
         self.bar = tqdm(total=total, unit="step", disable=None, smoothing=0.0)
@@ -128,16 +121,13 @@ class LocalRunner:
             seconds = sum(past["seconds"] for past in self.folder.attempts(cell))
             self._mark_done(cell, f"{seconds / 60:.1f} min")
         elif not attempt.interrupted:
-            self._retry_or_give_up(cell, attempt)
-
-    def _retry_or_give_up(self, cell: Cell, attempt: Attempt) -> None:
-        self.tries[cell.id] = self.tries.get(cell.id, 0) + 1
-        if self.tries[cell.id] < TRIES:
-            self._say(f"retried  {cell.id} (see {attempt.log})")
-            self.pending.insert(0, cell)
-        else:
-            self.outcome.failed[cell.id] = read_log_end(self.folder, cell)
-            self._say(f"FAILED   {cell.id} (see {attempt.log})")
+            self.tries[cell.id] += 1
+            if self.tries[cell.id] < TRIES:
+                self._say(f"retried  {cell.id} (see {attempt.log})")
+                self.pending.insert(0, cell)
+            else:
+                self.outcome.failed[cell.id] = read_log_end(self.folder, cell)
+                self._say(f"FAILED   {cell.id} (see {attempt.log})")
 
     def _mark_done(self, cell: Cell, remark: str) -> None:
         self.outcome.done.append(cell.id)
@@ -180,9 +170,7 @@ def _catch_stop_signals(outcome: CellOutcome) -> Iterator[None]:
             raise KeyboardInterrupt
         outcome.signal = outcome.signal or number
 
-    before: dict[int, Any] = {
-        number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    before: dict[int, Any] = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

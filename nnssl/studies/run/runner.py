@@ -22,19 +22,12 @@ SECONDS_PER_STEP = 0.15  # assumed; small plans on one core, or default plans on
 
 @dataclass(frozen=True)
 class Selection:
-    """Which part of a study to run; numbers beyond the file's extend the study.
-
-    Attributes:
-        folds: None: all of the study's.
-        repetitions: the first n; None: all.
-        budgets: None: all.
-        only: methods (and `scratch`); None: all.
-    """
+    """Which part of a study to run (None: all); numbers beyond the file's extend the study."""
 
     folds: Sequence[int] | None = None
-    repetitions: int | None = None
+    repetitions: int | None = None  # the first n
     budgets: Sequence[float] | None = None
-    only: Sequence[str] | None = None
+    only: Sequence[str] | None = None  # methods, and `scratch`
 
     def extend(self, study: Study) -> Study:
         """The study with what the selection asks for beyond it."""
@@ -46,11 +39,7 @@ class Selection:
         )
 
     def choose(self, folder: StudyFolder) -> list[Cell]:
-        """The selected cells and the pre-trainings that they need.
-
-        Raises:
-            ValueError: a method that the study does not have.
-        """
+        """The selected cells and the pre-trainings that they need."""
         known = (SCRATCH, *folder.study.pretraining)
         for method in self.only or ():
             if method not in known:
@@ -81,7 +70,7 @@ def run_study(
     """Runs a study, or the rest of it; returns the exit code.
 
     Args:
-        name_or_path: name or file of the study.
+        name_or_path: of the study.
         folder: of the results; running again continues what is there.
         selection: which part of the study.
         processes: side by side on this machine.
@@ -97,7 +86,8 @@ def run_study(
     study = grow_study(path, selection.extend(read_study(name_or_path)))
     runs = StudyFolder(study, path, program)
     chosen = selection.choose(runs)
-    check_overrides(chosen)
+    if problems := list(dict.fromkeys(_find_problems(chosen))):
+        raise ValueError("The study's runs would stop at once:\n" + "\n".join(problems))
     for cell in chosen:
         runs.fold_folder(cell)  # a dataset that is not there is told before anything runs
     for method, reason in find_waiting(study).items():
@@ -115,17 +105,8 @@ def run_study(
     return outcome.exit_code
 
 
-def check_overrides(cells: Sequence[Cell]) -> None:
-    """Binds the overrides of every run to its trainer, as the run itself would.
-
-    Raises:
-        ValueError: names every problem at once.
-    """
-    if problems := list(dict.fromkeys(_find_problems(cells))):
-        raise ValueError("The study's runs would stop at once:\n" + "\n".join(problems))
-
-
 def _find_problems(cells: Sequence[Cell]) -> Iterator[str]:
+    """Binds the overrides of every run to its trainer, as the run itself would."""
     from nnssl.training.factory import schema_of  # loads torch and nnU-Net
 
     for cell in cells:
@@ -174,11 +155,12 @@ def _estimate(folder: StudyFolder, cells: Sequence[Cell], processes: int) -> str
 
 def _measure_rate(folder: StudyFolder, cells: Sequence[Cell], kind: Kind) -> float | None:
     """Median seconds per step over the finished cells of a kind, validation included."""
-    rates = []
-    for cell in cells:
-        past = folder.attempts(cell)
-        if cell.kind == kind and past and folder.is_done(cell):
-            rates.append(sum(attempt["seconds"] for attempt in past) / cell.steps)
+    finished = [cell for cell in cells if cell.kind == kind and folder.is_done(cell)]
+    rates = [
+        sum(attempt["seconds"] for attempt in past) / cell.steps
+        for cell in finished
+        if (past := folder.attempts(cell))
+    ]
     return median(rates) if rates else None
 
 

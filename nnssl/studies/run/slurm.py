@@ -70,23 +70,14 @@ class CellJob:
 
 @dataclass(frozen=True)
 class JobLimits:
-    """What Slurm is asked for.
-
-    Attributes:
-        partition: of Slurm.
-        hours: time limit of a job; it is queued again when that is over.
-        memory: GB per job.
-        gpus_per_task: 0 trains on the CPU.
-        cpus_per_task: cores per job.
-        processes: jobs at once; None: Slurm's own limit.
-    """
+    """What Slurm is asked for."""
 
     partition: str | None = None
-    hours: float = 24.0
-    memory: int = 32
-    gpus_per_task: int = 1
+    hours: float = 24.0  # limit of a job; it is queued again when that is over
+    memory: int = 32  # GB of a job
+    gpus_per_task: int = 1  # 0 trains on the CPU
     cpus_per_task: int = 12
-    processes: int | None = None
+    processes: int | None = None  # jobs at once; None: Slurm's own limit
 
     def parameters(self) -> dict[str, Any]:
         """As submitit names them."""
@@ -110,13 +101,9 @@ def submit(
     """Submits what is not done as job arrays and prints their ids; returns the exit code.
 
     Args:
-        folder: the study.
         cells: what to run, with everything that it needs.
         limits: of every job.
         cluster: `slurm`; `local` and `debug` run on this machine, to try it out.
-
-    Raises:
-        ValueError: `submitit` is not installed.
     """
     set_default("SUBMITIT_PREEMPT_SIGNAL", PREEMPT_SIGNAL)  # read at submitit's import
     try:
@@ -159,7 +146,7 @@ def _group_by_need(
 def _start_after(executor: Any, job: Any, cluster: str) -> None:
     """The next array starts after `job`; executors of this machine know no dependencies."""
     if cluster == "slurm":
-        dependency: dict[str, str] = {}
+        dependency = {}
         if job is not None:
             dependency = {"dependency": f"afterok:{job.job_id}", "kill-on-invalid-dep": "yes"}
         executor.update_parameters(slurm_additional_parameters=dependency)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -135,14 +136,10 @@ def find_studies() -> dict[str, Path]:
 
 
 def read_study(name_or_path: str | Path) -> Study:
-    """Reads and checks a study.
-
-    Args:
-        name_or_path: a YAML file, or the name of one that `find_studies` finds.
+    """Reads and checks a YAML file, or the one of a name that `find_studies` finds.
 
     Raises:
-        ValueError: there is no such study, its file cannot be read, or the file has problems: all
-            of them are named at once, with knob, value and what is allowed.
+        ValueError: names all problems of the file at once, with knob, value and what is allowed.
     """
     file = _find_file(name_or_path)
     raw = _read_yaml(file)
@@ -163,9 +160,7 @@ def write_study(file: Path, study: Study) -> None:
     """Writes what `read_study` reads, whole or not at all."""
     knobs = dict(vars(study))
     about = {key: knobs.pop(key) for key in ABOUT}
-    arms = {
-        section: {name: vars(arm) for name, arm in knobs.pop(section).items()} for section in ARMS
-    }
+    arms = {key: {name: vars(arm) for name, arm in knobs.pop(key).items()} for key in ARMS}
     content = {"kind": "study", "about": about, "study": knobs, **arms}
     text = yaml.safe_dump(plain(content), sort_keys=False, allow_unicode=True)
     with atomic_path(file) as part:
@@ -180,8 +175,7 @@ def slug(name: str) -> str:
 
 def find_waiting(study: Study) -> dict[str, str]:
     """Method -> why it is left out, for the arms that wait."""
-    known = find_configs()
-    reasons = {}
+    known, reasons = find_configs(), {}
     for method, arm in study.pretraining.items():
         if arm.waits == "trainer" and arm.trainer not in known:
             reasons[method] = f"waits for the trainer {arm.trainer}, which does not exist yet"
@@ -220,11 +214,10 @@ def _read_yaml(file: Path) -> RawConfig:
 
 def _check_grid(study: Study) -> Iterator[str]:
     """What the annotations cannot say."""
-    largest = 100 if study.unit == "percentage" else float("inf")
-    whole = study.unit != "percentage"
+    percentage = study.unit == "percentage"
+    allowed = "up to 100" if percentage else "whole numbers from 1"
     for budget in study.budgets:
-        if budget > largest or (whole and budget != int(budget)):
-            allowed = "whole numbers from 1" if whole else "up to 100"
+        if budget > 100 if percentage else budget != int(budget):
             yield f"study.budgets: found {budget} {study.unit}, allowed: {allowed}"
     if study.unit == "slices" and study.configuration.startswith("3d"):
         yield f"study.unit: slices with configuration {study.configuration!r}; allowed with 2d only"
@@ -261,16 +254,12 @@ def _check_trainers(study: Study) -> Iterator[str]:
 
 
 def _check_overrides(study: Study) -> Iterator[str]:
-    paths = [
-        (f"{section}.{name}.{field_name}", getattr(arm, field_name, {}))
-        for section, name, arm in _list_arms(study)
-        for field_name in ("overrides", "finetuning")
-    ]
-    for path, overrides in paths:
-        for knob in overrides:
+    for (section, name, arm), part in product(_list_arms(study), ("overrides", "finetuning")):
+        for knob in getattr(arm, part, {}):
             full = "training.seed" if knob == "seed" else knob
             if any(full == each or full.startswith(f"{each}.") for each in SET_BY_THE_STUDY):
-                yield f"{path}.{knob}: set by the study itself (seeds, unit and budgets); remove it"
+                path = f"{section}.{name}.{part}.{knob}"
+                yield f"{path}: set by the study itself (seeds, unit and budgets); remove it"
 
 
 def _list_arms(study: Study) -> Iterator[tuple[str, str, Any]]:

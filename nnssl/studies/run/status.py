@@ -16,27 +16,16 @@ from nnssl.studies.run.spec import find_waiting
 
 @dataclass(frozen=True)
 class Status:
-    """What `nnssl_study status` prints.
-
-    Attributes:
-        pretraining: a row (column -> text) per pre-training.
-        finetuning: a row per method, schedule, budget and fold; a column per repetition.
-        lines: arms that wait, and the end of the log of what has failed.
-        counts: state -> number of cells.
-    """
+    """What `nnssl_study status` prints; a row is column -> text."""
 
     pretraining: list[dict[str, str]]
-    finetuning: list[dict[str, str]]
-    lines: list[str]
-    counts: dict[str, int]
+    finetuning: list[dict[str, str]]  # a column per repetition
+    lines: list[str]  # arms that wait, and the end of the log of what has failed
+    counts: Counter[str]  # of the states
 
 
 def read_status(folder: str | Path) -> Status:
-    """Reads a study's folder.
-
-    Raises:
-        ValueError: it holds no study.
-    """
+    """Where every cell stands of the study that a folder holds."""
     study = open_study(folder)
     states = {cell.id: describe_state(study, cell) for cell in study.cells}
     for cell in study.cells:
@@ -44,10 +33,20 @@ def read_status(folder: str | Path) -> Status:
             states[cell.id] = "blocked"
     words = ["done" if text[0].isdigit() else text.split()[0] for text in states.values()]
     return Status(
-        _tabulate_pretrainings(study, states),
+        [
+            {
+                "method": cell.method,
+                "trainer": cell.trainer,
+                "seed": str(cell.pretraining_seed),
+                "fold": str(cell.fold),
+                "state": states[cell.id],
+            }
+            for cell in study.cells
+            if cell.kind == "pretrain"
+        ],
         _tabulate_finetunings(study, states),
         _write_remarks(study, states),
-        dict(Counter(words)),
+        Counter(words),
     )
 
 
@@ -68,20 +67,6 @@ def describe_state(folder: StudyFolder, cell: Cell) -> str:
     if folder.has_failed(cell):
         return "FAILED"
     return f"stopped{phase}" if folder.can_continue(cell) else "waiting"
-
-
-def _tabulate_pretrainings(folder: StudyFolder, states: dict[str, str]) -> list[dict[str, str]]:
-    return [
-        {
-            "method": cell.method,
-            "trainer": cell.trainer,
-            "seed": str(cell.pretraining_seed),
-            "fold": str(cell.fold),
-            "state": states[cell.id],
-        }
-        for cell in folder.cells
-        if cell.kind == "pretrain"
-    ]
 
 
 def _tabulate_finetunings(folder: StudyFolder, states: dict[str, str]) -> list[dict[str, str]]:
