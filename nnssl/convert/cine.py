@@ -24,8 +24,8 @@ from nnssl.convert.sources import (
     ConversionError,
     Inventory,
     Problem,
-    count_problems,
     find_candidates,
+    refuse,
 )
 from nnssl.convert.spec import DatasetSpec
 from nnssl.convert.volumes import (
@@ -39,6 +39,7 @@ from nnssl.convert.volumes import (
 from nnssl.nnunet.paths import CASES_FILE
 
 FOLDER = Path("nnssl_unlabelled") / "cine"
+ENDING = f"_0000{FILE_ENDING}"
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,7 @@ def check_cines(conversion: Conversion) -> list[Cine]:
     cines = for_each(work, wanted, conversion.workers, "check cine")
     problems += [Problem(each.file, each.problem) for each in cines if each.problem]
     problems += _collisions(cines)
-    if problems:
-        count = count_problems(problems)
-        heading = f"{count} with the time frames in {source}; nothing was written:"
-        raise ConversionError(heading, problems)
+    refuse(problems, f"with the time frames in {source}")
     if not cines:
         what = f"there are no files of time frames ({spec.unlabelled}) in {source}"
         raise ConversionError(f"{what}; leave out --cine, or get them.\n{spec.guidance}", [])
@@ -116,11 +114,6 @@ def write_cines(conversion: Conversion, raw: Path, cines: Sequence[Cine]) -> Pat
     return folder
 
 
-def name_file(identifier: str) -> str:
-    """Name of the file of a frame."""
-    return f"{identifier}_0000{FILE_ENDING}"
-
-
 def make_patient_pattern(spec: DatasetSpec) -> str:
     """Regular expression whose group is the patient in the name of a frame's file.
 
@@ -129,7 +122,7 @@ def make_patient_pattern(spec: DatasetSpec) -> str:
     holds = spec.patient in spec.case
     before, _, after = spec.case.partition(spec.patient) if holds else ("", "", "")
     ends = [re.sub(r"\\{\w+\\}", "[^/]+", re.escape(text)) for text in (before, after)]
-    return "([^/]+)".join(ends) if holds else f"([^/]+){re.escape(name_file(''))}"
+    return "([^/]+)".join(ends) if holds else f"([^/]+){re.escape(ENDING)}"
 
 
 def _check(candidate: Candidate, conversion: Conversion, taken: Collection[str]) -> Cine:
@@ -137,7 +130,7 @@ def _check(candidate: Candidate, conversion: Conversion, taken: Collection[str])
     spec = conversion.spec
     patient, file = candidate.format(spec.patient), candidate.files[0]
     try:
-        volume = read_frames([conversion.source / file], Reading(headers=spec.headers))
+        volume = read_frames(conversion.source / file, Reading(headers=spec.headers))
     except ValueError as error:
         return Cine(patient, file, {}, problem=str(error))
     frames = {}
@@ -164,11 +157,11 @@ def _collisions(cines: Sequence[Cine]) -> list[Problem]:
 def _write(cine: Cine, source: Path, folder: Path) -> None:
     """All frames of a file that are missing, each whole or not at all."""
     be_quiet()
-    targets = {folder / name_file(name): index for name, index in cine.frames.items()}
+    targets = {folder / f"{name}{ENDING}": index for name, index in cine.frames.items()}
     missing = {path: index for path, index in targets.items() if read_whole(path) is None}
     if not missing:
         return
-    image = read_frames([source / cine.file]).image
+    image = read_frames(source / cine.file).image
     for path, index in missing.items():
         with atomic_path(path, sole_writer=True) as part:
             write_image(take_frame(image, index), part)
@@ -177,7 +170,7 @@ def _write(cine: Cine, source: Path, folder: Path) -> None:
 def _record(conversion: Conversion, cines: Sequence[Cine]) -> dict[str, Any]:
     spec = conversion.spec
     files = {
-        name_file(name): {"source": each.file, "frame": index, "sha256": each.sha256}
+        f"{name}{ENDING}": {"source": each.file, "frame": index, "sha256": each.sha256}
         for each in cines
         for name, index in each.frames.items()
     }

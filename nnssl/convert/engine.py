@@ -18,7 +18,7 @@ from nnssl.convert.records import (
     open_partial,
     write_records,
 )
-from nnssl.convert.sources import ConversionError, count_problems
+from nnssl.convert.sources import refuse
 from nnssl.convert.tasks import CheckedCase, check_case, list_tasks, write_volume
 from nnssl.convert.volumes import read_whole
 from nnssl.nnunet.paths import dataset_prefix, find_dataset_names
@@ -61,9 +61,7 @@ def check_source(conversion: Conversion) -> list[CheckedCase]:
     work = partial(check_case, conversion=conversion)
     checked = for_each(work, cases, conversion.workers, "check")
     problems += [problem for each in checked for problem in each.problems]
-    if problems:
-        heading = f"{count_problems(problems)} in {conversion.source}; nothing was written:"
-        raise ConversionError(heading, problems)
+    refuse(problems, f"in {conversion.source}")
     return checked
 
 

@@ -25,10 +25,8 @@ class UnknownValuesError(ValueError):
 def map_values(remap: Remap, values: np.ndarray) -> np.ndarray:
     """New value of each source value.
 
-    Args:
-        remap: Source value, range (``56-70``, both ends included) or ``other`` -> new value. A
-            single value goes before a range, a range before ``other``.
-        values: Distinct source values.
+    A key of ``remap`` is a source value, a range (``56-70``, both ends included) or ``other``; a
+    single value goes before a range, a range before ``other``.
 
     Raises:
         UnknownValuesError: Values that no key covers.
@@ -40,22 +38,14 @@ def map_values(remap: Remap, values: np.ndarray) -> np.ndarray:
 
 
 def look_up(remap: Remap, array: np.ndarray) -> np.ndarray:
-    """Replace every value of a label.
-
-    Raises:
-        UnknownValuesError: Values that no key covers.
-    """
+    """Replace every value of a label; raises as ``map_values`` does."""
     values = np.unique(array)
     new: np.ndarray = map_values(remap, values)[np.searchsorted(values, array)]
     return new
 
 
 def check_remap(remap: object, allowed: set[int]) -> None:
-    """Refuse keys that are no value, range or ``other``, and values that are no label.
-
-    Raises:
-        ValueError: Names the entry.
-    """
+    """Refuse (``ValueError``) keys that are no value, range or ``other``, and unknown labels."""
     if not isinstance(remap, Mapping) or not remap:
         raise ValueError(f"remap is {remap!r}; it must map source values to label values")
     for key, value in remap.items():
@@ -92,14 +82,9 @@ def otsu(array: np.ndarray) -> float:
     return float(threshold_otsu(np.clip(values, *np.percentile(values, TAILS))))
 
 
-def hounsfield(array: np.ndarray) -> float:
-    """The bound between air and tissue in CT."""
-    return AIR_HU
-
-
 FOREGROUND_RULES: dict[str, Callable[[np.ndarray], float]] = {
     "otsu": otsu,
-    "hounsfield": hounsfield,
+    "hounsfield": lambda array: AIR_HU,
 }
 
 
@@ -110,10 +95,6 @@ def choose_foreground_rule(channel: str) -> str:
 
 def make_foreground_mask(image: sitk.Image, rule: str) -> sitk.Image:
     """Largest component above the threshold, holes filled (in 3D and in every axial slice).
-
-    Args:
-        image: A volume.
-        rule: ``otsu`` or ``hounsfield``.
 
     Raises:
         ValueError: The image is constant, or nothing lies above the threshold.

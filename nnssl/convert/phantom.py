@@ -53,12 +53,7 @@ def write_phantom(
 ) -> None:
     """Write ``folder/training/patientXXX`` and a README that calls the data synthetic.
 
-    Args:
-        folder: New or empty folder.
-        patients: Number of patients.
-        seed: Same seed, same data.
-        size: ``small`` shows the heart, ``full`` the whole chest.
-        workers: Number of processes.
+    The same seed gives the same data; the size ``small`` shows the heart, ``full`` the whole chest.
 
     Raises:
         ValueError: A parameter is out of range, or the folder holds something already.
@@ -93,12 +88,7 @@ def _write_patient(number: int, folder: Path, seed: int, size: str) -> None:
 def draw_patient(
     seed: int, number: int, size: str = "small"
 ) -> tuple[dict[str, PhantomFrame], dict[str, str]]:
-    """Draw one synthetic patient.
-
-    Args:
-        seed: Seed of the dataset.
-        number: Number of the patient; each has random numbers of its own.
-        size: One of ``SIZES``.
+    """Draw one synthetic patient of a dataset; each number has random numbers of its own.
 
     Returns:
         ``{"ED": frame, "ES": frame}`` and the entries of ``Info.cfg``.
@@ -200,10 +190,8 @@ class Heart:
         self.thinning = 0.55 if group == "MINF" else 0.0
         self.scar = rng.uniform(0, 2 * np.pi)  # direction of the thin wall
         waves = np.stack([rng.normal(0, [0.035, 0.02, 0.012]), rng.uniform(0, 2 * np.pi, 3)], 1)
-        self.outer_waves, self.cavity_waves = (
-            waves,
-            waves * [1.3, 1] + rng.normal(0, [0.01, 0.3], (3, 2)),
-        )
+        self.outer_waves = waves
+        self.cavity_waves = waves * [1.3, 1] + rng.normal(0, [0.01, 0.3], (3, 2))
         # angle from the septum's opposite, relative distance, relative radius
         self.papillary = rng.normal([[-0.95, 0.74, 0.17], [0.95, 0.74, 0.17]], [0.15, 0.05, 0.03])
 
@@ -216,10 +204,8 @@ class Heart:
             outer = np.sqrt(cavity**2 + muscle * 1.03)
             width = width * (1 - 0.4 * min(self.change + 0.15, 0.6))
         length = self.length - base - (1 if systole else 0)
-        x, y = (
-            at - np.float32(d) * (z - self.length / 2)
-            for at, d in zip((x, y), self.drift, strict=True)
-        )
+        along = z - self.length / 2
+        x, y = (at - np.float32(d) * along for at, d in zip((x, y), self.drift, strict=True))
         radius, angle, depth = np.hypot(x, y), np.arctan2(y, x), (z - base) / length
         bumps = _wave(angle, self.cavity_waves)
         outside = outer * _taper(depth) * _wave(angle, self.outer_waves)

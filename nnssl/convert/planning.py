@@ -116,11 +116,12 @@ def _find_case(
 
 def _empty_folders(spec: DatasetSpec, inventory: Inventory) -> list[Problem]:
     patterns = list(spec.channels.values())
+    images = [path for path in inventory.files if any(match_end(p, path) for p in patterns)]
     return [
         Problem(folder, "folder holds no image")
         for folder in inventory.folders
         if spec.folder and re.fullmatch(spec.folder, PurePosixPath(folder).name)
-        if not any(match_end(p, path) for path in inventory.below(folder) for p in patterns)
+        if not any(path.startswith(f"{folder}/") for path in images)
     ]
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from nnssl.convert.labels import LABELS, OTHER, Remap
+from nnssl.convert.labels import LABELS, OTHER
 from nnssl.convert.spec import DatasetSpec
 
 ANY = "any"
@@ -37,7 +37,10 @@ def make_private_spec(
     Raises:
         ValueError: A template, label or entry is impossible.
     """
-    channels = dict(_channels(images))
+    pairs = [each.partition("=") for each in images]
+    if wrong := [each for each, (_, mark, _) in zip(images, pairs, strict=True) if not mark]:
+        raise ValueError(f"--images has {wrong}; each is CHANNEL=TEMPLATE, e.g. CT={{case}}.nii.gz")
+    channels = {name: template for names, _, template in pairs for name in names.split(",")}
     found = re.findall(r"{(\w+)}", next(iter(channels.values()), ""))
     if not found:
         raise ValueError(f"--images is {list(images)}; it needs CHANNEL=TEMPLATE with {{case}}")
@@ -57,7 +60,7 @@ def make_private_spec(
         layout=LAYOUT,
         label=make_expression(label) if label else None,
         labels=values,
-        remap=dict(remap) if remap else None,
+        remap=remap,
         **{key: value for key, value in entries.items() if value is not None},
     )
 
@@ -76,28 +79,18 @@ def make_expression(template: str) -> str:
     return "".join(parts)
 
 
-def _channels(images: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = [each.partition("=") for each in images]
-    if wrong := [each for each, (_, mark, _) in zip(images, pairs, strict=True) if not mark]:
-        raise ValueError(f"--images has {wrong}; each is CHANNEL=TEMPLATE, e.g. CT={{case}}.nii.gz")
-    return [(name, template) for names, _, template in pairs for name in names.split(",")]
-
-
-def _labels(labels: Sequence[str]) -> tuple[dict[str, int], Remap | None]:
+def _labels(labels: Sequence[str]) -> tuple[dict[str, int], dict[Any, int] | None]:
     """Label names and values, and the lookup, where the files have other values."""
     if not labels:
         raise ValueError("--labels is missing; name the labels, e.g. --labels tumour=any")
-    values, remap = {"background": 0}, {0: 0}
+    values: dict[str, int] = {"background": 0}
+    remap: dict[Any, int] = {0: 0}
     for number, each in enumerate(labels, 1):
         label, _, source = each.partition("=")
         values[label] = number
-        remap |= {_source(each, source, number): number}
+        if not re.fullmatch(rf"\d*|\d+-\d+|{ANY}", source):
+            allowed = "NAME, NAME=VALUE, NAME=2-5, NAME=any"
+            raise ValueError(f"--labels has {each!r}; allowed: {allowed}")
+        is_range = "-" in source
+        remap[OTHER if source == ANY else source if is_range else int(source or number)] = number
     return values, remap if any(key != value for key, value in remap.items()) else None
-
-
-def _source(label: str, source: str, number: int) -> Any:
-    if source == ANY:
-        return OTHER
-    if not re.fullmatch(r"\d*|\d+-\d+", source):
-        raise ValueError(f"--labels has {label!r}; allowed: NAME, NAME=VALUE, NAME=2-5, NAME=any")
-    return source if "-" in source else int(source or number)

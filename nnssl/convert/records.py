@@ -31,12 +31,13 @@ def describe_identical_images(checked: Sequence[CheckedCase]) -> list[str]:
     sentences = []
     for cases in groups.values():
         patients = sorted({case.patient for case in cases})
-        sentences += [
-            f"{' and '.join(case.identifier for case in cases)} have voxel-identical images, "
-            f"though their patients are {' and '.join(patients)}; folds may part them, so that one "
-            f"is trained on and the other evaluated (to leave out: --leave-out "
-            f"{' '.join(patients[1:])})"
-        ] * (len(patients) > 1)
+        if len(patients) > 1:
+            sentences.append(
+                f"{' and '.join(case.identifier for case in cases)} have voxel-identical images, "
+                f"though their patients are {' and '.join(patients)}; folds may part them, so that "
+                "one is trained on and the other evaluated "
+                f"(to leave out: --leave-out {' '.join(patients[1:])})"
+            )
     return list(dict.fromkeys(sentences))
 
 
@@ -45,7 +46,18 @@ def write_records(folder: Path, spec: DatasetSpec, checked: Sequence[CheckedCase
     patients = {
         each.case.identifier: each.case.patient for each in checked if each.case.part == "Tr"
     }
-    write_json(folder / DATASET_FILE, _dataset_json(spec, len(patients)))
+    dataset = {
+        "channel_names": {str(index): name for index, name in enumerate(spec.channels)},
+        "labels": spec.labels,
+        **({"regions_class_order": spec.regions_class_order} if spec.regions_class_order else {}),
+        "numTraining": len(patients),
+        "file_ending": FILE_ENDING,
+        "name": spec.name,
+        "description": spec.description,
+        "reference": spec.citation,
+        "licence": spec.licence,
+    }
+    write_json(folder / DATASET_FILE, dataset)
     write_json(folder / SPLITS_FILE, draw_splits(patients, spec.folds, spec.seed))
     write_json(folder / CASES_FILE.name, _cases_json(spec, checked))
 
@@ -67,20 +79,6 @@ def check_preprocessed(folder: Path, spec: DatasetSpec, checked: Sequence[Checke
             f"{record} belongs to a conversion of other files; delete {folder} or choose another "
             "dataset id (-d)"
         )
-
-
-def _dataset_json(spec: DatasetSpec, training_cases: int) -> dict[str, Any]:
-    return {
-        "channel_names": {str(index): name for index, name in enumerate(spec.channels)},
-        "labels": spec.labels,
-        **({"regions_class_order": spec.regions_class_order} if spec.regions_class_order else {}),
-        "numTraining": training_cases,
-        "file_ending": FILE_ENDING,
-        "name": spec.name,
-        "description": spec.description,
-        "reference": spec.citation,
-        "licence": spec.licence,
-    }
 
 
 def _cases_json(spec: DatasetSpec, checked: Sequence[CheckedCase]) -> dict[str, Any]:
@@ -147,7 +145,7 @@ def _file_record(spec: DatasetSpec, checked: CheckedCase, task: VolumeTask) -> d
 
 
 def read_job(folder: Path) -> str | None:
-    """The job that a folder was filled by, if it says so."""
+    """The job that filled a folder, if it says so."""
     record = folder / CONVERSION_FILE
     return str(read_json(record).get("job")) if record.exists() else None
 

@@ -24,17 +24,19 @@ class Problem:
         return f"{self.where}: {self.what}"
 
 
-def count_problems(problems: list[Problem]) -> str:
-    """``1 problem``, ``2 problems``."""
-    return "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-
-
 class ConversionError(ValueError):
     """All problems of one source folder in one message."""
 
     def __init__(self, heading: str, problems: list[Problem]) -> None:
         self.problems = problems
         super().__init__("\n".join([heading, *(f"  - {each}" for each in problems)]))
+
+
+def refuse(problems: list[Problem], where: str) -> None:
+    """Raises a ConversionError if there are problems; ``where`` such as ``in /data/ACDC``."""
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConversionError(f"{count} {where}; nothing was written:", problems)
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,12 @@ class Inventory:
     @classmethod
     def of(cls, root: Path) -> Inventory:
         """Walk ``root``, following links; folders that cannot be read become problems."""
-        inventory = cls(root)
+        inventory, visited = cls(root), set[str]()
 
         def unreadable(error: OSError) -> None:
             what = f"folder cannot be read ({error.strerror})"
             inventory.problems.append(Problem(str(error.filename), what))
 
-        visited: set[str] = set()
         for folder, below, names in os.walk(root, followlinks=True, onerror=unreadable):
             real = os.path.realpath(folder)
             if real in visited:
@@ -95,10 +96,6 @@ class Inventory:
         inventory.files.sort()
         inventory.folders.sort()
         return inventory
-
-    def below(self, folder: str) -> list[str]:
-        """Files at any depth below a folder."""
-        return [path for path in self.files if path.startswith(f"{folder}/")]
 
 
 FRAME = "frame"  # named group: number of a time frame

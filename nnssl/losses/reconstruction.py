@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -55,8 +57,8 @@ def trivial_losses(
         count (its variance); `identity_loss`: the corrupted image given back; `collapse_loss`: all
         images answered by one number per channel, the best there is.
     """
-    own = _weighted_mean(target, weight, [0, 1])
-    common = _weighted_mean(target, weight, [1])
+    own = _mean(target.float(), weight, kept=[0, 1])
+    common = _mean(target.float(), weight, kept=[1])
     return {
         "mean_image_loss": reconstruction_loss(own.expand_as(target), target, weight),
         "identity_loss": reconstruction_loss(corrupted, target, weight),
@@ -64,19 +66,11 @@ def trivial_losses(
     }
 
 
-def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+def _mean(values: Tensor, weight: Tensor | None, kept: Sequence[int] = ()) -> Tensor:
+    """Weighted mean over the axes that are not kept, which stay in the shape, or over all."""
+    axes, keepdim = [axis for axis in range(values.ndim) if axis not in kept], bool(kept)
     if weight is None:
-        return values.mean()
+        return values.mean(axes, keepdim)
     weight = weight.to(values.dtype).expand_as(values)
-    return (values * weight).sum() / weight.sum().clamp_min(1e-12)
-
-
-def _weighted_mean(image: Tensor, weight: Tensor | None, kept: list[int]) -> Tensor:
-    axes = [axis for axis in range(image.ndim) if axis not in kept]
-    image = image.float()
-    if weight is None:
-        return image.mean(axes, keepdim=True)
-    weight = weight.float().expand_as(image)
-    return (image * weight).sum(axes, keepdim=True) / weight.sum(axes, keepdim=True).clamp_min(
-        1e-12
-    )
+    total = (values * weight).sum(axes, keepdim)
+    return total / weight.sum(axes, keepdim).clamp_min(1e-12)

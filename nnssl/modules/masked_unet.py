@@ -94,7 +94,12 @@ class MaskedEncoder:
     def __init__(self, network: nn.Module) -> None:
         self.network, self.visible = network, Visible()
         for module in unet.encoder_modules(network):
-            _refuse_other_norms(module)
+            if isinstance(module, _NORMS):
+                raise ValueError(
+                    f"network: found {type(module).__name__} in the encoder, allowed: "
+                    "InstanceNorm, whose statistics can leave hidden voxels out. Plan the "
+                    "experiment with InstanceNorm."
+                )
             if type(module) in _MASKED:
                 module.__class__ = _MASKED[type(module)]
                 module.visible = self.visible  # type: ignore[assignment]  # no parameter, no key
@@ -143,11 +148,3 @@ def _masked_norm(
     return torch.addcmul(
         bias.reshape(parameters) * mask, centred, scale * weight.reshape(parameters)
     )
-
-
-def _refuse_other_norms(module: nn.Module) -> None:
-    if isinstance(module, _NORMS):
-        raise ValueError(
-            f"network: found {type(module).__name__} in the encoder, allowed: InstanceNorm, whose "
-            "statistics can leave hidden voxels out. Plan the experiment with InstanceNorm."
-        )

@@ -79,7 +79,11 @@ def decode(
     x, outputs = skips[-1], []
     for level in range(_count("levels", levels, len(decoder.stages))):
         x, stage = decoder.transpconvs[level](x), decoder.stages[level]
-        x = stage(torch.cat((x, skips[-(level + 2)]), 1)) if use_skips else _without_skip(stage, x)
+        if use_skips:
+            x = stage(torch.cat((x, skips[-(level + 2)]), 1))
+        else:
+            weight = {_READS_SKIP: stage.get_parameter(_READS_SKIP)[:, : x.shape[1]]}
+            x = functional_call(stage, weight, (x,), tie_weights=False)
         outputs.append(x)
     return outputs
 
@@ -195,13 +199,6 @@ def encoder_stage_parameters(network: nn.Module) -> list[list[nn.Parameter]]:
     if _has_stem(network):
         parameters[0] = [*_encoder(network).stem.parameters(), *parameters[0]]
     return parameters
-
-
-def _without_skip(stage: nn.Module, x: Tensor) -> Tensor:
-    """What a decoder stage makes of x and zeros in the place of its skip connection."""
-    weight = stage.get_parameter(_READS_SKIP)[:, : x.shape[1]]
-    output: Tensor = functional_call(stage, {_READS_SKIP: weight}, (x,), tie_weights=False)
-    return output
 
 
 def _encoder(network: nn.Module) -> Any:

@@ -65,7 +65,9 @@ class Geometry:
         dimension = len(patch_size)
         zoom = np.exp(random.uniform(*np.log(self.scale)))
         stretch = np.exp(random.uniform(-1, 1, dimension) * np.log(self.stretch))
-        flip = np.where(random.random(dimension) < self._flip_chance(dimension), -1, 1)
+        listed = not isinstance(self.flip, float)
+        chance = np.isin(np.arange(dimension), self.flip) * 0.5 if listed else self.flip
+        flip = np.where(random.random(dimension) < chance, -1, 1)
         shift = random.uniform(-1, 1, dimension) * self.shift * np.array(patch_size)
         angle = random.uniform(-1, 1) * self.rotation
         turn = _rotation(random, self._rotating_axes(spacing), dimension, angle)
@@ -105,11 +107,6 @@ class Geometry:
             raise ValueError(
                 f"flip is {list(self.flip)}; allowed are the image's axes 0 to {dimension - 1}"
             )
-
-    def _flip_chance(self, dimension: int) -> np.ndarray:
-        if isinstance(self.flip, float):
-            return np.full(dimension, self.flip)
-        return np.array([0.5 * (axis in self.flip) for axis in range(dimension)])
 
     def _rotating_axes(self, spacing: Sequence[float]) -> list[int]:
         if len(spacing) == 2 or self.rotate_coarse:

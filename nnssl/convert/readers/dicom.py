@@ -52,26 +52,6 @@ class Series:
         """Median distance of neighbouring slices, mm."""
         return float(np.median(np.diff(self.places))) if len(self.slices) > 1 else 1.0
 
-    @property
-    def even(self) -> bool:
-        """Whether all distances agree."""
-        steps = np.diff(self.places)
-        return bool(np.all(np.abs(steps - self.distance) <= EVEN * self.distance))
-
-    @property
-    def tilt(self) -> float:
-        """Gantry tilt, degrees."""
-        if len(self.slices) < 2:
-            return 0.0
-        sideways = np.linalg.norm(self.shifts[-1]) / self.places[-1]
-        return float(np.degrees(np.arctan(sideways)))
-
-    @property
-    def tilted(self) -> bool:
-        """Whether slices are shifted sideways."""
-        steps = np.linalg.norm(np.diff(self.shifts, axis=0), axis=1)
-        return bool(np.any(steps > TILT * self.distance))
-
 
 def is_dicom(path: Path) -> bool:
     """Whether a file has DICOM's mark, or at least its ending."""
@@ -87,7 +67,7 @@ def read_series(paths: Sequence[Path]) -> Series:
         ValueError: Several series, sizes or orientations, two slices at one place, a missing
             slice, or no place at all.
     """
-    slices = [_header(path) for path in paths if is_dicom(path) and path.name != "DICOMDIR"]
+    slices = [_read_header(path) for path in paths if is_dicom(path) and path.name != "DICOMDIR"]
     if not slices:
         raise ValueError(f"holds no DICOM file among {len(paths)} files")
     _check_one_series(slices)
@@ -117,7 +97,7 @@ def find_file_order(series: Series) -> list[int]:
     )
 
 
-def _header(path: Path) -> Slice:
+def _read_header(path: Path) -> Slice:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))
@@ -174,17 +154,12 @@ def _check_places(series: Series) -> None:
 
 
 def read_slices(series: Series, how: str) -> tuple[sitk.Image, tuple[str, ...]]:
-    """The volume of a series.
-
-    Args:
-        series: Headers, in order.
-        how: ``refuse`` or ``resample``, for tilted or uneven slices.
+    """The volume of a series; ``how`` to treat tilted or uneven slices: ``refuse``, ``resample``.
 
     Raises:
         ValueError: Tilted or uneven slices that may not be resampled, colours.
     """
-    arrays = [_pixels(each.path) for each in series.slices]
-    return assemble(np.stack(arrays), series, how)
+    return assemble(np.stack([_read_pixels(each.path) for each in series.slices]), series, how)
 
 
 def read_pictures_of(
@@ -203,16 +178,16 @@ def read_pictures_of(
         missing = [each.path.name for each in series.slices if each.path.stem not in stems]
         what = f"has {len(paths)} pictures for {len(series.slices)} slices"
         raise ValueError(what + (f"; none for {missing[:5]}" if len(missing) < 20 else ""))
-    order = _places_of(paths, series)
     pictures = [sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in paths]
     expected = series.slices[0].size[::-1]
     for path, picture in zip(paths, pictures, strict=True):
         if picture.shape != expected:
             raise ValueError(f"has size {picture.shape} in {path.name}; its slice has {expected}")
+    order = _order_pictures(paths, series)
     return assemble(np.stack([pictures[k] for k in order]), series, how, label=True)
 
 
-def _places_of(paths: Sequence[Path], series: Series) -> list[int]:
+def _order_pictures(paths: Sequence[Path], series: Series) -> list[int]:
     """For each slice of the series, the number of its picture."""
     stems = {path.stem: number for number, path in enumerate(paths)}
     if all(each.path.stem in stems for each in series.slices):
@@ -232,8 +207,8 @@ def assemble(
     first, notes = series.slices[0], _deviations(series)
     normal = np.cross(*first.axes)
     direction = np.column_stack([*first.axes, normal]).ravel()
+    spacing = (*first.spacing, series.distance)
     if not notes:
-        spacing = (*first.spacing, series.distance)
         return make_image(array, spacing, first.position, direction), ()
     if how != "resample":
         raise ValueError(
@@ -241,10 +216,9 @@ def assemble(
             "(--resample, or slices: resample in the dataset spec)"
         )
     straight, low = straighten(array, series, label)
-    step = series.distance
     origin = first.position + low @ np.array(first.axes)
-    note = f"resampled: {' and '.join(notes)}; slice distance {step:.3f} mm"
-    return make_image(straight, (*first.spacing, step), origin, direction), (note,)
+    note = f"resampled: {' and '.join(notes)}; slice distance {series.distance:.3f} mm"
+    return make_image(straight, spacing, origin, direction), (note,)
 
 
 def straighten(array: np.ndarray, series: Series, label: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -281,14 +255,18 @@ def straighten(array: np.ndarray, series: Series, label: bool) -> tuple[np.ndarr
 
 
 def _deviations(series: Series) -> list[str]:
-    found = [f"a gantry tilt of {series.tilt:.1f} degrees"] if series.tilted else []
-    if not series.even:
-        steps = np.diff(series.places)
+    """What keeps the slices from a straight grid."""
+    found, steps = [], np.diff(series.places)
+    sideways = np.linalg.norm(np.diff(series.shifts, axis=0), axis=1)
+    if np.any(sideways > TILT * series.distance):
+        tilt = np.arctan(np.linalg.norm(series.shifts[-1]) / series.places[-1])
+        found.append(f"a gantry tilt of {np.degrees(tilt):.1f} degrees")
+    if np.any(np.abs(steps - series.distance) > EVEN * series.distance):
         found.append(f"slice distances from {steps.min():.3f} to {steps.max():.3f} mm")
     return found
 
 
-def _pixels(path: Path) -> np.ndarray:
+def _read_pixels(path: Path) -> np.ndarray:
     try:
         image = sitk.ReadImage(str(path), imageIO="GDCMImageIO")
     except RuntimeError as error:

@@ -17,8 +17,14 @@ FLAT = (1.0, 1.0, 999.0)  # spacing of a 2D image, as in nnU-Net's reader of nat
 
 
 def read_picture(path: Path) -> sitk.Image:
-    """Read a 2D image as a volume of one slice (colours stay components); opacity is dropped."""
-    _check_whole(path)
+    """Read a 2D image as a volume of one slice (colours stay components); opacity is dropped.
+
+    Raises:
+        OSError: A JPEG is truncated.
+    """
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        with Image.open(path) as picture:  # ITK fills what is missing with grey
+            picture.load()
     image = sitk.ReadImage(str(path))
     array = sitk.GetArrayFromImage(image)
     colours = image.GetNumberOfComponentsPerPixel() > 1
@@ -41,17 +47,6 @@ def read_stack(paths: Sequence[Path]) -> sitk.Image:
     if len(sizes) > 1 or arrays[0].ndim != 2:
         raise ValueError(f"has slices of the sizes {sorted(sizes)}; one grey size is needed")
     return make_image(np.stack(arrays), (1, 1, 1), (0, 0, 0), np.eye(3).ravel())
-
-
-def _check_whole(path: Path) -> None:
-    """Decode a JPEG once with Pillow: ITK fills what is missing with grey.
-
-    Raises:
-        OSError: The file is truncated.
-    """
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        with Image.open(path) as image:
-            image.load()
 
 
 def sort_naturally(path: Path) -> list[tuple[int, str]]:

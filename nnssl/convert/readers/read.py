@@ -42,25 +42,21 @@ def read_volume(
     how = how or Reading()
     with explain_broken():
         image, notes = _read(paths, how, like)
-        image = _one_channel(image, how, channel)
-        return Volume(image, hash_files(_with_raw_data(paths)), notes)
+        one = _take_channel(image, how, channel)
+        return Volume(one, hash_files(_with_raw_data(paths)), notes)
 
 
-def read_frames(paths: Sequence[Path], how: Reading | None = None) -> Volume:
+def read_frames(path: Path, how: Reading | None = None) -> Volume:
     """Read a file of time frames: an image of four axes, the last of them time.
-
-    Args:
-        paths: One file.
-        how: Knobs.
 
     Raises:
         ValueError: Unreadable, truncated, or without a fourth axis.
     """
     with explain_broken():
-        image, notes = _read(paths, how or Reading(), ())
+        image, notes = _read([path], how or Reading(), ())
         if image.GetDimension() != 4 or image.GetNumberOfComponentsPerPixel() != 1:
             raise ValueError(f"has size {image.GetSize()}; a fourth axis of frames is needed")
-        return Volume(image, hash_files(_with_raw_data(paths)), notes)
+        return Volume(image, hash_files(_with_raw_data([path])), notes)
 
 
 @contextmanager
@@ -87,7 +83,10 @@ def _read(paths: Sequence[Path], how: Reading, like: Sequence[Path]) -> Part:
     if ending in (".mgz", ".mgh"):
         return read_mgz(first)
     if ending in (".mha", ".mhd", ".nrrd", ".nhdr", ".gipl", ".img", ".hdr"):
-        return _finite(sitk.ReadImage(str(first))), ()
+        image = sitk.ReadImage(str(first))
+        if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
+            raise ValueError("holds values that are not finite")
+        return image, ()
     return read_slices(read_series(paths), how.slices)
 
 
@@ -111,18 +110,7 @@ def _with_raw_data(paths: Sequence[Path]) -> list[Path]:
     return [*paths, *(path for path in beside if path.exists())]
 
 
-def _finite(image: sitk.Image) -> sitk.Image:
-    if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
-        raise ValueError("holds values that are not finite")
-    return image
-
-
-def _one_channel(image: sitk.Image, how: Reading, channel: int) -> sitk.Image:
-    """One volume of three axes and one value per voxel.
-
-    Raises:
-        ValueError: More axes or components than the spec explains.
-    """
+def _take_channel(image: sitk.Image, how: Reading, channel: int) -> sitk.Image:
     components = image.GetNumberOfComponentsPerPixel()
     if image.GetDimension() == 4 and components == 1 and how.fourth_axis:
         count = image.GetSize()[3]

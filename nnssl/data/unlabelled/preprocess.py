@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nnssl.common.files import TEMPORARY, write_json
 from nnssl.common.parallel import for_each
-from nnssl.convert.sources import ConversionError, Problem, count_problems
+from nnssl.convert.sources import Problem, refuse
 from nnssl.data.unlabelled.job import (
     CheckedImage,
     PreprocessingPlan,
@@ -100,9 +100,7 @@ def preprocess_unlabelled(task: UnlabelledTask, workers: int) -> PreprocessingOu
     checked += for_each(check, others, workers, "check")
     problems += [problem for each in checked for problem in each.problems]
     problems += _find_collisions(task, sources, checked, records)
-    if problems:
-        count = count_problems(problems)
-        raise ConversionError(f"{count} in {task.source}; nothing was written:", problems)
+    refuse(problems, f"in {task.source}")
     _prepare(task)
     by_name = {record.identifier: record for record in records}
     jobs, kept = [], 0
