@@ -73,7 +73,9 @@ def _make(
     patch = tuple(int(n) for n in planned["patch_size"])
     spacing = tuple(float(s) for s in planned["spacing"])[-len(patch) :]
     job = MapJob(folders.preprocessed, folders.dense_target(name), recipe, spacing, patch)
-    images = [*map(Image, cases), *_list_unlabelled(folders.own)]
+    images = list(map(Image, cases))
+    for folder in find_collections(folders.own).values():  # the run chooses which it may see
+        images += [Image(image.identifier, folder) for image in read_images(folder)]
     with hold(job.folder.parent / LOCKS / job.folder.name):
         return job.folder, make_maps(job, plans, planned, training, images, workers)
 
@@ -170,9 +172,3 @@ def _find_configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
 
     found: dict[str, Any] = PlansManager(dict(plans)).get_configuration(name).configuration
     return found
-
-
-def _list_unlabelled(own: Path) -> list[Image]:
-    """Every image of `nnssl_preprocess_unlabelled`; the run chooses which of them it may see."""
-    found = find_collections(own).values()
-    return [Image(image.identifier, folder) for folder in found for image in read_images(folder)]

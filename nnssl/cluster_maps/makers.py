@@ -17,8 +17,7 @@ class Image:
     """An image that has a map, or gets one."""
 
     identifier: str
-    # of an image without label (see `Case`); None: a case of the dataset
-    folder: Path | None = None
+    folder: Path | None = None  # of an image without label, see `Case`
 
     def map(self, maps: Path) -> Path:
         """File of its map among those of a fold."""
@@ -41,8 +40,7 @@ class TargetRun:
     plans: Mapping[str, Any]
     configuration: str
     training: tuple[str, ...]  # identifiers of the training cases: nothing else may be learned from
-    # all that the run reads, validation cases and images without labels included
-    images: tuple[Image, ...]
+    images: tuple[Image, ...]  # all that the run reads, without labels too
 
 
 @dataclass(frozen=True)

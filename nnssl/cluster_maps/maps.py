@@ -13,8 +13,7 @@ from zlib import crc32
 import numpy as np
 from scipy import ndimage
 
-from nnssl.cluster_maps.deep_features import EncoderFeatures, TransformerFeatures
-from nnssl.cluster_maps.handcrafted import HandcraftedFeatures
+from nnssl.cluster_maps.features import EncoderFeatures, HandcraftedFeatures, TransformerFeatures
 from nnssl.cluster_maps.makers import Image
 from nnssl.cluster_maps.recipe import (
     MANIFEST,
@@ -66,34 +65,22 @@ def make_maps(
     wanted = make_manifest(job.recipe, plans, configuration, job.preprocessed, training)
     new = replace(job, folder=job.folder.with_name(f".{job.folder.name}_new"))
     before, begun = read_manifest(job.folder), is_same(read_manifest(new.folder), wanted)
+    complete = partial(_complete, wanted=wanted, training=training, images=images, workers=workers)
     if before and not is_same(before, wanted):
-        return _replace_maps(job, new, wanted, begun, training, images, workers)
+        if not begun:
+            shutil.rmtree(new.folder, ignore_errors=True)
+            write_json(new.folder / MANIFEST, wanted)
+        shares = complete(new)
+        shutil.rmtree(job.folder)
+        new.folder.rename(job.folder)
+        return shares
     if not before and job.folder.exists() and any(job.folder.iterdir()):
         raise ValueError(f"{job.folder} holds something else than cluster maps; nothing is changed")
     if not before and begun:
         new.folder.rename(job.folder)  # of a run that was killed while it replaced others
     elif not before:
         write_json(job.folder / MANIFEST, wanted)
-    return _complete(job, wanted, training, images, workers)
-
-
-def _replace_maps(
-    job: MapJob,
-    new: MapJob,
-    wanted: Mapping[str, Any],
-    begun: bool,
-    training: Sequence[str],
-    images: Sequence[Image],
-    workers: int,
-) -> list[float]:
-    """Make other maps in a folder beside those that are there, which stay until these are whole."""
-    if not begun:
-        shutil.rmtree(new.folder, ignore_errors=True)
-        write_json(new.folder / MANIFEST, wanted)
-    shares = _complete(new, wanted, training, images, workers)
-    shutil.rmtree(job.folder)
-    new.folder.rename(job.folder)
-    return shares
+    return complete(job)
 
 
 def _complete(

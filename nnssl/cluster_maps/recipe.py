@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, MinLen
 
-from nnssl.common.checks import Count, NotNegative, Positive, Whole, checked
+from nnssl.common.checks import Count, NotNegative, Positive, Whole, checked, plain
 from nnssl.common.files import hash_file, hash_json, read_json
 from nnssl.data.unlabelled.records import hash_preprocessing
 from nnssl.nnunet.images import image_file
@@ -74,13 +74,11 @@ def make_manifest(
     training: Sequence[str],
 ) -> dict[str, Any]:
     """What identifies maps: the recipe, and hashes of plans, training cases and weights."""
-    knobs = {**asdict(recipe), "scales": list(recipe.scales)}
-    weights = None if recipe.checkpoint is None else hash_file(Path(recipe.checkpoint))
     return {
-        "recipe": knobs,
+        "recipe": plain(asdict(recipe)),
         "plans": hash_preprocessing(plans, configuration),
         "cases": hash_cases(preprocessed, training),
-        "weights": weights,
+        "weights": recipe.checkpoint and hash_file(Path(recipe.checkpoint)),
     }
 
 

@@ -74,6 +74,11 @@ def put_back(copy: Path, target: Path) -> None:
         write_json(target, read_json(copy))
 
 
+def stamp_file(path: Path) -> list[int]:
+    """Size and time of a file, which change when it does."""
+    return [path.stat().st_size, path.stat().st_mtime_ns]
+
+
 def hash_json(content: Any) -> str:
     """SHA-256 of a JSON-serialisable value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -46,13 +46,10 @@ class BudgetRequest:
     planned_batch: int
     stride: tuple[int, ...]  # total stride of the encoder per axis
     views: float  # full views per raw patch
-    # share of the U-Net's activations that the objective keeps (1: encoder and decoder)
-    share: float = 1.0
-    # raw patches that the objective asks for before they may be larger; None: planned_batch
-    least: int | None = None
+    share: float = 1.0  # of the U-Net's activations that are kept; 1: encoder and decoder
+    least: int | None = None  # raw patches before they may be larger; None: planned_batch
     parts: int = 1  # parts S of which a step must hold whole multiples (1: no structure)
-    # median volume in voxels (3 axes), for leaving S positions along `axis`
-    median: tuple[float, ...] = ()
+    median: tuple[float, ...] = ()  # volume in voxels (3 axes), to leave S positions on `axis`
     axis: int = 0  # array axis of the position
     patch_size: tuple[int, ...] | None = None  # fixed by the user, as samples; or None
     samples: int | None = None

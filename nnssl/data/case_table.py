@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from collections import Counter
@@ -13,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from nnssl.common.files import write_json
+from nnssl.common.files import read_json, stamp_file, write_json
 from nnssl.data.unlabelled.records import UNLABELLED
 from nnssl.nnunet.cases import read_cases
 from nnssl.nnunet.images import CaseError, image_file, open_image, read_direction
@@ -36,8 +35,7 @@ class Case:
     shape: tuple[int, int, int]  # of the volume, array order
     axis: int  # array axis along which position is measured
     sign: int  # +1 if position grows with the index, else -1
-    # where its image lies; None: the preprocessed folder of the configuration
-    folder: Path | None = None
+    folder: Path | None = None  # of its image; None: that of the configuration
 
 
 def dense_target_folder(maps: Path, folder: Path | None) -> Path:
@@ -50,8 +48,7 @@ class DataFolders:
     """Where a configuration's data lie."""
 
     preprocessed: Path  # nnU-Net's; nothing of ours is written there
-    # number, or `all`; every fold has dense targets of its own, made from its training cases
-    fold: int | str
+    fold: int | str  # number or `all`; each has dense targets of its own, from its training cases
 
     @property
     def own(self) -> Path:
@@ -84,24 +81,21 @@ def read_case_table(
     """Cases in sorted order of their identifiers; what is read of the images is cached.
 
     Args:
-        transpose: `transpose_forward` of the plans.
         reader: `image_reader_writer` of the plans; one that reorients makes what the converter has
             recorded of the file's orientation useless for the array.
     """
     identifiers = sorted(identifiers)
     records = read_cases(folder.parent, identifiers)
-    as_in_file = reader != REORIENTING
-    orientations = {i: records[i].orientation if as_in_file else None for i in identifiers}
-    geometry = _read_cached_geometry(folder, own_folder(folder) / GEOMETRY_FILE, orientations)
-    patients = _number((records[i].dataset, records[i].patient) for i in identifiers)
+    turned = reader == REORIENTING
+    orientations = {i: None if turned else records[i].orientation for i in identifiers}
+    geometry = _read_cached_geometry(folder, orientations)
+    patients = _number(records[i].key for i in identifiers)
     datasets = _number(records[i].dataset for i in identifiers)
     table = []
     for i in identifiers:
         axis, sign = find_anatomical_axis(geometry[i]["direction"], transpose, position_axis)
-        shape = tuple(int(n) for n in geometry[i]["shape"])
-        record = records[i]
-        patient = patients[record.dataset, record.patient]
-        table.append(Case(i, patient, datasets[record.dataset], shape, axis, sign))  # type: ignore[arg-type]
+        origin = patients[records[i].key], datasets[records[i].dataset]
+        table.append(Case(i, *origin, tuple(geometry[i]["shape"]), axis, sign))
     return table
 
 
@@ -138,18 +132,18 @@ def _number(names: Iterable[_Name]) -> dict[_Name, int]:
 
 
 def _read_cached_geometry(
-    folder: Path, cache: Path, orientations: Mapping[str, str | None]
+    folder: Path, orientations: Mapping[str, str | None]
 ) -> Mapping[str, Any]:
     """Shape and direction per case, read once and kept while the files stay the same."""
+    cache = own_folder(folder) / GEOMETRY_FILE
     try:
-        known = json.loads(cache.read_text())
+        known = read_json(cache)
     except (OSError, ValueError):
         known = {}
     changed = False
     for identifier, orientation in orientations.items():
         file = image_file(folder, identifier)
-        status = file.stat()
-        stamp = [status.st_size, status.st_mtime_ns]
+        stamp = stamp_file(file)
         if known.get(identifier, {}).get("stamp") != stamp:
             known[identifier] = {"stamp": stamp, **_read_geometry(file, identifier, orientation)}
             changed = True

@@ -59,19 +59,14 @@ class LabelBudget:
 
 @dataclass(frozen=True)
 class Labelled:
-    """The labelled cases of a run, and how they were chosen.
-
-    Attributes:
-        slices: case -> its labelled slices along array axis 0 of the preprocessed volume,
-            ascending; None: all of them.
-    """
+    """The labelled cases of a run, and how they were chosen."""
 
     unit: str
     value: Any
     seed: int
     patients: list[str]
     cases: list[str]
-    slices: dict[str, list[int]] | None = None
+    slices: dict[str, list[int]] | None = None  # on array axis 0, ascending; None: all
 
     def to_dict(self) -> dict[str, Any]:
         """Plain record for the checkpoint and the output folder."""
@@ -81,10 +76,10 @@ class Labelled:
     def describe(self) -> str:
         """One line for the log."""
         chosen = "all training cases" if self.unit == "all" else f"{self.unit}: {self.value}"
+        more = " ..." if len(self.cases) > 20 else ""
         return (
             f"Labels: {chosen} (seed {self.seed}) = {len(self.patients)} patients, "
-            f"{len(self.cases)} volumes: {', '.join(self.cases[:20])}"
-            + (" ..." if len(self.cases) > 20 else "")
+            f"{len(self.cases)} volumes: {', '.join(self.cases[:20])}{more}"
         )
 
 
@@ -94,18 +89,7 @@ def choose_labelled(
     records: Mapping[str, CaseRecord],
     depth: Callable[[str], int] | None = None,
 ) -> Labelled:
-    """Chooses the labelled cases among the training cases of a fold.
-
-    Args:
-        budget: section `labels`.
-        train: training cases of the fold.
-        records: origin of each of them.
-        depth: number of slices of a case; None for a 3D configuration.
-
-    Raises:
-        ValueError: the fold has less than is asked for, or lacks a case that is named; slices are
-            asked for in 3D.
-    """
+    """Choose the labelled cases of a fold; `depth` gives the slices of a case, in 2D only."""
     volumes: dict[str, list[str]] = {}
     for case in sorted(train):
         volumes.setdefault(records[case].patient, []).append(case)
@@ -117,7 +101,9 @@ def choose_labelled(
         chosen = _check_named(budget.cases, train)
     elif budget.volumes is not None:
         _check_available("volumes", budget.volumes, len(train))
-        chosen = _take_in_turn(volumes, _shuffle(volumes, budget.seed))[: budget.volumes]
+        order, rounds = _shuffle(volumes, budget.seed), range(max(map(len, volumes.values())))
+        in_turn = [volumes[name][i] for i in rounds for name in order if i < len(volumes[name])]
+        chosen = in_turn[: budget.volumes]
     else:
         count = _count_patients(budget, len(volumes))
         chosen = [case for name in _shuffle(volumes, budget.seed)[:count] for case in volumes[name]]
@@ -179,11 +165,6 @@ def _draw_slices(
     for case, index in sorted(places[i] for i in order):
         slices.setdefault(case, []).append(index)
     return slices
-
-
-def _take_in_turn(volumes: Mapping[str, list[str]], order: Sequence[str]) -> list[str]:
-    rounds = max(len(cases) for cases in volumes.values())
-    return [volumes[name][i] for i in range(rounds) for name in order if i < len(volumes[name])]
 
 
 def _check_named(cases: Sequence[str], train: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 
 from nnssl.data.budget import Budget
 from nnssl.data.case_table import Case, DataFolders, dense_target_folder
-from nnssl.data.sampling import PatchPlace, Sampler, Sampling
+from nnssl.data.sampling import Sampler, Sampling
 from nnssl.data.tissue_share import CACHE, MOST_KEPT, TissueShare
 from nnssl.modules.positions import extent3
 from nnssl.nnunet.images import CaseError, image_file, open_image
@@ -26,7 +26,6 @@ class RawPatchReader:
     Labels and stored class locations are not read.
 
     Args:
-        folder: nnU-Net's preprocessed folder of one configuration.
         dense_targets: name -> folder of integer maps on the same grid (`<case>.b2nd`).
     """
 
@@ -53,16 +52,15 @@ class RawPatchReader:
             array = self._open_array(file)
             low = np.maximum(box[:, 0], 0)
             high = np.minimum(box[:, 1], array.shape[1:])
-            inside = tuple(
-                slice(int(a), max(int(a), int(b))) for a, b in zip(low, high, strict=True)
-            )
+            ends = np.maximum(low, high)
+            inside = [slice(int(a), int(b)) for a, b in zip(low, ends, strict=True)]
             index = (slice(None), *inside)
             part = np.asarray(array[index])
         except Exception as error:
-            cause = (
-                str(error) if isinstance(error, CaseError) else f"{type(error).__name__}: {error}"
-            )
-            raise CaseError(f"case {identifier}, file {file}: cannot be read ({cause})") from error
+            kind = "" if isinstance(error, CaseError) else f"{type(error).__name__}: "
+            raise CaseError(
+                f"case {identifier}, file {file}: cannot be read ({kind}{error})"
+            ) from error
         pad = [(0, 0), *zip(low - box[:, 0], np.maximum(box[:, 1] - high, 0), strict=True)]
         return np.pad(part, pad, constant_values=fill)
 
@@ -74,32 +72,22 @@ class RawPatchReader:
         return self._open[file]
 
 
+@dataclass(frozen=True)
 class BatchMaker:
-    """Callable that gives the batch of a step, see *Batch* in `docs/architecture.md`.
+    """Callable that gives the batch of a step, see *Batch* in `docs/architecture.md`."""
 
-    Args:
-        sampler: draws the places.
-        reader: cuts the raw patches.
-        raw_patch: size of the raw patch (patch and margin), length d.
-        seed: run seed.
-        rank: number of this process.
-    """
-
-    def __init__(
-        self,
-        sampler: Sampler,
-        reader: RawPatchReader,
-        raw_patch: Sequence[int],
-        seed: int,
-        rank: int = 0,
-    ) -> None:
-        self.sampler, self.reader, self.raw_patch = sampler, reader, tuple(raw_patch)
-        self.flat = len(raw_patch) == 2
-        self.seed, self.rank = seed, rank
+    sampler: Sampler
+    reader: RawPatchReader
+    raw_patch: tuple[int, ...]  # patch and margin, length d
+    seed: int
+    rank: int = 0
 
     def __call__(self, step: int) -> dict[str, Any]:
         places = self.sampler.draw((self.seed, step, self.rank))
-        boxes = [self._find_box(place) for place in places]
+        raw_patch = np.array(extent3(self.raw_patch))
+        margin = (raw_patch - self.sampler.extent) // 2
+        begins = [np.array(place.begin) - margin for place in places]
+        boxes = [np.stack([begin, begin + raw_patch], 1) for begin in begins]
         cases = [self.sampler.cases[place.case] for place in places]
         read, found = self.reader, list(zip(cases, boxes, strict=True))
         return {
@@ -121,16 +109,10 @@ class BatchMaker:
             },
         }
 
-    def _find_box(self, place: PatchPlace) -> np.ndarray:
-        """Box of the raw patch around the nominal patch."""
-        raw_patch = np.array(extent3(self.raw_patch))
-        begin = np.array(place.begin) - (raw_patch - self.sampler.extent) // 2
-        return np.stack([begin, begin + raw_patch], 1)
-
     def _stack(self, arrays: Iterable[np.ndarray]) -> torch.Tensor:
         """One tensor of all samples; in 2D without the axis of slices."""
         stacked = torch.from_numpy(np.stack(list(arrays)))
-        return stacked.select(-3, 0) if self.flat else stacked
+        return stacked.select(-3, 0) if len(self.raw_patch) == 2 else stacked
 
 
 @dataclass(frozen=True)
@@ -173,7 +155,5 @@ def make_validation_batches(
         return None
     if like.sampling.structured:
         sampler.samples = min(like.samples, len(sampler.eligible) * like.sampling.partitions)
-    seed = training.seed + VALIDATION_SEED
-    return Repeated(
-        BatchMaker(sampler, training.reader, training.raw_patch, seed, training.rank), count
-    )
+    seed, raw_patch = training.seed + VALIDATION_SEED, training.raw_patch
+    return Repeated(BatchMaker(sampler, training.reader, raw_patch, seed, training.rank), count)

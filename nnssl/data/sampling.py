@@ -79,11 +79,8 @@ class Sampler:
     """Draws the places of a step; the same step and rank give the same places, always.
 
     Args:
-        cases: the cases that may be drawn.
         patch_size: nominal size of a full view in voxels, length d.
         samples: patches per step; a multiple of `sampling.partitions` if structured.
-        sampling: the knobs.
-        tissue: shares of tissue.
 
     Raises:
         ValueError: where no case is long enough for S parts; the message says which patch would do.
@@ -103,11 +100,7 @@ class Sampler:
         self.eligible = self._find_eligible()
 
     def draw(self, key: Sequence[int]) -> list[PatchPlace]:
-        """Places of one step.
-
-        Args:
-            key: (run seed, step, rank), the only source of randomness.
-        """
+        """Places of one step; `key` (run seed, step, rank) is the only source of randomness."""
         volumes = np.random.default_rng([*map(int, key), 0])
         numbers, parts = self._draw_cases(volumes)
         return [
@@ -118,27 +111,21 @@ class Sampler:
     def _find_eligible(self) -> list[int]:
         if not self.sampling.structured:
             return list(range(len(self.cases)))
-        kept = [i for i, case in enumerate(self.cases) if self._count_places(case) >= self._parts]
-        if not kept:
-            raise ValueError(self._say_too_large())
-        return kept
-
-    @property
-    def _parts(self) -> int:
-        return self.sampling.partitions
-
-    def _count_places(self, case: Case) -> int:
-        return int(case.shape[case.axis] - self.extent[case.axis] + 1)
-
-    def _say_too_large(self) -> str:
+        places = [case.shape[case.axis] - self.extent[case.axis] + 1 for case in self.cases]
+        if kept := [i for i, number in enumerate(places) if number >= self._parts]:
+            return kept
         longest = max(case.shape[case.axis] for case in self.cases)
         axes = sorted({case.axis for case in self.cases})
-        return (
+        raise ValueError(
             f"a patch of {self.extent.tolist()} voxels leaves no {self._parts} different positions "
             f"along array axis {axes} (longest volume: {longest} voxels). A patch of at most "
             f"{longest - self._parts + 1} voxels on that axis would do: set training.patch_size, "
             "or fewer sampling.partitions, or sampling.mode: random."
         )
+
+    @property
+    def _parts(self) -> int:
+        return self.sampling.partitions
 
     def _draw_cases(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         if not self.sampling.structured:
@@ -191,26 +178,17 @@ class Sampler:
         begin = np.empty(3, int)
         for axis in range(3):
             spare = case.shape[axis] - self.extent[axis]
+            low, high = 0, spare + 1
             if spare <= 0:
                 begin[axis] = spare // 2  # the patch is larger than the volume: centred
-            elif axis != case.axis:
-                begin[axis] = self._draw_around_middle(spare, rng)
-            elif part >= 0:
-                begin[axis] = self._draw_in_part(
-                    spare + 1, part if case.sign > 0 else -1 - part, rng
-                )
-            else:
-                begin[axis] = rng.integers(spare + 1)
+                continue
+            if axis != case.axis:
+                reach = round(self.sampling.centre_spread * spare)
+                low = (spare - reach) // 2
+                high = low + reach + 1
+            elif part >= 0:  # first voxels i with floor((i + 0.5) * S / places) = number
+                number = part if case.sign > 0 else self._parts - 1 - part
+                edges = np.ceil(np.array([number, number + 1]) * high / self._parts - 0.5)
+                low, high = edges.astype(int)
+            begin[axis] = rng.integers(low, max(high, low + 1))
         return begin
-
-    def _draw_around_middle(self, spare: int, rng: np.random.Generator) -> int:
-        reach = round(self.sampling.centre_spread * spare)
-        low = (spare - reach) // 2
-        return int(rng.integers(low, low + reach + 1))
-
-    def _draw_in_part(self, places: int, part: int, rng: np.random.Generator) -> int:
-        """First voxel i with floor((i + 0.5) * S / places) = part."""
-        part %= self._parts
-        low = int(np.ceil(part * places / self._parts - 0.5))
-        high = int(np.ceil((part + 1) * places / self._parts - 0.5))
-        return int(rng.integers(low, max(high, low + 1)))

@@ -75,7 +75,9 @@ class SteppedLoader:
             self.seconds_waited += perf_counter() - begin
         if "error" in batch:
             self.close()
-            raise RuntimeError(_describe(batch["error"]))
+            cause = batch["error"].pop("cause", "no cause was given")
+            where = ", ".join(f"{name} {value}" for name, value in batch["error"].items())
+            raise RuntimeError(f"A batch could not be made ({where}): {cause}")
         return batch
 
     def close(self) -> None:
@@ -118,8 +120,3 @@ def _end_workers(batches: weakref.ref[Iterator[Batch]]) -> None:
     shut_down = getattr(batches(), "_shutdown_workers", None)
     if shut_down is not None:
         shut_down()
-
-
-def _describe(error: dict[str, Any]) -> str:
-    where = ", ".join(f"{name} {error[name]}" for name in error if name != "cause")
-    return f"A batch could not be made ({where}): {error.get('cause', 'no cause was given')}"

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage, stats
 from tqdm import tqdm
 
-from nnssl.common.files import atomic_path
+from nnssl.common.files import atomic_path, stamp_file
 from nnssl.nnunet.images import CaseError, open_image
 
 CELLS = (8, 24, 24)  # of a thumbnail, array order
@@ -36,7 +36,7 @@ def load_thumbnails(
         CaseError: an image cannot be read.
     """
     known = _read_cache(cache)
-    stamps = {each: _stamp(file) for each, file in files.items()}
+    stamps = {each: stamp_file(file) for each, file in files.items()}
     missing = [each for each in files if known.get(each, (None,))[0] != stamps[each]]
     for count, each in enumerate(tqdm(missing, desc="thumbnails", disable=not missing), 1):
         known[each] = (stamps[each], (read or read_thumbnail)(files[each]))
@@ -126,12 +126,7 @@ def _rank(values: np.ndarray) -> np.ndarray:
     return ranks / norm if norm else ranks
 
 
-def _stamp(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def _read_cache(cache: Path) -> dict[str, tuple[tuple[int, int], np.ndarray]]:
+def _read_cache(cache: Path) -> dict[str, tuple[list[int], np.ndarray]]:
     try:
         with np.load(cache, allow_pickle=False) as archive:
             if not np.array_equal(archive["recipe"], RECIPE):
@@ -140,12 +135,12 @@ def _read_cache(cache: Path) -> dict[str, tuple[tuple[int, int], np.ndarray]]:
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return {}
     return {
-        str(name): ((int(stamp[0]), int(stamp[1])), image)
+        str(name): (stamp.tolist(), image)
         for name, stamp, image in zip(names, stamps, images, strict=True)
     }
 
 
-def _write_cache(cache: Path, known: dict[str, tuple[tuple[int, int], np.ndarray]]) -> None:
+def _write_cache(cache: Path, known: dict[str, tuple[list[int], np.ndarray]]) -> None:
     try:
         with atomic_path(cache) as part:
             np.savez(

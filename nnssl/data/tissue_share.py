@@ -7,7 +7,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from nnssl.common.files import atomic_path
+from nnssl.common.files import atomic_path, stamp_file
 from nnssl.common.tissue import find_tissue
 from nnssl.nnunet.images import CaseError, image_file, open_image
 
@@ -48,8 +48,7 @@ class TissueShare:
         if key not in self._tables:
             if len(self._tables) >= MOST_KEPT:
                 self._tables.clear()
-            cells = self._load(identifier, folder)
-            cells = cells.astype(np.float64)  # float16 overflows beyond 65,504
+            cells = self._load(identifier, folder).astype(np.float64)  # float16 ends at 65,504
             table = np.zeros(np.array(cells.shape) + 1)
             table[1:, 1:, 1:] = cells.cumsum(0).cumsum(1).cumsum(2)
             self._tables[key] = table
@@ -57,8 +56,7 @@ class TissueShare:
 
     def _load(self, identifier: str, folder: Path | None) -> np.ndarray:
         source = image_file(folder or self.folder, identifier)
-        status = source.stat()
-        stamp = np.array([status.st_size, status.st_mtime_ns], np.int64)
+        stamp = np.array(stamp_file(source), np.int64)
         cache = self.cache if folder is None else folder / CACHE
         cached = cache / f"{identifier}.npz"
         try:

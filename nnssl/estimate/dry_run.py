@@ -39,10 +39,8 @@ class DryRun:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def find_source(self) -> Path:
-        """The preprocessed dataset.
-
-        Raises:
-            ValueError, RuntimeError: variable not set, no such dataset, plans or fold.
+        """The preprocessed dataset; ValueError or RuntimeError where dataset, plans or fold are not
+        there.
         """
         file = plans_file(self.dataset, self.plans, root_folder(PREPROCESSED).resolve())
         if self.fold != "all" and not self.fold.isdigit():

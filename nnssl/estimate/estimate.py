@@ -51,8 +51,7 @@ class Estimate:
     seconds_waited: float  # the latter alone
     seconds_per_val_step: float  # median wall seconds, waiting included
     batch_seconds: float  # processor seconds that a batch costs a worker
-    # on CUDA what torch allocates at most, else growth of the process; or None
-    memory_bytes: int | None
+    memory_bytes: int | None  # on CUDA what torch allocates at most, else growth of the process
     memory_limit: int | None  # of the CUDA device, or None
     checkpoint_bytes: int  # of all checkpoints that lie side by side while one is written
     cache_bytes: int  # of nnSSL's own files beside the preprocessed data
@@ -121,7 +120,8 @@ def estimate(trainer: str, job: DryRun, workers: int, steps: int = DRY_STEPS) ->
     """
     if steps < 1 or workers < 0:
         raise ValueError(f"steps: found {steps}, allowed from 1; workers: {workers}, from 0")
-    free = _find_free_bytes()
+    results = find_root(RESULTS)
+    free = shutil.disk_usage(results).free if results and results.is_dir() else None
     with (
         redirect_stdout(StringIO()),  # of what nnU-Net prints
         dry_folders(job) as folder,
@@ -190,12 +190,6 @@ def _expect_caches(trainer: Any) -> int:
     cases = len(trainer.drawn_cases) + len(trainer.val_cases)
     tables = round(cases * sum(sizes) / max(1, len(sizes)))
     return tables + (folders.own / GEOMETRY_FILE).stat().st_size
-
-
-def _find_free_bytes() -> int | None:
-    """On the disk where the run would write; None where the variable names no folder."""
-    folder = find_root(RESULTS)
-    return shutil.disk_usage(folder).free if folder and folder.is_dir() else None
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

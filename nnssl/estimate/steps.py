@@ -43,8 +43,7 @@ class TimedTrainer:
     loader: Any  # its training loader with real workers
     val_loader: Any  # its validation loader, or None
     workers: int  # of the loader
-    # processor seconds that a batch costs a worker, of each made in this process
-    batch_seconds: Sequence[float]
+    batch_seconds: Sequence[float]  # of the processor, per batch made in this process
     peak_bytes: int | None  # see `MemoryMeter`; None where unknown
     take_phases: TakePhases  # tells the phases of a step
     steps: list[Step] = field(default_factory=list)  # those that were timed
@@ -79,17 +78,13 @@ def mean_wait(steps: Sequence[Step]) -> float:
     return fmean(step.waited for step in steps)
 
 
-def _without_phases(_: Any) -> AbstractContextManager[TakePhases]:
-    return nullcontext(dict)
-
-
 @contextmanager
 def open_timed(
     name: str,
     job: DryRun,
     workers: int,
     timed_steps: int,
-    instrument: Callable[[Any], AbstractContextManager[TakePhases]] = _without_phases,
+    instrument: Callable[[Any], AbstractContextManager[TakePhases]] = lambda _: nullcontext(dict),
 ) -> Iterator[TimedTrainer]:
     """Builds a trainer, warms it up and opens its loaders; call it inside `dry_folders`.
 
@@ -120,22 +115,18 @@ def _fill_caches(trainer: Any, steps: int) -> None:
 def _warm_up(trainer: Any) -> list[float]:
     """A few steps on batches made here, in one thread as a worker; their processor seconds."""
     trainer.network.train()
+    batches, seconds, threads = [], [], torch.get_num_threads()
     with open_loaders(trainer, 0) as (train, _):
-        made = [_make_batch(train) for _ in range(WARM_UP)]
-    for batch, _ in made:
+        torch.set_num_threads(1)
+        for _ in range(WARM_UP):
+            begin = thread_time()
+            batches.append(next(train))
+            seconds.append(thread_time() - begin)
+        torch.set_num_threads(threads)
+    for batch in batches:
         trainer.train_step(batch)
     synchronise(trainer.device)
-    return [seconds for _, seconds in made]
-
-
-def _make_batch(loader: Any) -> tuple[Any, float]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    begin = thread_time()
-    batch = next(loader)
-    seconds = thread_time() - begin
-    torch.set_num_threads(threads)
-    return batch, seconds
+    return seconds
 
 
 def synchronise(device: torch.device) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from nnssl.data.unlabelled.records import read_records
 from nnssl.leakage.copies import find_copies, load_case_thumbnails
 from nnssl.leakage.overlaps import find_overlaps
 from nnssl.leakage.seen import Seen, find_images
-from nnssl.nnunet.cases import CaseRecord, Patient, read_all_cases, read_cases
+from nnssl.nnunet.cases import CaseRecord, read_all_cases, read_cases
 from nnssl.nnunet.images import CaseError
 from nnssl.nnunet.paths import CASES_FILE, SPLITS_FILE, own_folder
 
@@ -36,11 +36,6 @@ class Evaluation:
     def records(self) -> dict[str, CaseRecord]:
         """Origin of every case."""
         return read_cases(self.dataset, self.validation)
-
-    @cached_property
-    def test_patients(self) -> set[Patient]:
-        """Patients of imagesTs, as far as the dataset has records of them."""
-        return {record.key for record in read_all_cases(self.dataset, "Ts").values()}
 
 
 @dataclass(frozen=True)
@@ -107,6 +102,7 @@ def _check_fold(seen: Seen, evaluation: Evaluation) -> Iterator[Finding]:
     """A member's fold needs the same fold of the pool, drawn from the same folds."""
     name, pool, fold = evaluation.dataset.name, seen.dataset.name, evaluation.fold
     file = evaluation.dataset / SPLITS_FILE
+    folds = seen.folds.get(name)
     if seen.fold == "all" and seen.dataset == evaluation.dataset:
         text = f"Pre-training ran on fold all of {name}, which holds nothing back."
     elif name not in seen.members:
@@ -117,22 +113,20 @@ def _check_fold(seen: Seen, evaluation: Evaluation) -> Iterator[Finding]:
             f"its fold {fold}: nnUNetv2_train {pool} {seen.configuration} {fold} -p {seen.plans} "
             "-tr ..."
         )
-    elif not seen.has_records and _has_changed(file, seen.folds.get(name)):
+    elif not seen.has_records and file.exists() and hash_json(read_json(file)) != folds:
         text = f"The folds of {name} are not those that {pool} was made from ({file})."
     else:
         return
     yield Finding("fold", "contaminated", text)
 
 
-def _has_changed(file: Path, stored_hash: str | None) -> bool:
-    return file.exists() and hash_json(read_json(file)) != stored_hash
-
-
 def _check_patients(seen: Seen, evaluation: Evaluation) -> Iterator[Finding]:
     patients, records = seen.patients, evaluation.records
     leaked = tuple(case for case in evaluation.validation if records[case].key in patients)
-    is_foreign = seen.dataset != evaluation.dataset
-    tested = sorted(evaluation.test_patients & patients) if is_foreign else []
+    tested = []
+    if seen.dataset != evaluation.dataset:
+        held_out = {record.key for record in read_all_cases(evaluation.dataset, "Ts").values()}
+        tested = sorted(held_out & patients)
     what = f"Pre-training on {seen.dataset.name} saw"
     if leaked:
         text = f"{what} the patients of {len(leaked)} of {len(records)} validation cases"
@@ -193,13 +187,8 @@ def _check_datasets(seen: Seen, evaluation: Evaluation) -> list[Finding]:
 def _check_content(seen: Seen, evaluation: Evaluation) -> Iterator[Finding]:
     """Compares thumbnails with those of the training cases, and of the images without labels."""
     cases, flips = seen.cases or (), seen.dataset != evaluation.dataset
-    yield _compare(
-        evaluation,
-        cases,
-        lambda: load_case_thumbnails(seen.configuration_folder, cases),
-        "seen",
-        flips,
-    )
+    of_cases = partial(load_case_thumbnails, seen.configuration_folder, cases)
+    yield _compare(evaluation, cases, of_cases, "seen", flips)
     if seen.images and seen.configuration_folder is not None:
         names = [image.name for image in seen.images]
         yield _compare(evaluation, names, lambda: _read_thumbnails(seen), "seen without labels")
@@ -231,7 +220,6 @@ def _compare(
 
 
 def _read_thumbnails(seen: Seen) -> np.ndarray:
-    """Thumbnails of the images without labels; CaseError where one is gone or has changed."""
     assert seen.configuration_folder is not None
     records = find_images(seen.images, own_folder(seen.configuration_folder), read_records)
     for image, record in zip(seen.images, records, strict=True):

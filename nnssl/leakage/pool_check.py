@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnssl.common.files import hash_json, read_json
+from nnssl.common.files import hash_json, read_json, stamp_file
 from nnssl.convert.records import CONVERSION_FILE
 from nnssl.data.pool.members import DatasetPool, assemble, read_member
-from nnssl.data.pool.preprocess import measure_files, stamp
+from nnssl.data.pool.preprocess import measure_files
 from nnssl.leakage.overlaps import find_overlaps
 from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.nnunet.paths import FINAL, SPLITS_FILE, Roots, dataset_number
@@ -27,11 +27,7 @@ def describe_overlaps(pool: DatasetPool) -> list[str]:
 
 
 def check_pool(roots: Roots, number: int) -> list[str]:
-    """What is wrong with a pool; empty: nothing.
-
-    Raises:
-        ValueError: there is no such pool, or a member cannot be read.
-    """
+    """What is wrong with a pool; empty: nothing. ValueError where a member cannot be read."""
     folder = roots.dataset(number)
     path = roots.raw / folder / CONVERSION_FILE
     content = read_json(path) if path.exists() else {}
@@ -68,7 +64,7 @@ def _check_files(
     for case in sorted(images.keys() & records.keys()):
         if measure_files(folder, case) != records[case]["bytes"]:
             yield f"{name}: the files of {case} are not those that were written"
-        if stamp(images[case]) != records[case]["stamp"]:
+        if stamp_file(images[case]) != records[case]["stamp"]:
             yield f"{name}: {images[case]} has changed since it was preprocessed"
 
 

@@ -38,14 +38,11 @@ class Seen:
     configuration: str | None  # nnU-Net's configuration
     plans: str | None  # name of the plans
     configuration_folder: Path | None  # nnU-Net's folder of the configuration; None: not known
-    # its training cases; None: the weights are not those of an nnSSL pre-training, or do not say it
-    cases: tuple[str, ...] | None
-    # origin of these cases; where the dataset has no records, each is a patient
-    records: Mapping[str, CaseRecord]
+    cases: tuple[str, ...] | None  # for training; None: not known, or no nnSSL pre-training
+    records: Mapping[str, CaseRecord]  # of these cases; without records, each is a patient
     has_records: bool  # whether the dataset has records of at least one of these cases
     images: tuple[SeenImage, ...]  # images without labels
-    # of a pool: name of each dataset in it -> datasets of origin
-    members: Mapping[str, Sequence[str]]
+    members: Mapping[str, Sequence[str]]  # of a pool: dataset in it -> datasets of origin
     folds: Mapping[str, str]  # of a pool: name of each dataset in it -> hash of its folds
 
     @classmethod

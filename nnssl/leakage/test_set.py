@@ -22,10 +22,8 @@ class TestSet:
 
     __test__ = False  # no class of tests
 
-    # identifier -> patient; a case without record is a patient of its own
-    patients: dict[str, str] = field(default_factory=dict)
-    # identifier -> files of its channels, where they are at hand
-    files: dict[str, list[Path]] = field(default_factory=dict)
+    patients: dict[str, str] = field(default_factory=dict)  # a case without record is its own
+    files: dict[str, list[Path]] = field(default_factory=dict)  # of the channels, where at hand
 
 
 def read_test_set(dataset: Path, ending: str) -> TestSet:

@@ -41,8 +41,7 @@ class ChosenImage:
 
     folder: Path  # of its collection, which has the folder's name
     image: UnlabelledImage  # its record
-    # dataset of origin: that of its patient in the dataset, else the collection's name
-    dataset: str
+    dataset: str  # of origin: its patient's in the dataset, else the collection's name
 
     @property
     def collection(self) -> str:
@@ -160,11 +159,7 @@ def choose_images(fold: PretrainingFold, wanted: bool | Sequence[str]) -> Chosen
 
 
 def find_recorded(own: Path, record: Mapping[str, Any]) -> ChosenImages:
-    """The images of a checkpoint's record, whatever else lies there today.
-
-    Raises:
-        ValueError: One of them is gone or has changed.
-    """
+    """The images of a checkpoint's record, whatever else is there; ValueError where one is lost."""
     images = read_seen_images(record)
     found, folders = find_images(images, own), find_collections(own)
     lost = [image.name for image, there in zip(images, found, strict=True) if there is None]

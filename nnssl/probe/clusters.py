@@ -17,7 +17,7 @@ from scipy.stats import entropy
 from torch import Tensor
 from torch.nn import functional
 
-from nnssl.cluster_maps.deep_features import windows
+from nnssl.cluster_maps.features import windows
 from nnssl.data.case_table import Case
 from nnssl.probe.features import Block
 from nnssl.probe.volumes import Examples, Volumes, read_features_at

@@ -11,9 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from nnssl.cluster_maps import handcrafted
-from nnssl.cluster_maps.deep_features import TransformerFeatures, upsample, windows
-from nnssl.cluster_maps.handcrafted import HandcraftedFeatures
+from nnssl.cluster_maps.features import HandcraftedFeatures, TransformerFeatures, upsample, windows
 from nnssl.cluster_maps.maps import find_body, k_means
 from nnssl.cluster_maps.recipe import ClusterRecipe
 from nnssl.training.pictures import _save
@@ -47,7 +45,7 @@ def test_slabs_do_not_show_and_slices_of_2d_plans_are_apart(monkeypatch: Any) ->
     assert solid.sigmas == [[0.5, 1.0, 1.0]]
     slabs, alone = whole(solid, image), whole(flat, image[:, :1])
     np.testing.assert_allclose(whole(flat, image)[:6, :1], alone[:6], rtol=1e-5)
-    monkeypatch.setattr(handcrafted, "SLAB", 100)
+    monkeypatch.setattr("nnssl.cluster_maps.features.SLAB", 100)
     np.testing.assert_allclose(slabs, whole(solid, image), rtol=1e-4, atol=1e-5)
 
 

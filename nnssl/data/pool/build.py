@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from nnssl.common.checks import plain
 from nnssl.common.files import hash_json, read_json, write_json
 from nnssl.common.parallel import for_each
 from nnssl.common.versions import versions
@@ -41,14 +42,10 @@ class PoolRequest:
     members: tuple[int, ...]  # ids of the datasets
     plans: str  # name of the plans: those of `plans_of`, or the new ones
     configuration: str
-    # id of the dataset whose architecture and patch the pool gets; None: nnU-Net's planner plans
-    # for the mix
-    plans_of: int | None = None
+    plans_of: int | None = None  # dataset of architecture and patch; None: planned for the mix
     spacing: SpacingPolicy = "target"
-    # id of the dataset whose planned spacing `target` means; None: the plans' own
-    spacing_of: int | None = None
-    # bounds of CT in HU; None: those of the plans of `plans_of`, else -1000 to 1000
-    window: tuple[float, float] | None = None
+    spacing_of: int | None = None  # dataset whose spacing `target` means; None: that of the plans
+    window: tuple[float, float] | None = None  # in HU; None: that of `plans_of`, else WINDOW
     planner: str = PLANNER
 
     @property
@@ -58,10 +55,8 @@ class PoolRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """What decides what the preprocessed files hold."""
-        asked = asdict(self)
         keys = ("plans_of", "spacing", "spacing_of", "window", "planner")
-        window = None if self.window is None else list(self.window)
-        return {key: asked[key] for key in keys} | {"window": window}
+        return {key: plain(getattr(self, key)) for key in keys}
 
 
 @dataclass(frozen=True)
@@ -98,11 +93,7 @@ class PoolDraft:
 
 
 def draft(request: PoolRequest, roots: Roots) -> PoolDraft:
-    """Read all members and check that they fit together; nothing of the pool is written.
-
-    Raises:
-        ValueError: something is missing, does not fit, or stands where the pool would go.
-    """
+    """Read all members and check that they fit together, else ValueError; nothing is written."""
     target = ConversionTarget.of(roots.raw, roots.preprocessed, request.number, request.name)
     members = [read_member(roots, number) for number in request.members]
     pool = assemble(target.raw.name, members)
@@ -141,7 +132,6 @@ def build(made: PoolDraft, workers: int) -> dict[str, Any]:
 
 
 def _read_plans(roots: Roots, number: int, request: PoolRequest) -> dict[str, Any]:
-    """Plans of a dataset under the name asked for, with the configuration asked for."""
     file = plans_file(number, request.plans, roots.preprocessed)
     return read_plans(file, request.configuration)
 

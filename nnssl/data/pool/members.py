@@ -15,6 +15,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from nnssl.common.files import hash_json, read_json
 from nnssl.convert.sources import ConversionError, Problem
 from nnssl.convert.volumes import be_quiet
+from nnssl.data.case_table import REORIENTING
 from nnssl.nnunet.cases import CaseRecord, Patient, read_all_cases, read_cases
 from nnssl.nnunet.paths import (
     CASES_FILE,
@@ -36,7 +37,6 @@ from nnssl.nnunet.splits import (
 )
 
 FINGERPRINT = "dataset_fingerprint.json"
-REORIENTING = "NibabelIOWithReorient"
 LABELS = {"background": 0, "foreground": 1}
 CHANNEL = "mixed"
 MOST_NAMED = 10
@@ -48,14 +48,12 @@ class PoolMember:
 
     folder: str
     channels: tuple[str, ...]
-    # training case -> image files, one per channel, or one that has all channels
-    images: Mapping[str, tuple[str, ...]]
+    images: Mapping[str, tuple[str, ...]]  # case -> a file per channel, or one of all
     labels: Mapping[str, str]  # training case -> label file
     records: Mapping[str, CaseRecord]  # of the training cases
     held_out: frozenset[Patient]  # patients of ``imagesTs``
     splits: Split
-    # spacing in mm of the training images (N, 3), axes as the reader gives them
-    spacings: np.ndarray
+    spacings: np.ndarray  # mm of the training images (N, 3), axes as the reader gives them
     shapes: np.ndarray  # their shape after nnU-Net's crop (N, 3)
     relative_size: float  # median share of the volume that this crop leaves
     reader: str
@@ -160,9 +158,7 @@ def _read(path: Path, advice: str) -> Any:
 class PoolCase:
     """One channel of one case of a member."""
 
-    # identifier in the pool, ``<id of the member>_<case>``, and ``_c<channel>`` where the member
-    # has several channels
-    identifier: str
+    identifier: str  # `<id of the member>_<case>`, and `_c<channel>` of several channels
     member: PoolMember
     case: str  # identifier in the member
     channel: int

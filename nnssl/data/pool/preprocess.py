@@ -15,7 +15,7 @@ import SimpleITK as sitk  # noqa: N813
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnssl.common.files import hash_file, read_json, write_json
+from nnssl.common.files import hash_file, read_json, stamp_file, write_json
 from nnssl.convert.labels import make_foreground_mask
 from nnssl.convert.volumes import be_quiet, find_orientation
 from nnssl.data.pool.members import CHANNEL, LABELS, PoolCase
@@ -55,26 +55,17 @@ class PoolTask:
             "source": self.source,
             "image": self.image.name,
             "channel": self.index,
-            "stamp": stamp(self.image),
+            "stamp": stamp_file(self.image),
             **asdict(self.settings),
         }
 
     def is_done(self) -> bool:
-        """Whether the case is finished, and its files are those that were written.
-
-        Raises:
-            FileNotFoundError: the image is not there.
-        """
+        """Whether the files are there as they were written, from the image as it is now."""
         if not self.record_file.is_file():
             return False
         found = read_json(self.record_file)
         asked = all(found.get(key) == value for key, value in self.wanted().items())
         return asked and found.get("bytes") == measure_files(self.folder, self.identifier)
-
-
-def stamp(image: Path) -> list[int]:
-    """Size and time of a file, which change when it does."""
-    return [image.stat().st_size, image.stat().st_mtime_ns]
 
 
 def measure_files(folder: Path, identifier: str) -> list[int]:
@@ -156,7 +147,6 @@ def _write(task: PoolTask, plans: Mapping[str, Any], configuration: str, folder:
 def _adapt_plans(
     plans: Mapping[str, Any], configuration: str, settings: CaseSettings
 ) -> dict[str, Any]:
-    """A copy of the plans that says what is true of one case."""
     own = copy.deepcopy(dict(plans))
     axes = settings.transpose
     own["transpose_forward"] = list(axes)

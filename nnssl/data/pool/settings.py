@@ -16,7 +16,8 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnssl.convert.labels import choose_foreground_rule
-from nnssl.data.pool.members import REORIENTING, DatasetPool, PoolCase
+from nnssl.data.case_table import REORIENTING
+from nnssl.data.pool.members import DatasetPool, PoolCase
 
 MARK = "nnssl_pool"  # key in the plans, and so in every checkpoint
 PLANNER = "ExperimentPlanner"
@@ -32,8 +33,7 @@ class CaseSettings:
     """How nnU-Net's preprocessor treats one case."""
 
     normalization: str  # name of nnU-Net's scheme
-    # statistics that the scheme asks for: for CT the window and its scale
-    intensities: dict[str, float]
+    intensities: dict[str, float]  # that the scheme asks for: for CT window and scale
     use_mask: bool  # whether the z-score is taken inside the nonzero mask
     spacing: list[float]  # target spacing in mm, array order; two numbers for 2D
     transpose: list[int]  # nnU-Net's ``transpose_forward``
@@ -113,11 +113,7 @@ def transpose_orientation(letters: str | None, transpose: Sequence[int]) -> str 
 
 
 def adapt_plans(plans: Mapping[str, Any], configuration: str, pool: DatasetPool) -> dict[str, Any]:
-    """Architecture, patch and batch of a dataset's plans, for one channel of any modality.
-
-    Raises:
-        ValueError: the configuration is unknown, or a cascade's second stage.
-    """
+    """Architecture, patch and batch of a dataset's plans, for one channel of any modality."""
     manager = PlansManager(copy.deepcopy(dict(plans)))
     own = {key: value for key, value in manager.plans.items() if key != "configurations"}
     reader = plans["image_reader_writer"]

@@ -29,8 +29,13 @@ def count_frames(files: Collection[Path]) -> int | None:
     Raises:
         ValueError: The header cannot be read, or has more than four axes.
     """
+    path = next(iter(files))
+    shape: tuple[int, ...] = ()
     with explain_broken():
-        shape = _read_shape(next(iter(files)))
+        if path.name.lower().endswith(NIFTI):
+            shape = tuple(int(n) for n in nibabel.Nifti1Image.from_filename(path).shape)
+        elif path.name.lower().endswith(ITK):
+            shape = tuple(_read_header(path).GetSize())
     if len(shape) > 4:
         raise ValueError(f"has size {shape}; volumes of 3 axes and cines of 4 can be read")
     return shape[3] if len(shape) == 4 else None
@@ -55,12 +60,6 @@ def read_frames(
                 yield number, read(number)
 
 
-def _read_shape(path: Path) -> tuple[int, ...]:
-    if path.name.lower().endswith(NIFTI):
-        return tuple(int(n) for n in nibabel.Nifti1Image.from_filename(path).shape)
-    return tuple(_read_header(path).GetSize()) if path.name.lower().endswith(ITK) else ()
-
-
 def _read_header(path: Path) -> sitk.ImageFileReader:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -72,8 +71,7 @@ def _open_nifti(files: list[Path], count: int | None) -> Callable[[int], FrameVo
     image = nibabel.Nifti1Image.from_filename(files[0], keep_file_open=True)
 
     def read(number: int) -> FrameVolume:
-        voxels = image.dataobj if count is None else image.dataobj[..., number - 1]
-        array = np.asanyarray(voxels)
+        array = np.asanyarray(image.dataobj if count is None else image.dataobj[..., number - 1])
         if array.dtype == np.float64:
             array = array.astype(np.float32)  # a scaled file; nnU-Net computes in float32 too
         return FrameVolume(array, lambda path: _write_nifti(array, image, path))

@@ -118,16 +118,12 @@ class CheckedImage:
 
     @property
     def names(self) -> dict[int, str]:
-        """Number of the frame, from 1 -> identifier."""
-        return name_frames(self.source.identifier, self.frames)
-
-
-def name_frames(identifier: str, frames: int | None) -> dict[int, str]:
-    """Number from 1 -> identifier; frames are named `<identifier>_frame07`."""
-    if frames is None or frames == 1:
-        return {1: identifier}
-    digits = max(2, len(str(frames)))
-    return {k: f"{identifier}_frame{k:0{digits}d}" for k in range(1, frames + 1)}
+        """Number from 1 -> identifier; frames are named `<identifier>_frame07`."""
+        identifier, count = self.source.identifier, self.frames or 1
+        if count == 1:
+            return {1: identifier}
+        digits = max(2, len(str(count)))
+        return {k: f"{identifier}_frame{k:0{digits}d}" for k in range(1, count + 1)}
 
 
 def stamp_files(root: Path, source: ImageSource) -> tuple[SourceFile, ...]:
@@ -168,12 +164,7 @@ def write_images(
     collection: Path,
     plan: PreprocessingPlan,
 ) -> None:
-    """Preprocess frames of a source; an image counts when its record is written, after itself.
-
-    Args:
-        numbers: its frames (1 for a single volume).
-        collection: folder for images and records.
-    """
+    """Preprocess frames of a source (1: a single volume); an image counts with its record."""
     be_quiet()
     channels = checked.source.locate(root)
     with TemporaryDirectory(dir=collection, prefix=TEMPORARY) as folder:
@@ -182,8 +173,8 @@ def write_images(
             with TemporaryDirectory(dir=scratch) as own:
                 made, properties = plan.preprocess(files, Path(own))
                 record = _make_record(checked, number, made, properties, plan)
-                old = record_file(collection, record.identifier)  # of another image
-                old.unlink(missing_ok=True)
+                # a record that is there is of another image
+                record_file(collection, record.identifier).unlink(missing_ok=True)
                 os.replace(made, collection / f"{record.identifier}{made.suffix}")
             write_image_record(collection, record)
 

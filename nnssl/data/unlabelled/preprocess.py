@@ -226,7 +226,6 @@ def _find_untouched(
 
 
 def _is_same(task: UnlabelledTask, record: UnlabelledImage, checked: CheckedImage) -> bool:
-    """Whether the image of a record was made from these very files."""
     before, now = ([file.sha256 for file in each.files] for each in (record, checked))
     is_current = record.voxels == task.plan.voxels and is_there(task.folder, record)
     return before == now and is_current

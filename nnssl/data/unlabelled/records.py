@@ -82,11 +82,7 @@ def encode_thumbnail(thumbnail: np.ndarray) -> str:
 
 
 def hash_preprocessing(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> str:
-    """Hash of what decides the preprocessed voxels; patch, batch and network do not matter.
-
-    Args:
-        configuration: the resolved configuration (`ConfigurationManager.configuration`).
-    """
+    """Hash of what decides the preprocessed voxels; patch, batch and network do not matter."""
     chosen = {key: configuration.get(key) for key in VOXELS}
     return hash_json({**chosen, **{key: plans.get(key) for key in OF_PLANS}})
 

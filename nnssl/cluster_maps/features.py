@@ -1,4 +1,4 @@
-"""Features of every voxel from a network: a stage of our own encoder, or a vision transformer."""
+"""Features of every voxel: handcrafted, of our own encoder, or of a vision transformer."""
 
 from __future__ import annotations
 
@@ -9,18 +9,74 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnssl.cluster_maps.handcrafted import Window
 from nnssl.modules import unet
 from nnssl.nnunet.checkpoint import own_part, read_checkpoint
 from nnssl.nnunet.planned_network import build_network
 
+Window = tuple[slice, slice, slice]
 Upsampling = Literal["linear", "bilateral"]
+SLAB = 8  # slices that are filtered at once
+REACH = 4.0  # sigmas at which scipy cuts a Gaussian off
 CELL = 8  # voxels per cell of the default stage
 SIGMA_CELLS = 0.7  # of the Gaussian over distance, in cells
 SIGMA_GUIDE = 0.5  # of the Gaussian over intensity, in standard deviations of the guide
+
+
+class HandcraftedFeatures:
+    """Smoothed intensity, gradient magnitude and Laplacian per channel and scale, and position.
+
+    Args:
+        scales: sigmas in voxels of the finest axis; in 2D within the slice.
+        spacing: millimetres per voxel on the image's own axes (2 or 3).
+        position: weight of the three coordinates, each from -1 to 1 over the volume.
+    """
+
+    def __init__(self, scales: Sequence[float], spacing: Sequence[float], position: float) -> None:
+        finest = min(spacing)
+        per_axis = [finest / s for s in spacing]
+        flat = [0.0] * (3 - len(per_axis))
+        self.sigmas = [[*flat, *(scale * ratio for ratio in per_axis)] for scale in scales]
+        self.position = position
+
+    def weights(self, features: int) -> np.ndarray:
+        """Weight of each of the F features after standardisation, (F,)."""
+        return np.array([1.0] * (features - 3) + [self.position] * 3)
+
+    def windows(self, image: np.ndarray) -> Iterator[tuple[Window, np.ndarray]]:
+        """Slabs of the volume with their features.
+
+        Args:
+            image: (C, Z, Y, X) float32.
+
+        Yields:
+            the slab's place and features (F, z, Y, X).
+        """
+        depth = image.shape[1]
+        halo = int(np.ceil(REACH * max(sigma[0] for sigma in self.sigmas)))
+        for begin in range(0, depth, SLAB):
+            end = min(begin + SLAB, depth)
+            low, high = max(0, begin - halo), min(depth, end + halo)
+            inner = slice(begin - low, end - low)
+            maps = [m[inner] for channel in image[:, low:high] for m in self._filter(channel)]
+            axes = [(2 * np.arange(n, dtype=np.float32) + 1) / n - 1 for n in image.shape[1:]]
+            axes[0] = axes[0][begin:end]
+            position = np.broadcast_arrays(*np.meshgrid(*axes, indexing="ij", copy=False))
+            yield (slice(begin, end), slice(None), slice(None)), np.stack([*maps, *position])
+
+    def _filter(self, channel: np.ndarray) -> Iterator[np.ndarray]:
+        axes = [axis for axis in range(3) if self.sigmas[0][axis] > 0]
+        for sigma in self.sigmas:
+            smooth = ndimage.gaussian_filter(channel, sigma)
+            orders = {a: [np.eye(3, dtype=int)[a] * n for n in (1, 2)] for a in axes}
+            first = [ndimage.gaussian_filter(channel, sigma, orders[a][0]) for a in axes]
+            second = [ndimage.gaussian_filter(channel, sigma, orders[a][1]) for a in axes]
+            yield smooth
+            yield np.sqrt(sum((sigma[a] * d) ** 2 for a, d in zip(axes, first, strict=True)))
+            yield sum(sigma[a] ** 2 * d for a, d in zip(axes, second, strict=True))
 
 
 class EncoderFeatures:
@@ -46,14 +102,12 @@ class EncoderFeatures:
 
     @torch.no_grad()
     def windows(self, image: np.ndarray) -> Iterator[tuple[Window, np.ndarray]]:
-        volume = torch.from_numpy(image)
+        flat = len(self.patch) == 2
         for window in windows(image.shape[1:], self.patch):
             index = (slice(None), *window)
-            part = volume[index]
-            part = part.movedim(0, 1) if len(self.patch) == 2 else part[None]
-            features = self._compute_features(part)
-            flat = features.movedim(0, 1) if len(self.patch) == 2 else features[0]
-            yield window, flat.numpy()
+            part = torch.from_numpy(image)[index]
+            features = self._compute_features(part.movedim(0, 1) if flat else part[None])
+            yield window, (features.movedim(0, 1) if flat else features[0]).numpy()
 
     def _compute_features(self, part: Tensor) -> Tensor:
         """(B, C, *S) -> (B, F, *S); what the strides need is added at the far ends."""
@@ -89,8 +143,7 @@ class TransformerFeatures:
         self.token = int(self.network.patch_embed.patch_size[0])
         config = self.network.pretrained_cfg
         self.mean, self.std = (
-            torch.tensor(config.get(key, default)).reshape(1, 3, 1, 1)
-            for key, default in (("mean", (0.5,) * 3), ("std", (0.5,) * 3))
+            torch.tensor(config.get(key, (0.5,) * 3)).reshape(1, 3, 1, 1) for key in ("mean", "std")
         )
 
     def weights(self, features: int) -> np.ndarray:
@@ -154,8 +207,9 @@ def upsample(features: Tensor, guide: Tensor, kind: Upsampling) -> Tensor:
     cells = features.shape[2:]
     coarse = functional.interpolate(guide, cells, mode="area")
     spread = guide.std().clamp_min(1e-6) * SIGMA_GUIDE
-    places = [
-        _locate_voxels(n, m, guide.device) for n, m in zip(guide.shape[2:], cells, strict=True)
+    places = [  # where the voxels lie, in cells
+        (torch.arange(n, device=guide.device) + 0.5) * m / n - 0.5
+        for n, m in zip(guide.shape[2:], cells, strict=True)
     ]
     total = torch.zeros(*features.shape[:2], *guide.shape[2:], device=guide.device)
     weights = torch.zeros(len(guide), 1, *guide.shape[2:], device=guide.device)
@@ -164,7 +218,8 @@ def upsample(features: Tensor, guide: Tensor, kind: Upsampling) -> Tensor:
             (place.round().long() + step).clamp(0, n - 1)
             for place, step, n in zip(places, offset, cells, strict=True)
         ]
-        distance = _sum_squares([p - i for p, i in zip(places, index, strict=True)])
+        apart = torch.meshgrid(*(p - i for p, i in zip(places, index, strict=True)), indexing="ij")
+        distance = torch.stack(apart).square().sum(0)
         difference = (guide - _take(coarse, index)).square().sum(1, keepdim=True) / spread**2
         weight = torch.exp(-0.5 * (distance / SIGMA_CELLS**2 + difference))
         total += weight * _take(features, index)
@@ -173,25 +228,13 @@ def upsample(features: Tensor, guide: Tensor, kind: Upsampling) -> Tensor:
     return torch.where(weights > 1e-6, total / weights.clamp_min(1e-6), linear)
 
 
-def _locate_voxels(voxels: int, cells: int, device: torch.device) -> Tensor:
-    """Where the voxels lie, in cells."""
-    return (torch.arange(voxels, device=device) + 0.5) * cells / voxels - 0.5
-
-
 def _take(maps: Tensor, index: Sequence[Tensor]) -> Tensor:
     for axis, chosen in enumerate(index):
         maps = maps.index_select(axis + 2, chosen)
     return maps
 
 
-def _sum_squares(differences: Sequence[Tensor]) -> Tensor:
-    """Squared distance on the grid, (*S)."""
-    grids = torch.meshgrid(*differences, indexing="ij")
-    return torch.stack(grids).square().sum(0)
-
-
 def _read_network(checkpoint: str) -> nn.Module:
-    """The planned U-Net of a pre-training checkpoint, with its weights."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     content = read_checkpoint(checkpoint)
