@@ -66,7 +66,7 @@ class FileChoice:
 
 
 def find_sources(folder: Path, choice: FileChoice) -> tuple[list[ImageSource], list[Problem]]:
-    """All images of a folder, sorted by identifier; nothing is opened."""
+    """All images of a folder, at any depth, sorted by identifier; nothing is opened."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     inventory = Inventory.of(folder)
