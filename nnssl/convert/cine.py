@@ -155,7 +155,7 @@ def _collisions(cines: Sequence[Cine]) -> list[Problem]:
 
 
 def _write(cine: Cine, source: Path, folder: Path) -> None:
-    """All frames of a file that are missing, each whole or not at all."""
+    """Write the frames of a file that are missing, each whole or not at all."""
     be_quiet()
     targets = {folder / f"{name}{ENDING}": index for name, index in cine.frames.items()}
     missing = {path: index for path, index in targets.items() if read_whole(path) is None}

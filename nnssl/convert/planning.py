@@ -37,14 +37,9 @@ class PlannedCase:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What to convert, and how.
+    """Which native download to convert, and how.
 
-    Args:
-        spec: The dataset.
-        source: Folder of the native download.
-        n4: Correct the bias field of all images.
-        workers: Number of processes.
-        leave_out: Cases and patients that are not wanted.
+    ``n4`` corrects the bias field of all images; ``leave_out`` names cases and patients.
     """
 
     spec: DatasetSpec
@@ -74,11 +69,8 @@ def plan_cases(conversion: Conversion) -> tuple[list[PlannedCase], list[Problem]
     names = [{each.format(spec.case), each.format(spec.patient)} for each in candidates]
     if unknown := sorted(set(conversion.leave_out).difference(*names)):
         raise ConversionError(f"there is no case or patient {unknown} to leave out", [])
-    candidates = [
-        candidate
-        for candidate, own in zip(candidates, names, strict=True)
-        if own.isdisjoint(conversion.leave_out)
-    ]
+    pairs = zip(candidates, names, strict=True)
+    candidates = [each for each, own in pairs if own.isdisjoint(conversion.leave_out)]
     if spec.frames:
         chosen = dict.fromkeys(FRAME_RULES[spec.frames](candidates, inventory))
         problems += [each for each in chosen if isinstance(each, Problem)]

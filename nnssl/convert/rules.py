@@ -75,10 +75,8 @@ def _cavity(inventory: Inventory, masks: Files) -> int:
 def _frames(inventory: Inventory, patient: str, file: str) -> dict[str, str]:
     info = _info_cfg(inventory, patient, file)
     text = (inventory.root / info).read_text(encoding="utf-8", errors="replace")
-    frames = {
-        phase: f"{int(number):02d}"
-        for phase, number in re.findall(r"^\s*(ED|ES)\s*:\s*(\d+)\s*$", text, re.MULTILINE)
-    }
+    found = re.findall(r"^\s*(ED|ES)\s*:\s*(\d+)\s*$", text, re.MULTILINE)
+    frames = {phase: f"{int(number):02d}" for phase, number in found}
     if set(frames) != {"ED", "ES"}:
         raise ValueError(f"{info} must have the lines 'ED: <frame>' and 'ES: <frame>'")
     return frames

@@ -181,11 +181,7 @@ class DatasetSpec:
 
 
 def find_specs(folders: Sequence[Path] = ()) -> dict[str, Path]:
-    """Names and files of all dataset specs.
-
-    Args:
-        folders: The user's configuration folders (the first wins); installed specs come last.
-    """
+    """Names and files of all dataset specs: the user's folders (the first wins), then ours."""
     found: dict[str, Path] = {}
     for folder in [*folders, INSTALLED]:
         for path in sorted((folder / "datasets").glob("*.yaml")):

@@ -36,14 +36,10 @@ IMAGE, LABEL, MASK = "image", "label", "foreground"
 
 @dataclass(frozen=True)
 class VolumeTask:
-    """One file of the converted dataset.
+    """One file ``target`` of the converted dataset, made of the source's ``files``.
 
-    Args:
-        role: ``image``, ``label`` or ``foreground`` (a mask made from the first image).
-        target: Path below the nnU-Net dataset folder.
-        files: Its source files, relative to the source folder.
-        channel: Channel of an image.
-        like: Source files of the first image.
+    The role is ``image``, ``label`` or ``foreground`` (a mask made from the first image); ``like``
+    are the source files of the case's first image.
     """
 
     role: str

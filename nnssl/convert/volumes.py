@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
+FILE_ENDING = ".nii.gz"
 FourthAxis = Literal["channels", "first"]
 Headers = Literal["exact", "repair"]
 Slices = Literal["refuse", "resample"]
@@ -35,6 +36,9 @@ class Reading:
     headers: Headers = "exact"
     slices: Slices = "refuse"
     channels: int = 1
+
+
+ImageAndNotes = tuple[sitk.Image, tuple[str, ...]]  # what a reader reads, and what it did to it
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,6 @@ def last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 
-FILE_ENDING = ".nii.gz"
-GEOMETRY = ("Size", "Spacing", "Origin", "Direction")
-
-
 def be_quiet() -> None:
     """Silence ITK's warnings (``unexpected scales in sform``); one thread for each worker."""
     sitk.ProcessObject_SetGlobalWarningDisplay(False)
@@ -81,7 +81,7 @@ def be_quiet() -> None:
 def compare_geometry(image: sitk.Image, label: sitk.Image) -> list[str]:
     """What differs between two grids: size, spacing, origin, direction (empty: nothing)."""
     differences = []
-    for name in GEOMETRY:
+    for name in ("Size", "Spacing", "Origin", "Direction"):
         one, other = (getattr(each, f"Get{name}")() for each in (image, label))
         if len(one) != len(other) or not np.allclose(one, other, rtol=1e-4, atol=1e-4):
             shown = [tuple(round(value, 4) for value in each) for each in (one, other)]

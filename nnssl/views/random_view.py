@@ -159,38 +159,20 @@ class RandomView:
             ValueError: patch, spacing and the axes to flip do not fit the image.
         """
         self.geometry.check(patch_size, spacing, batch["image"].ndim - 2)
-        originals = {f"{name}_0"} if self.original_first else set()
-        names = [f"{name}_{index}" for index in range(self.count)]
-        with torch.autocast(batch["image"].device.type, enabled=False):
-            return {
-                view: self._view(batch, view, view in originals, patch_size, spacing)
-                for view in names
-            }
-
-    def _view(
-        self,
-        batch: Mapping[str, Any],
-        name: str,
-        original: bool,
-        patch_size: Sequence[int],
-        spacing: Sequence[float],
-    ) -> View:
-        raw_patch, keys = batch["image"].float(), batch["key"]
-        placement = place(
-            None if original else self.geometry,
-            keys,
-            name,
-            self.size(patch_size),
-            raw_patch.shape[2:],
-            patch_size,
-            spacing,
-        )
-        image = placement.image(raw_patch)
-        for intensity in [] if original else self.intensities:
-            image = intensity(image, keys, name, spacing)
-        maps = batch.get("dense_targets", {}).items()
-        dense_targets = {target: placement.dense_target(values) for target, values in maps}
-        return View(image, placement.matrix(raw_patch.device), dense_targets)
+        raw_patch, keys, views = batch["image"].float(), batch["key"], {}
+        size, maps = self.size(patch_size), batch.get("dense_targets", {}).items()
+        with torch.autocast(raw_patch.device.type, enabled=False):
+            for index in range(self.count):
+                view, original = f"{name}_{index}", self.original_first and index == 0
+                geometry = None if original else self.geometry
+                sizes = (size, raw_patch.shape[2:], patch_size)
+                placement = place(geometry, keys, view, *sizes, spacing)
+                image = placement.image(raw_patch)
+                for intensity in [] if original else self.intensities:
+                    image = intensity(image, keys, view, spacing)
+                targets = {each: placement.dense_target(values) for each, values in maps}
+                views[view] = View(image, placement.matrix(raw_patch.device), targets)
+        return views
 
 
 def _same_parity(needed: float, size: int) -> int:

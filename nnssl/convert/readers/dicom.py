@@ -12,7 +12,7 @@ import SimpleITK as sitk  # noqa: N813
 from scipy import ndimage
 
 from nnssl.convert.readers.pictures import sort_naturally
-from nnssl.convert.volumes import last_line, make_image
+from nnssl.convert.volumes import ImageAndNotes, last_line, make_image
 
 POSITION, ORIENTATION = "0020|0032", "0020|0037"
 INSTANCE, SERIES, SPACING = "0020|0013", "0020|000e", "0028|0030"
@@ -35,12 +35,9 @@ class Slice:
 
 @dataclass(frozen=True)
 class Series:
-    """Slices from the first to the last along the normal, with their places.
+    """Slices from the first to the last along the normal, and where they lie from the first, mm.
 
-    Args:
-        slices: The headers, in order.
-        places: Distance of each slice along the normal from the first, mm.
-        shifts: Sideways shift of each slice against the first along columns and rows, mm.
+    ``places`` are distances along the normal, ``shifts`` those along columns and rows.
     """
 
     slices: tuple[Slice, ...]
@@ -153,7 +150,7 @@ def _check_places(series: Series) -> None:
         raise ValueError(f"misses slices between {names[0]} and {names[1]}")
 
 
-def read_slices(series: Series, how: str) -> tuple[sitk.Image, tuple[str, ...]]:
+def read_slices(series: Series, how: str) -> ImageAndNotes:
     """The volume of a series; ``how`` to treat tilted or uneven slices: ``refuse``, ``resample``.
 
     Raises:
@@ -162,9 +159,7 @@ def read_slices(series: Series, how: str) -> tuple[sitk.Image, tuple[str, ...]]:
     return assemble(np.stack([_read_pixels(each.path) for each in series.slices]), series, how)
 
 
-def read_pictures_of(
-    paths: Sequence[Path], series: Series, how: str
-) -> tuple[sitk.Image, tuple[str, ...]]:
+def read_pictures_of(paths: Sequence[Path], series: Series, how: str) -> ImageAndNotes:
     """A label drawn as one picture per slice, on the grid of its series.
 
     Pictures belong to the slices of their name (``IMG-0004-00002.png``); where names differ, the
@@ -196,9 +191,7 @@ def _order_pictures(paths: Sequence[Path], series: Series) -> list[int]:
     return [order.index(place) for place in range(len(order))]
 
 
-def assemble(
-    array: np.ndarray, series: Series, how: str, label: bool = False
-) -> tuple[sitk.Image, tuple[str, ...]]:
+def assemble(array: np.ndarray, series: Series, how: str, label: bool = False) -> ImageAndNotes:
     """Put slices (z, y, x) on a straight grid: as they are, or resampled.
 
     Raises:

@@ -12,13 +12,13 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
-from nnssl.convert.volumes import make_image
+from nnssl.convert.volumes import ImageAndNotes, make_image
 
 SKEW = 1e-2  # largest entry of M^T M - 1 that counts as a rounding error of the header
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from the world of NIfTI (RAS) to that of ITK
 
 
-def read_nifti(path: Path, headers: str = "exact") -> tuple[sitk.Image, tuple[str, ...]]:
+def read_nifti(path: Path, headers: str = "exact") -> ImageAndNotes:
     """Read a whole NIfTI file.
 
     Raises:
@@ -50,7 +50,7 @@ def read_exactly(path: Path) -> sitk.Image:
         return sitk.ReadImage(str(link))
 
 
-def read_mgz(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
+def read_mgz(path: Path) -> ImageAndNotes:
     """Read a FreeSurfer volume (``.mgz``, ``.mgh``)."""
     image = nibabel.MGHImage.from_filename(path)
     return make_orthogonal(np.asanyarray(image.dataobj), image.affine), ()

@@ -16,9 +16,8 @@ from nibabel.wrapstruct import WrapStructError
 from nnssl.convert.readers import pictures
 from nnssl.convert.readers.dicom import read_pictures_of, read_series, read_slices
 from nnssl.convert.readers.nifti import read_mgz, read_nifti
-from nnssl.convert.volumes import Reading, Volume, hash_files, last_line
+from nnssl.convert.volumes import ImageAndNotes, Reading, Volume, hash_files, last_line
 
-Part = tuple[sitk.Image, tuple[str, ...]]
 BROKEN = (OSError, zlib.error, RuntimeError, HeaderDataError, WrapStructError, ImageFileError)
 
 
@@ -32,7 +31,6 @@ def read_volume(
 
     Args:
         paths: One file, or the slices of a DICOM series or of a stack of pictures.
-        how: Knobs.
         channel: Which channel of a file that holds several.
         like: Files of the image that a label belongs to; pictures take its geometry.
 
@@ -70,7 +68,7 @@ def explain_broken() -> Iterator[None]:
         raise ValueError(f"cannot be read ({last_line(error)})") from error
 
 
-def _read(paths: Sequence[Path], how: Reading, like: Sequence[Path]) -> Part:
+def _read(paths: Sequence[Path], how: Reading, like: Sequence[Path]) -> ImageAndNotes:
     first, ending = paths[0], _ending(paths[0])
     if ending in pictures.ENDINGS:
         if len(like) > 1 and _ending(like[0]) not in pictures.ENDINGS:
