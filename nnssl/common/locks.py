@@ -68,7 +68,12 @@ def hold(folder: Path) -> Iterator[bool]:
         waited = True
         sleep(SECONDS_BETWEEN_LOOKS)
     done = Event()
-    renewing = Thread(target=_renew_until, args=(lock, done), daemon=True)
+
+    def renew() -> None:
+        while not done.wait(SECONDS_ALIVE / 10):
+            lock.renew()
+
+    renewing = Thread(target=renew, daemon=True)
     renewing.start()
     try:
         yield waited
@@ -76,11 +81,6 @@ def hold(folder: Path) -> Iterator[bool]:
         done.set()
         renewing.join()
         lock.release()
-
-
-def _renew_until(lock: Lock, done: Event) -> None:
-    while not done.wait(SECONDS_ALIVE / 10):
-        lock.renew()
 
 
 def find_holder(folder: Path) -> dict[str, Any] | None:
@@ -130,5 +130,5 @@ def _alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass
     return True

@@ -25,11 +25,10 @@ def for_each(
     Args:
         function: Picklable, as are items and results.
         items: The inputs.
-        workers: Number of processes; 1 stays in this process.
+        workers: Number of processes, from 1, which stays in this process.
         title: Text before the progress bar.
 
     Raises:
-        ValueError: ``workers`` is less than 1.
         ChildProcessError: A process died.
     """
     if workers < 1:

@@ -70,11 +70,9 @@ def complete(stored: Config, schema: Schema, given: Collection[str] = ()) -> Con
     Raises:
         ValueError: it has a knob that does not exist any more, or a value that is not allowed now.
     """
-    layer = Path(f"stored configuration of {stored.name}")
-    sections = stored.sections
+    layer, sections = Path(f"stored configuration of {stored.name}"), stored.sections
     raw = RawConfig(stored.name, stored.kind, stored.about, sections, ((layer, sections),))
-    filled = bind(raw, schema, given, overrides="")
-    return replace(stored, _sections=filled.sections)
+    return replace(stored, _sections=bind(raw, schema, given, overrides="").sections)
 
 
 def bind(
@@ -110,6 +108,6 @@ def bind(
         found = "" if hidden else f" = {value!r}"
         problems.append(f"{path}{found} in {origin}: {what}")
     if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        count = f"{len(problems)} problem" + "s" * (len(problems) > 1)
         raise ValueError(f"{raw.name} has {count}:\n" + "\n".join(f"  {p}" for p in problems))
     return Config(raw.name, raw.kind, plain(raw.about), bound, raw.sources, plain(applied))

@@ -37,8 +37,9 @@ def explain_knobs(
             path, name = f"{target.path}.{SELECTOR}", str(target.values[SELECTOR])
             yield Explanation(path, name, allowed, text.partition("\n")[0])
         for name, knob in target.find_knobs(given).items():
-            value, allowed = _write(target.values[name]), describe(knob.annotation)
-            yield Explanation(f"{target.path}.{name}", value, allowed, meanings.get(name, ""))
+            value, allowed = target.values[name], describe(knob.annotation)
+            text = value if isinstance(value, str) else json.dumps(value)
+            yield Explanation(f"{target.path}.{name}", text, allowed, meanings.get(name, ""))
 
 
 def read_meanings(function: Callable[..., Any]) -> dict[str, str]:
@@ -50,7 +51,3 @@ def read_meanings(function: Callable[..., Any]) -> dict[str, str]:
                 names, _, text = entry.partition(":")
                 found |= {name.strip(): " ".join(text.split()) for name in names.split(",")}
     return found
-
-
-def _write(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

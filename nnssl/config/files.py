@@ -166,9 +166,7 @@ def user_folders() -> list[Path]:
 
 def _trainers_in(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in sorted((*folder.rglob("*.yaml"), *folder.rglob("*.yml"))):
-        if not _is_trainer(path):
-            continue
+    for path in filter(_is_trainer, sorted((*folder.rglob("*.yaml"), *folder.rglob("*.yml")))):
         if not path.stem.startswith(TRAINER_PREFIX) or "__" in path.stem:
             raise ValueError(
                 f"{path}: the name of a trainer must start with {TRAINER_PREFIX!r} and contain no "
@@ -184,9 +182,9 @@ def _trainers_in(folder: Path) -> dict[str, Path]:
 
 def _is_trainer(path: Path) -> bool:
     """Data sets and studies are YAML too; files of other people may lie in a user's folder."""
-    if path.stem.startswith(TRAINER_PREFIX):
-        return True
-    return TRAINER_FILE.search(path.read_text(encoding="utf-8", errors="replace")) is not None
+    return path.stem.startswith(TRAINER_PREFIX) or bool(
+        TRAINER_FILE.search(path.read_text(encoding="utf-8", errors="replace"))
+    )
 
 
 def _chain(name: str, files: Mapping[str, Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -220,17 +218,13 @@ def _merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any
         if value is None and isinstance(inherited, Mapping):
             del merged[key]
         elif isinstance(value, Mapping) and isinstance(inherited, Mapping):
-            merged[key] = (
-                deepcopy(dict(value)) if _rechosen(inherited, value) else _merge(inherited, value)
-            )
+            # a child that chooses another objective has other knobs
+            former = inherited.get("name")
+            rechosen = former is not None and value.get("name", former) != former
+            merged[key] = deepcopy(dict(value)) if rechosen else _merge(inherited, value)
         else:
             merged[key] = deepcopy(value)
     return merged
-
-
-def _rechosen(parent: Mapping[str, Any], child: Mapping[str, Any]) -> bool:
-    """Whether the child chooses another objective, whose knobs are other ones."""
-    return "name" in parent and child.get("name", parent["name"]) != parent["name"]
 
 
 def _check_header(

@@ -37,14 +37,10 @@ class CaseRecord:
 
 
 def read_cases(preprocessed_folder: Path, identifiers: Iterable[str]) -> dict[str, CaseRecord]:
-    """Records of the given cases.
+    """Records of cases of ``nnUNet_preprocessed/DatasetXXX_NAME``.
 
     Where the dataset has no ``nnssl/cases.json`` (it was not made by nnSSL), each case counts as a
     patient of its own.
-
-    Args:
-        preprocessed_folder: ``nnUNet_preprocessed/DatasetXXX_NAME``.
-        identifiers: Case identifiers.
 
     Raises:
         ValueError: The file lacks one of the cases, or an entry lacks patient or dataset.
@@ -69,9 +65,6 @@ def read_all_cases(preprocessed_folder: Path, part: str | None = None) -> dict[s
     Args:
         preprocessed_folder: ``nnUNet_preprocessed/DatasetXXX_NAME``.
         part: ``Ts``: the cases of imagesTs only; ``Tr``: the others. ``None``: both.
-
-    Raises:
-        ValueError: An entry lacks patient or dataset.
     """
     path = preprocessed_folder / CASES_FILE
     known = read_json(path).get("cases", {}) if path.is_file() else {}

@@ -13,13 +13,12 @@ import torch
 from nnssl.common.files import atomic_path, remove_old_parts
 from nnssl.nnunet.paths import WEIGHTS
 
-_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-RUNS = {"pretrain": "pre-training", "finetune": "fine-tuning"}
-NAMED_IN = {
-    "pretrain": "training.initial_weights",
-    "finetune": f"the environment variable {WEIGHTS}",
+_NUMPY_TYPES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64"
+# kind of a run -> its name, and what names the weights that it starts from
+RUNS = {
+    "pretrain": ("pre-training", "training.initial_weights"),
+    "finetune": ("fine-tuning", f"the environment variable {WEIGHTS}"),
 }
-_NUMPY_TYPES = ("bool", *_INTEGERS, "float16", "float32", "float64")
 
 
 def make_plain(value: Any) -> Any:
@@ -53,8 +52,7 @@ def _plain(value: Any, place: str, copies: dict[tuple[Any, ...], torch.Tensor]) 
 
 
 def _plain_leaf(value: Any, place: str) -> Any:
-    """Subclasses of Python's own types, and the few types that read well as a string."""
-    for kind in (bool, int, float, str):
+    for kind in (bool, int, float, str):  # subclasses of Python's own types
         if isinstance(value, kind):
             return kind(value)
     if isinstance(value, (os.PathLike, torch.device, torch.dtype)):
@@ -105,9 +103,7 @@ def save_atomically(checkpoint: dict[str, Any], filename: str | Path) -> None:
 def read_checkpoint(filename: str | Path, mmap: bool = False) -> dict[str, Any]:
     """Reads a checkpoint of nnSSL or nnU-Net onto the CPU, without running any code that it holds.
 
-    Args:
-        filename: the file.
-        mmap: leaves tensors in the file until they are used; for looking at the rest.
+    `mmap` leaves tensors in the file until they are used; for looking at the rest.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -136,10 +132,11 @@ def own_part(
     """
     own = checkpoint.get("nnssl")
     if not isinstance(own, dict) or own.get("kind") != kind:
+        name, named_in = RUNS[kind]
         raise ValueError(
-            f"the checkpoint is not one of an nnSSL {RUNS[kind]} run, so the run cannot be "
+            f"the checkpoint is not one of an nnSSL {name} run, so the run cannot be "
             "continued or validated with it. To start from its weights, train anew without --c "
-            f"(another nnUNet_results keeps the old files) and name it in {NAMED_IN[kind]}."
+            f"(another nnUNet_results keeps the old files) and name it in {named_in}."
         )
     return own
 
@@ -161,5 +158,5 @@ def _numpy_scalars() -> list[Any]:
     """
     scalar = np.float64(0).__reduce__()[0]
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    dtypes = {type(np.dtype(name)) for name in _NUMPY_TYPES}
+    dtypes = {type(np.dtype(name)) for name in _NUMPY_TYPES.split()}
     return [*((scalar, name) for name in names), np.dtype, *dtypes]

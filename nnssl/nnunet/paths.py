@@ -62,11 +62,7 @@ def find_root(variable: str) -> Path | None:
 
 
 def root_folder(variable: str) -> Path:
-    """As `find_root`.
-
-    Raises:
-        ValueError: the variable is not set.
-    """
+    """As `find_root`; raises ValueError where the variable is not set."""
     folder = find_root(variable)
     if folder is None:
         raise ValueError(
@@ -127,27 +123,19 @@ class Roots:
         return dataset_name(dataset, self.raw, self.preprocessed)
 
 
-def preprocessed_dataset(dataset: int | str, root: Path | None = None) -> Path:
-    """`nnUNet_preprocessed/DatasetXXX_NAME`.
+def plans_file(dataset: int | str, plans: str, root: Path | None = None) -> Path:
+    """The file of a dataset's plans.
 
     Args:
         dataset: number or name.
+        plans: name of the plans.
         root: `nnUNet_preprocessed`; None: what the environment names.
-
-    Raises:
-        ValueError: the variable is not set, or the dataset is not there.
-    """
-    folder = root_folder(PREPROCESSED) if root is None else root
-    return folder / dataset_name(dataset, folder)
-
-
-def plans_file(dataset: int | str, plans: str, root: Path | None = None) -> Path:
-    """The file of a dataset's plans; the arguments are those of `preprocessed_dataset`.
 
     Raises:
         ValueError: the variable is not set, or the dataset or its plans are not there.
     """
-    path = preprocessed_dataset(dataset, root) / f"{plans}.json"
+    folder = root_folder(PREPROCESSED) if root is None else root
+    path = folder / dataset_name(dataset, folder) / f"{plans}.json"
     if not path.is_file():
         raise ValueError(
             f"{path} does not exist; run first: nnUNetv2_plan_experiment -d {dataset} "
@@ -174,12 +162,7 @@ def own_folder(preprocessed: Path) -> Path:
 
 
 def find_raw_images(folder: Path, ending: str) -> dict[str, list[Path]]:
-    """Case -> files of its channels, of a folder such as `imagesTr`; it is listed once.
-
-    Args:
-        folder: may be missing.
-        ending: of the files, for instance `.nii.gz`.
-    """
+    """Case -> files of its channels, of a folder such as `imagesTr` (which may be missing)."""
     found: dict[str, list[Path]] = {}
     for file in sorted(folder.glob(f"*{ending}")):
         stem = file.name.removesuffix(ending)
@@ -191,12 +174,7 @@ def find_raw_images(folder: Path, ending: str) -> dict[str, list[Path]]:
 def fold_folder(
     dataset: Path, trainer: str, plans: str, configuration: str, fold: int | str
 ) -> Path:
-    """Folder of one fold of a run.
-
-    Args:
-        dataset: `nnUNet_results/DatasetXXX_NAME`.
-        trainer, plans, configuration, fold: as in nnU-Net's commands.
-    """
+    """Folder of one fold of a run under `nnUNet_results/DatasetXXX_NAME`."""
     return dataset / f"{trainer}__{plans}__{configuration}" / f"fold_{fold}"
 
 

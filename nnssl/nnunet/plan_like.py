@@ -51,12 +51,10 @@ class PlanSource:
 
     @property
     def dimension(self) -> int:
-        """2 or 3."""
         return len(self.configuration["patch_size"])
 
     @property
     def strides(self) -> list[int]:
-        """See `find_total_strides`."""
         return find_total_strides(self.configuration)
 
 
@@ -68,9 +66,6 @@ def find_total_strides(configuration: Mapping[str, Any]) -> list[int]:
 
 def read_source(checkpoint: Mapping[str, Any]) -> PlanSource:
     """Dataset, plans and configuration of a checkpoint of nnSSL or nnU-Net v2.
-
-    Args:
-        checkpoint: As read, with the key ``network_weights``.
 
     Raises:
         ValueError: It does not say by which plans it was trained, or they are incomplete.
@@ -177,12 +172,7 @@ def _resize(
 ) -> list[str]:
     """Sets patch and batch; a remark where they do not fit.
 
-    Args:
-        planned: The target's configuration.
-        new: The new configuration.
-        source: The checkpoint's.
-        cost: Memory of a voxel in the new network, in voxels of the planned one.
-        keep: See `plan_like`.
+    `cost` is the memory of a voxel in the new network, in voxels of the planned one.
     """
     memory = math.prod(planned["patch_size"]) * planned["batch_size"]  # in planned voxels
     least = source.configuration["batch_size"] if BATCH in keep else LEAST_BATCH
@@ -195,8 +185,7 @@ def _resize(
     else:
         sizes = zip(planned["patch_size"], planned["spacing"], new["spacing"], strict=True)
         wanted = [voxels * old / mm for voxels, old, mm in sizes]
-        strides = source.strides
-        patch = find_nearest_patch(wanted, strides, lambda p: find_share(p, least) <= FULL)
+        patch = find_nearest_patch(wanted, source.strides, lambda p: find_share(p, least) <= FULL)
     batch = int(memory / math.prod(patch) / max(cost, 1) + ROUNDING)
     new.update(patch_size=patch, batch_size=least if BATCH in keep else max(batch, least))
     share = find_share(patch, new["batch_size"])

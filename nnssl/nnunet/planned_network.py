@@ -41,8 +41,7 @@ def check_supported(configuration_manager: Any) -> None:
             f"{SUPPORTED[1]}. Plan with nnU-Net's default or residual-encoder planners."
         )
     knobs = configuration_manager.network_arch_init_kwargs
-    imported = configuration_manager.network_arch_init_kwargs_req_import
-    for part in imported:
+    for part in configuration_manager.network_arch_init_kwargs_req_import:
         if part not in PARTS:
             raise ValueError(
                 f"The plans have {part!r} looked up by name; allowed: {', '.join(PARTS)}"
@@ -58,10 +57,8 @@ def check_supported(configuration_manager: Any) -> None:
 def _is_layer(name: Any, allowed: Collection[str]) -> bool:
     """Whether it is the dotted name of one of torch's layers, by its short or its full path."""
     short = str(name).rpartition(".")[2]
-    if short not in allowed:
-        return False
-    layer = getattr(nn, short)
-    return name in (f"torch.nn.{short}", f"{layer.__module__}.{short}")
+    holders = ("torch.nn", getattr(nn, short).__module__) if short in allowed else ()
+    return name in [f"{holder}.{short}" for holder in holders]
 
 
 def refuse_cascade(configuration_manager: Any, configuration: str) -> None:
@@ -82,11 +79,7 @@ def build_network(
 ) -> nn.Module:
     """The planned network with nnU-Net's own initial weights, as every nnU-Net trainer builds it.
 
-    Args:
-        configuration_manager: nnU-Net's view of one configuration.
-        input_channels: of the first convolution.
-        output_channels: of the segmentation layers.
-        deep_supervision: whether it returns the outputs of all resolutions.
+    With `deep_supervision` it returns the outputs of all resolutions.
 
     Raises:
         ValueError: it is none that nnSSL supports, or cannot be built.
@@ -110,11 +103,7 @@ def build_network(
 def build_planned_network(
     plans: Mapping[str, Any], configuration: str, dataset: Mapping[str, Any]
 ) -> nn.Module:
-    """As `build_network`, with the input channels and labels of ``dataset.json``.
-
-    Raises:
-        ValueError: it cannot be built.
-    """
+    """As `build_network`, with the input channels and labels of ``dataset.json``."""
     manager = PlansManager(copy.deepcopy(dict(plans))).get_configuration(configuration)
     channels, labels = count_channels(dataset), len(dataset["labels"])
     return build_network(manager, channels, labels, deep_supervision=True)

@@ -15,11 +15,7 @@ PADDING_WARNING = 1.5  # a patch this many times the median image is mostly padd
 
 
 def read_plans(file: Path, configuration: str) -> dict[str, Any]:
-    """The content of a plans file that has a configuration.
-
-    Raises:
-        ValueError: it has not.
-    """
+    """The content of a plans file; raises ValueError where it lacks the configuration."""
     plans: dict[str, Any] = read_json(file)
     if configuration not in plans["configurations"]:
         known = ", ".join(plans["configurations"])

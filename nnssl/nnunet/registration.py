@@ -120,14 +120,9 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _refusal(folder: Path, error: OSError) -> str:
-    found = nnunet_version() or "none"
-    advice = (
-        f"the installed one is {found}: update it, or install nnU-Net where you may write"
-        if not supports_external()
-        else f"the installed one is {found}"
-    )
+    advice = "" if supports_external() else ": update it, or install nnU-Net where you may write"
     return (
         f"{folder} cannot be written ({error.strerror or error}). Instead let nnU-Net look here:\n"
         f"  export {EXTERNAL_VARIABLE}=$(nnssl_register --path)\n"
-        f"(needs nnU-Net >= 2.8; {advice})"
+        f"(needs nnU-Net >= 2.8; the installed one is {nnunet_version() or 'none'}{advice})"
     )

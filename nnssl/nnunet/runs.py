@@ -169,6 +169,7 @@ def _read_run(folder: Path) -> Run | None:
     config, problem = _read_config(folder / CONFIG_FILE)
     if config.get("kind", "pretrain") != "pretrain" or not (config or problem or file):
         return None
+    written = (file or folder / CONFIG_FILE).stat().st_mtime
     run = Run(
         trainer,
         folder.parents[1].name,
@@ -177,7 +178,7 @@ def _read_run(folder: Path) -> Run | None:
         fold,
         folder,
         "broken" if problem else "not begun",
-        _read_date(file or folder / CONFIG_FILE),
+        datetime.fromtimestamp(written).isoformat(" ", "minutes"),
         epochs=_find_epochs(config),
         problem=problem,
     )
@@ -242,10 +243,6 @@ def _read_probe(file: Path) -> dict[str, float]:
     encoders = content.get("encoders", {}) if isinstance(content, dict) else {}
     value = encoders.get("pretrained", {}).get("dice")
     return {} if value is None else {"probe_dice": float(value)}
-
-
-def _read_date(file: Path) -> str:
-    return datetime.fromtimestamp(file.stat().st_mtime).isoformat(" ", "minutes")
 
 
 def _make_line(run: Run, alone: bool) -> str:

@@ -74,8 +74,8 @@ def plan_strides(
     axes that are coarser than that.
 
     Args:
-        patch: Patch size in voxels.
-        spacing: Spacing in mm.
+        patch: In voxels.
+        spacing: In mm.
         stages: Number of stages.
 
     Raises:
@@ -84,9 +84,10 @@ def plan_strides(
     size, resolution = list(patch), list(spacing)
     strides, kernels = [], []
     for stage in range(stages):
-        finest = min(resolution)
-        axes = zip(size, resolution, strict=True)
-        stride = [_stride(n, mm, finest) if stage else 1 for n, mm in axes]
+        divisible = [n % 2 == 0 and n // 2 >= SMALLEST_BOTTLENECK for n in size]
+        coarse = [mm > 2 * min(resolution) for mm in resolution]
+        axes = zip(divisible, coarse, strict=True)
+        stride = [2 if stage and halved and not kept else 1 for halved, kept in axes]
         if stage and max(stride) == 1:
             raise ValueError(
                 f"patch {list(patch)} allows only {stage} stages; features has {stages} numbers: "
@@ -99,13 +100,7 @@ def plan_strides(
     return strides, kernels
 
 
-def _stride(length: int, spacing: float, finest: float) -> int:
-    divisible = length % 2 == 0 and length // 2 >= SMALLEST_BOTTLENECK
-    return 2 if divisible and spacing <= 2 * finest else 1
-
-
 def _repeat(parameter: str, values: Sequence[Any], dimension: int) -> list[Any]:
-    """One number for all axes, or one per axis."""
     if len(values) not in (1, dimension):
         raise ValueError(f"{parameter} is {list(values)}; it takes 1 or {dimension} numbers here")
     return list(values) * (dimension if len(values) == 1 else 1)

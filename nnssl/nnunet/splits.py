@@ -20,31 +20,25 @@ def draw_splits(patients: Mapping[str, str], folds: int = 5, seed: int = 1234) -
     """Draw folds by patient, as nnU-Net's own ACDC converter does with seed 1234.
 
     Args:
-        patients: Case identifier -> patient.
+        patients: Case identifier -> patient, of two patients at least.
         folds: Number of folds; never more than there are patients.
         seed: Seed of the draw.
 
     Returns:
         For each fold ``{"train": [...], "val": [...]}``; sorted identifiers.
-
-    Raises:
-        ValueError: Fewer than two patients.
     """
     names = sorted(set(patients.values()))
     if len(names) < 2:
         raise ValueError(f"folds need at least two patients; found {names}")
-    order = list(names)
-    np.random.RandomState(seed).shuffle(order)
-    count = min(folds, len(names))
-    return [_fold(patients, set(order[fold::count])) for fold in range(count)]
-
-
-def _fold(patients: Mapping[str, str], held_out: set[str]) -> dict[str, list[str]]:
-    cases = sorted(patients)
-    return {
-        "train": [case for case in cases if patients[case] not in held_out],
-        "val": [case for case in cases if patients[case] in held_out],
-    }
+    np.random.RandomState(seed).shuffle(names)
+    cases, count = sorted(patients), min(folds, len(names))
+    return [
+        {
+            "train": [case for case in cases if patients[case] not in held_out],
+            "val": [case for case in cases if patients[case] in held_out],
+        }
+        for held_out in (set(names[fold::count]) for fold in range(count))
+    ]
 
 
 def draw_stock_splits(cases: Iterable[str]) -> Split:
@@ -54,15 +48,7 @@ def draw_stock_splits(cases: Iterable[str]) -> Split:
 
 
 def read_fold(dataset: Path, fold: int | str) -> tuple[list[str], list[str]]:
-    """Training and validation cases of a fold, sorted.
-
-    Args:
-        dataset: `nnUNet_preprocessed/DatasetXXX_NAME`.
-        fold: its number, see `check_fold`.
-
-    Raises:
-        ValueError: the dataset has no folds yet.
-    """
+    """Training and validation cases of a fold of `nnUNet_preprocessed/DatasetXXX_NAME`, sorted."""
     file = dataset / SPLITS_FILE
     if not file.is_file():
         raise ValueError(f"{file} does not exist; train the fold once, which writes it")
@@ -107,14 +93,10 @@ def check_fold(preprocessed: Path, fold: int | str) -> None:
 def check_split(
     splits: Sequence[Mapping[str, Sequence[str]]], cases: Mapping[str, CaseRecord]
 ) -> None:
-    """Refuse folds that have cases of one patient on both sides.
-
-    Args:
-        splits: Content of ``splits_final.json``.
-        cases: Case identifier -> record, see :func:`nnssl.nnunet.cases.read_cases`.
+    """Refuse folds (content of ``splits_final.json``) with cases of one patient on both sides.
 
     Raises:
-        ValueError: Names the fold and the patients, or the cases that are not known.
+        ValueError: Names the fold and the patients, or the cases that have no record.
     """
     for fold, split in enumerate(splits):
         if unknown := sorted(c for side in SIDES for c in split[side] if c not in cases):
@@ -132,9 +114,7 @@ def check_split(
 def restore_records(raw: Path, preprocessed: Path) -> None:
     """Put the converter's copies of case records and folds where they are read, if none are there.
 
-    Args:
-        raw: ``nnUNet_raw/DatasetXXX_NAME``.
-        preprocessed: ``nnUNet_preprocessed/DatasetXXX_NAME``.
+    Both are folders ``DatasetXXX_NAME``.
     """
     put_back(raw / CASES_FILE.name, preprocessed / CASES_FILE)
     put_back(raw / SPLITS_FILE, preprocessed / SPLITS_FILE)

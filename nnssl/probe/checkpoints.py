@@ -71,12 +71,6 @@ def choose_checkpoint(
     Reads the images and labels of the budget's cases only: each patient is scored by a classifier
     that was fitted on the others. No validation case is opened.
 
-    Args:
-        fold: what is probed.
-        files: checkpoints to choose from.
-        budget: the labelled cases, as in fine-tuning.
-        device: where the networks run.
-
     Returns:
         Plain record for a file; `chosen` is the file with the highest mean Dice, the first of
         equals, and `dice` holds that of each.

@@ -144,8 +144,7 @@ def cluster_volume(objective: Any, image: Tensor) -> Tensor:
 def _draw_voxels(case: Case) -> Tensor:
     """(N, 3), drawn by the case's name."""
     generator = np.random.default_rng(zlib.crc32(case.identifier.encode()))
-    voxels = generator.integers(0, case.shape, (FITTED_VOXELS, 3))
-    return torch.from_numpy(voxels)
+    return torch.from_numpy(generator.integers(0, case.shape, (FITTED_VOXELS, 3)))
 
 
 def _count_classes(labels: Tensor, classes: int) -> np.ndarray:

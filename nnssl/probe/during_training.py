@@ -93,28 +93,23 @@ class TrainingProbe:
         if self._cases is None:
             self._cases = self.probe.choose_cases()
         cases = self._cases
-        results = {PRETRAINED: self.probe.probe(self._build_pretrained, cases), **self._others}
-        if RANDOM not in results:
-            self._others[RANDOM] = results[RANDOM] = self._probe_random(cases)
-        if self.settings.reference is not None and REFERENCE not in results:
+        trained = self.probe.probe(self._build_pretrained, cases)
+        if RANDOM not in self._others:  # as this run began, where it took no `initial_weights`
+            outputs = count_outputs(self.objective.network.state_dict())
+            self._others[RANDOM] = self.probe.probe_random(cases, self.seed, outputs)
+        reference = self.settings.reference
+        if reference is not None and REFERENCE not in self._others:
             self._others[REFERENCE] = self.probe.probe(self._build_reference, cases)
-            results[REFERENCE] = self._others[REFERENCE]
-        more: dict[str, Any] = {"epochs": epochs, "steps": steps}
-        more["reference"] = self.settings.reference
+        results = {PRETRAINED: trained, **self._others}
+        more: dict[str, Any] = {"epochs": epochs, "steps": steps, "reference": reference}
         own = {}
         if cases.clusters is not None:
             own = compute_objective_nmi(self.objective, cases.volumes, cases.clusters)
             more["clusters"] = own
         write_json(self.folder / PROBE_FILE, self.probe.make_record(results, cases, **more))
-        slices = results[PRETRAINED].slices
         fold, folder = self.fold, self.folder / "pictures"
-        pictures.draw(slices, cases.queries, fold.partitions, folder, fold.folder)
+        pictures.draw(trained.slices, cases.queries, fold.partitions, folder, fold.folder)
         return {**_name_terms(results), **{f"probe_{key}_clusters": n for key, n in own.items()}}
-
-    def _probe_random(self, cases: ProbeCases) -> EncoderResult:
-        """The network that this run began with (where no `initial_weights` were given)."""
-        weights = self.objective.network.state_dict()
-        return self.probe.probe_random(cases, self.seed, count_outputs(weights))
 
     def _build_pretrained(self) -> Any:
         weights = unet.plain_state_dict(self.objective.network)
@@ -123,8 +118,7 @@ class TrainingProbe:
     def _build_reference(self) -> Any:
         file = str(self.settings.reference)
         weights = read_checkpoint(file)["network_weights"]
-        name = f"probe.reference: {file}"
-        return build_network_with(weights, self.fold, self.device, name)
+        return build_network_with(weights, self.fold, self.device, f"probe.reference: {file}")
 
 
 def _name_terms(results: dict[str, EncoderResult]) -> dict[str, float]:

@@ -118,27 +118,14 @@ def balance(counts: Tensor) -> Tensor:
 
 
 def weigh_classes(counts: Tensor) -> Tensor:
-    """Every structure counts the same, and the background as much as all of them together.
-
-    Args:
-        counts: (K,) examples per class, the background first.
-
-    Returns:
-        (K,) weight of one example.
-    """
+    """As `balance`, but the background, class 0, counts as much as all structures together."""
     weights = balance(counts)
     weights[0] *= int((counts[1:] > 0).sum())
     return weights
 
 
 class Fit:
-    """One classifier per draw, from one pass over the cases.
-
-    Args:
-        examples: voxels of all cases of all draws.
-        draws: cases of each draw.
-        device: where the sums are kept.
-    """
+    """One classifier per draw (of cases), from one pass over the cases of all draws."""
 
     def __init__(
         self, examples: Examples, draws: Sequence[Collection[str]], device: torch.device
@@ -171,12 +158,7 @@ class Scorer:
         self._bias = torch.stack([probe.bias for probe in probes])[:, :, None, None, None]
 
     def score(self, blocks: Iterable[Block], labels: Tensor) -> Tensor:
-        """Dice (D, K - 1) of one volume.
-
-        Args:
-            blocks: features of all its parts.
-            labels: (Z, Y, X), -1: left out.
-        """
+        """Dice (D, K - 1) of one volume; labels (Z, Y, X), -1: left out."""
         return compute_dice(torch.stack([self._count(block, labels) for block in blocks]).sum(0))
 
     def _count(self, block: Block, labels: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nnssl.common.files import atomic_path
 from nnssl.nnunet.images import image_file, open_image
@@ -55,7 +54,8 @@ def draw_embedding(slices: Slices, partitions: int, file: Path) -> None:
     figure, axes = plt.subplots(len(maps), 3, figsize=(15, 4.8 * len(maps)), squeeze=False)
     for row, (method, points) in zip(axes, maps.items(), strict=True):
         for axis, (name, values) in zip(row, colours.items(), strict=True):
-            axis.scatter(*points.T, c=values.numpy(), s=9, cmap=_choose_colours(values))
+            colour_map = "viridis" if values.is_floating_point() else "tab20"
+            axis.scatter(*points.T, c=values.numpy(), s=9, cmap=colour_map)
             count = values.unique().numel()
             axis.set(title=f"{method}: {name} ({count})", xticks=[], yticks=[])
     _save(figure, file)
@@ -88,10 +88,6 @@ def _read_plane(folder: Path, identifier: str, axis: int, index: int) -> np.ndar
     place = (slice(0, 1), *where)
     part = open_image(image_file(folder, identifier))[place]
     return np.asarray(part, np.float32)[0].take(0, axis)
-
-
-def _choose_colours(values: Tensor) -> str:
-    return "viridis" if values.is_floating_point() else "tab20"
 
 
 def _pyplot() -> Any:

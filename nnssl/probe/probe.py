@@ -72,7 +72,6 @@ class ProbeSettings:
 
     @property
     def active(self) -> bool:
-        """Whether the probe runs at all."""
         return self.probe_every > 0 or self.probe_at_end
 
     def is_due(self, epochs: int, of: int) -> bool:
@@ -146,7 +145,6 @@ class Probe:
     ) -> dict[str, Any]:
         """Content of `probe.json`."""
         reason = cases.why_no_labels
-        fitted = [sorted(draw) for draw in cases.draws] if reason is None else []
         record = {
             "labels": NOT_READ if reason else READ,
             "why_no_labels": reason,
@@ -155,7 +153,7 @@ class Probe:
             **identify(self.fold),
             **more,
             "cases": {
-                "fitted": fitted,
+                "fitted": [sorted(draw) for draw in cases.draws] if reason is None else [],
                 "scored": [case.identifier for case in cases.scored] if reason is None else [],
                 "looked_at_without_labels": sorted(
                     case.identifier for case in (*cases.fitted, *cases.scored)

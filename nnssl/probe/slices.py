@@ -119,15 +119,9 @@ class PositionError(NamedTuple):
 
 
 def embed_planes(cells: Tensor, axis: int, grid: int = 3) -> Tensor:
-    """One vector per plane of a bottleneck map, averaged over a grid of cells in the plane.
+    """One vector per plane across an axis (0 to 2) of a bottleneck map.
 
-    Args:
-        cells: (F, Z, Y, X).
-        axis: 0 to 2, the axis across which planes are taken.
-        grid: cells of the grid per axis.
-
-    Returns:
-        (planes, F * grid ** 2).
+    It is averaged over grid x grid cells in the plane: (F, Z, Y, X) to (planes, F * grid ** 2).
     """
     planes = cells.movedim(axis + 1, 0)  # (planes, F, H, W)
     return functional.adaptive_avg_pool2d(planes.float(), grid).flatten(1)

@@ -63,8 +63,8 @@ class Volumes:
 
     def read_image(self, identifier: str) -> Tensor:
         """float32 (C, Z, Y, X)."""
-        array = np.asarray(open_image(image_file(self.folder, identifier))[:], np.float32)
-        return torch.from_numpy(array).to(self.device)
+        image = open_image(image_file(self.folder, identifier))
+        return torch.from_numpy(np.asarray(image[:], np.float32)).to(self.device)
 
     def read_labels(self, identifier: str) -> Tensor:
         """int64 (Z, Y, X), classes 0 to K - 1; -1 for voxels to leave out, on the CPU.
@@ -78,8 +78,7 @@ class Volumes:
         """Why there are no labels to probe with; None where there are."""
         if not set(self.structures.values()) - {NO_STRUCTURE}:
             return f"dataset.json names no structure (only background and {NO_STRUCTURE})"
-        missing = [each for each in identifiers if not find_segmentation(self.folder, each)]
-        if missing:
+        if missing := [c for c in identifiers if not find_segmentation(self.folder, c)]:
             return f"{len(missing)} cases have no segmentation file, for instance {missing[0]}"
         return None
 
@@ -115,12 +114,7 @@ def _read_segmentation(folder: Path, identifier: str) -> np.ndarray:
 
 
 class Examples:
-    """Voxels of labelled cases for fitting: equally many per class at most, always the same ones.
-
-    Args:
-        volumes: reads the label maps.
-        cases: identifiers.
-    """
+    """Voxels of labelled cases for fitting: equally many per class at most, always the same."""
 
     def __init__(self, volumes: Volumes, cases: Sequence[str]) -> None:
         self.classes = volumes.classes
@@ -154,21 +148,16 @@ def read_features_at(block: Block, voxels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def choose_voxels(labels: Tensor, case: str) -> tuple[Tensor, Tensor]:
-    """At most `VOXELS` voxels per class, drawn by the case's name.
+    """At most `VOXELS` voxels (N, 3) per class and their classes (N,), drawn by the case's name.
 
-    Args:
-        labels: (Z, Y, X) classes, -1: left out.
-        case: identifier.
-
-    Returns:
-        (N, 3) voxels, (N,) classes.
+    `labels` are (Z, Y, X) classes, -1: left out.
     """
     flat = labels.flatten().numpy()
     generator = np.random.default_rng(zlib.crc32(case.encode()))
-    chosen = []
-    for number in np.unique(flat[flat >= 0]):
-        places = np.flatnonzero(flat == number)
-        chosen.append(generator.permutation(places)[:VOXELS])
+    chosen = [
+        generator.permutation(np.flatnonzero(flat == number))[:VOXELS]
+        for number in np.unique(flat[flat >= 0])
+    ]
     index = np.sort(np.concatenate([*chosen, np.zeros(0, np.int64)]))
     voxels = np.stack(np.unravel_index(index, labels.shape), axis=1)
     return torch.from_numpy(voxels), torch.from_numpy(flat[index])

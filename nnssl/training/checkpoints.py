@@ -53,20 +53,9 @@ def compose_pretraining(
 ) -> dict[str, Any]:
     """A stock checkpoint of the planned U-Net, and everything else of a pre-training run.
 
-    Args:
-        trainer: whose optimiser, logger and plans are stored.
-        objective: what is trained.
-        config: the resolved configuration.
-        progress: how far the run is.
-        cases: what was trained on, and what was left out.
+    `cases` says what was trained on, and what was left out.
     """
     plans, network = trainer.plans_manager.plans, objective.network
-    arguments = {
-        "configuration": trainer.configuration_name,
-        "fold": trainer.fold,
-        "plans": plans,
-        "dataset_json": trainer.dataset_json,
-    }
     own = {
         "kind": "pretrain",
         "objective": config.chosen("objective")[0],
@@ -87,7 +76,12 @@ def compose_pretraining(
     return {
         **_compose_stock(trainer, network),
         "current_epoch": progress.epoch,
-        "init_args": arguments,
+        "init_args": {
+            "configuration": trainer.configuration_name,
+            "fold": trainer.fold,
+            "plans": plans,
+            "dataset_json": trainer.dataset_json,
+        },
         "trainer_name": type(trainer).__name__,
         "nnssl": {**own, **_describe_run(trainer, config)},
     }
@@ -107,9 +101,8 @@ def compose_finetuning(
         trainer: whose optimiser, logger and plans are stored.
         network: the planned U-Net without wrappers.
         config: the resolved configuration.
-        epoch_losses: losses of the epoch that is under way.
-        weights: where the weights came from.
-        labels: the labelled cases.
+        epoch_losses: of the epoch that is under way.
+        weights, labels: records of where the weights came from, and of the labelled cases.
     """
     own = {
         "kind": "finetune",

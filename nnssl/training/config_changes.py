@@ -16,12 +16,9 @@ _NOT_SET = "(not set)"
 
 
 def refuse_overwrite(output_folder: str | Path, config: Mapping[str, Any], overwrite: bool) -> None:
-    """Stops when `output_folder` holds a finished run with another resolved configuration.
+    """Stops when the folder of a fold holds a finished run with another resolved configuration.
 
-    Args:
-        output_folder: the fold's folder.
-        config: the resolved configuration's sections, or `Config.to_dict()`.
-        overwrite: allows it.
+    `config` are the sections, or `Config.to_dict()`; `overwrite` allows it.
 
     Raises:
         RuntimeError: with the differences and the ways out.
@@ -29,8 +26,7 @@ def refuse_overwrite(output_folder: str | Path, config: Mapping[str, Any], overw
     finished = Path(output_folder) / FINAL
     if overwrite or not finished.is_file():
         return
-    found = _compare_with_file(finished, config)
-    if found:
+    if found := _compare_with_file(finished, config):
         raise RuntimeError(
             f"{output_folder} holds a finished run with another configuration:\n"
             + "\n".join(f"  {line}" for line in found)
@@ -73,8 +69,7 @@ def compare_resume(
         ValueError: anything else differs, with both values.
     """
     differing = _find_differences(stored, today, ignored=set())
-    refused = [entry for entry in differing if not _is_covered(entry[0], may_change)]
-    if refused:
+    if refused := [entry for entry in differing if not _is_covered(entry[0], may_change)]:
         raise ValueError(
             "The run cannot be continued, because its settings changed since it was started:\n"
             + "\n".join(f"  {name}: stored {old!r}, today {new!r}" for name, old, new in refused)

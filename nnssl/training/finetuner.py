@@ -74,13 +74,10 @@ class nnSSLFinetuner(Interruptible):
 
     def _apply(self, config: Config) -> None:
         sections = config.sections
-        self.settings = settings = FinetuningSettings(**sections["training"])
+        self.settings = FinetuningSettings(**sections["training"])
         self.weight_source = WeightSource(**sections["weights"])
         self.budget = LabelBudget(**sections["labels"])
-        self.num_epochs, self.save_every = settings.num_epochs, settings.save_every
-        self.num_iterations_per_epoch = settings.num_iterations_per_epoch
-        self.num_val_iterations_per_epoch = settings.num_val_iterations_per_epoch
-        self.initial_lr, self.weight_decay = settings.initial_lr, settings.weight_decay
+        self.apply_schedule(self.settings)
 
     @property
     def planned_network(self) -> nn.Module:
@@ -147,10 +144,9 @@ class nnSSLFinetuner(Interruptible):
         val_processes = min(processes, max(1, processes // 2))  # nnU-Net's shares
         with single_threaded_augmentation():
             train, val = super().get_dataloaders()
-        train_step = self.step
         val_step = self.current_epoch * self.num_val_iterations_per_epoch
         return (
-            self._make_loader(train.data_loader, "train", train_step, processes),
+            self._make_loader(train.data_loader, "train", self.step, processes),
             self._make_loader(val.data_loader, "validation", val_step, val_processes),
         )
 
@@ -185,12 +181,8 @@ class nnSSLFinetuner(Interruptible):
         refuse_overwrite(self.output_folder, self.config.sections, self.settings.overwrite)
         for path, value in self.config.overrides.items():
             self.print_to_log_file(f"Override for this run: {path} = {value!r}")
-        self.weights_record = self._make_starting_weights().load(self._loaded_from_outside)
-        self.optimizer, self.lr_scheduler = self.configure_optimizers()
-
-    def _make_starting_weights(self) -> StartingWeights:
         dataset, (_, validation) = Path(self.preprocessed_dataset_folder_base), self.do_split()
-        return StartingWeights(
+        weights = StartingWeights(
             network=self.planned_network,
             plans=self.plans_manager,
             configuration=self.configuration_name,
@@ -199,6 +191,8 @@ class nnSSLFinetuner(Interruptible):
             knobs=self.weight_source,
             log=self.print_to_log_file,
         )
+        self.weights_record = weights.load(self._loaded_from_outside)
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
 
     def _continue(self, stored: dict[str, Any]) -> None:
         self.config = self.compare_with_today(stored["config"])
@@ -209,14 +203,13 @@ class nnSSLFinetuner(Interruptible):
         assert self.config is not None
         assert self.labelled is not None
         write_resolved_config(self.output_folder, self.config.to_dict())
-        labels.write_labelled(self.output_folder, self.labelled, self._count_labelled_slices())
+        chosen = self.labelled.slices
+        if chosen is not None:
+            count = sum(map(len, chosen.values()))
+        else:
+            count = sum(self._count_slices(case) for case in self.labelled.cases)
+        labels.write_labelled(self.output_folder, self.labelled, count)
         self.print_to_log_file(self.labelled.describe())
-
-    def _count_labelled_slices(self) -> int:
-        assert self.labelled is not None
-        if self.labelled.slices is not None:
-            return sum(map(len, self.labelled.slices.values()))
-        return sum(self._count_slices(case) for case in self.labelled.cases)
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()

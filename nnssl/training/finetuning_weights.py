@@ -80,14 +80,20 @@ class StartingWeights:
         )
         judgement = self._judge(checkpoint) if checkpoint else SourceJudgement()
         source = str(named) if named else None
-        record = {"source": source, "how": "-pretrained_weights", "loaded": keys}
-        return {**record, **judgement.record}
+        return {
+            "source": source,
+            "how": "-pretrained_weights",
+            "loaded": keys,
+            **judgement.record,
+        }
 
     def _find_file(self) -> Path:
+        """For a cascade's second stage, of the configuration that it inherits from."""
+        plan, own = self.plans.plans["configurations"][self.configuration], self.configuration
         place = runs.RunLocation(
             results=self.results,
             plans=self.plans.plans_name,
-            configuration=self._pretraining_configuration,
+            configuration=plan.get("inherits_from", own) if self._is_cascaded else own,
             fold=self.evaluation.fold,
         )
         return runs.find_finished_run(place, self.knobs.trainer)
@@ -114,13 +120,6 @@ class StartingWeights:
     def _is_cascaded(self) -> bool:
         configuration = self.plans.get_configuration(self.configuration)
         return configuration.previous_stage_name is not None
-
-    @property
-    def _pretraining_configuration(self) -> str:
-        """A cascade's second stage takes the weights of the configuration that it inherits from."""
-        plan = self.plans.plans["configurations"][self.configuration]
-        own = self.configuration
-        return plan.get("inherits_from", own) if self._is_cascaded else own
 
 
 def plan_transfer(

@@ -20,6 +20,7 @@ from nnssl.data.stepped_loader import SteppedLoader
 from nnssl.nnunet.checkpoint import save_atomically
 from nnssl.nnunet.paths import LATEST
 from nnssl.training.config_changes import compare_resume
+from nnssl.training.settings import FinetuningSettings, PretrainingSettings
 
 SECONDS_BETWEEN_SAVES = 600.0
 HANDLED = ("SIGINT", "SIGTERM", "SIGUSR1")
@@ -107,6 +108,13 @@ class Interruptible(nnUNetTrainer):
         nnU-Net records the constructor's arguments by its signature, so a subclass has none of
         its own.
         """
+
+    def apply_schedule(self, settings: PretrainingSettings | FinetuningSettings) -> None:
+        """Hand nnU-Net's loop the settings that it knows."""
+        self.num_epochs, self.save_every = settings.num_epochs, settings.save_every
+        self.num_iterations_per_epoch = settings.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = settings.num_val_iterations_per_epoch
+        self.initial_lr, self.weight_decay = settings.initial_lr, settings.weight_decay
 
     def bind_config(self) -> Config:
         """Today's configuration: YAML file and overrides, checked."""

@@ -41,8 +41,7 @@ def dry_step(network: nn.Module, forward: Callable[[], Mapping[str, Tensor]]) ->
 
 def check_disk(folder: Path, checkpoint_bytes: int) -> None:
     """Raise RuntimeError unless the checkpoints of a run fit on the disk."""
-    free = shutil.disk_usage(folder).free
-    needed = COPIES * checkpoint_bytes
+    free, needed = shutil.disk_usage(folder).free, COPIES * checkpoint_bytes
     if free < needed:
         raise RuntimeError(
             f"Pre-flight: {folder} has {free / 2**20:.0f} MiB free, the run's checkpoints need "
@@ -53,10 +52,7 @@ def check_disk(folder: Path, checkpoint_bytes: int) -> None:
 def check_export(folder: Path, checkpoint: dict[str, Any], planned: nn.Module) -> None:
     """Write a checkpoint, read it back with nnU-Net's own loader, and compare every tensor.
 
-    Args:
-        folder: where the file lies meanwhile.
-        checkpoint: as the run will write it.
-        planned: a fresh network as the stock trainer builds it.
+    `planned` is a fresh network as the stock trainer builds it.
 
     Raises:
         RuntimeError: if a tensor does not come back.

@@ -81,10 +81,10 @@ class nnSSLPretrainer(PretrainingLoop):
             log(f"Override for this run: {path} = {value!r}")
         log(self.budget.describe(self.num_input_channels, world))
         log(f"Position along {describe_axes(self.train_cases)}")
-        train = self.batch_maker.sampler
         log(
             f"{len(self.train_cases)} training cases and {len(self.unlabelled.members)} images "
-            f"without labels ({len(train.eligible)} can be drawn); {len(self.val_cases)} "
+            f"without labels ({len(self.batch_maker.sampler.eligible)} can be drawn); "
+            f"{len(self.val_cases)} "
             "validation cases are left out, and no label is read."
         )
 
@@ -95,8 +95,7 @@ class nnSSLPretrainer(PretrainingLoop):
         self.print_to_log_file(f"Pre-flight: one dry step, loss {loss:.4f}")
         if self.disable_checkpointing or self.local_rank != 0:
             return
-        size = 4 * 4 * sum(p.numel() for p in self.network.parameters())
-        preflight.check_disk(folder, size)
+        preflight.check_disk(folder, 4 * 4 * sum(p.numel() for p in self.network.parameters()))
         planned = build_network(
             self.configuration_manager,
             self.num_input_channels,

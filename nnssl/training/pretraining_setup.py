@@ -23,7 +23,7 @@ from nnssl.data.budget import (
     divide_voxels,
     find_raw_patch,
 )
-from nnssl.data.case_table import Case, DataFolders, read_case_table
+from nnssl.data.case_table import DataFolders, read_case_table
 from nnssl.data.pretraining_batches import (
     BatchMaker,
     make_training_batches,
@@ -90,9 +90,15 @@ class PretrainingSetup(Interruptible):
         self.num_input_channels = determine_num_input_channels(
             self.plans_manager, self.configuration_manager, self.dataset_json
         )
-        self.train_cases, self.val_cases = self._read_cases()
+        self._read_cases()
         self.unlabelled = self._choose_unlabelled()
-        self.drawn_cases = [*self.train_cases, *self._make_unlabelled_cases()]
+        more = self.unlabelled.make_cases(
+            self.train_cases,
+            Path(self.preprocessed_dataset_folder_base),
+            self.plans_manager.transpose_forward,
+            self.sampling.position_axis,
+        )
+        self.drawn_cases = [*self.train_cases, *more]
         torch.manual_seed(self.settings.seed)
         self.network: nn.Module = self._build_objective().to(self.device)
         # a resume has its own weights; the file then only says where the first ones came from
@@ -119,15 +125,11 @@ class PretrainingSetup(Interruptible):
         self.sampling = Sampling(**sections["sampling"]).with_default(objective.sampling)
         groups = sections["views"] or objective.default_views
         self.views = {name: RandomView(**knobs) for name, knobs in groups.items()}
-        settings = self.settings
-        self.num_epochs, self.save_every = settings.num_epochs, settings.save_every
-        self.num_iterations_per_epoch = settings.num_iterations_per_epoch
-        self.num_val_iterations_per_epoch = settings.num_val_iterations_per_epoch
-        self.initial_lr, self.weight_decay = settings.initial_lr, settings.weight_decay
+        self.apply_schedule(self.settings)
 
-    def _read_cases(self) -> tuple[list[Any], list[Any]]:
+    def _read_cases(self) -> None:
         self.folders = DataFolders(Path(self.preprocessed_dataset_folder), self.fold)
-        return tuple(  # type: ignore[return-value]
+        self.train_cases, self.val_cases = (
             read_case_table(
                 self.folders.preprocessed,
                 identifiers,
@@ -144,27 +146,17 @@ class PretrainingSetup(Interruptible):
         if self.recorded_unlabelled is not None:
             chosen = find_recorded(self.folders.own, self.recorded_unlabelled)
         else:
-            chosen = choose_images(self._describe_fold(), self.sampling.unlabelled)
+            plans, held_out = self.plans_manager.plans, () if self.fold == "all" else self.val_cases
+            fold = PretrainingFold(
+                self.folders.preprocessed,
+                PreprocessingPlan(plans, self.configuration_name, self.dataset_json),
+                tuple(case.identifier for case in self.train_cases),
+                tuple(case.identifier for case in held_out),
+            )
+            chosen = choose_images(fold, self.sampling.unlabelled)
         if chosen.members or chosen.left_out:
             self.print_to_log_file(f"Beside the training cases: {chosen.describe()}")
         return chosen
-
-    def _describe_fold(self) -> PretrainingFold:
-        validation = () if self.fold == "all" else tuple(c.identifier for c in self.val_cases)
-        return PretrainingFold(
-            self.folders.preprocessed,
-            PreprocessingPlan(self.plans_manager.plans, self.configuration_name, self.dataset_json),
-            tuple(case.identifier for case in self.train_cases),
-            validation,
-        )
-
-    def _make_unlabelled_cases(self) -> list[Case]:
-        return self.unlabelled.make_cases(
-            self.train_cases,
-            Path(self.preprocessed_dataset_folder_base),
-            self.plans_manager.transpose_forward,
-            self.sampling.position_axis,
-        )
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split, refused where it would leak (see `check_fold`)."""
@@ -282,8 +274,7 @@ class PretrainingSetup(Interruptible):
     def get_dataloaders(self) -> tuple[SteppedLoader, SteppedLoader | None]:
         """Loaders that begin at the step at which the run is."""
         processes = get_allowed_n_proc_DA()
-        pins = self.device.type == "cuda"
-        train = SteppedLoader(self.batch_maker, self.step, processes, pins)
+        train = SteppedLoader(self.batch_maker, self.step, processes, self.device.type == "cuda")
         return train, self._make_validation_loader(processes)
 
     @cached_property
