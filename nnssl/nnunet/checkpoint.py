@@ -141,6 +141,15 @@ def own_part(
     return own
 
 
+def find_plans(checkpoint: Mapping[str, Any]) -> tuple[Mapping[str, Any], str] | None:
+    """Plans and configuration that a checkpoint of nnSSL or nnU-Net v2 says it was trained by."""
+    told = {**(checkpoint.get("init_args") or {}), **(checkpoint.get("nnssl") or {})}
+    plans, name = told.get("plans"), told.get("configuration")
+    if not isinstance(plans, Mapping) or name not in plans.get("configurations", {}):
+        return None
+    return plans, str(name)
+
+
 def _unreadable(path: Path, cause: str) -> str:
     first_line = cause.strip().splitlines()[0]
     return (

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnssl.nnunet.checkpoint import find_plans
 from nnssl.nnunet.planned_network import build_planned_network, check_supported, count_channels
 from nnssl.nnunet.plans import (
     change_spacing,
@@ -38,7 +39,6 @@ class PlanSource:
     Attributes:
         dataset: Dataset it was trained on.
         name: Name of its configuration.
-        plans: Its plans.
         configuration: The configuration, inherited entries filled in.
         channels: Input channels of its first convolution.
     """
@@ -70,20 +70,19 @@ def read_source(checkpoint: Mapping[str, Any]) -> PlanSource:
     Raises:
         ValueError: It does not say by which plans it was trained, or they are incomplete.
     """
-    own, stock = (checkpoint.get(key) or {} for key in ("nnssl", "init_args"))
-    plans = own.get("plans", stock.get("plans"))
-    name = own.get("configuration", stock.get("configuration"))
-    if not isinstance(plans, Mapping) or name not in plans.get("configurations", {}):
+    found = find_plans(checkpoint)
+    if found is None:
         raise ValueError(
             "it does not say by which plans and configuration it was trained; give a checkpoint "
             "that an nnSSL or nnU-Net v2 trainer wrote (checkpoint_final.pth)"
         )
+    plans, name = found
     try:
         manager = PlansManager(copy.deepcopy(dict(plans))).get_configuration(name)
         check_supported(manager)
         source = PlanSource(
-            dataset=own.get("dataset") or plans["dataset_name"],
-            name=str(name),
+            dataset=(checkpoint.get("nnssl") or {}).get("dataset") or plans["dataset_name"],
+            name=name,
             plans=plans,
             configuration=manager.configuration,
             channels=_input_channels(checkpoint["network_weights"]),
@@ -150,8 +149,7 @@ def plan_like(
         _keep_normalisation(plans, new, source, channels)
     costs = [_measure_voxel(each, configuration, dataset) for each in (target, plans)]
     too_large = _resize(planned, new, source, costs[1] / costs[0], keep)
-    shape, inputs = _remark_on_shape(source, new), _remark_on_channels(source, channels)
-    return plans, [*too_large, *warn_of_padding(new), *shape, *inputs]
+    return plans, [*too_large, *warn_of_padding(new), *_remark_on(source, new, channels)]
 
 
 def _measure_voxel(
@@ -236,23 +234,18 @@ def _keep_normalisation(
     plans[statistics] = copy.deepcopy(source.plans[statistics])
 
 
-def _remark_on_shape(source: PlanSource, new: Mapping[str, Any]) -> list[str]:
+def _remark_on(source: PlanSource, new: Mapping[str, Any], channels: int) -> Iterator[str]:
     old, now = source.configuration["spacing"], new["spacing"]
     ratios = [a / min(old) / (b / min(now)) for a, b in zip(old, now, strict=True)]
-    if all(1 / UNLIKE <= ratio <= UNLIKE for ratio in ratios):
-        return []
-    shown = [[round(mm, 3) for mm in spacing] for spacing in (old, now)]
-    return [
-        f"the checkpoint's strides and kernels were planned for spacing {shown[0]}, the target has "
-        f"{shown[1]}"
-    ]
-
-
-def _remark_on_channels(source: PlanSource, channels: int) -> list[str]:
-    if source.channels == channels:
-        return []
-    return [
-        f"the checkpoint has {source.channels} input channels, the target {channels}: fine-tuning "
-        "adapts the first convolution (each channel starts from the mean over the checkpoint's, "
-        "scaled); all other layers are taken as they are"
-    ]
+    if not all(1 / UNLIKE <= ratio <= UNLIKE for ratio in ratios):
+        shown = [[round(mm, 3) for mm in spacing] for spacing in (old, now)]
+        yield (
+            f"the checkpoint's strides and kernels were planned for spacing {shown[0]}, the target "
+            f"has {shown[1]}"
+        )
+    if source.channels != channels:
+        yield (
+            f"the checkpoint has {source.channels} input channels, the target {channels}: "
+            "fine-tuning adapts the first convolution (each channel starts from the mean over the "
+            "checkpoint's, scaled); all other layers are taken as they are"
+        )

@@ -133,11 +133,7 @@ class Run:
 
 
 def list_runs(results: Path, dataset: str | None = None) -> list[Run]:
-    """All pre-training runs, by dataset, configuration, fold and trainer.
-
-    Args:
-        results: `nnUNet_results`.
-        dataset: number or name of one dataset, or None for all.
+    """All pre-training runs (of one dataset), by dataset, configuration, fold and trainer.
 
     Raises:
         ValueError: there is no such folder or dataset.
@@ -222,7 +218,6 @@ def _add_checkpoint(run: Run, file: Path) -> Run | None:
 
 
 def _find_epochs(config: Mapping[str, Any]) -> int | None:
-    """How many are planned."""
     return config.get("sections", {}).get("training", {}).get("num_epochs")
 
 

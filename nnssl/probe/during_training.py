@@ -123,10 +123,9 @@ class TrainingProbe:
 
 def _name_terms(results: dict[str, EncoderResult]) -> dict[str, float]:
     """`probe_dice`, `probe_dice_random`, ...; chance is that of the pre-trained encoder's run."""
-    terms = {}
-    for name, result in results.items():
-        ending = "" if name == PRETRAINED else f"_{name}"
-        for key, value in result.terms.items():
-            if key != "position_chance" or name == PRETRAINED:
-                terms[f"probe_{key}{ending}"] = value
-    return terms
+    return {
+        f"probe_{key}" + (f"_{name}" if name != PRETRAINED else ""): value
+        for name, result in results.items()
+        for key, value in result.terms.items()
+        if key != "position_chance" or name == PRETRAINED
+    }

@@ -86,12 +86,12 @@ class Slices:
         patients = self.get_numbers("patient")
         if patients.unique().numel() < 2:
             return found
-        error, chance = measure_position_error(matrix, self.positions, patients, rows, NEIGHBOURS)
+        error, chance = measure_position_error(matrix, self.positions, patients, rows)
         return {**found, "position_error": error, "position_chance": chance}
 
     def find_nearest(self, rows: Tensor) -> Tensor:
         """(len(rows), k) planes of other patients, nearest first."""
-        return find_neighbours(self.matrix, self.get_numbers("patient"), rows, NEIGHBOURS)[0]
+        return find_neighbours(self.matrix, self.get_numbers("patient"), rows)[0]
 
 
 def _join_cells(parts: Sequence[tuple[tuple[int, ...], Tensor]]) -> Tensor:
@@ -128,7 +128,7 @@ def embed_planes(cells: Tensor, axis: int, grid: int = 3) -> Tensor:
 
 
 def find_neighbours(
-    embeddings: Tensor, groups: Tensor, queries: Tensor, count: int = 5
+    embeddings: Tensor, groups: Tensor, queries: Tensor, count: int = NEIGHBOURS
 ) -> tuple[Tensor, Tensor]:
     """The most similar slices of other patients, by cosine of the standardised embeddings.
 
@@ -159,7 +159,7 @@ def measure_position_error(
     positions: Tensor,
     groups: Tensor,
     queries: Tensor,
-    count: int = 5,
+    count: int = NEIGHBOURS,
     seed: int = 0,
 ) -> PositionError:
     """Error of the mean position of the k nearest slices of other patients, beside chance.

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from nnssl.finetuning.weights import OUTPUT_LAYERS, Transfer, load, match, wanted_keys
 from nnssl.leakage.check import Evaluation
 from nnssl.leakage.policy import SourceJudgement, judge_source
 from nnssl.nnunet import runs
-from nnssl.nnunet.checkpoint import read_checkpoint
+from nnssl.nnunet.checkpoint import find_plans, read_checkpoint
 from nnssl.nnunet.paths import WEIGHTS
 from nnssl.nnunet.runs import WeightSource
 
@@ -151,9 +151,10 @@ def compare_inputs(
     checkpoint: Mapping[str, Any], plans: PlansManager, configuration: str
 ) -> list[str]:
     """Sentences on what the source's images were like, as far as it differs from today's."""
-    source = _source_configuration(checkpoint)
-    if source is None:
+    found = find_plans(checkpoint)
+    if found is None:
         return ["The source does not say by which plans its images were prepared."]
+    source = PlansManager(found[0]).get_configuration(found[1])
     today = plans.get_configuration(configuration)
     values = [(n, list(getattr(source, n)), list(getattr(today, n))) for n in COMPARED]
     return [
@@ -161,15 +162,6 @@ def compare_inputs(
         for name, old, new in values
         if old != new
     ]
-
-
-def _source_configuration(checkpoint: Mapping[str, Any]) -> ConfigurationManager | None:
-    stock, own = checkpoint.get("init_args", {}), checkpoint.get("nnssl", {})
-    plans = own.get("plans", stock.get("plans"))
-    name = own.get("configuration", stock.get("configuration"))
-    if plans is None or name not in plans.get("configurations", {}):
-        return None
-    return PlansManager(plans).get_configuration(name)
 
 
 def _has_weights(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> bool:
