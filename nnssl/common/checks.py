@@ -91,12 +91,7 @@ def _adapter(annotation: Any) -> Any:
 def check_values(
     function: Callable[..., Any], values: Mapping[str, Any], given: Collection[str] = ()
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Checks values by name against the signature of what takes them.
-
-    Args:
-        function: function or class.
-        values: knob -> value.
-        given: parameters that code supplies, which are therefore no knobs.
+    """Checks values by name against the signature of what takes them, see `find_knobs`.
 
     Returns:
         Every knob's plain value, with defaults filled in; and name -> what is wrong with it.

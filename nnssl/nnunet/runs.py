@@ -72,8 +72,7 @@ class RunLocation:
 
     Attributes:
         results: `nnUNet_results/<dataset>`.
-        plans: name of the plans.
-        configuration: the configuration of the pre-training run.
+        configuration: that of the pre-training run.
         fold: its fold; a run on `all` is found for fold `all` only.
     """
 

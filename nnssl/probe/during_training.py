@@ -35,11 +35,7 @@ class TrainingProbe:
     """Probes the encoder of a run beside a random one and a reference, which are probed once.
 
     Attributes:
-        fold: the run's fold.
-        settings: section `probe`.
-        objective: what is trained.
         seed: of the run, by which its network was initialised.
-        device: where the networks run.
         folder: output folder of the run.
         log: writes a line to the run's log.
     """

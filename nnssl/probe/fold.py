@@ -22,16 +22,11 @@ from nnssl.nnunet.splits import check_fold, read_fold
 
 @dataclass(frozen=True)
 class ProbeFold:
-    """One fold of one configuration.
+    """One fold of one configuration, its training and its validation cases.
 
     Attributes:
-        plans: content of the plans file.
-        dataset_json: content of `dataset.json`.
-        configuration: nnU-Net's configuration.
         fold: its number, or `all`.
         folder: nnU-Net's preprocessed folder of the configuration (`data_identifier`).
-        train: training cases.
-        val: validation cases.
         partitions: parts of a volume that the pictures colour.
         position_axis: knob of the sampling, see `read_case_table`.
     """
@@ -82,11 +77,7 @@ class ProbeFold:
         return read_case_table(self.folder, cases, transpose, self.position_axis, reader)
 
     def draw_labelled(self, patients: int, seeds: Sequence[int]) -> list[Labelled]:
-        """Labelled training patients, once per seed, in the nested order of fine-tuning.
-
-        Raises:
-            ValueError: the fold has fewer patients.
-        """
+        """So many labelled training patients, once per seed, in the nested order of fine-tuning."""
         records = self.read_records(self.train)
         return [
             choose_labelled(LabelBudget(patients=patients, seed=seed), self.train, records)

@@ -86,9 +86,6 @@ class Probe:
     """The probe of one fold: the same cases, draws and voxels for every encoder.
 
     Attributes:
-        fold: what is probed.
-        settings: how many patients, draws and volumes.
-        device: where the networks run.
         seed: of the first draw.
         clusters: number of clusters whose mutual information with labels is told; None: not told.
     """

@@ -61,8 +61,7 @@ def compare_resume(
     """Compares a checkpoint's configuration with today's; returns the lines to log.
 
     Args:
-        stored: the configuration in the checkpoint: its sections, or `Config.to_dict()`.
-        today: the one of today's YAML file and overrides.
+        stored, today: sections, or `Config.to_dict()`.
         may_change: dotted names, or whole sections, that may differ (`training.num_epochs`).
 
     Raises:

@@ -27,13 +27,9 @@ class StartingWeights:
     """Looks for the weights of a fresh run and loads them into its network.
 
     Attributes:
-        network: the planned U-Net.
-        plans: the plans of the run.
-        configuration: nnU-Net's configuration.
         results: `nnUNet_results/DatasetXXX_NAME`.
         evaluation: what the run is validated on.
         knobs: section `weights`.
-        log: takes lines for the log.
     """
 
     network: nn.Module
