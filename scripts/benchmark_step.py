@@ -29,7 +29,7 @@ from benchmark.rows import (
     list_settings,
 )
 
-from nnssl.cli.table import table
+from nnssl.cli.command import table
 from nnssl.common.files import write_json
 from nnssl.estimate.dry_run import DryRun
 

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from nnssl.cli.table import table
+from nnssl.cli.command import table
 from nnssl.common.files import read_json
 from nnssl.convert.volumes import be_quiet
 from nnssl.nnunet.checkpoint import read_checkpoint

@@ -1,10 +1,12 @@
-"""What every command has: options, and an end: a result, one message, an interruption."""
+"""What every command has: options, tables, an end with a result, one message or an interruption."""
 
 from __future__ import annotations
 
 import functools
 import os
+import shutil
 import sys
+import textwrap
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -86,3 +88,26 @@ def _reader_has_gone() -> bool:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
     return False
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
+    """Aligns columns; all but the first are wrapped where the terminal is too narrow."""
+    width = width or shutil.get_terminal_size((120, 24)).columns
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    while sum(widths) + 2 * (len(widths) - 1) > width and max(widths[1:]) > 20:
+        widths[widths.index(max(widths[1:]), 1)] -= 1
+    rule = ["-" * size for size in widths]
+    return "\n".join(line for row in (header, rule, *rows) for line in _lines(row, widths))
+
+
+def _lines(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    cells = [
+        textwrap.wrap(cell, size, break_on_hyphens=False) or [""]
+        for cell, size in zip(row, widths, strict=True)
+    ]
+    height = max(map(len, cells))
+    padded = [cell + [""] * (height - len(cell)) for cell in cells]
+    return [
+        "  ".join(part.ljust(size) for part, size in zip(parts, widths, strict=True)).rstrip()
+        for parts in zip(*padded, strict=True)
+    ]

@@ -97,12 +97,12 @@ def _convert(options: Namespace) -> None:
     print(f"next: nnUNetv2_plan_and_preprocess -d {options.dataset_id} -c 2d")
     if cines:
         folder = write_cines(conversion, target.raw, cines)
-        print(f"{folder}: {_counted(cines)}")
+        print(f"{folder}: {_count_frames(cines)}")
         who = f"--patient '{make_patient_pattern(spec)}'"
         print(f"then: nnssl_preprocess_unlabelled -d {options.dataset_id} -c 2d -i {folder} {who}")
 
 
-def _counted(cines: Sequence[Cine]) -> str:
+def _count_frames(cines: Sequence[Cine]) -> str:
     frames = sum(len(each.frames) for each in cines)
     return f"{frames} frames without labels of {len({each.patient for each in cines})} patients"
 
@@ -157,5 +157,5 @@ def _show(checked: Sequence[CheckedCase], cines: Sequence[Cine]) -> None:
         print(f"{cine.patient}  {size}  {cine.orientation}  {frames}")
     warn(describe_identical_images(checked))
     if cines:
-        print(_counted(cines))
+        print(_count_frames(cines))
     print(f"{len(checked)} cases; nothing was written (--dry-run)")

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import nnssl
-from nnssl.cli.command import command
-from nnssl.cli.table import table
+from nnssl.cli.command import command, table
 from nnssl.common.environment import read_variable
 from nnssl.common.versions import versions
 from nnssl.config import find_configs, read_config
@@ -55,6 +54,10 @@ class Diagnosis(NamedTuple):
     verdict: Literal["ok", "note", "warning", "problem"] = "ok"
     advice: str = ""
 
+    def warn_if(self, doubtful: bool, advice: str) -> Diagnosis:
+        """The same line, or a warning with advice."""
+        return self._replace(verdict="warning", advice=advice) if doubtful else self
+
 
 @command(
     "nnssl_doctor",
@@ -93,12 +96,12 @@ def _versions() -> Iterator[Diagnosis]:
     else:
         advice = f"pip install 'nnunetv2{registration.SUPPORTED}'"
         yield Diagnosis("nnunetv2", found, "problem", advice)
-    found_versions = versions(*PACKAGES)
+    installed = versions(*PACKAGES)
     for package in PACKAGES:
-        if found_versions[package] == "not installed":
+        if installed[package] == "not installed":
             yield Diagnosis(package, "not installed", "problem", f"pip install {package}")
         else:
-            yield Diagnosis(package, found_versions[package])
+            yield Diagnosis(package, installed[package])
 
 
 def _name_clash() -> Iterator[Diagnosis]:
@@ -140,14 +143,12 @@ def _folder(name: str) -> Iterator[Diagnosis]:
     if not folder.is_dir():
         yield Diagnosis(f"${name}", f"{text} does not exist", "problem", f"mkdir -p {text}")
         return
-    if os.access(folder, os.W_OK):
-        yield Diagnosis(f"${name}", text)
-    else:
-        yield Diagnosis(f"${name}", f"{text} is not writable", "warning", "only reading will work")
+    locked = not os.access(folder, os.W_OK)
+    found = Diagnosis(f"${name}", f"{text} is not writable" if locked else text)
+    yield found.warn_if(locked, "only reading will work")
     free = shutil.disk_usage(folder).free
-    tight = free < LEAST_FREE_DISK
-    advice = "checkpoints and preprocessed data need room" if tight else ""
-    yield Diagnosis("  free disk", _gibibytes(free), "warning" if tight else "ok", advice)
+    advice = "checkpoints and preprocessed data need room"
+    yield Diagnosis("  free disk", _gibibytes(free)).warn_if(free < LEAST_FREE_DISK, advice)
 
 
 def _hardware() -> Iterator[Diagnosis]:
@@ -156,7 +157,11 @@ def _hardware() -> Iterator[Diagnosis]:
     yield Diagnosis("CPU cores", f"{cores} usable of {os.cpu_count()}")
     yield _workers()
     if SHARED_MEMORY.is_dir():
-        yield _shared_memory()
+        usage = shutil.disk_usage(SHARED_MEMORY)
+        value = f"{_gibibytes(usage.free)} free of {_gibibytes(usage.total)}"
+        advice = "workers may die with a bus error; docker run --shm-size=8g"
+        small = usage.total < LEAST_SHARED_MEMORY
+        yield Diagnosis("shared memory", value).warn_if(small, advice)
 
 
 def _gpus() -> Iterator[Diagnosis]:
@@ -186,19 +191,8 @@ def _workers() -> Diagnosis:
     except (ImportError, ValueError) as error:  # ValueError: the variable is set to nothing
         return Diagnosis("workers", "unknown", "problem", str(error))
     source = "$nnUNet_n_proc_DA" if text else "nnU-Net's choice; $nnUNet_n_proc_DA is not set"
-    if not count:
-        advice = "nnU-Net 2.8's planner stops at 0 workers; set nnUNet_n_proc_DA to 1 or more"
-        return Diagnosis("workers", f"{count} ({source})", "warning", advice)
-    return Diagnosis("workers", f"{count} ({source})")
-
-
-def _shared_memory() -> Diagnosis:
-    usage = shutil.disk_usage(SHARED_MEMORY)
-    value = f"{_gibibytes(usage.free)} free of {_gibibytes(usage.total)}"
-    if usage.total < LEAST_SHARED_MEMORY:
-        advice = "workers may die with a bus error; docker run --shm-size=8g"
-        return Diagnosis("shared memory", value, "warning", advice)
-    return Diagnosis("shared memory", value)
+    advice = "nnU-Net 2.8's planner stops at 0 workers; set nnUNet_n_proc_DA to 1 or more"
+    return Diagnosis("workers", f"{count} ({source})").warn_if(not count, advice)
 
 
 def _gibibytes(size: int) -> str:

@@ -6,8 +6,7 @@ import json
 import os
 from argparse import ArgumentParser, Namespace
 
-from nnssl.cli.command import command
-from nnssl.cli.table import table
+from nnssl.cli.command import command, table
 
 MEBIBYTE, GIBIBYTE = 2**20, 2**30
 

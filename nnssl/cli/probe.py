@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from nnssl.cli.command import command
-from nnssl.cli.table import table
+from nnssl.cli.command import command, table
 from nnssl.common.files import write_json
 from nnssl.data.labels import LabelBudget
 from nnssl.nnunet.images import CaseError

@@ -7,8 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nnssl.cli.command import command
-from nnssl.cli.table import table
+from nnssl.cli.command import command, table
 from nnssl.nnunet.paths import RESULTS, root_folder
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import fields
 from pathlib import Path
 
-from nnssl.cli.command import command, read_each
-from nnssl.cli.table import table
+from nnssl.cli.command import command, read_each, table
 from nnssl.studies.run.runner import Selection, run_study
 from nnssl.studies.run.slurm import JobLimits
 from nnssl.studies.run.spec import Study, find_studies, find_waiting, read_study

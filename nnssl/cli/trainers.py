@@ -6,8 +6,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 
-from nnssl.cli.command import command, read_each
-from nnssl.cli.table import table
+from nnssl.cli.command import command, read_each, table
 from nnssl.config import RawConfig, bind, find_configs, read_config
 from nnssl.config.explain import Explanation, explain_knobs
 

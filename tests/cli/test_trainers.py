@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from nnssl.cli import trainers
-from nnssl.cli.table import table
+from nnssl.cli.command import table
 from nnssl.common.checks import REQUIRED, find_knobs, fit
 from nnssl.config import find_configs
 from nnssl.config.files import INSTALLED

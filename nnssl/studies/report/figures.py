@@ -1,4 +1,4 @@
-"""The figures of a report that show no image of a patient, and the look of all."""
+"""The figures of a report; only those of the worst cases show images of patients."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import SimpleITK as sitk  # noqa: N813
+from numpy.typing import NDArray
 
+from nnssl.convert.volumes import be_quiet
+from nnssl.nnunet.paths import RAW, TRAINING_IMAGES, find_root
 from nnssl.studies.analysis.comparisons import Arm, Comparison
+from nnssl.studies.analysis.validation import Validation
 from nnssl.studies.report.findings import Findings
-from nnssl.studies.run.spec import SCRATCH
+from nnssl.studies.run.spec import SCRATCH, slug
 
 SCRATCH_COLOUR = "#4d4d4d"
 # Okabe and Ito's palette (2008), without yellow, which is too pale for lines
@@ -50,8 +56,8 @@ class Picture:
         return f"data:image/{self.kind};base64,{base64.b64encode(self.data).decode()}"
 
 
-def choose_looks(methods: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Method -> `color` and `marker`; scratch is grey, the order decides the others."""
+def choose_looks(methods: Sequence[str]) -> Looks:
+    """Scratch is grey; the order decides the others."""
     others = [method for method in methods if method != SCRATCH]
     pairs = cycle(zip(COLOURS, MARKERS, strict=True))
     looks = {name: {"color": c, "marker": m} for name, (c, m) in zip(others, pairs, strict=False)}
@@ -88,7 +94,8 @@ def escape_math(text: str) -> str:
 
 SPREAD = 0.12  # sideways distance between methods, octaves of the budget
 BESIDE = 0.03  # of the single repetitions from their mean, octaves
-Draw = Callable[[Findings], Picture | None]
+Looks = dict[str, dict[str, str]]  # method -> color and marker
+Draw = Callable[[Findings, Looks], Picture | None]
 
 
 def draw_all(found: Findings) -> list[Picture]:
@@ -98,13 +105,13 @@ def draw_all(found: Findings) -> list[Picture]:
     if found.table.empty:
         return []
     with matplotlib.rc_context(STYLE):
-        return [picture for draw in FIGURES if (picture := draw(found)) is not None]
+        look = choose_looks(found.methods)
+        return [picture for draw in FIGURES if (picture := draw(found, look)) is not None]
 
 
-def draw_label_efficiency(found: Findings) -> Picture:
+def draw_label_efficiency(found: Findings, look: Looks) -> Picture:
     """Mean Dice over the number of labels, one panel per schedule."""
     x_of, x_label = _count_labels(found.main, found.unit)
-    look = choose_looks(found.methods)
     schedules = list(dict.fromkeys(found.main["schedule"]))
     figure, axes = make_panels(len(schedules), 6.0, 4.0)
     for axis, schedule in zip(axes, schedules, strict=True):
@@ -152,12 +159,11 @@ def _count_labels(table: pd.DataFrame, unit: str) -> tuple[dict[float, float], s
     return means.to_dict(), column.replace("_", " ")
 
 
-def draw_paired_differences(found: Findings) -> Picture | None:
+def draw_paired_differences(found: Findings, look: Looks) -> Picture | None:
     """One row per method and budget: every repetition, the mean and its interval."""
     rows = found.comparisons
     if not rows:
         return None
-    look = choose_looks(found.methods)
     figure, (axis,) = make_panels(1, 8.0, 1.3 + 0.42 * len(rows))
     for place, row in enumerate(reversed(rows)):
         (colour, marker), effect = look[row.method].values(), row.effect
@@ -187,10 +193,10 @@ def _name_row(row: Comparison, unit: str) -> str:
     return f"{row.method} - {against} | {row.budget:g} {unit} | {row.schedule}"
 
 
-def draw_structures(found: Findings) -> Picture:
+def draw_structures(found: Findings, look: Looks) -> Picture:
     """Dice, HD95 and NSD per structure, one row of panels per budget."""
     budgets, names = sorted(set(found.main["budget"])), list(dict.fromkeys(found.main["structure"]))
-    look, methods = choose_looks(found.methods), found.methods
+    methods = found.methods
     metrics = {
         "dice": "Dice (higher is better)",
         "hd95": "HD95, mm (lower is better)",
@@ -224,11 +230,10 @@ def draw_structures(found: Findings) -> Picture:
     )
 
 
-def draw_patients(found: Findings) -> Picture | None:
+def draw_patients(found: Findings, look: Looks) -> Picture | None:
     """Dice of every validation patient: scratch against method, all repetitions."""
     if not found.at_equal_schedule:
         return None
-    look = choose_looks(found.methods)
     methods = list(dict.fromkeys(each.method for each in found.at_equal_schedule))
     figure, axes = make_panels(len(methods), 3.9, 3.9, most=3)
     for axis, method in zip(axes, methods, strict=True):
@@ -258,13 +263,12 @@ def _find_points(found: Findings, row: Comparison) -> np.ndarray:
     return points[np.isfinite(points).all(1)]
 
 
-def draw_learning_curves(found: Findings) -> Picture | None:
+def draw_learning_curves(found: Findings, look: Looks) -> Picture | None:
     """Pseudo Dice over epochs, mean over repetitions."""
     curves = {key: _average_curves(lists) for key, lists in found.curves.items() if any(lists)}
     places = list(dict.fromkeys(key[1:] for key in curves))
     if not places:
         return None
-    look = choose_looks(found.methods)
     figure, axes = make_panels(len(places), 4.6, 3.2, most=3)
     for axis, place in zip(axes, places, strict=True):
         for method in found.methods:
@@ -292,7 +296,7 @@ def _average_curves(lists: list[list[float]]) -> np.ndarray:
     return np.nansum(stacked, axis=0) / counts
 
 
-def draw_probe(found: Findings) -> Picture | None:
+def draw_probe(found: Findings, look: Looks) -> Picture | None:
     """Probe Dice of the frozen features against fine-tuned Dice at the smallest budget."""
     points = {}
     for row in _find_smallest_budget(found):
@@ -306,11 +310,11 @@ def draw_probe(found: Findings) -> Picture | None:
         "Does the probe foretell the result?",
         "Across: Dice of a linear classifier on frozen features right after pre-training. Up: "
         "Dice after fine-tuning with the smallest budget.",
-        _draw_points(found, points, "probe Dice of the frozen encoder", "fine-tuned Dice"),
+        _draw_points(look, points, "probe Dice of the frozen encoder", "fine-tuned Dice"),
     )
 
 
-def draw_cost(found: Findings) -> Picture | None:
+def draw_cost(found: Findings, look: Looks) -> Picture | None:
     """Gain over scratch at the smallest budget against hours of pre-training."""
     rows = [row for row in _find_smallest_budget(found) if row.method in found.hours]
     if not rows:
@@ -322,7 +326,7 @@ def draw_cost(found: Findings) -> Picture | None:
         "What does the difference cost?",
         "Mean paired difference at the smallest budget (equal schedule) over the hours of one "
         "pre-training run on the machine that was used.",
-        _draw_points(found, points, across, "difference in Dice to scratch"),
+        _draw_points(look, points, across, "difference in Dice to scratch"),
     )
 
 
@@ -335,9 +339,8 @@ def _find_smallest_budget(found: Findings) -> list[Comparison]:
 
 
 def _draw_points(
-    found: Findings, points: dict[str, tuple[float, float]], across: str, up: str
+    look: Looks, points: dict[str, tuple[float, float]], across: str, up: str
 ) -> bytes:
-    look = choose_looks(found.methods)
     figure, (axis,) = make_panels(1, 5.5, 3.4)
     for method, (x, y) in points.items():
         axis.scatter([x], [y], s=60, label=escape_math(method), **look[method])
@@ -358,3 +361,74 @@ FIGURES: tuple[Draw, ...] = (
     draw_probe,
     draw_cost,
 )
+
+
+PER_METHOD = 3
+
+
+def draw_worst_cases(found: Findings) -> list[Picture]:
+    """One picture per method: its cases of lowest mean Dice, at most one per patient."""
+    be_quiet()
+    keys = ["cell", "case", "patient", "budget", "repetition"]
+    pictures = []
+    for method, table in found.main.groupby("method", sort=False):
+        means = table.groupby(keys)["dice"].mean().dropna().sort_values(kind="stable")
+        worst = means.reset_index().drop_duplicates("patient").head(PER_METHOD)
+        pictures += [_draw_method(found, str(method), worst)] if len(worst) else []
+    return pictures
+
+
+def _draw_method(found: Findings, method: str, rows: pd.DataFrame) -> Picture:
+    cells = {cell.id: cell for cell in found.folder.cells}
+    figure, axes = make_panels(len(rows), 4.0, 4.3, most=PER_METHOD)
+    for axis, row in zip(axes, rows.itertuples(), strict=True):
+        _draw_case(axis, found.folder.fold_folder(cells[row.cell]), row.case)
+        about = f"{row.budget:g} labels, repetition {row.repetition}"
+        axis.set_title(escape_math(f"{row.case}, Dice {row.dice:.2f}\n{about}"), fontsize=9)
+    return Picture(
+        f"worst_{slug(method)}",
+        f"Worst cases of {method}",
+        "The slice with the most wrong voxels. Solid: reference. Dashed: prediction. One colour "
+        "per structure.",
+        render(figure, "png"),
+        "png",
+    )
+
+
+def _draw_case(axis: Any, fold: Path, case: str) -> None:
+    run = Validation(fold)
+    predicted, reference = (sitk.ReadImage(str(path)) for path in run.files[case])
+    labels = [_read_volume(image) for image in (predicted, reference)]
+    spacing = ([1.0] * 3 + list(reference.GetSpacing()[::-1]))[-3:]
+    across = int(np.argmax(spacing))  # the slices as they were taken; axis 0 where all are equal
+    wrong = (labels[0] != labels[1]).sum(axis=tuple(a for a in range(3) if a != across))
+    place = int(wrong.argmax())
+    height, width = (spacing[axis_] for axis_ in range(3) if axis_ != across)
+    image = _find_image(fold, case, labels[1].shape).take(place, axis=across)
+    low, high = np.percentile(image, [1, 99])
+    axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=height / width)
+    values = sorted(set(np.unique(np.stack(labels))) - {0, run.ignore_label})
+    for volume, line in zip(labels, ("dashed", "solid"), strict=True):
+        for number, value in enumerate(values):
+            mask = volume.take(place, axis=across) == value
+            if mask.any() and not mask.all():
+                colour = COLOURS[number % len(COLOURS)]
+                axis.contour(mask, [0.5], colors=[colour], linestyles=line, linewidths=1.4)
+    axis.set_axis_off()
+
+
+def _find_image(fold: Path, case: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """First channel of the image; black where nnUNet_raw is not at hand."""
+    root = find_root(RAW)
+    folder = root / fold.parents[1].name / TRAINING_IMAGES if root else None
+    files = sorted(folder.glob(f"{case}_0000.*")) if folder is not None else []
+    if not files:
+        return np.zeros(shape)
+    volume = _read_volume(sitk.ReadImage(str(files[0])))
+    return volume if volume.shape == shape else np.zeros(shape)
+
+
+def _read_volume(image: sitk.Image) -> NDArray[Any]:
+    """(Z, Y, X), also of a 2D image."""
+    array = sitk.GetArrayFromImage(image)
+    return array if array.ndim == 3 else array[None]

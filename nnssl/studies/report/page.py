@@ -12,9 +12,8 @@ from nnssl import __version__
 from nnssl.common.files import atomic_path, write_json
 from nnssl.leakage.check import Contamination
 from nnssl.studies.analysis.surface import TOLERANCE
-from nnssl.studies.report.figures import Picture, draw_all
+from nnssl.studies.report.figures import Picture, draw_all, draw_worst_cases
 from nnssl.studies.report.findings import Findings, collect_findings
-from nnssl.studies.report.overlays import draw_worst_cases
 from nnssl.studies.report.provenance import find_leaks, hash_splits, read_configurations
 from nnssl.studies.report.tables import ReportTable, make_tables, tabulate_open_runs, tabulate_runs
 from nnssl.studies.run.folder import STUDY_FILE

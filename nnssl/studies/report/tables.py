@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from nnssl.studies.report.findings import Findings
+from nnssl.studies.report.findings import AGAINST, Findings, write_p, write_signed
 from nnssl.studies.report.provenance import CellRecord
-from nnssl.studies.report.verdict import AGAINST, write_p, write_signed
 from nnssl.studies.run.spec import SCRATCH
 
 ROLES = {"main": "", "own_schedule": " (own schedule)", "added_steps": " (added steps)"}

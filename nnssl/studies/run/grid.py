@@ -62,14 +62,9 @@ class Cell:
         return read_schedule(self.trainer, self.kind, self.overrides)[0]
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps of an epoch."""
-        return read_schedule(self.trainer, self.kind, self.overrides)[1]
-
-    @property
     def steps(self) -> int:
         """Optimiser steps of the run."""
-        return self.epochs * self.steps_per_epoch
+        return prod(read_schedule(self.trainer, self.kind, self.overrides))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain record for `cell.json`."""

@@ -138,7 +138,7 @@ class LocalRunner:
         """Finished cells count as a whole, running ones by their epoch."""
         if not self.bar.disable:
             cells = [attempt.cell for attempt in self.running]
-            steps = sum((self.folder.epoch(cell) or 0) * cell.steps_per_epoch for cell in cells)
+            steps = sum((self.folder.epoch(c) or 0) * c.steps // c.epochs for c in cells)
             self.bar.n = self._count_done_steps() + steps
             self.bar.refresh()
 

@@ -44,12 +44,11 @@ class Selection:
         for method in self.only or ():
             if method not in known:
                 raise ValueError(f"--only: found {method!r}; this study has: {', '.join(known)}")
-        chosen = {c.id: c.needs for c in folder.cells if c.kind == "finetune" and self._has(c)}
+        chosen = {cell.id: cell.needs for cell in folder.cells if self._has(cell)}
         return [c for c in folder.cells if c.id in chosen or c.id in chosen.values()]
 
     def _has(self, cell: Cell) -> bool:
-        assert cell.repetition is not None
-        return (
+        return cell.repetition is not None and (
             (self.folds is None or cell.fold in self.folds)
             and (self.repetitions is None or cell.repetition < self.repetitions)
             and (self.budgets is None or cell.budget in self.budgets)
