@@ -301,7 +301,7 @@ def find_finished_run(place: RunLocation, trainer: str | None) -> Path:
 
 def _is_pretraining(file: Path) -> bool:
     """A fine-tuned run lies in a folder of the same pattern."""
-    return read_checkpoint(file).get("nnssl", {}).get("kind") == "pretrain"
+    return read_checkpoint(file, mmap=True).get("nnssl", {}).get("kind") == "pretrain"
 
 
 def _say_none(place: RunLocation, trainer: str | None) -> str:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
@@ -57,7 +58,7 @@ def check_export(folder: Path, checkpoint: dict[str, Any], planned: nn.Module) -
     Raises:
         RuntimeError: if a tensor does not come back.
     """
-    file = folder / "checkpoint_preflight.pth"
+    file = folder / f"checkpoint_preflight_{uuid4().hex}.pth"
     try:
         save_atomically(checkpoint, file)
         load_pretrained_weights(planned, str(file), verbose=False)

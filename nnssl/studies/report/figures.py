@@ -292,8 +292,8 @@ def draw_learning_curves(found: Findings, look: Looks) -> Picture | None:
 def _average_curves(lists: list[list[float]]) -> np.ndarray:
     length = min(len(each) for each in lists if each)
     stacked = np.array([each[:length] for each in lists if each])
-    counts = np.maximum(np.isfinite(stacked).sum(0), 1)
-    return np.nansum(stacked, axis=0) / counts
+    counts = np.isfinite(stacked).sum(0)
+    return np.where(counts, np.nansum(stacked, axis=0) / np.maximum(counts, 1), np.nan)
 
 
 def draw_probe(found: Findings, look: Looks) -> Picture | None:
