@@ -1,4 +1,4 @@
-"""``nnssl_plan_like`` as a user meets it; the arithmetic is tested in tests/datasets."""
+"""``nnssl_plan_like`` as a user meets it; the arithmetic is tested in tests/nnunet."""
 
 from __future__ import annotations
 
