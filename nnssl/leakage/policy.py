@@ -27,7 +27,7 @@ class SourceJudgement:
     def record(self) -> dict[str, Any]:
         """For a checkpoint."""
         seen = {"contaminated": self.contaminated, "seen_validation_cases": list(self.cases)}
-        if self.is_same_dataset or self.origin is None:
+        if self.origin is None or (self.is_same_dataset and not self.contaminated):
             return seen
         return {**seen, "contamination": list(self.reasons), "pretraining": dict(self.origin)}
 
@@ -36,13 +36,12 @@ class SourceJudgement:
         """For the log."""
         if self.contaminated is None:
             return [UNKNOWN]
-        allowed = "" if self.is_same_dataset else " (allow_contamination)"
         honest = "The validation result is not an honest one."
-        return [f"CONTAMINATED{allowed}: {reason} {honest}" for reason in self.reasons]
+        return [f"CONTAMINATED (allow_contamination): {each} {honest}" for each in self.reasons]
 
     def refuse(self, allowed: bool) -> None:
-        """Refuse contaminated weights of a pool or another dataset; others bring a warning only."""
-        if not self.contaminated or allowed or self.is_same_dataset:
+        """Refuse contaminated weights, unless the user allows them."""
+        if not self.contaminated or allowed:
             return
         raise ValueError(
             "these weights have seen what this fold evaluates:\n"

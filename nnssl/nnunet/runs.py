@@ -54,8 +54,8 @@ class WeightSource:
         part: `trained`: everything that was trained, the decoder too; or `encoder`.
         stages: only the first of the encoder's stages, and no decoder; null: all.
         min_share: the run stops when less than this share of the wanted parameters loads.
-        allow_contamination: weights of another dataset that have seen what this fold evaluates are
-            taken all the same, and the checkpoint says so.
+        allow_contamination: weights that have seen what this fold evaluates are taken all the
+            same, and the checkpoint says so.
     """
 
     source: str = SEARCH

@@ -18,6 +18,7 @@ from nnssl.nnunet import runs
 from nnssl.nnunet.checkpoint import find_plans, read_checkpoint
 from nnssl.nnunet.paths import WEIGHTS
 from nnssl.nnunet.runs import WeightSource
+from nnssl.nnunet.stock_weights import find_stock_weights
 
 COMPARED = ("spacing", "normalization_schemes", "use_mask_for_norm")
 
@@ -74,10 +75,12 @@ class StartingWeights:
             "Weights: nnU-Net has loaded everything but the segmentation layers "
             "(-pretrained_weights); nothing is searched"
         )
-        judgement = self._judge(checkpoint) if checkpoint else SourceJudgement()
-        source = str(named) if named else None
+        file = named or find_stock_weights()
+        judgement = self._judge(checkpoint or read_checkpoint(file)) if file else SourceJudgement()
+        for line in judgement.warnings:
+            self.log(f"WARNING: {line}")
         return {
-            "source": source,
+            "source": str(file) if file else None,
             "how": "-pretrained_weights",
             "loaded": keys,
             **judgement.record,

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import signal
+import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -329,19 +330,43 @@ def test_a_decoder_trained_without_skips_gives_only_what_it_trained(finetune, pr
     assert ("had switched off" in log_of(trainer)) is not whole
 
 
-def test_an_all_run_that_is_named_is_marked_as_contaminated(finetune, pretrained, monkeypatch):
-    everyone = [f"p{p}_f{f}" for p in range(5) for f in range(2)]
-    file = pretrained(fold="all", cases={"train": everyone, "left_out": []})
-    trainer = finetune()
-    with pytest.raises(FileNotFoundError, match="No finished pre-training run"):
-        trainer.on_train_start()
+def name_in_variable(monkeypatch, trainer, file):
     monkeypatch.setenv("nnssl_pretrained_weights", str(file))
+    trainer.initialize()
+
+
+def give_to_nnunet(monkeypatch, trainer, file):
+    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "-pretrained_weights", str(file)])
+    trainer.initialize()
+    load_pretrained_weights(trainer.network, str(file))
+
+
+@pytest.mark.parametrize("give", [name_in_variable, give_to_nnunet])
+@pytest.mark.parametrize("fold", ["all", 1])
+def test_weights_of_the_same_dataset_that_saw_validation_patients_are_refused(
+    finetune, pretrained, monkeypatch, give, fold
+):
+    everyone = [f"p{p}_f{f}" for p in range(5) for f in range(2)]
+    file = pretrained(fold=fold, cases={"train": everyone, "left_out": []})
     trainer = finetune()
+    give(monkeypatch, trainer, file)
+    with pytest.raises(ValueError, match="have seen what this fold evaluates"):
+        trainer.on_train_start()
+    trainer = finetune(SHORT + "weights: {allow_contamination: true}")
+    give(monkeypatch, trainer, file)
     trainer.on_train_start()
-    assert trainer.weights_record["contaminated"] is True
-    assert trainer.weights_record["seen_validation_cases"] == ["p0_f0", "p0_f1"]
-    assert "CONTAMINATED" in log_of(trainer)
+    record = trainer.weights_record
+    assert (record["contaminated"], record["source"]) == (True, str(file))
+    assert record["seen_validation_cases"] == ["p0_f0", "p0_f1"]
+    assert record["contamination"]
+    assert "CONTAMINATED (allow_contamination)" in log_of(trainer)
     trainer.close()
+
+
+def test_an_all_run_is_not_found_for_a_fold(finetune, pretrained):
+    pretrained(fold="all")
+    with pytest.raises(FileNotFoundError, match="No finished pre-training run"):
+        finetune().on_train_start()
 
 
 def test_other_plans_are_told(finetune, pretrained, tiny_dataset):
