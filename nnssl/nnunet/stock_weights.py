@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from nnssl.nnunet.checkpoint import read_checkpoint
@@ -18,7 +19,7 @@ def find_stock_weights(arguments: Sequence[str] | None = None) -> Path | None:
         arguments: of the command; None: those of this process.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    for argument, following in zip(given, [*given[1:], ""], strict=True):
+    for argument, following in pairwise([*given, ""]):
         option, equals, value = argument.partition("=")
         if option == OPTION:  # argparse takes no beginning of it, because of -p
             return Path(value if equals else following)

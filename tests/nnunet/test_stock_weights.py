@@ -88,6 +88,7 @@ def test_pre_training_refuses_the_option_with_the_setting_to_use(train, hostile)
         ("27 2d 0 -pretrained_weights a/b.pth -p nnUNetPlans", "a/b.pth"),
         ("27 2d 0 -p nnUNetPlans -pretrained_weights=b.pth", "b.pth"),
         ("27 2d 0 --npz -device cpu -num_gpus 2", None),
+        ("", None),  # a program of the user's that takes no arguments
     ],
 )
 def test_the_option_is_found_as_nnunet_finds_it(line: str, file: str | None):
