@@ -41,12 +41,12 @@ def atomic_path(path: Path, sole_writer: bool = False) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def remove_old_parts(path: Path) -> None:
-    """Removes temporary files of `path` that runs which were killed an hour ago have left."""
+def remove_old_parts(path: Path, seconds: float = SECONDS_IN_WORK) -> None:
+    """Removes temporary files of `path` that killed runs have left so many seconds ago."""
     own = re.compile(rf"{re.escape(TEMPORARY)}([0-9a-f]{{32}}_)?{re.escape(path.name)}")
     for part in path.parent.glob(f"{TEMPORARY}*"):
         with suppress(OSError):  # another process may remove it first
-            if own.fullmatch(part.name) and time() - part.stat().st_mtime > SECONDS_IN_WORK:
+            if own.fullmatch(part.name) and time() - part.stat().st_mtime > seconds:
                 part.unlink()
 
 
@@ -76,7 +76,8 @@ def put_back(copy: Path, target: Path) -> None:
 
 def stamp_file(path: Path) -> list[int]:
     """Size and time of a file, which change when it does."""
-    return [path.stat().st_size, path.stat().st_mtime_ns]
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def hash_json(content: Any) -> str:

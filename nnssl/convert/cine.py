@@ -17,7 +17,7 @@ from nnssl.common.files import atomic_path, hash_json, write_json
 from nnssl.common.parallel import for_each
 from nnssl.convert.planning import Conversion, plan_cases
 from nnssl.convert.readers.read import read_frames, take_frame
-from nnssl.convert.records import check_same, describe_case, describe_conversion, open_partial
+from nnssl.convert.records import check_same, describe_conversion, open_partial
 from nnssl.convert.sources import (
     FRAME,
     Candidate,
@@ -36,6 +36,7 @@ from nnssl.convert.volumes import (
     read_whole,
     write_image,
 )
+from nnssl.nnunet.cases import describe_case, make_cases_file
 from nnssl.nnunet.paths import CASES_FILE
 
 FOLDER = Path("nnssl_unlabelled") / "cine"
@@ -104,12 +105,13 @@ def write_cines(conversion: Conversion, raw: Path, cines: Sequence[Cine]) -> Pat
     open_partial(unfinished, record)
     work = partial(_write, source=conversion.source, folder=unfinished)
     for_each(work, cines, conversion.workers, "write cine")
-    cases = {
-        name: describe_case(conversion.spec, each.patient, each.orientation, each.file, each.sha256)
-        for each in cines
-        for name in each.frames
-    }
-    write_json(unfinished / CASES_FILE.name, {"cases": cases, "version": 1})
+    cases: dict[str, Any] = {}
+    spec = conversion.spec
+    for each in cines:
+        origin = each.patient, spec.name, spec.modality
+        entry = describe_case(*origin, each.orientation, each.file, each.sha256)
+        cases |= dict.fromkeys(each.frames, entry)
+    write_json(unfinished / CASES_FILE.name, make_cases_file(cases))
     os.replace(unfinished, folder)
     return folder
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from nnssl.common.files import remove_old_parts
 from nnssl.common.parallel import for_each
 from nnssl.convert.planning import Conversion, plan_cases
 from nnssl.convert.records import (
@@ -21,7 +22,7 @@ from nnssl.convert.records import (
 from nnssl.convert.sources import refuse
 from nnssl.convert.tasks import CheckedCase, check_case, list_tasks, write_volume
 from nnssl.convert.volumes import read_whole
-from nnssl.nnunet.paths import dataset_prefix, find_dataset_names
+from nnssl.nnunet.paths import CASES_FILE, SPLITS_FILE, dataset_prefix, find_dataset_names
 from nnssl.nnunet.splits import restore_records
 
 ADVICE = "delete it (and its preprocessed folder) or choose another dataset id (-d)"
@@ -85,6 +86,9 @@ def convert(conversion: Conversion, target: ConversionTarget) -> list[CheckedCas
         _write_volumes(conversion, target.partial, checked)
         write_records(target.partial, spec, checked)
         os.replace(target.partial, target.raw)
+    for file in (target.preprocessed / SPLITS_FILE, target.preprocessed / CASES_FILE):
+        if not file.exists():  # then nothing but a killed conversion has begun to write it
+            remove_old_parts(file, 0.0)
     restore_records(target.raw, target.preprocessed)
     return checked
 

@@ -9,12 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nnssl.common.files import hash_json, read_json, write_json
+from nnssl.common.files import TEMPORARY, hash_json, read_json, write_json
 from nnssl.common.versions import versions
 from nnssl.convert.planning import Conversion, PlannedCase
 from nnssl.convert.spec import DatasetSpec
 from nnssl.convert.tasks import MASK, CheckedCase, VolumeTask, list_tasks
 from nnssl.convert.volumes import FILE_ENDING
+from nnssl.nnunet.cases import describe_case, make_cases_file
 from nnssl.nnunet.paths import CASES_FILE, DATASET_FILE, SPLITS_FILE
 from nnssl.nnunet.splits import draw_splits
 
@@ -85,23 +86,10 @@ def _cases_json(spec: DatasetSpec, checked: Sequence[CheckedCase]) -> dict[str, 
     cases = {}
     for each in checked:
         file, sha256 = each.case.images[0][0], each.hashes[list_tasks(each.case)[0].target]
-        entry = describe_case(spec, each.case.patient, each.orientation, file, sha256)
+        origin = each.case.patient, spec.name, spec.modality
+        entry = describe_case(*origin, each.orientation, file, sha256)
         cases[each.case.identifier] = {**entry, "part": each.case.part}
-    return {"cases": cases, "version": 1}
-
-
-def describe_case(
-    spec: DatasetSpec, patient: str, orientation: str, file: str, sha256: str
-) -> dict[str, Any]:
-    """Entry of a case in ``cases.json``."""
-    return {
-        "patient": patient,
-        "dataset": spec.name,
-        "modality": spec.modality,
-        "orientation": orientation,
-        "source": file,
-        "sha256": sha256,
-    }
+    return make_cases_file(cases)
 
 
 def make_conversion_record(
@@ -162,4 +150,6 @@ def open_partial(folder: Path, record: dict[str, Any]) -> None:
     """Go on with an unfinished folder of the same job; throw away that of another."""
     if folder.exists() and read_job(folder) != record["job"]:
         shutil.rmtree(folder)
+    for part in folder.rglob(f"{TEMPORARY}*"):  # of a killed run: nobody else writes here
+        part.unlink()
     write_json(folder / CONVERSION_FILE, record)

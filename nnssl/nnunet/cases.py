@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,25 @@ def read_all_cases(preprocessed_folder: Path, part: str | None = None) -> dict[s
         for case, entry in known.items()
         if part is None or entry.get("part", "Tr") == part
     }
+
+
+def describe_case(
+    patient: str, dataset: str, modality: str, orientation: str | None, source: str, sha256: str
+) -> dict[str, Any]:
+    """Entry of a case: what `CaseRecord` reads, and the file that it was made from."""
+    return {
+        "patient": patient,
+        "dataset": dataset,
+        "modality": modality,
+        "orientation": orientation,
+        "source": source,
+        "sha256": sha256,
+    }
+
+
+def make_cases_file(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Content of ``cases.json`` of the entries."""
+    return {"cases": cases, "version": 1}
 
 
 def _record(path: Path, identifier: str, entry: dict[str, Any]) -> CaseRecord:

@@ -15,9 +15,10 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnssl.nnunet.checkpoint import find_plans
-from nnssl.nnunet.planned_network import build_planned_network, check_supported, count_channels
+from nnssl.nnunet.planned_network import build_planned_network, check_supported
 from nnssl.nnunet.plans import (
     change_spacing,
+    count_channels,
     find_configuration,
     keep_one_configuration,
     warn_of_padding,

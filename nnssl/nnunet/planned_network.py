@@ -10,6 +10,8 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from nnssl.nnunet.plans import count_channels
+
 UNETS = "dynamic_network_architectures.architectures"
 SUPPORTED = (
     f"{UNETS}.unet.PlainConvUNet",
@@ -107,8 +109,3 @@ def build_planned_network(
     manager = PlansManager(copy.deepcopy(dict(plans))).get_configuration(configuration)
     channels, labels = count_channels(dataset), len(dataset["labels"])
     return build_network(manager, channels, labels, deep_supervision=True)
-
-
-def count_channels(dataset: Mapping[str, Any]) -> int:
-    """Number of input channels that ``dataset.json`` names."""
-    return len(dataset.get("channel_names", dataset.get("modality", {})))

@@ -23,6 +23,11 @@ def read_plans(file: Path, configuration: str) -> dict[str, Any]:
     return plans
 
 
+def count_channels(dataset: Mapping[str, Any]) -> int:
+    """Number of input channels that ``dataset.json`` names."""
+    return len(dataset.get("channel_names", dataset.get("modality", {})))
+
+
 def find_configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     """One configuration of plans.
 

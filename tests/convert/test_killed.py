@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +44,50 @@ def test_killed_at_random_moments_and_resumed(tree, miniature, tmp_path: Path):
     whole, killed = tree(tmp_path / "whole"), tree(tmp_path / "killed")
     assert len(whole) > 100
     assert killed == whole
+
+
+KILLED_IN_JSON = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from killed import convert_all
+
+left, replace = int(sys.argv[4]), os.replace
+
+def strike(source, target):
+    global left
+    if str(target).endswith(".json"):
+        left -= 1
+        if left < 0:  # the file is written under its temporary name
+            os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+os.replace = strike
+convert_all(Path(sys.argv[2]), Path(sys.argv[3]))
+"""
+
+
+def test_killed_while_each_json_file_is_written_nothing_is_left(tree, miniature, tmp_path: Path):
+    for home in miniature.root.glob("*/patient*"):
+        values = np.zeros((3, 3, 6, 5), np.int16)
+        image = sitk.GetImageFromArray(values, isVector=False)
+        sitk.WriteImage(image, str(home / f"{home.name}_4d.nii.gz"))
+    script = [sys.executable, "-c", KILLED_IN_JSON, str(HERE), str(miniature.root)]
+
+    def convert(root: Path, files: int) -> int:
+        command = [*script, str(root), str(files)]
+        return subprocess.run(command, env=ENVIRONMENT, capture_output=True).returncode
+
+    assert convert(tmp_path / "whole", 1000) == 0
+    whole = tree(tmp_path / "whole")
+    strikes = 0
+    while convert(tmp_path / "killed", strikes) == -signal.SIGKILL:
+        assert any((tmp_path / "killed").rglob(".part_*"))
+        assert convert(tmp_path / "killed", 1000) == 0
+        assert tree(tmp_path / "killed") == whole
+        shutil.rmtree(tmp_path / "killed")
+        strikes += 1
+    assert strikes >= 6
 
 
 def test_workers_end_with_a_killed_parent(tmp_path: Path):

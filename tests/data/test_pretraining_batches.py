@@ -240,24 +240,25 @@ def test_orientations_are_described(tiny_dataset: Any) -> None:
     )
 
 
-def test_a_recorded_orientation_needs_no_properties(tiny_dataset: Any) -> None:
-    """The properties hold class locations, made from labels; they stay closed."""
-    records = tiny_dataset.preprocessed / "nnssl" / "cases.json"
+def record_orientation(dataset: Any, letters: str) -> None:
+    """Every case gets the orientation, as the converter records it."""
+    records = dataset.preprocessed / "nnssl" / "cases.json"
     content = json.loads(records.read_text())
     for entry in content["cases"].values():
-        entry["orientation"] = "LPI"
+        entry["orientation"] = letters
     records.write_text(json.dumps(content))
+
+
+def test_a_recorded_orientation_needs_no_properties(tiny_dataset: Any) -> None:
+    """The properties hold class locations, made from labels; they stay closed."""
+    record_orientation(tiny_dataset, "LPI")
     for file in (tiny_dataset.preprocessed / "nnUNetPlans_2d").glob("*.pkl"):
         file.unlink()
     assert {(c.axis, c.sign) for c in maker(tiny_dataset).sampler.cases} == {(0, -1)}
 
 
 def test_a_reader_that_reorients_makes_the_record_useless(tiny_dataset: Any) -> None:
-    records = tiny_dataset.preprocessed / "nnssl" / "cases.json"
-    content = json.loads(records.read_text())
-    for entry in content["cases"].values():
-        entry["orientation"] = "LPI"
-    records.write_text(json.dumps(content))
+    record_orientation(tiny_dataset, "LPI")
     folder = tiny_dataset.preprocessed / "nnUNetPlans_2d"
     arguments = folder, identifiers(folder), [0, 1, 2], "head_feet"
     assert {case.sign for case in read_case_table(*arguments, "NibabelIOWithReorient")} == {1}

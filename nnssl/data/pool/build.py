@@ -29,6 +29,7 @@ from nnssl.data.pool.settings import (
     make_window,
     plan_mix,
 )
+from nnssl.nnunet.cases import describe_case, make_cases_file
 from nnssl.nnunet.paths import CASES_FILE, DATASET_FILE, SPLITS_FILE, Roots, plans_file
 from nnssl.nnunet.plans import read_plans
 
@@ -174,20 +175,20 @@ def _describe(made: PoolDraft) -> None:
 
 def _write_records(made: PoolDraft, records: Mapping[str, Mapping[str, Any]]) -> None:
     raw, preprocessed = made.target.raw, made.target.preprocessed
-    cases = {
-        case.identifier: {
-            "patient": case.record.patient,
-            "dataset": case.record.dataset,
-            "modality": case.modality,
-            "orientation": records[case.identifier]["orientation"],
-            "source": case.source,
-            "sha256": records[case.identifier]["sha256"],
-            "part": "Tr",
-        }
-        for case in made.pool.cases
-    }
+    cases = {}
+    for case in made.pool.cases:
+        origin, found = case.record, records[case.identifier]
+        entry = describe_case(
+            origin.patient,
+            origin.dataset,
+            case.modality,
+            found["orientation"],
+            case.source,
+            found["sha256"],
+        )
+        cases[case.identifier] = {**entry, "part": "Tr"}
     for path in (raw / CASES_FILE.name, preprocessed / CASES_FILE):
-        write_json(path, {"cases": cases, "version": 1})
+        write_json(path, make_cases_file(cases))
     for folder in (raw, preprocessed):
         write_json(folder / SPLITS_FILE, made.pool.splits)
     content = read_json(raw / CONVERSION_FILE)

@@ -30,6 +30,7 @@ from nnssl.data.unlabelled.records import (
 )
 from nnssl.data.unlabelled.sources import ImageSource
 from nnssl.nnunet.images import image_file, open_image, read_direction
+from nnssl.nnunet.plans import count_channels
 
 IMAGE = "image"  # name of what is being preprocessed
 BESIDE = {".mhd": (".raw", ".zraw"), ".hdr": (".img",)}  # voxels in a file of their own
@@ -61,8 +62,7 @@ class PreprocessingPlan:
 
     @property
     def channels(self) -> int:
-        names = self.dataset_json.get("channel_names", self.dataset_json.get("modality", {}))
-        return len(names)
+        return count_channels(self.dataset_json)
 
     @property
     def voxels(self) -> str:
