@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import nnssl
-from nnssl.cli.command import command, table
+from nnssl.cli.command import command, read_each, table
 from nnssl.common.environment import read_variable
 from nnssl.common.versions import versions
 from nnssl.config import find_configs, read_config
@@ -128,10 +128,12 @@ def _registration() -> Diagnosis:
 
 def _trainers() -> Diagnosis:
     try:
-        names = [read_config(name).name for name in find_configs()]
+        found, problems = read_each(find_configs(), read_config)
     except ValueError as error:
-        return Diagnosis("trainers", "a broken file", "problem", str(error))
-    return Diagnosis("trainers", f"{len(names)} (nnssl_trainers lists them)")
+        return Diagnosis("trainers", "cannot be searched", "problem", str(error))
+    if problems:
+        return Diagnosis("trainers", f"{len(problems)} broken", "problem", "; ".join(problems))
+    return Diagnosis("trainers", f"{len(found)} (nnssl_trainers lists them)")
 
 
 def _folder(name: str) -> Iterator[Diagnosis]:

@@ -123,13 +123,18 @@ def check_about(file: Path, about: Any, allowed: Sequence[str]) -> None:
 def find_configs() -> dict[str, Path]:
     """Returns stem -> file of every trainer; user folders come before the installed one.
 
-    The environment variable `nnssl_configs` names user folders, joined by the path separator.
+    The environment variable `nnssl_configs` names user folders, joined by the path separator. A
+    file that no trainer can be made of is listed too: `read_config` says what is wrong with it.
 
     Raises:
-        ValueError: a user folder does not exist, a stem stands twice in one folder tree, contains
-            `__` (nnU-Net splits result folders there) or does not start with `nnSSL`.
+        ValueError: a user folder does not exist.
     """
-    found: dict[str, Path] = {}
+    return {stem: files[0] for stem, files in _find_files().items()}
+
+
+def _find_files() -> dict[str, list[Path]]:
+    """Stem -> file; more than one where a stem stands twice in one folder tree."""
+    found: dict[str, list[Path]] = {}
     for folder in (*user_folders(), INSTALLED):
         if not folder.is_dir():
             raise ValueError(
@@ -144,10 +149,11 @@ def read_config(name: str) -> RawConfig:
     """Reads a trainer's file and merges what it extends.
 
     Raises:
-        ValueError: no such file (lists near names), a cycle or missing parent in `extends`, invalid
-            YAML, a wrong `kind` or `about`.
+        ValueError: no such file (lists near names), a stem that is no trainer's name or stands
+            twice in one folder tree, a cycle or missing parent in `extends`, invalid YAML, a wrong
+            `kind` or `about`.
     """
-    layers = tuple(_chain(name, find_configs()))
+    layers = tuple(_chain(name, _find_files()))
     merged: dict[str, Any] = {}
     for _, content in reversed(layers):
         merged = _merge(merged, content)
@@ -164,46 +170,57 @@ def user_folders() -> list[Path]:
     return [Path(text).expanduser() for text in texts if text.strip()]
 
 
-def _trainers_in(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _trainers_in(folder: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
     for path in filter(_is_trainer, sorted((*folder.rglob("*.yaml"), *folder.rglob("*.yml")))):
-        if not path.stem.startswith(TRAINER_PREFIX) or "__" in path.stem:
-            raise ValueError(
-                f"{path}: the name of a trainer must start with {TRAINER_PREFIX!r} and contain no "
-                f"'__', found {path.stem!r}; rename the file"
-            )
-        if path.stem in found:
-            raise ValueError(
-                f"two files are called {path.stem!r}: {found[path.stem]} and {path}; rename one"
-            )
-        found[path.stem] = path
+        found.setdefault(path.stem, []).append(path)
     return found
 
 
 def _is_trainer(path: Path) -> bool:
     """Data sets and studies are YAML too; files of other people may lie in a user's folder."""
-    return path.stem.startswith(TRAINER_PREFIX) or bool(
-        TRAINER_FILE.search(path.read_text(encoding="utf-8", errors="replace"))
-    )
+    if path.stem.startswith(TRAINER_PREFIX):
+        return True
+    try:
+        return bool(TRAINER_FILE.search(path.read_text(encoding="utf-8", errors="replace")))
+    except OSError:
+        return False
 
 
-def _chain(name: str, files: Mapping[str, Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _check_name(files: Sequence[Path]) -> None:
+    """Raises ValueError unless the file's stem can be a trainer's name, and no other has it.
+
+    nnU-Net splits the names of result folders at `__`.
+    """
+    path, stem = files[0], files[0].stem
+    if not stem.startswith(TRAINER_PREFIX) or "__" in stem:
+        raise ValueError(
+            f"{path}: the name of a trainer must start with {TRAINER_PREFIX!r} and contain no "
+            f"'__', found {stem!r}; rename the file"
+        )
+    if len(files) > 1:
+        raise ValueError(f"two files are called {stem!r}: {path} and {files[1]}; rename one")
+
+
+def _chain(name: str, files: Mapping[str, Sequence[Path]]) -> Iterator[tuple[Path, dict[str, Any]]]:
     chain: list[str] = []
     current: Any = name
     while current is not None:
         if current in chain:
             cycle = " -> ".join([*chain, current])
-            raise ValueError(f"{files[chain[-1]]}: extends goes in a circle: {cycle}")
+            raise ValueError(f"{files[chain[-1]][0]}: extends goes in a circle: {cycle}")
         if current not in files:
             raise ValueError(_unknown(current, chain, files))
-        content = read_yaml(files[current])
-        yield files[current], rename_knobs(content, str(files[current]))
+        _check_name(files[current])
+        file = files[current][0]
+        content = read_yaml(file)
+        yield file, rename_knobs(content, str(file))
         chain.append(current)
         current = content.get("extends")
 
 
-def _unknown(name: Any, chain: list[str], files: Mapping[str, Path]) -> str:
-    where = f"{files[chain[-1]]}: extends names" if chain else "there is no trainer"
+def _unknown(name: Any, chain: list[str], files: Mapping[str, Sequence[Path]]) -> str:
+    where = f"{files[chain[-1]][0]}: extends names" if chain else "there is no trainer"
     folders = ", ".join(str(folder) for folder in (*user_folders(), INSTALLED))
     return (
         f"{where} {name!r}{suggest(str(name), files)}; known: {', '.join(files) or 'none'} "

@@ -509,14 +509,24 @@ def test_a_missing_user_folder_is_an_error(monkeypatch, tmp_path):
 
 def test_a_stem_stands_once_in_a_folder_tree(write):
     write("deeper/nnSSLBase.yaml", BASE)
-    assert "two files are called 'nnSSLBase'" in error_of(find_configs)
+    assert "two files are called 'nnSSLBase'" in error_of(lambda: read_config("nnSSLBase"))
+    assert read_config("nnSSLScratchTrainer").kind == "finetune"
 
 
 @pytest.mark.parametrize("name", ["MyTrainer.yaml", "nnSSL__Mine.yaml", "nnsslMine.yml"])
 @pytest.mark.parametrize("text", ["kind: pretrain\n", "extends: nnSSLBase\n"])
-def test_a_trainer_has_a_proper_name(write, name, text):
-    write(name, text)
-    assert "must start with 'nnSSL' and contain no '__'" in error_of(find_configs)
+def test_a_wrong_name_blocks_its_own_file_only(write, name, text):
+    path = write(name, text)
+    message = error_of(lambda: read_config(path.stem))
+    assert message.startswith(str(path))
+    assert "must start with 'nnSSL' and contain no '__'" in message
+    assert bound().name == "nnSSLBase"
+    assert read_config("nnSSLScratchTrainer").kind == "finetune"
+
+
+def test_a_file_that_cannot_be_read_blocks_no_trainer(folder):
+    (folder / "gone.yaml").symlink_to(folder / "nowhere.yaml")
+    assert "nnSSLBase" in find_configs()
 
 
 def test_other_yaml_files_are_left_alone(write):
