@@ -129,8 +129,7 @@ def swapped_prediction(logits: Tensor, codes: Tensor, weights: Tensor | None = N
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         terms = -(codes.detach().to(wide) * wide.log_softmax(1)).sum(1)  # (N,)
         counted = torch.ones_like(terms) if weights is None else weights.detach().to(terms)
-        total = all_reduce_mean(counted.sum()).clamp_min(torch.finfo(terms.dtype).tiny)
-        return (counted * terms).sum() / total
+        return (counted * terms).sum() / _or_one(all_reduce_mean(counted.sum()))
 
 
 def map_cross_entropy(logits: Tensor, target: Tensor, balanced: bool = False) -> Tensor:
@@ -160,8 +159,7 @@ def map_cross_entropy(logits: Tensor, target: Tensor, balanced: bool = False) ->
         terms = functional.cross_entropy(logits.float(), target, ignore_index=-1, reduction="none")
         known = (target >= 0).float()
         weights = known * _balance(target, logits.shape[1]) if balanced else known
-        total = all_reduce_mean(weights.sum()).clamp_min(torch.finfo(torch.float32).tiny)
-        return (weights * terms).sum() / total
+        return (weights * terms).sum() / _or_one(all_reduce_mean(weights.sum()))
 
 
 @torch.no_grad()
@@ -175,6 +173,11 @@ def cluster_shares(clusters: Tensor, count: int, weights: Tensor | None = None) 
     """
     counts = _counts(clusters, count, weights)
     return counts / counts.sum().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _or_one(total: Tensor) -> Tensor:
+    """A divisor that keeps the gradient of nothing at 0, at any loss scale."""
+    return torch.where(total > 0, total, 1)
 
 
 def _balance(target: Tensor, count: int) -> Tensor:

@@ -26,11 +26,10 @@ class ModelsGenesisObjective(ReconstructionObjective):
 
     Differs from the paper: deformations act within each image's robust range instead of [0, 1], and
     the loss is taken on the image as nnU-Net normalised it, with a linear output in the place of a
-    sigmoid; local shuffling is computed for all voxels at once, with as many windows per voxel as
-    the paper has in a cube of 64 x 64 x 32 (`local_shuffle` in `nnssl.views.deformations` tells
-    what that changes); each channel has its own intensity curve; views are rotated and scaled a
-    little before, and mirrored along each axis with probability 0.5 (there along a random axis with
-    0.4, up to three times); AdamW instead of SGD.
+    sigmoid; local shuffling is computed for all voxels at once (`local_shuffle` in
+    `nnssl.views.deformations` tells what that changes); each channel has its own intensity curve;
+    views are rotated and scaled a little before, and mirrored along each axis with probability 0.5
+    (there along a random axis with 0.4, up to three times); AdamW instead of SGD.
 
     Shapes: view (B, C, *S).
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from nnssl.views.intensity import find_robust_range
 from nnssl.views.randomness import draw_fields, generator
 
-WINDOWS_PER_VOXEL = 10_000 / (64 * 64 * 32)  # of the original, for cubes of 64 x 64 x 32
+WINDOWS = 10_000  # of local shuffling in an image of three axes, whatever its size
 LARGEST_WINDOW = 10  # windows of local shuffling are at most 1/10 of each axis
+MOST_COVERED = 1 / 16  # of an axis by a mean window: that of the original's shortest axis, of 32
 RANDOM_BITS = 12  # resolution of the draws, per axis
 MOST_BOXES, CONTINUE = 5, 0.95  # boxes of a painting, and the probability of one more
 BORDER = 3  # voxels between a box and the border of the image
@@ -116,7 +117,7 @@ def nonlinear_intensity(
     span = (high - low).clamp_min(torch.finfo(image.dtype).tiny)
     inside = image.clamp(low, high)
     position = (inside - low) / span * (CURVE_POINTS - 1)
-    cell = position.long()
+    cell = position.nan_to_num().long()  # a NaN stays one, and is no index
     rows = cell.flatten(2).flatten(0, 1)  # (B C, voxels)
     left = table.gather(1, rows).view_as(image)
     right = table.gather(1, rows + 1).view_as(image)
@@ -134,9 +135,7 @@ def _table(curve: np.ndarray) -> np.ndarray:
     return np.append(values, values[-1])
 
 
-def local_shuffle(
-    image: Tensor, keys: Tensor, salt: str, windows: float = WINDOWS_PER_VOXEL
-) -> Tensor:
+def local_shuffle(image: Tensor, keys: Tensor, salt: str, windows: float = WINDOWS) -> Tensor:
     """Every voxel takes the value of a random voxel of a small window that holds both.
 
     The original writes shuffled windows one after the other, each read from the undeformed image,
@@ -147,11 +146,16 @@ def local_shuffle(
     the original only overlapping windows bring about), and in that at the border windows are
     mirrored rather than kept inside. Channels move together.
 
+    The number of windows over a voxel is that of the original, which takes 10,000 windows for an
+    image of any size: their mean length is a twentieth of each axis. What the original does not
+    know is taken for an axis of 32 voxels, the shortest in its cube of 64 x 64 x 32: the third axis
+    of a 2D image, and axes so short that a window of one voxel is more of them.
+
     Args:
         image: (n, C, *S).
         keys: int64 (n, 4) on the CPU.
         salt: name of the view.
-        windows: windows per voxel.
+        windows: number of windows.
 
     Returns:
         (n, C, *S), each value one of the image's own.
@@ -161,8 +165,9 @@ def local_shuffle(
     bits = draw_fields(draw, keys, size, image.device, salt, "shuffle field")  # (n, *S)
     sides = [max(1, length // LARGEST_WINDOW) for length in size]
     levels = 2**RANDOM_BITS
-    volume = float(np.prod([(side + 1) / 2 for side in sides]))  # of a mean window
-    moved = _draw(bits, len(size)) < (1 - np.exp(-windows * volume)) * levels
+    covered = [min((side + 1) / 2 / n, MOST_COVERED) for side, n in zip(sides, size, strict=True)]
+    over_a_voxel = windows * float(np.prod(covered)) * MOST_COVERED ** (3 - len(size))
+    moved = _draw(bits, len(size)) < (1 - np.exp(-over_a_voxel)) * levels
     source = torch.zeros_like(bits)
     for axis, length in enumerate(size):
         table = torch.from_numpy(_displacements(sides[axis], levels)).to(image.device)

@@ -99,6 +99,23 @@ def test_tokens_without_weight_have_codes_and_no_say() -> None:
     assert sinkhorn(scores, weights=torch.zeros(24)).isfinite().all()
 
 
+@pytest.mark.parametrize("scale", [1.0, 4.0, 65536.0])
+@pytest.mark.parametrize("kind", ["swapped", "map", "map, balanced"])
+def test_nothing_counted_has_no_gradient_at_any_loss_scale(kind: str, scale: float) -> None:
+    """0 / tiny is 0, but its gradient times the scale of float16 is inf * 0."""
+    logits = random_scores().requires_grad_()
+    if kind == "swapped":
+        loss = swapped_prediction(logits, random_scores(seed=1).softmax(1), torch.zeros(24))
+    else:
+        loss = map_cross_entropy(
+            logits[:, :, None], torch.full((24, 1), -1), balanced="balanced" in kind
+        )
+    (loss * scale).backward()
+    assert loss == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
 def test_a_memory_bank_takes_part_in_the_balance() -> None:
     scores = random_scores()
     codes = sinkhorn(scores[:4], shared_scores=scores[4:])

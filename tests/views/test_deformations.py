@@ -105,6 +105,22 @@ def test_a_constant_image_stays_constant_and_finite() -> None:
     )
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("size", [(20, 20), (8, 20, 20)])
+def test_a_voxel_that_is_no_number_stays_one_and_harms_no_other_image(
+    bad: float, size: tuple[int, ...]
+) -> None:
+    """The loss of its image is then not finite, and the step is skipped; no index is wrong."""
+    image = images(2, *size)
+    expected = deform(image, keys(2), "v", **{**PAPER, "nonlinear": 1.0})
+    image[0].view(-1)[7] = bad
+    found = deform(image, keys(2), "v", **SWITCHES["nonlinear"])
+    assert not found[0].isfinite().all()
+    assert found[1].isfinite().all()
+    found = deform(image, keys(2), "v", **{**PAPER, "nonlinear": 1.0})
+    assert torch.equal(found[1], expected[1])
+
+
 def kept_box(kept: Tensor) -> list[tuple[int, int]]:
     """Begin and end of what holds all kept voxels, per axis."""
     places = kept.nonzero()
