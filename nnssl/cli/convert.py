@@ -12,6 +12,7 @@ from typing import get_args
 
 from nnssl.cli.command import WORKERS, command, warn
 from nnssl.config.files import user_folders
+from nnssl.convert.bids import make_bids_spec
 from nnssl.convert.cine import Cine, check_cines, make_patient_pattern, write_cines
 from nnssl.convert.engine import ConversionTarget, check_source, convert
 from nnssl.convert.planning import Conversion
@@ -22,12 +23,18 @@ from nnssl.convert.tasks import CheckedCase, list_tasks
 from nnssl.convert.volumes import FourthAxis, Headers
 from nnssl.nnunet.paths import PREPROCESSED, RAW, root_folder
 
-FOLDER = "folder"
+FOLDER, BIDS = "folder", "bids"
+OWN = {  # data of the user's own, and a line to copy
+    FOLDER: "nnssl_convert folder /data/usz -d 50 --name USZ "
+    "--images T1={case}/vol.nii.gz --label {case}/seg.nii.gz --labels tumour=any",
+    BIDS: "nnssl_convert bids /data/stroke -d 51 --name Stroke --images T1=T1w FLAIR=FLAIR "
+    "--label derivatives/manual/label-lesion_mask --labels lesion=any",
+}
 
 
 def _add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("name", nargs="?", help="dataset, see --list; or 'folder'")
+    add("name", nargs="?", help="dataset, see --list; or 'folder', 'bids'")
     add("source", nargs="?", type=Path, help="folder of the native download")
     add("-d", type=int, dest="dataset_id", help="nnU-Net dataset id")
     text = "also write the time frames without labels, for nnssl_preprocess_unlabelled"
@@ -42,15 +49,11 @@ def _add_options(parser: ArgumentParser) -> None:
     add("--test", metavar="REGEX", help="paths of the test set (not the spec's)")
     add("--workers", type=int, default=WORKERS, help="processes (%(default)s)")
     add("--list", action="store_true", help="show the known datasets")
-    group = parser.add_argument_group(
-        FOLDER,
-        "any collection of your own: nnssl_convert folder SOURCE -d 50 --name USZ "
-        "--images T1={case}/vol.nii.gz --label {case}/seg.nii.gz --labels tumour=any",
-    )
+    group = parser.add_argument_group("any collection of your own", "; ".join(OWN.values()))
     add = group.add_argument
     add("--name", dest="dataset_name", help="name of the dataset")
-    add("--images", nargs="+", metavar="CHANNEL=TEMPLATE", help="where images lie")
-    add("--label", metavar="TEMPLATE", help="where labels lie (none: images only)")
+    add("--images", nargs="+", metavar="CHANNEL=WHERE", help="where images lie")
+    add("--label", metavar="WHERE", help="where labels lie (none: images only)")
     add("--labels", nargs="+", default=[], metavar="NAME[=VALUE]", help="label names")
     add("--fourth-axis", choices=get_args(FourthAxis), help="what a fourth axis is")
     add("--headers", choices=get_args(Headers), help="repair broken headers")
@@ -69,7 +72,7 @@ def _list() -> None:
         first = spec.layout.strip().splitlines()[0].strip()
         texts = [f"labels: {labels}", f"layout: {first}", f"{spec.licence}; {spec.where}"]
         print("\n".join([f"{spec.name:<23}{spec.description}", *(f"{'':<23}{t}" for t in texts)]))
-    print(f"{FOLDER:<23}any collection of your own, with labels or without (--help)")
+    print(f"{FOLDER + ', ' + BIDS:<23}any collection of your own, with labels or without (--help)")
 
 
 def _convert(options: Namespace) -> None:
@@ -109,8 +112,8 @@ def _count_frames(cines: Sequence[Cine]) -> str:
 
 def _prepare_spec(options: Namespace) -> DatasetSpec:
     """The spec of a name, as options and source folder complete it."""
-    if options.name == FOLDER:
-        spec = _make_folder_spec(options)
+    if options.name in OWN:
+        spec = _make_own_spec(options)
     else:
         spec = _find_spec(options.name)
         spec = spec.derive_from(options.source) if options.source.is_dir() else spec
@@ -121,13 +124,11 @@ def _prepare_spec(options: Namespace) -> DatasetSpec:
     return spec.without_labels() if options.images_only else spec
 
 
-def _make_folder_spec(options: Namespace) -> DatasetSpec:
+def _make_own_spec(options: Namespace) -> DatasetSpec:
     if not options.dataset_name or not options.images:
-        raise ValueError(
-            "folder needs --name and --images, for example: nnssl_convert folder /data/usz -d 50 "
-            "--name USZ --images T1={case}/vol.nii.gz --label {case}/seg.nii.gz --labels tumour=any"
-        )
-    return make_private_spec(
+        example = OWN[options.name]
+        raise ValueError(f"{options.name} needs --name and --images, for example: {example}")
+    return {FOLDER: make_private_spec, BIDS: make_bids_spec}[options.name](
         options.dataset_name,
         options.images,
         options.label,

@@ -37,28 +37,45 @@ def make_private_spec(
     Raises:
         ValueError: A template, label or entry is impossible.
     """
-    pairs = [each.partition("=") for each in images]
-    if wrong := [each for each, (_, mark, _) in zip(images, pairs, strict=True) if not mark]:
-        raise ValueError(f"--images has {wrong}; each is CHANNEL=TEMPLATE, e.g. CT={{case}}.nii.gz")
-    channels = {name: template for names, _, template in pairs for name in names.split(",")}
+    channels = split_channels(images, "CT={case}.nii.gz")
     found = re.findall(r"{(\w+)}", next(iter(channels.values()), ""))
     if not found:
         raise ValueError(f"--images is {list(images)}; it needs CHANNEL=TEMPLATE with {{case}}")
     groups = [name for name in dict.fromkeys(found) if name != "slice"]
     case = "_".join(f"{{{group}}}" for group in groups)
-    values, remap = _labels(labels) if label else (dict(LABELS), None)
-    return DatasetSpec(
+    return make_own_spec(
         name=name,
-        description="a private collection",
-        modality="/".join(channels),
         channels={channel: make_expression(template) for channel, template in channels.items()},
         case=case,
         patient="{patient}" if "patient" in groups else case,
+        layout=LAYOUT,
+        label=make_expression(label) if label else None,
+        labels=labels,
+        **entries,
+    )
+
+
+def split_channels(images: Sequence[str], example: str) -> dict[str, str]:
+    """Channel -> where its images lie, from ``CHANNEL=WHERE`` or ``R,G,B=WHERE``."""
+    pairs = [each.partition("=") for each in images]
+    if wrong := [each for each, (_, mark, _) in zip(images, pairs, strict=True) if not mark]:
+        raise ValueError(f"--images has {wrong}; each is CHANNEL=WHERE, e.g. {example}")
+    return {name: where for names, _, where in pairs for name in names.split(",")}
+
+
+def make_own_spec(
+    channels: dict[str, str], label: str | None, labels: Sequence[str], **entries: Any
+) -> DatasetSpec:
+    """A spec of the user's own data; entries that are None have their defaults."""
+    values, remap = _labels(labels) if label else (dict(LABELS), None)
+    return DatasetSpec(
+        description="a private collection",
+        modality="/".join(channels),
+        channels=channels,
         citation="none (private)",
         licence="private",
         where="your own disk",
-        layout=LAYOUT,
-        label=make_expression(label) if label else None,
+        label=label,
         labels=values,
         remap=remap,
         **{key: value for key, value in entries.items() if value is not None},

@@ -133,7 +133,7 @@ def test_private_labels(tmp_path: Path):
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (["{case}.nii"], [], r"each is CHANNEL=TEMPLATE"),
+        (["{case}.nii"], [], r"each is CHANNEL=WHERE"),
         (["CT=x.nii"], [], r"needs CHANNEL=TEMPLATE with \{case\}"),
         (["CT={case}.nii"], [], "--labels is missing"),
         (["CT={case}.nii"], ["a=b"], "allowed: NAME, NAME=VALUE"),
