@@ -107,13 +107,17 @@ def _find_case(
 
 
 def _empty_folders(spec: DatasetSpec, inventory: Inventory) -> list[Problem]:
+    """Patients' folders without images; one inside another's, as in HCP's packages, is its part."""
+    if spec.folder is None:
+        return []
     patterns = list(spec.channels.values())
-    images = [path for path in inventory.files if any(match_end(p, path) for p in patterns)]
+    images = (path for path in inventory.files if any(match_end(p, path) for p in patterns))
+    full = {str(folder) for path in images for folder in PurePosixPath(path).parents}
+    named = {f for f in inventory.folders if re.fullmatch(spec.folder, PurePosixPath(f).name)}
     return [
         Problem(folder, "folder holds no image")
-        for folder in inventory.folders
-        if spec.folder and re.fullmatch(spec.folder, PurePosixPath(folder).name)
-        if not any(path.startswith(f"{folder}/") for path in images)
+        for folder in sorted(named - full)
+        if named.isdisjoint(map(str, PurePosixPath(folder).parents))
     ]
 
 

@@ -84,7 +84,7 @@ def _frames(inventory: Inventory, patient: str, file: str) -> dict[str, str]:
 
 def _info_cfg(inventory: Inventory, patient: str, file: str) -> str:
     for folder in PurePosixPath(file).parents:
-        if str(folder / "Info.cfg") in inventory.files:
+        if str(folder / "Info.cfg") in inventory.known:
             return str(folder / "Info.cfg")
         if folder.name == patient:
             break

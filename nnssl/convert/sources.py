@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 Groups = tuple[tuple[str, str], ...]
@@ -67,13 +68,18 @@ class Candidate:
 class Inventory:
     """All files and folders below a source folder, relative to it, sorted.
 
-    Hidden files (``._name`` of a Mac, ``.DS_Store``) are left out.
+    Hidden files and folders, and what a Mac puts into archives (``__MACOSX``), are left out.
     """
 
     root: Path
     files: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+
+    @cached_property
+    def known(self) -> frozenset[str]:
+        """The files, to look one up."""
+        return frozenset(self.files)
 
     @classmethod
     def of(cls, root: Path) -> Inventory:
@@ -93,6 +99,7 @@ class Inventory:
             relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
             inventory.files += [str(relative / name) for name in names if name[0] != "."]
             inventory.folders.append(str(relative))
+            below[:] = [name for name in below if name[0] != "." and name != "__MACOSX"]
         inventory.files.sort()
         inventory.folders.sort()
         return inventory

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +90,16 @@ class ChosenImages:
         records = read_cases(dataset, [case.identifier for case in training])
         patients = {records[case.identifier].key: case.patient for case in training}
         datasets = {records[case.identifier].dataset: case.dataset for case in training}
+        next_patient = count(max(patients.values(), default=-1) + 1)
+        next_origin = count(max(datasets.values(), default=-1) + 1)
         made = []
         for member in self.members:
             image, key = member.image, (member.dataset, member.image.patient)
-            patient = patients.setdefault(key, max(patients.values(), default=-1) + 1)
-            next_origin = max(datasets.values(), default=-1) + 1
-            origin = datasets.setdefault(member.dataset, next_origin)
+            if key not in patients:
+                patients[key] = next(next_patient)
+            if member.dataset not in datasets:
+                datasets[member.dataset] = next(next_origin)
+            patient, origin = patients[key], datasets[member.dataset]
             axis, sign = find_anatomical_axis(image.direction, transpose, position_axis)
             case = Case(image.identifier, patient, origin, image.shape, axis, sign, member.folder)
             made.append(case)

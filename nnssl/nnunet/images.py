@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+ENDINGS = (".b2nd", ".npy", ".npz")  # blosc2, or NumPy of older versions
 IDENTITY = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
 
 
@@ -16,8 +17,8 @@ class CaseError(RuntimeError):
 
 
 def image_file(folder: Path, identifier: str) -> Path:
-    """File that holds the preprocessed image of a case (blosc2, or NumPy of older versions)."""
-    for ending in (".b2nd", ".npy", ".npz"):
+    """File that holds the preprocessed image of a case."""
+    for ending in ENDINGS:
         file = folder / f"{identifier}{ending}"
         if file.is_file():
             return file
@@ -25,6 +26,11 @@ def image_file(folder: Path, identifier: str) -> Path:
         f"case {identifier}: no preprocessed image in {folder}. "
         "Run nnUNetv2_preprocess for this plans identifier and configuration."
     )
+
+
+def list_images(folder: Path) -> set[str]:
+    """Identifiers of all preprocessed images of a folder, found in one look."""
+    return {file.stem for file in folder.iterdir() if file.suffix in ENDINGS}
 
 
 def open_image(file: Path) -> Any:

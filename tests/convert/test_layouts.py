@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from time import process_time
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ import SimpleITK as sitk  # noqa: N813
 from layouts import LAYOUTS
 
 from nnssl.convert.engine import ConversionTarget, convert
-from nnssl.convert.planning import Conversion
+from nnssl.convert.planning import Conversion, plan_cases
+from nnssl.convert.sources import Inventory
 from nnssl.convert.spec import DatasetSpec, find_specs, read_spec
 from nnssl.convert.tasks import CheckedCase
 from nnssl.convert.volumes import compare_geometry
@@ -65,6 +68,42 @@ def test_no_patient_is_in_two_folds(name: str, tmp_path: Path):
         assert not patients[0] & patients[1]
         for case in fold["val"]:
             assert validated.setdefault(cases[case]["patient"], number) == number
+
+
+def test_hcps_extended_package_has_a_folder_of_the_same_number_inside(tmp_path: Path):
+    """FreeSurfer's own folder, ``T1w/<subject>``, is no patient; an empty patient is one still."""
+    LAYOUTS["HCP"].make(tmp_path)
+    (tmp_path / "100307" / "T1w" / "100307" / "surf").mkdir(parents=True)
+    conversion = Conversion(read_spec(find_specs()["HCP"]), tmp_path)
+    assert plan_cases(conversion)[1] == []
+    (tmp_path / "100999" / "T1w" / "100999").mkdir(parents=True)
+    assert [each.where for each in plan_cases(conversion)[1]] == ["100999"]
+
+
+def test_planning_time_grows_with_the_number_of_files(monkeypatch):
+    """Folders and files without a disk: eight times as many take eight times as long, not 64."""
+    spec = read_spec(find_specs()["UKBiobank_brain"])
+
+    def seconds(subjects: int) -> float:
+        folders = [f"{1000000 + k}_20252_2_0" for k in range(subjects)]
+        inventory = Inventory(Path("/x"), [f"{each}/T1/T1.nii.gz" for each in folders], folders)
+        monkeypatch.setattr(Inventory, "of", lambda root: inventory)
+        start = process_time()
+        cases, _ = plan_cases(Conversion(replace(spec, label=None), Path("/")))
+        assert len(cases) == subjects
+        return process_time() - start
+
+    assert min(seconds(4000) for _ in range(2)) < 24 * min(seconds(500) for _ in range(3))
+
+
+def test_what_a_mac_puts_into_archives_is_passed_over(tmp_path: Path):
+    LAYOUTS["MMWHS_CT"].make(tmp_path)
+    for name in ("__MACOSX/ct_train", ".trash"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "ct_train_1001_image.nii.gz").write_bytes(b"x")
+    cases, problems = plan_cases(Conversion(read_spec(find_specs()["MMWHS_CT"]), tmp_path))
+    assert len(cases) == 4
+    assert problems == []
 
 
 def test_freesurfer_classes_and_geometry(tmp_path: Path):

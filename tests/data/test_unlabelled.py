@@ -20,6 +20,7 @@ from nnssl.convert.sources import ConversionError
 from nnssl.data.case_table import DataFolders, dense_target_folder
 from nnssl.data.unlabelled import job as unlabelled_job
 from nnssl.data.unlabelled import preprocess as unlabelled
+from nnssl.data.unlabelled import records
 from nnssl.data.unlabelled.frames import count_frames, read_frames
 from nnssl.data.unlabelled.job import PreprocessingPlan
 from nnssl.data.unlabelled.preprocess import (
@@ -31,6 +32,7 @@ from nnssl.data.unlabelled.records import (
     find_collections,
     read_images,
     read_manifest,
+    read_records,
     record_file,
 )
 from nnssl.data.unlabelled.sources import FileChoice, ImageSource, share
@@ -122,6 +124,26 @@ def test_a_second_run_does_what_is_missing_or_changed_only(
     (folder / "a" / "p1_again_0000.nii.gz").unlink()
     assert preprocess_unlabelled(task, 1).gone == 1
     assert names(task) == ["p1_again", *FRAMES[:2]]
+
+
+def test_records_are_read_from_one_file_while_they_stay_the_same(
+    task: UnlabelledTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocess_unlabelled(task, 1)
+    before = read_records(task.folder)  # from files of their own, as older versions wrote them
+    opened: list[str] = []
+    really = records.read_json
+    monkeypatch.setattr(records, "read_json", lambda f: opened.append(f.name) or really(f))
+    assert read_records(task.folder) == before
+    assert opened == [records.INDEX]
+    records.write_image_record(task.folder, replace(before[1], patient="another"))
+    record_file(task.folder, before[2].identifier).unlink()
+    after = read_records(task.folder)
+    assert [each.patient for each in after] == ["p1", "another", "p2"]
+    assert opened[1:] == [records.INDEX, f"{before[1].identifier}.json"]
+    for damaged in ("[]", "{", '{"p1_again.json": 1}', '{"p1_again.json": [1, 2]}'):
+        (task.folder / records.INDEX).write_text(damaged)
+        assert read_records(task.folder) == after
 
 
 def test_killed_in_between_one_image_is_lost_at_most(

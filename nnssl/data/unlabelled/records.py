@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from nnssl.common.files import hash_json, read_json, write_json
-from nnssl.nnunet.images import CaseError, image_file
+from nnssl.nnunet.images import CaseError, image_file, list_images
 
 UNLABELLED = "unlabelled"  # below nnssl's own folder of a configuration
 MANIFEST = "manifest.json"
 RECORDS = "records"
+INDEX = "records.json"  # all records in one file, which is quicker to read
 VOXELS = (  # keys of a configuration that decide what the preprocessed voxels are
     "data_identifier",
     "preprocessor_name",
@@ -110,13 +113,31 @@ def record_file(folder: Path, identifier: str) -> Path:
 
 
 def read_records(folder: Path) -> list[UnlabelledImage]:
-    """Records of a collection, sorted by identifier; ValueError where one is damaged."""
-    return [_read_record(file) for file in sorted((folder / RECORDS).glob("*.json"))]
+    """Records of a collection, sorted by identifier; ValueError where one is damaged.
+
+    Each record is a file of its own, so that several processes can write at once; an index file
+    keeps what was read of them while they stay the same.
+    """
+    try:
+        with os.scandir(folder / RECORDS) as entries:
+            found = {e.name: e.stat() for e in entries if e.name.endswith(".json")}
+    except FileNotFoundError:
+        return []
+    known, new = _read_index(folder / INDEX), {}
+    for name, status in sorted(found.items()):
+        stamp, (before, entry) = [status.st_size, status.st_mtime_ns], known.get(name, (None, None))
+        new[name] = [stamp, entry if before == stamp else read_json(folder / RECORDS / name)]
+    records = [_make_record(folder / RECORDS / name, entry) for name, (_, entry) in new.items()]
+    if new != known:
+        with suppress(OSError):  # the folder may be read-only
+            write_json(folder / INDEX, new)
+    return records
 
 
 def read_images(folder: Path) -> list[UnlabelledImage]:
     """Records of a collection whose image is there."""
-    return [record for record in read_records(folder) if is_there(folder, record)]
+    there = list_images(folder)
+    return [record for record in read_records(folder) if record.identifier in there]
 
 
 def is_there(folder: Path, image: UnlabelledImage) -> bool:
@@ -127,8 +148,15 @@ def is_there(folder: Path, image: UnlabelledImage) -> bool:
         return False
 
 
-def _read_record(file: Path) -> UnlabelledImage:
-    entry = read_json(file)
+def _read_index(file: Path) -> dict[str, list[Any]]:
+    """Name of a record's file -> its size and time, and its content; empty where unreadable."""
+    try:
+        return {name: [list(stamp), entry] for name, (stamp, entry) in read_json(file).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _make_record(file: Path, entry: Any) -> UnlabelledImage:
     try:
         known = {field.name: entry[field.name] for field in fields(UnlabelledImage)}
         known["files"] = tuple(SourceFile(**each) for each in known["files"])
