@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 README = ROOT / "README.md"
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "nnssl" / "__init__.py").read_text())[1]
+DICOM = ["pydicom>=3.0", "highdicom>=0.25"]  # SEG, RTSTRUCT, multi-frame images
 
 setup(
     name="nnssl",
@@ -58,9 +59,11 @@ setup(
         "matplotlib>=3.5",
     ],
     extras_require={
+        "dicom": DICOM,
         "dino": ["timm>=1.0"],
         "slurm": ["submitit>=1.5"],
         "test": [
+            *DICOM,
             "lightly>=1.5",
             "mypy>=1.10",
             "pytest>=8.0",

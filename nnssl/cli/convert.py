@@ -14,27 +14,31 @@ from nnssl.cli.command import WORKERS, command, warn
 from nnssl.config.files import user_folders
 from nnssl.convert.bids import make_bids_spec
 from nnssl.convert.cine import Cine, check_cines, make_patient_pattern, write_cines
+from nnssl.convert.dicom_spec import make_dicom_spec
+from nnssl.convert.dicom_tree import read_patient_key, read_tree
 from nnssl.convert.engine import ConversionTarget, check_source, convert
 from nnssl.convert.planning import Conversion
 from nnssl.convert.private import make_private_spec
 from nnssl.convert.records import describe_identical_images
 from nnssl.convert.spec import DatasetSpec, find_specs, read_spec
 from nnssl.convert.tasks import CheckedCase, list_tasks
-from nnssl.convert.volumes import FourthAxis, Headers
+from nnssl.convert.volumes import FourthAxis, Headers, Overlaps
 from nnssl.nnunet.paths import PREPROCESSED, RAW, root_folder
 
-FOLDER, BIDS = "folder", "bids"
+FOLDER, BIDS, DICOM = "folder", "bids", "dicom"
 OWN = {  # data of the user's own, and a line to copy
     FOLDER: "nnssl_convert folder /data/usz -d 50 --name USZ "
     "--images T1={case}/vol.nii.gz --label {case}/seg.nii.gz --labels tumour=any",
     BIDS: "nnssl_convert bids /data/stroke -d 51 --name Stroke --images T1=T1w FLAIR=FLAIR "
     "--label derivatives/manual/label-lesion_mask --labels lesion=any",
+    DICOM: "nnssl_convert dicom /data/pacs -d 52 --name Lung --series 'CT.*thorax' "
+    "--labels tumour='GTV-?1' lungs='lung.*'",
 }
 
 
 def _add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("name", nargs="?", help="dataset, see --list; or 'folder', 'bids'")
+    add("name", nargs="?", help="dataset, see --list; or 'folder', 'bids', 'dicom'")
     add("source", nargs="?", type=Path, help="folder of the native download")
     add("-d", type=int, dest="dataset_id", help="nnU-Net dataset id")
     text = "also write the time frames without labels, for nnssl_preprocess_unlabelled"
@@ -53,8 +57,15 @@ def _add_options(parser: ArgumentParser) -> None:
     add = group.add_argument
     add("--name", dest="dataset_name", help="name of the dataset")
     add("--images", nargs="+", metavar="CHANNEL=WHERE", help="where images lie")
-    add("--label", metavar="WHERE", help="where labels lie (none: images only)")
-    add("--labels", nargs="+", default=[], metavar="NAME[=VALUE]", help="label names")
+    text = "dicom: series by modality, description, orientation (none: list them)"
+    add("--series", nargs="+", default=[], metavar="[CHANNEL=]REGEX", help=text)
+    text = "where labels lie, or REGEX of SEG and RTSTRUCT (none: images only)"
+    add("--label", metavar="WHERE", help=text)
+    text = "label names; dicom: NAME=REGEX of structures"
+    add("--labels", nargs="+", default=[], metavar="NAME[=VALUE]", help=text)
+    add("--overlaps", choices=get_args(Overlaps), help="dicom: voxels of two structures")
+    text = "dicom: PatientIDs in names of cases, not names made of them with a secret"
+    add("--keep-ids", action="store_true", help=text)
     add("--fourth-axis", choices=get_args(FourthAxis), help="what a fourth axis is")
     add("--headers", choices=get_args(Headers), help="repair broken headers")
 
@@ -72,7 +83,7 @@ def _list() -> None:
         first = spec.layout.strip().splitlines()[0].strip()
         texts = [f"labels: {labels}", f"layout: {first}", f"{spec.licence}; {spec.where}"]
         print("\n".join([f"{spec.name:<23}{spec.description}", *(f"{'':<23}{t}" for t in texts)]))
-    print(f"{FOLDER + ', ' + BIDS:<23}any collection of your own, with labels or without (--help)")
+    print(f"{', '.join(OWN):<23}any collection of your own, with labels or without (--help)")
 
 
 def _convert(options: Namespace) -> None:
@@ -85,6 +96,10 @@ def _convert(options: Namespace) -> None:
         root_folder(RAW), root_folder(PREPROCESSED), options.dataset_id, spec.name
     )
     conversion = Conversion(spec, options.source, options.n4, options.workers, options.leave_out)
+    if spec.dicom:
+        key = None if options.keep_ids else read_patient_key(target.raw.parent)
+        conversion = replace(conversion, key=key)
+        print("\n".join(conversion.find_series().remarks))
     cines = check_cines(conversion) if options.cine else []
     if options.dry_run:
         _show(check_source(conversion), cines)
@@ -125,9 +140,19 @@ def _prepare_spec(options: Namespace) -> DatasetSpec:
 
 
 def _make_own_spec(options: Namespace) -> DatasetSpec:
-    if not options.dataset_name or not options.images:
-        example = OWN[options.name]
-        raise ValueError(f"{options.name} needs --name and --images, for example: {example}")
+    dicom = options.name == DICOM
+    if not options.dataset_name or not (options.images or dicom):
+        what, example = "" if dicom else " and --images", OWN[options.name]
+        raise ValueError(f"{options.name} needs --name{what}, for example: {example}")
+    if dicom:
+        return make_dicom_spec(
+            read_tree(options.source, options.workers),
+            options.dataset_name,
+            options.series,
+            None if options.images_only else options.label,
+            [] if options.images_only else options.labels,
+            overlaps=options.overlaps,
+        )
     return {FOLDER: make_private_spec, BIDS: make_bids_spec}[options.name](
         options.dataset_name,
         options.images,

@@ -1,4 +1,4 @@
-"""From a spec and a source folder to the list of cases; nothing is opened but small text files."""
+"""From a spec and a source folder to the list of cases; headers and small text files are read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from nnssl.convert.dicom_tree import Found, find_series, read_tree
 from nnssl.convert.rules import FRAME_RULES
 from nnssl.convert.sources import (
     Candidate,
@@ -39,7 +40,8 @@ class PlannedCase:
 class Conversion:
     """Which native download to convert, and how.
 
-    ``n4`` corrects the bias field of all images; ``leave_out`` names cases and patients.
+    ``n4`` corrects the bias field of all images; ``leave_out`` names cases and patients; ``key`` is
+    the secret of the names that patients of DICOM trees get (None: their PatientIDs).
     """
 
     spec: DatasetSpec
@@ -47,6 +49,13 @@ class Conversion:
     n4: bool = False
     workers: int = 1
     leave_out: Collection[str] = ()
+    key: bytes | None = None
+
+    def find_series(self) -> Found:
+        """Possible cases of a DICOM tree."""
+        spec = self.spec
+        tree = read_tree(self.source, self.workers)
+        return find_series(tree, self.source, spec.channels, spec.label, spec.test, self.key)
 
 
 def plan_cases(conversion: Conversion) -> tuple[list[PlannedCase], list[Problem]]:
@@ -64,7 +73,11 @@ def plan_cases(conversion: Conversion) -> tuple[list[PlannedCase], list[Problem]
         raise ConversionError(f"{source} is not a folder.\n{spec.guidance}", [])
     inventory = Inventory.of(source)
     patterns = list(spec.channels.values())
-    candidates, problems = find_candidates(inventory, patterns, spec.label, spec.test)
+    if spec.dicom:
+        found = conversion.find_series()
+        candidates, problems = found.candidates, found.problems
+    else:
+        candidates, problems = find_candidates(inventory, patterns, spec.label, spec.test)
     problems += inventory.problems + _empty_folders(spec, inventory)
     names = [{each.format(spec.case), each.format(spec.patient)} for each in candidates]
     if unknown := sorted(set(conversion.leave_out).difference(*names)):

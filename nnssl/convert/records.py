@@ -12,6 +12,7 @@ from typing import Any
 from nnssl.common.files import TEMPORARY, hash_json, read_json, write_json
 from nnssl.common.versions import versions
 from nnssl.convert.planning import Conversion, PlannedCase
+from nnssl.convert.sources import Files
 from nnssl.convert.spec import DatasetSpec
 from nnssl.convert.tasks import MASK, CheckedCase, VolumeTask, list_tasks
 from nnssl.convert.volumes import FILE_ENDING
@@ -21,6 +22,8 @@ from nnssl.nnunet.splits import draw_splits
 
 CONVERSION_FILE = "conversion.json"
 CHANGE_NO_CASE = {"description", "citation", "licence", "where", "layout", "unlabelled"}
+# entries that older conversions, whose hashes stay, do not know
+YOUNGER = {"dicom": False, "structures": None, "overlaps": "refuse"}
 
 
 def describe_identical_images(checked: Sequence[CheckedCase]) -> list[str]:
@@ -67,6 +70,7 @@ def hash_job(conversion: Conversion, checked: Sequence[CheckedCase]) -> str:
     """Hash of spec, settings and sources; equal jobs give equal volumes and folds."""
     spec = conversion.spec
     settings = {key: value for key, value in asdict(spec).items() if key not in CHANGE_NO_CASE}
+    settings = {key: value for key, value in settings.items() if value != YOUNGER.get(key, ...)}
     settings["remap"] = {str(key): value for key, value in (spec.remap or {}).items()}
     files = {name: value for each in checked for name, value in each.hashes.items()}
     return hash_json({"spec": settings, "n4": conversion.n4, "files": files})
@@ -85,9 +89,10 @@ def check_preprocessed(folder: Path, spec: DatasetSpec, checked: Sequence[Checke
 def _cases_json(spec: DatasetSpec, checked: Sequence[CheckedCase]) -> dict[str, Any]:
     cases = {}
     for each in checked:
-        file, sha256 = each.case.images[0][0], each.hashes[list_tasks(each.case)[0].target]
+        sha256 = each.hashes[list_tasks(each.case)[0].target]
         origin = each.case.patient, spec.name, spec.modality
-        entry = describe_case(*origin, each.orientation, file, sha256)
+        source = "DICOM" if spec.dicom else each.case.images[0][0]
+        entry = describe_case(*origin, each.orientation, source, sha256)
         cases[each.case.identifier] = {**entry, "part": each.case.part}
     return make_cases_file(cases)
 
@@ -124,12 +129,19 @@ def describe_conversion(
 
 
 def _file_record(spec: DatasetSpec, checked: CheckedCase, task: VolumeTask) -> dict[str, Any]:
-    source = task.files[0] if len(task.files) == 1 else list(task.files)
+    source = _name_source(spec, task.files)
     record: dict[str, Any] = {"source": source, "sha256": checked.hashes[task.target]}
     notes = list(checked.notes.get(task.target, ()))
     if task.role == MASK:
         notes.append(f"foreground mask by the rule {spec.foreground_rule}")
     return record | ({"notes": notes} if notes else {})
+
+
+def _name_source(spec: DatasetSpec, files: Files) -> str | list[str]:
+    """The files; of a DICOM tree their number only: names of patients and dates may be in paths."""
+    if spec.dicom:
+        return f"DICOM ({len(files)} files)"
+    return files[0] if len(files) == 1 else list(files)
 
 
 def read_job(folder: Path) -> str | None:

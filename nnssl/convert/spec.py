@@ -14,10 +14,11 @@ from annotated_types import Ge, MinLen
 from nnssl.common.checks import Rule, Whole, check_values, checked, one_of
 from nnssl.common.files import read_json
 from nnssl.config.files import INSTALLED, read_yaml
+from nnssl.convert.dicom_tree import GROUPS
 from nnssl.convert.labels import FOREGROUND_RULES, LABELS, check_remap, choose_foreground_rule
 from nnssl.convert.rules import FRAME_RULES
 from nnssl.convert.sources import FRAME, SLICE
-from nnssl.convert.volumes import FourthAxis, Headers, Reading, Slices
+from nnssl.convert.volumes import FourthAxis, Headers, Overlaps, Reading, Slices
 
 Derivation = Callable[[Path, str], dict[str, Any]]
 
@@ -101,6 +102,12 @@ class DatasetSpec:
             frames that are cases already are left out.
         fourth_axis: What a fourth axis is: ``channels``, or ``first`` (first time frame is taken).
         headers: ``exact``, or ``repair`` (skewed axes, labels whose header disagrees).
+        dicom: Whether ``channels`` and ``label`` are regular expressions of what DICOM series say
+            of themselves (``MR t1_tse_tra transversal``) instead of paths; ``case`` and
+            ``patient`` are then made of ``patient``, ``study`` and ``series``.
+        structures: Regular expression of a structure's whole name in DICOM SEG and RTSTRUCT ->
+            value in ``labels``; structures that match none are passed over.
+        overlaps: ``refuse`` structures that share voxels, or give these to the ``last`` label.
         slices: ``refuse`` or ``resample`` DICOM series with gantry tilt or uneven distances.
         foreground: Rule of the mask for images only: ``otsu`` or ``hounsfield`` (default for CT).
         derive: Name of a registered function that completes the spec from the source folder.
@@ -129,6 +136,9 @@ class DatasetSpec:
     fourth_axis: FourthAxis | None = None
     headers: Headers = "exact"
     slices: Slices = "refuse"
+    dicom: bool = False
+    structures: dict[str, int] | None = None
+    overlaps: Overlaps = "refuse"
     foreground: Annotated[str, one_of(FOREGROUND_RULES)] | None = None
     derive: Annotated[str, one_of(DERIVATIONS)] | None = None
     folds: Annotated[int, Ge(2)] = 5
@@ -137,7 +147,14 @@ class DatasetSpec:
     @property
     def reading(self) -> Reading:
         """The readers' knobs."""
-        return Reading(self.fourth_axis, self.headers, self.slices, len(self.channels))
+        return Reading(
+            self.fourth_axis,
+            self.headers,
+            self.slices,
+            len(self.channels),
+            self.structures or {},
+            self.overlaps,
+        )
 
     @property
     def values(self) -> set[int]:
@@ -157,8 +174,10 @@ class DatasetSpec:
 
     def without_labels(self) -> DatasetSpec:
         """The same images, with a foreground mask in place of the labels."""
-        labels = dict(LABELS)
-        return replace(self, label=None, labels=labels, remap=None, regions_class_order=None)
+        labels: dict[str, Any] = dict.fromkeys(
+            ("label", "remap", "structures", "regions_class_order")
+        )
+        return replace(self, labels=dict(LABELS), **labels)
 
     def derive_from(self, source: Path) -> DatasetSpec:
         """With what the source folder itself says, where the spec derives from it.
@@ -220,6 +239,11 @@ def _check_labels(spec: DatasetSpec) -> None:
         raise ValueError("labels with lists (regions) need regions_class_order, others have none")
     if spec.remap is not None:
         check_remap(spec.remap, spec.values)
+    for pattern, value in (spec.structures or {}).items():
+        _find_named_groups("structures", pattern)
+        if value not in spec.values:
+            allowed = sorted(spec.values)
+            raise ValueError(f"structures has {pattern!r}: {value!r}; allowed values: {allowed}")
 
 
 def _check_patterns(spec: DatasetSpec) -> None:
@@ -227,6 +251,8 @@ def _check_patterns(spec: DatasetSpec) -> None:
         name: _find_named_groups(f"channels.{name}", pattern) - {SLICE}
         for name, pattern in spec.channels.items()
     }
+    if spec.dicom:
+        groups = {channel: set(GROUPS) for channel in groups}
     allowed = next(iter(groups.values()))
     label = _find_named_groups("label", spec.label) - {SLICE}
     if any(each != allowed for each in groups.values()) or label - allowed:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ FILE_ENDING = ".nii.gz"
 FourthAxis = Literal["channels", "first"]
 Headers = Literal["exact", "repair"]
 Slices = Literal["refuse", "resample"]
+Overlaps = Literal["refuse", "last"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,16 @@ class Reading:
             whose header disagrees the geometry of its image (sizes must agree); ``exact`` refuses.
         slices: What happens to DICOM series with gantry tilt or uneven slice distance.
         channels: Number of channels of a case.
+        structures: Regular expression of a structure's name in DICOM SEG and RTSTRUCT -> value.
+        overlaps: What happens to voxels of two structures: ``refuse``, or ``last`` (largest value).
     """
 
     fourth_axis: FourthAxis | None = None
     headers: Headers = "exact"
     slices: Slices = "refuse"
     channels: int = 1
+    structures: Mapping[str, int] = field(default_factory=dict)
+    overlaps: Overlaps = "refuse"
 
 
 ImageAndNotes = tuple[sitk.Image, tuple[str, ...]]  # what a reader reads, and what it did to it

@@ -30,6 +30,7 @@ DATASET_FILE, PLANS_FILE = "dataset.json", "plans.json"
 SPLITS_FILE = "splits_final.json"
 OWN = "nnssl"  # nnSSL's folder in a preprocessed dataset
 CASES_FILE = Path(OWN) / "cases.json"
+PATIENT_KEY = ".nnssl_patient_key"  # in nnUNet_raw: the secret of the names of DICOM patients
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
 CHECKPOINTS = (FINAL, LATEST, BEST)  # in the order in which `--c` looks for them
 SUMMARY = Path("validation") / "summary.json"

@@ -11,10 +11,16 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from scipy import ndimage
 
+from nnssl.convert.readers.dicom_objects import read_frames_of, read_planes, require
 from nnssl.convert.readers.pictures import sort_naturally
 from nnssl.convert.volumes import ImageAndNotes, last_line, make_image
 
 POSITION, ORIENTATION = "0020|0032", "0020|0037"
+FRAME_OF_REFERENCE, SOP_CLASS = "0020|0052", "0008|0016"
+MANY_FRAMES = (  # MR, CT, PET; those that were converted from single slices
+    *(f"1.2.840.10008.5.1.4.1.1.{each}" for each in ("4.1", "2.1", "130")),
+    *(f"1.2.840.10008.5.1.4.1.1.{each}" for each in ("4.4", "2.2", "128.1")),
+)
 INSTANCE, SERIES, SPACING = "0020|0013", "0020|000e", "0028|0030"
 EVEN = 0.02  # largest deviation of a slice distance from the median that counts as even, share
 TILT = 0.02  # largest sideways shift per slice, in slice distances
@@ -22,7 +28,7 @@ TILT = 0.02  # largest sideways shift per slice, in slice distances
 
 @dataclass(frozen=True)
 class Slice:
-    """Header of one slice (mm, LPS); ``size`` is (columns, rows)."""
+    """Header of one slice (mm, LPS): ``size`` is (columns, rows), ``frame`` counts in its file."""
 
     path: Path
     position: np.ndarray
@@ -31,6 +37,8 @@ class Slice:
     size: tuple[int, int]
     instance: int
     series: str
+    frame_of_reference: str = ""
+    frame: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,8 @@ def read_series(paths: Sequence[Path]) -> Series:
         ValueError: Several series, sizes or orientations, two slices at one place, a missing
             slice, or no place at all.
     """
-    slices = [_read_header(path) for path in paths if is_dicom(path) and path.name != "DICOMDIR"]
+    files = [path for path in paths if is_dicom(path) and path.name != "DICOMDIR"]
+    slices = [each for path in files for each in _read_headers(path)]
     if not slices:
         raise ValueError(f"holds no DICOM file among {len(paths)} files")
     _check_one_series(slices)
@@ -94,23 +103,25 @@ def find_file_order(series: Series) -> list[int]:
     )
 
 
-def _read_header(path: Path) -> Slice:
+def _read_headers(path: Path) -> list[Slice]:
+    """One slice, or the frames of a multi-frame image."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
+        if reader.GetMetaData(SOP_CLASS).strip("\0 ") in MANY_FRAMES:
+            return _read_frame_headers(path)
         position, axes = (_numbers(reader, key) for key in (POSITION, ORIENTATION))
         rows, columns = _numbers(reader, SPACING)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"cannot be read in {path.name} (no image with position, orientation and pixel spacing)"
         ) from error
-    known = {
-        key: reader.GetMetaData(key) for key in (INSTANCE, SERIES) if reader.HasMetaDataKey(key)
-    }
+    keys = (INSTANCE, SERIES, FRAME_OF_REFERENCE)
+    known = {key: reader.GetMetaData(key) for key in keys if reader.HasMetaDataKey(key)}
     size = reader.GetSize()
-    return Slice(
+    header = Slice(
         path,
         position,
         axes.reshape(2, 3),
@@ -118,7 +129,19 @@ def _read_header(path: Path) -> Slice:
         (size[0], size[1]),
         int(known.get(INSTANCE, "0").strip() or 0),
         known.get(SERIES, "").strip(),
+        known.get(FRAME_OF_REFERENCE, "").strip("\0 "),
     )
+    return [header]
+
+
+def _read_frame_headers(path: Path) -> list[Slice]:
+    dataset = require("pydicom").dcmread(path, stop_before_pixels=True)
+    size = int(dataset.Columns), int(dataset.Rows)
+    uids = str(dataset.SeriesInstanceUID), str(dataset.FrameOfReferenceUID)
+    return [
+        Slice(path, each.position, each.axes, each.spacing, size, number, *uids, number)
+        for number, each in enumerate(read_planes(dataset))
+    ]
 
 
 def _numbers(reader: sitk.ImageFileReader, key: str) -> np.ndarray:
@@ -156,7 +179,13 @@ def read_slices(series: Series, how: str) -> ImageAndNotes:
     Raises:
         ValueError: Tilted or uneven slices that may not be resampled, colours.
     """
-    return assemble(np.stack([_read_pixels(each.path) for each in series.slices]), series, how)
+    many = {each.path for each in series.slices if each.frame is not None}
+    frames = {path: read_frames_of(path) for path in many}
+    values = [
+        _read_pixels(each.path) if each.frame is None else frames[each.path][each.frame]
+        for each in series.slices
+    ]
+    return assemble(np.stack(values), series, how)
 
 
 def read_pictures_of(paths: Sequence[Path], series: Series, how: str) -> ImageAndNotes:

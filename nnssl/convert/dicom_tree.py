@@ -1,0 +1,326 @@
+"""DICOM trees: one look at every header, series by what they say, labels by what they refer to."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from nnssl.common.parallel import for_each
+from nnssl.convert.readers.dicom import is_dicom
+from nnssl.convert.readers.dicom_objects import (
+    is_label,
+    list_structures,
+    name_plane,
+    read_planes,
+    require,
+)
+from nnssl.convert.sources import Candidate, Files, Inventory, Problem
+from nnssl.convert.volumes import hash_files, last_line
+from nnssl.nnunet.paths import PATIENT_KEY
+
+AT_ONCE = 64  # headers that a process reads before it takes the next ones
+GROUPS = ("patient", "study", "series")
+IMAGE, LABEL, PROBLEM = "image", "label", "problem"
+TAGS = (  # what is read of a header: no contours, no pixels
+    "SOPClassUID SOPInstanceUID PatientID StudyInstanceUID SeriesInstanceUID Modality "
+    "SeriesDescription ProtocolName StructureSetLabel ContentLabel ImageType Rows "
+    "ImagePositionPatient ImageOrientationPatient PixelSpacing ReferencedSeriesSequence "
+    "ReferencedFrameOfReferenceSequence SegmentSequence StructureSetROISequence "
+    "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
+)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What one file says of itself.
+
+    Attributes:
+        path: The file, relative to the source folder.
+        kind: ``image``, ``label`` (SEG, RTSTRUCT), ``problem``, or what it is that is passed over.
+        about: What series are chosen by: ``MR t1_tse_tra transversal``; or what is wrong.
+        refers: Series that a label belongs to.
+        structures: Names of what a label outlines.
+    """
+
+    path: str
+    kind: str
+    about: str = ""
+    instance: str = ""
+    patient: str = ""
+    study: str = ""
+    series: str = ""
+    refers: tuple[str, ...] = ()
+    structures: tuple[str, ...] = ()
+
+
+@dataclass
+class Tree:
+    """The headers of a source folder, sorted by path."""
+
+    headers: list[Header]
+
+    @cached_property
+    def images(self) -> dict[str, list[Header]]:
+        """Series -> its slices."""
+        found: dict[str, list[Header]] = defaultdict(list)
+        for each in self.headers:
+            if each.kind == IMAGE:
+                found[each.series].append(each)
+        return dict(found)
+
+    @property
+    def labels(self) -> list[Header]:
+        """All SEG and RTSTRUCT objects."""
+        return [each for each in self.headers if each.kind == LABEL]
+
+    def describe_series(self) -> str:
+        """What there is to choose from: descriptions, each with its number of series."""
+        abouts = [files[0].about for files in self.images.values()]
+        abouts += [each.about for each in self.labels]
+        return count_lines(abouts)
+
+
+@dataclass
+class Found:
+    """Possible cases, what is wrong, and what was passed over."""
+
+    candidates: list[Candidate] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+@lru_cache(maxsize=1)
+def read_tree(source: Path, workers: int) -> Tree:
+    """Read the header of every file below a folder, once, in several processes.
+
+    Raises:
+        ValueError: The libraries for DICOM are missing.
+    """
+    require("pydicom")
+    files = Inventory.of(source).files
+    parts = [files[start : start + AT_ONCE] for start in range(0, len(files), AT_ONCE)]
+    read = for_each(partial(_read_headers, source=source), parts, workers, "headers")
+    return Tree([header for part in read for header in part])
+
+
+def read_patient_key(raw: Path) -> bytes:
+    """The secret of ``nnUNet_raw``, which is made when it is asked for the first time.
+
+    With it, one PatientID gives one name in all datasets of the folder, and nobody without it can
+    find a PatientID by trying.
+    """
+    path = raw / PATIENT_KEY
+    if not path.exists():
+        raw.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+            file.write(secrets.token_hex())
+    key = path.read_bytes()
+    if len(key) != 64:
+        raise ValueError(f"{path} is damaged; put it back from a copy, or delete it for new names")
+    return key
+
+
+def find_series(
+    tree: Tree,
+    source: Path,
+    channels: Mapping[str, str],
+    label: str | None = None,
+    test: str | None = None,
+    key: bytes | None = None,
+) -> Found:
+    """Bring the series of a study and their labels together.
+
+    With one channel, every matching series is a possible case; with several, every study, each
+    channel of which one series matches. Where some series of a study have labels, those without
+    are passed over.
+
+    Args:
+        tree, source: The headers, and the folder that they are relative to.
+        channels: Channel -> regular expression that is searched in ``Header.about``.
+        label: The same for SEG and RTSTRUCT objects; ``None``: no labels.
+        test: Regular expression of paths that belong to the test set.
+        key: Secret of the names that patients get; ``None``: PatientIDs stay as they are.
+    """
+    found = Found()
+    chosen: dict[tuple[str, ...], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for series, files in tree.images.items():
+        first = files[0]
+        for channel in find_matching(channels, first.about):
+            place = (first.patient, first.study, series)[: 3 if len(channels) == 1 else 2]
+            chosen[place][channel].append(series)
+    in_use = {
+        each for by_channel in chosen.values() for many in by_channel.values() for each in many
+    }
+    labels = _find_labels(tree, label, in_use, found)
+    for place, by_channel in sorted(chosen.items()):
+        for channel, many in by_channel.items():
+            if len(many) > 1:
+                abouts = sorted(f"'{tree.images[each][0].about}'" for each in many)
+                what = (
+                    f"{len(many)} series of one study match channel {channel}: {', '.join(abouts)}"
+                )
+                near = tree.images[many[0]][0].path
+                found.problems.append(Problem(near, f"{what}; choose more narrowly"))
+        firsts = [by_channel[each][0] if by_channel[each] else None for each in channels]
+        images = tuple(_files(tree, each, source, found) if each else None for each in firsts)
+        path = next(files[0] for files in images if files)
+        part = "Ts" if test and re.search(test, f"{source.resolve().name}/{path}") else "Tr"
+        own = sorted({path for each in firsts for path in labels.get(each or "", ())})
+        groups = tuple(zip(GROUPS, _names(place, key), strict=False))
+        found.candidates.append(Candidate(part, groups, images, tuple(own) or None))
+    if label:
+        _pass_over_unlabelled(found)
+    _list_the_rest(tree, in_use, found)
+    return found
+
+
+def find_matching(choices: Mapping[str, str], about: str) -> list[str]:
+    """Names of the regular expressions that are found in a text, in capitals or not."""
+    return [name for name, pattern in choices.items() if re.search(pattern, about, re.IGNORECASE)]
+
+
+def _find_labels(
+    tree: Tree, label: str | None, series: set[str], found: Found
+) -> dict[str, list[str]]:
+    """Series -> its labels."""
+    labels: dict[str, list[str]] = defaultdict(list)
+    elsewhere = 0
+    for each in tree.labels:
+        if label is None or not re.search(label, each.about, re.IGNORECASE):
+            continue
+        if not each.refers:
+            found.problems.append(Problem(each.path, f"({each.about}) refers to no series"))
+        for one in series.intersection(each.refers):
+            labels[one].append(each.path)
+        elsewhere += bool(each.refers) and series.isdisjoint(each.refers)
+    if elsewhere:
+        found.remarks.append(f"{elsewhere} labels passed over: their series are not chosen")
+    return labels
+
+
+def _files(tree: Tree, series: str, source: Path, found: Found) -> Files:
+    """The slices of a series; a second copy of one must be the same file."""
+    first: dict[str, str] = {}
+    copies = 0
+    for each in tree.images[series]:
+        one = first.setdefault(each.instance, each.path)
+        if one == each.path:
+            continue
+        copies += 1
+        if hash_files([source / one]) != hash_files([source / each.path]):
+            what = f"and {one} say that they are the same slice, but they differ"
+            found.problems.append(Problem(each.path, what))
+    if copies:
+        found.remarks.append(f"{copies} files passed over: copies of slices that are there already")
+    return tuple(first.values())
+
+
+def _pass_over_unlabelled(found: Found) -> None:
+    def study(candidate: Candidate) -> Any:
+        return candidate.groups[:2]
+
+    labelled = {study(each) for each in found.candidates if each.label}
+    kept = [each for each in found.candidates if each.label or study(each) not in labelled]
+    if passed := len(found.candidates) - len(kept):
+        what = "without label, in studies that hold a labelled one"
+        found.remarks.append(f"{passed} series passed over: {what}")
+    found.candidates = kept
+
+
+def _list_the_rest(tree: Tree, in_use: set[str], found: Found) -> None:
+    """Broken files, parts of chosen series that are no slices, and a count of everything else."""
+    rest = []
+    for each in tree.headers:
+        if each.kind == PROBLEM:
+            found.problems.append(Problem(each.path, each.about))
+        elif each.kind not in (IMAGE, LABEL):
+            rest.append(each.kind)
+            if each.series in in_use:
+                what = f"belongs to a chosen series and is no slice of it ({each.kind})"
+                found.problems.append(Problem(each.path, what))
+    found.remarks += [f"{n} files passed over: {kind}" for kind, n in Counter(rest).most_common()]
+    if unused := len(tree.images) - len(in_use):
+        found.remarks.append(f"{unused} series passed over: not chosen")
+
+
+def _names(place: Sequence[str], key: bytes | None) -> list[str]:
+    """Names of patient, study and series; without a key the PatientID stays as it is."""
+
+    def digest(uid: str, length: int) -> str:
+        return hmac.new(key or b"", uid.encode(), hashlib.sha256).hexdigest()[:length]
+
+    patient = place[0] if key is None else f"p{digest(place[0], 12)}"
+    return [patient, *(digest(each, 6) for each in place[1:])]
+
+
+def _read_headers(paths: Iterable[str], source: Path) -> list[Header]:
+    return [_read_header(path, source) for path in paths]
+
+
+def _read_header(path: str, source: Path) -> Header:
+    """Whatever is wrong with a file comes back as a header of the kind ``problem``."""
+    import pydicom
+
+    try:
+        if not is_dicom(source / path):
+            return Header(path, "no DICOM")
+        dataset = pydicom.dcmread(
+            source / path, stop_before_pixels=True, specific_tags=TAGS.split(), force=True
+        )
+        return _describe(path, dataset)
+    except Exception as error:  # damaged headers raise anything
+        return Header(path, PROBLEM, f"cannot be read ({type(error).__name__}: {last_line(error)})")
+
+
+def _describe(path: str, dataset: Any) -> Header:
+    if "SOPClassUID" not in dataset:
+        return Header(path, "no DICOM")
+    study, series = (str(dataset.get(f"{each}InstanceUID", "")) for each in ("Study", "Series"))
+    words = [dataset.get("Modality"), dataset.get("SeriesDescription"), dataset.get("ProtocolName")]
+    words += [dataset.get("StructureSetLabel"), dataset.get("ContentLabel")]
+    kind, plane = dataset.SOPClassUID.name, ""
+    refers: tuple[str, ...] = ()
+    structures: tuple[str, ...] = ()
+    if is_label(dataset):
+        kind, refers, structures = LABEL, _references(dataset), tuple(list_structures(dataset))
+    elif "LOCALIZER" in (dataset.get("ImageType") or ()):
+        kind = "localizers"
+    elif planes := read_planes(dataset):
+        kind, plane = IMAGE, name_plane(planes[0].axes)
+    elif "Rows" in dataset:
+        kind = f"{kind} without a place in the patient"
+    text = " ".join(dict.fromkeys(str(word).strip() for word in [*words, plane] if word))
+    return Header(
+        path,
+        kind,
+        text,
+        str(dataset.get("SOPInstanceUID", path)),
+        str(dataset.get("PatientID") or "").strip() or study,
+        study,
+        series,
+        refers,
+        structures,
+    )
+
+
+def _references(dataset: Any) -> tuple[str, ...]:
+    """Series that a label was drawn on."""
+    series = list(dataset.get("ReferencedSeriesSequence") or ())
+    for frame in dataset.get("ReferencedFrameOfReferenceSequence") or ():
+        for study in frame.get("RTReferencedStudySequence") or ():
+            series += study.get("RTReferencedSeriesSequence") or ()
+    return tuple(dict.fromkeys(str(each.SeriesInstanceUID) for each in series))
+
+
+def count_lines(texts: Iterable[str]) -> str:
+    """Each text once, with how often it is there."""
+    return "\n".join(f"{count:7d}  {text}" for text, count in sorted(Counter(texts).items()))
