@@ -31,7 +31,8 @@ def group_parameters(
         decoder_lr_scale: the same for the transferred decoder.
         random_lr_scale: the same for everything that started at random.
         freeze_encoder_epochs: epochs in which the transferred encoder has learning rate 0. It keeps
-            `requires_grad`: a parameter that is frozen when DDP is built is never synchronised.
+            `requires_grad`: a parameter that is frozen when DDP is built is never synchronised
+            (`freeze_or_release` leaves the backward pass out all the same).
     """
     scales = {"encoder": encoder_lr_scale, "decoder": decoder_lr_scale, "random": random_lr_scale}
     members: dict[str, list[nn.Parameter]] = {name: [] for name in scales}
@@ -53,9 +54,10 @@ def group_parameters(
 class PartSchedule:
     """Learning rate of each group as a function of the epoch e.
 
-        lr(e) = initial_lr * (1 - e / epochs)^0.9 * min(1, (e + 1) / (warmup_epochs + 1)) * lr_scale
+        lr(e) = initial_lr * (1 - e / epochs)^0.9 * min(1, (f + 1) / (warmup_epochs + 1)) * lr_scale
 
-    and 0 while e < frozen_epochs. `lr_scale` and `frozen_epochs` stand in the groups (see
+    with f = e - frozen_epochs, and 0 while f < 0: what is released has a warm-up of its own.
+    `lr_scale` and `frozen_epochs` stand in the groups (see
     `group_parameters`). nnU-Net's own schedulers give every group the same rate; without warm-up
     and with scale 1 the values are exactly those of its `PolyLRScheduler`.
 
@@ -76,7 +78,7 @@ class PartSchedule:
     def step(self, epoch: int) -> None:
         """Sets the rates of an epoch."""
         decayed = self.initial_lr * (1 - epoch / self.epochs) ** EXPONENT
-        base = decayed * min(1.0, (epoch + 1) / (self.warmup_epochs + 1))
         for group in self.optimizer.param_groups:
-            frozen = epoch < group.get("frozen_epochs", 0)
-            group["lr"] = 0.0 if frozen else base * group.get("lr_scale", 1.0)
+            free = epoch - group.get("frozen_epochs", 0)  # epochs since it was released
+            warm = min(1.0, (free + 1) / (self.warmup_epochs + 1))
+            group["lr"] = 0.0 if free < 0 else decayed * warm * group.get("lr_scale", 1.0)

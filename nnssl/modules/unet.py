@@ -137,8 +137,7 @@ def plain_state_dict(network: nn.Module) -> dict[str, Tensor]:
 
 def compile_parts(network: nn.Module) -> None:
     """Compiles, in place, what `encode` and `decode` call; the state-dict keys stay."""
-    stem = [_encoder(network).stem] if _has_stem(network) else []
-    for part in (*stem, *_encoder(network).stages, *_decoder(network).stages):
+    for part in (*encoder_parts(network), *_decoder(network).stages):
         part.compile()
 
 
@@ -174,6 +173,12 @@ def fitting_size(network: nn.Module, size: Sequence[int]) -> list[int]:
         max(2, round(length / step)) * step
         for length, step in zip(size, total_stride(network), strict=True)
     ]
+
+
+def encoder_parts(network: nn.Module) -> list[nn.Module]:
+    """What the encoder computes one after the other: its stem, if it has one, and its stages."""
+    stem = [_encoder(network).stem] if _has_stem(network) else []
+    return [*stem, *_encoder(network).stages]
 
 
 def encoder_modules(network: nn.Module) -> list[nn.Module]:

@@ -22,6 +22,7 @@ from nnssl.data.supervised_batches import (
     seed_everything,
     single_threaded_augmentation,
 )
+from nnssl.finetuning.freezing import freeze_or_release
 from nnssl.finetuning.learning_rates import PartSchedule, group_parameters
 from nnssl.leakage.check import Evaluation
 from nnssl.modules import unet
@@ -213,6 +214,8 @@ class nnSSLFinetuner(Interruptible):
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
+        begun = bool(self.epoch_losses)
+        freeze_or_release(self.planned_network, self.optimizer, self.current_epoch, begun)
         rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         text = ", ".join(f"{name} {rate:.6g}" for name, rate in rates.items())
         self.print_to_log_file(f"Learning rate by part: {text}")

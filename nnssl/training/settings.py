@@ -66,6 +66,9 @@ class PretrainingSettings:
         "probe",
     )
 
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup_epochs, self.num_epochs)
+
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
@@ -105,8 +108,8 @@ class FinetuningSettings:
         encoder_lr_scale: factor for the transferred encoder.
         decoder_lr_scale: factor for the transferred decoder.
         random_lr_scale: factor for what started at random.
-        warmup_epochs: epochs of linear increase.
-        freeze_encoder_epochs: epochs in which the transferred encoder has learning rate 0.
+        warmup_epochs: epochs of linear increase; a frozen encoder has them when it is released.
+        freeze_encoder_epochs: epochs in which the transferred encoder is frozen.
         save_every: epochs between two `checkpoint_latest` (ten minutes at the latest).
         seed: of what starts at random, of batches and augmentation.
         overwrite: whether a finished run with another configuration may be replaced.
@@ -131,3 +134,19 @@ class FinetuningSettings:
         "training.save_every",
         "training.overwrite",
     )
+
+    def __post_init__(self) -> None:
+        frozen = self.freeze_encoder_epochs
+        _check_warmup(
+            self.warmup_epochs, self.num_epochs, frozen if self.num_epochs > frozen else 0
+        )
+
+
+def _check_warmup(warmup: float, epochs: int, frozen: int = 0) -> None:
+    """Raises ValueError where the learning rate would not reach its full value in the run."""
+    if frozen + warmup > epochs:
+        before = f" after {frozen} frozen ones" if frozen else ""
+        raise ValueError(
+            f"training.warmup_epochs: found {warmup:g}{before} with training.num_epochs: {epochs}; "
+            f"allowed: 0 to {epochs - frozen}, the run would end before its warm-up does"
+        )

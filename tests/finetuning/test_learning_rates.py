@@ -83,6 +83,18 @@ def test_warmup_is_linear_and_ends():
     assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
 
 
+def test_what_is_released_has_a_warmup_of_its_own():
+    parts = optimizer(encoder={"frozen_epochs": 3}, random={})
+    encoder, random = zip(*rates(PartSchedule(parts, 1.0, 10, warmup_epochs=2), 10), strict=True)
+    plain = [(1 - e / 10) ** 0.9 for e in range(10)]
+    warm = [1 / 3, 2 / 3, *[1.0] * 8]
+    assert random == pytest.approx(
+        [rate * factor for rate, factor in zip(plain, warm, strict=True)]
+    )
+    shifted = zip(plain[3:], warm, strict=False)
+    assert encoder == pytest.approx([0, 0, 0, *(rate * factor for rate, factor in shifted)])
+
+
 def test_a_frozen_group_does_not_move_and_keeps_its_gradient():
     frozen = optimizer(encoder={"frozen_epochs": 1})
     PartSchedule(frozen, 1.0, 10)

@@ -134,15 +134,16 @@ def test_stock_checkpoint_keys_are_all_there(finetune, tiny_dataset):
 
 def test_stopped_anywhere_the_run_ends_with_the_same_weights(finetune, pretrained, capsys):
     pretrained()
-    whole = finetune(name="nnSSLWholeTrainer")
+    released = SHORT.replace("{num_epochs", "{freeze_encoder_epochs: 1, num_epochs")
+    whole = finetune(released, "nnSSLWholeTrainer")
     whole.run_training()
     for stop_at in (1, 2, 3):
-        part = finetune(name=f"nnSSLPart{stop_at}Trainer")
+        part = finetune(released, f"nnSSLPart{stop_at}Trainer")
         stop_after(part, stop_at)
         with pytest.raises(SystemExit) as left:
             part.run_training()
         assert left.value.code == 128 + signal.SIGTERM
-        resumed = finetune(name=f"nnSSLPart{stop_at}Trainer")
+        resumed = finetune(released, f"nnSSLPart{stop_at}Trainer")
         resumed.load_checkpoint(str(Path(part.output_folder) / "checkpoint_latest.pth"))
         resumed.run_training()
         ends = [final_of(trainer) for trainer in (whole, resumed)]
