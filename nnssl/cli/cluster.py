@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from nnssl.cli.command import WORKERS, command
+from nnssl.cli.command import WORKERS, command, dataset_id
 from nnssl.cluster_maps.fold_maps import DEFAULT_NAME, cluster_dataset
 from nnssl.cluster_maps.recipe import ClusterRecipe
 from nnssl.nnunet.paths import PREPROCESSED, root_folder
@@ -17,7 +17,7 @@ from nnssl.nnunet.paths import PREPROCESSED, root_folder
 
 def _add_options(parser: ArgumentParser) -> None:
     default, add = ClusterRecipe(), parser.add_argument
-    add("-d", type=int, required=True, dest="dataset_id", help="nnU-Net dataset id")
+    add("-d", type=dataset_id, required=True, dest="dataset_id", help="nnU-Net dataset, id or name")
     add("-c", required=True, dest="configuration", help="configuration, e.g. 2d or 3d_fullres")
     add("-p", default="nnUNetPlans", dest="plans", help="plans (%(default)s)")
     add("-f", default=["0"], nargs="+", dest="folds", help="each fold gets maps of its own (0)")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import sys
 import textwrap
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
+
+from nnssl.nnunet.paths import PREPROCESSED, RAW, find_dataset_names, find_root
 
 WORKERS = min(8, os.cpu_count() or 1)  # processes that a command starts where nobody says how many
 T = TypeVar("T")
@@ -61,6 +64,20 @@ def command(
         return main
 
     return decorate
+
+
+def dataset_id(text: str) -> int:
+    """Number of a dataset that an option gives as nnU-Net's do: ``27``, or ``Dataset027_ACDC``."""
+    found = re.fullmatch(r"(\d+)|Dataset(\d{3})_.+", text)
+    if found is None:
+        what = f"found {text!r}, allowed are a number (27) or a full name (Dataset027_ACDC)"
+        raise ArgumentTypeError(what)
+    number = int(found[1] or found[2])
+    roots = filter(None, map(find_root, (RAW, PREPROCESSED)))
+    known = find_dataset_names(number, *roots)
+    if known and not text.isdecimal() and text not in known:
+        raise ArgumentTypeError(f"there is no {text}; {number} is {', '.join(known)}")
+    return number
 
 
 def warn(warnings: Iterable[str], word: str = "warning") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from nnssl.cli.command import WORKERS, command, warn
+from nnssl.cli.command import WORKERS, command, dataset_id, warn
 from nnssl.config.files import user_folders
 from nnssl.convert.bids import make_bids_spec
 from nnssl.convert.cine import Cine, check_cines, make_patient_pattern, write_cines
@@ -40,7 +41,7 @@ def _add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("name", nargs="?", help="dataset, see --list; or 'folder', 'bids', 'dicom'")
     add("source", nargs="?", type=Path, help="folder of the native download")
-    add("-d", type=int, dest="dataset_id", help="nnU-Net dataset id")
+    add("-d", type=dataset_id, dest="dataset_id", help="nnU-Net dataset, id or full name")
     text = "also write the time frames without labels, for nnssl_preprocess_unlabelled"
     add("--cine", action="store_true", help=text)
     add("--n4", action="store_true", help="correct the bias field (slow)")
@@ -51,6 +52,8 @@ def _add_options(parser: ArgumentParser) -> None:
     text = "cases or patients to leave out"
     add("--leave-out", nargs="+", default=[], metavar="CASE", help=text)
     add("--test", metavar="REGEX", help="paths of the test set (not the spec's)")
+    add("--fourth-axis", choices=get_args(FourthAxis), help="what a fourth axis is")
+    add("--headers", choices=get_args(Headers), help="repair broken headers")
     add("--workers", type=int, default=WORKERS, help="processes (%(default)s)")
     add("--list", action="store_true", help="show the known datasets")
     group = parser.add_argument_group("any collection of your own", "; ".join(OWN.values()))
@@ -66,8 +69,6 @@ def _add_options(parser: ArgumentParser) -> None:
     add("--overlaps", choices=get_args(Overlaps), help="dicom: voxels of two structures")
     text = "dicom: PatientIDs in names of cases, not names made of them with a secret"
     add("--keep-ids", action="store_true", help=text)
-    add("--fourth-axis", choices=get_args(FourthAxis), help="what a fourth axis is")
-    add("--headers", choices=get_args(Headers), help="repair broken headers")
 
 
 @command("nnssl_convert", __doc__, _add_options, resumes=True)
@@ -116,8 +117,8 @@ def _convert(options: Namespace) -> None:
     if cines:
         folder = write_cines(conversion, target.raw, cines)
         print(f"{folder}: {_count_frames(cines)}")
-        who = f"--patient '{make_patient_pattern(spec)}'"
-        print(f"then: nnssl_preprocess_unlabelled -d {options.dataset_id} -c 2d -i {folder} {who}")
+        names = f"-i {shlex.quote(str(folder))} --patient '{make_patient_pattern(spec)}'"
+        print(f"then: nnssl_preprocess_unlabelled -d {options.dataset_id} -c 2d {names}")
 
 
 def _count_frames(cines: Sequence[Cine]) -> str:
@@ -131,11 +132,19 @@ def _prepare_spec(options: Namespace) -> DatasetSpec:
         spec = _make_own_spec(options)
     else:
         spec = _find_spec(options.name)
+        if options.dataset_name or options.images or options.label or options.labels:
+            raise ValueError(
+                f"--name, --images, --label and --labels are for {', '.join(OWN)}; {spec.name} "
+                "says itself what its files are (--list)"
+            )
         spec = spec.derive_from(options.source) if options.source.is_dir() else spec
-    if options.resample:
-        spec = replace(spec, slices="resample")
-    if options.test:
-        spec = replace(spec, test=options.test)
+    chosen = {
+        "slices": "resample" if options.resample else None,
+        "test": options.test,
+        "fourth_axis": options.fourth_axis,
+        "headers": options.headers,
+    }
+    spec = replace(spec, **{key: value for key, value in chosen.items() if value})
     return spec.without_labels() if options.images_only else spec
 
 
@@ -158,8 +167,6 @@ def _make_own_spec(options: Namespace) -> DatasetSpec:
         options.images,
         options.label,
         options.labels,
-        fourth_axis=options.fourth_axis,
-        headers=options.headers,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import sys
 from argparse import Namespace
@@ -143,7 +144,9 @@ def _folder(name: str) -> Iterator[Diagnosis]:
         return
     folder = Path(text)
     if not folder.is_dir():
-        yield Diagnosis(f"${name}", f"{text} does not exist", "problem", f"mkdir -p {text}")
+        yield Diagnosis(
+            f"${name}", f"{text} does not exist", "problem", f"mkdir -p {shlex.quote(text)}"
+        )
         return
     locked = not os.access(folder, os.W_OK)
     found = Diagnosis(f"${name}", f"{text} is not writable" if locked else text)

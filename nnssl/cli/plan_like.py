@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnssl.cli.command import command, warn
+from nnssl.cli.command import command, dataset_id, warn
 from nnssl.common.files import read_json
 from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.nnunet.paths import DATASET_FILE, WEIGHTS, plans_file
@@ -28,7 +28,7 @@ from nnssl.training.finetuning_weights import compare_inputs, plan_transfer
 def _add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", type=Path, help="checkpoint of nnSSL or nnU-Net (checkpoint_final.pth)")
-    add("-d", type=int, required=True, dest="dataset_id", help="nnU-Net id of the target dataset")
+    add("-d", type=dataset_id, required=True, dest="dataset_id", help="target dataset, id or name")
     add("-c", dest="configuration", help="configuration of the target (the checkpoint's)")
     add("-p", default="nnUNetPlans", dest="plans", help="the target's plans (%(default)s)")
     add("--name", help="name of the new plans (nnUNetPlansLike and the checkpoint's dataset)")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from nnssl.cli.command import command, warn
+from nnssl.cli.command import command, dataset_id, warn
 from nnssl.common.files import read_json, write_json
 from nnssl.nnunet.paths import plans_file
 from nnssl.nnunet.plans import name_plans_file
@@ -20,7 +20,7 @@ def _add_options(parser: ArgumentParser) -> None:
         "patch 32, batch 4, features 8 16 32. Several numbers: per axis, array order (z y x)."
     )
     add = parser.add_argument
-    add("-d", type=int, required=True, dest="dataset_id", help="nnU-Net dataset id")
+    add("-d", type=dataset_id, required=True, dest="dataset_id", help="nnU-Net dataset, id or name")
     add("-c", required=True, dest="configuration", help="configuration, e.g. 2d or 3d_fullres")
     add("-p", default="nnUNetPlans", dest="plans", help="plans to shrink (%(default)s)")
     add("--name", default="nnUNetPlansSmall", help="name of the small plans (%(default)s)")

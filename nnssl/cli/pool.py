@@ -10,7 +10,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 
-from nnssl.cli.command import WORKERS, command, warn
+from nnssl.cli.command import WORKERS, command, dataset_id, warn
 from nnssl.data.pool.build import PoolDraft, PoolRequest, build, draft
 from nnssl.data.pool.settings import PLANNER, POLICIES, WINDOW
 from nnssl.leakage.pool_check import check_pool, check_runs, describe_overlaps
@@ -19,11 +19,18 @@ from nnssl.nnunet.paths import RESULTS, Roots, find_dataset_names, find_root
 
 def _add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("pool_id", type=int, metavar="ID", help="dataset id of the pool")
-    add("--from", type=int, nargs="+", dest="members", metavar="D", help="ids of the datasets")
+    add("pool_id", type=dataset_id, metavar="ID", help="dataset of the pool, id or name")
+    add(
+        "--from",
+        type=dataset_id,
+        nargs="+",
+        dest="members",
+        metavar="D",
+        help="datasets, ids or names",
+    )
     add_plans = parser.add_mutually_exclusive_group().add_argument
     text = "architecture, patch and batch of this dataset"
-    add_plans("--plans-of", type=int, metavar="D", help=text)
+    add_plans("--plans-of", type=dataset_id, metavar="D", help=text)
     text = "nnU-Net's planner plans for the mix (default)"
     add_plans("--plan", choices=["universal"], help=text)
     add("-p", dest="plans", metavar="PLANS", help="name of the plans (nnUNetPlans)")
@@ -31,7 +38,9 @@ def _add_options(parser: ArgumentParser) -> None:
     add("--planner", default=PLANNER, help="nnU-Net's planner for the mix (%(default)s)")
     text = "target: that of the plans; own: each dataset its median; isotropic: one number"
     add("--spacing", choices=POLICIES, default="target", help=text)
-    add("--spacing-of", type=int, metavar="D", help="target: planned spacing of this dataset")
+    add(
+        "--spacing-of", type=dataset_id, metavar="D", help="target: planned spacing of this dataset"
+    )
     text = f"CT window in HU (that of --plans-of where it is CT, else {WINDOW[0]:g} {WINDOW[1]:g})"
     add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help=text)
     add("--name", help="name of the dataset (Pool)")

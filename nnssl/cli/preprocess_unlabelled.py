@@ -11,7 +11,7 @@ import re
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from nnssl.cli.command import WORKERS, command
+from nnssl.cli.command import WORKERS, command, dataset_id
 from nnssl.common.files import read_json
 from nnssl.data.unlabelled.job import PreprocessingPlan
 from nnssl.data.unlabelled.preprocess import (
@@ -28,7 +28,7 @@ from nnssl.nnunet.plans import read_plans
 
 def _add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("-d", type=int, required=True, dest="dataset_id", help="nnU-Net dataset id")
+    add("-d", type=dataset_id, required=True, dest="dataset_id", help="nnU-Net dataset, id or name")
     add("-c", required=True, dest="configuration", help="configuration, for example 2d")
     add("-p", default="nnUNetPlans", dest="plans", help="plans (%(default)s)")
     add("-i", type=Path, dest="source", metavar="FOLDER", help="images, at any depth")

@@ -12,6 +12,7 @@ from annotated_types import Interval, MinLen
 from nnssl.common.checks import Count, NotNegative, Positive, Whole, checked, plain
 from nnssl.common.files import hash_file, hash_json, read_json
 from nnssl.data.unlabelled.records import hash_preprocessing
+from nnssl.nnunet.checkpoint import require_file
 from nnssl.nnunet.images import image_file
 
 Source = Literal["handcrafted", "self", "dino"]
@@ -62,8 +63,8 @@ class ClusterRecipe:
             )
         if self.source == "self" and self.checkpoint is None:
             raise ValueError("source self needs --checkpoint, a pre-training checkpoint of nnSSL")
-        if self.checkpoint is not None and not Path(self.checkpoint).is_file():
-            raise ValueError(f"checkpoint: {self.checkpoint} does not exist")
+        if self.checkpoint is not None:
+            require_file(Path(self.checkpoint))
 
 
 def make_manifest(

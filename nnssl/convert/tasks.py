@@ -161,7 +161,12 @@ def check_case(case: PlannedCase, conversion: Conversion) -> CheckedCase:
             first = image
             found.size, found.spacing = image.GetSize(), image.GetSpacing()
             found.orientation = find_orientation(image)
-        found.problems += [Problem(case.identifier, d) for d in compare_geometry(first, image)]
+        channel = list(conversion.spec.channels)[task.channel]
+        what = f"channel {channel}" if task.role == IMAGE else task.role
+        wrong = compare_geometry(first, image, what)
+        if wrong and task.role == LABEL and conversion.spec.headers != "repair":
+            wrong[-1] += " (--headers repair, where the label's header is missing or turned)"
+        found.problems += [Problem(case.identifier, difference) for difference in wrong]
         if task.role == IMAGE:
             found.voxels.append(hash_of_voxels(image))
         if task.role == LABEL:

@@ -83,14 +83,17 @@ def be_quiet() -> None:
     sitk.ProcessObject_SetGlobalDefaultNumberOfThreads(1)
 
 
-def compare_geometry(image: sitk.Image, label: sitk.Image) -> list[str]:
-    """What differs between two grids: size, spacing, origin, direction (empty: nothing)."""
+def compare_geometry(image: sitk.Image, label: sitk.Image, what: str = "label") -> list[str]:
+    """What differs between two grids: size, spacing, origin, direction (empty: nothing).
+
+    ``what`` is the name of the second.
+    """
     differences = []
     for name in ("Size", "Spacing", "Origin", "Direction"):
         one, other = (getattr(each, f"Get{name}")() for each in (image, label))
         if len(one) != len(other) or not np.allclose(one, other, rtol=1e-4, atol=1e-4):
             shown = [tuple(round(value, 4) for value in each) for each in (one, other)]
-            differences.append(f"{name.lower()} {shown[0]} of the image, {shown[1]} of the label")
+            differences.append(f"{name.lower()} {shown[0]} of the image, {shown[1]} of the {what}")
     return differences
 
 

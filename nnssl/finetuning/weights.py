@@ -122,6 +122,14 @@ def wanted_keys(
         keys += trained_keys(network, Trained(encoder_stages=0, decoder_levels=None))
     wanted = [key for key in keys if trained is None or key in set(trained)]
     if not wanted:
+        foreign = sorted(set(trained or ()) - set(network.state_dict()))
+        if foreign:
+            raise ValueError(
+                f"The source is of another architecture: it trained {foreign[0]}, for instance, "
+                "which this network does not have. Make plans like the source's (nnssl_plan_like "
+                "FILE -d DATASET), or pre-train with plans of this architecture "
+                "(nnUNetv2_plan_experiment -d DATASET -pl PLANNER, then -p)."
+            )
         raise ValueError(
             f"weights.part: found {part!r}, but the source trained nothing of it. Allowed: "
             "'encoder', 'trained'; choose what the pre-training trainer trains (nnssl_trainers)."

@@ -110,8 +110,7 @@ def read_checkpoint(filename: str | Path, mmap: bool = False) -> dict[str, Any]:
         ValueError: the file is no checkpoint, is cut off, or holds more than plain values.
     """
     path = Path(filename)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; give the path of a checkpoint (*.pth).")
+    require_file(path)
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -120,6 +119,18 @@ def read_checkpoint(filename: str | Path, mmap: bool = False) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), dict):
         raise ValueError(_unreadable(path, "it holds no 'network_weights'"))
     return checkpoint
+
+
+def require_file(path: Path, what: str = "the checkpoint") -> None:
+    """Refuse (FileNotFoundError) a checkpoint that is not there, or a folder in place of one."""
+    if path.is_dir():
+        found = sorted([*path.glob("checkpoint_*.pth"), *path.glob("*/checkpoint_*.pth")])
+        names = ", ".join(map(str, found[:5])) or "no checkpoint"
+        raise FileNotFoundError(f"{what}: {path} is a folder, it holds {names}; name a file")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{what}: {path} does not exist; give the path of a checkpoint (*.pth)."
+        )
 
 
 def own_part(

@@ -18,7 +18,7 @@ from nnssl.common.checks import Count, checked
 from nnssl.common.environment import read_variable
 from nnssl.common.files import read_json
 from nnssl.config import TRAINER_PREFIX
-from nnssl.nnunet.checkpoint import own_part, read_checkpoint
+from nnssl.nnunet.checkpoint import own_part, read_checkpoint, require_file
 from nnssl.nnunet.paths import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -275,11 +275,9 @@ def find_named_file(knobs: WeightSource) -> Path | None:
             f"{in_environment}. Remove one of them."
         )
     file = in_environment or in_yaml
-    if file is not None and not file.is_file():
-        raise FileNotFoundError(
-            f"the weights {file} do not exist; they are named by "
-            f"{f'the environment variable {WEIGHTS}' if in_environment else 'weights.source'}"
-        )
+    if file is not None:
+        by = f"the environment variable {WEIGHTS}" if in_environment else "weights.source"
+        require_file(file, f"the weights that {by} names")
     return file
 
 
@@ -325,6 +323,6 @@ def _say_several(files: list[Path]) -> str:
     lines = [f"{len(files)} finished pre-training runs fit; nnSSL does not guess. Choose one of:"]
     for file in files:
         trainer, *_ = parse_fold_folder(file.parent)
-        lines.append(f"  export {WEIGHTS}={file}")
+        lines.append(f"  export {WEIGHTS}={shlex.quote(str(file))}")
         lines.append(f"    or, in the YAML: weights: {{trainer: {trainer}}}")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 
 import pytest
 
-from nnssl.cli.command import command
+from nnssl.cli.command import command, dataset_id
 
 
 def ending(error: BaseException | None, **options) -> int:
@@ -55,6 +55,34 @@ def test_every_command_ends_this_way_and_under_its_own_name(entry, monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", refuse)
     with pytest.raises(SystemExit, match=f"^{entry.name}: bad$"):
         entry.load()([])
+
+
+@pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
+def test_every_command_takes_a_dataset_by_number_or_name(entry, monkeypatch):
+    parsers = []
+
+    def look(parser, _):
+        parsers.append(parser)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", look)
+    with pytest.raises(SystemExit):
+        entry.load()([])
+    names = {"dataset_id", "dataset", "pool_id", "members", "plans_of", "spacing_of"}
+    for option in parsers[0]._actions:
+        assert option.dest not in names or option.type in (None, dataset_id)
+
+
+def test_a_dataset_is_a_number_or_a_name_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
+    (tmp_path / "Dataset210_P").mkdir()
+    assert [dataset_id(text) for text in ("210", "Dataset210_P", "Dataset007_New")] == [210, 210, 7]
+    with pytest.raises(argparse.ArgumentTypeError, match="no Dataset210_Q; 210 is Dataset210_P"):
+        dataset_id("Dataset210_Q")
+    for text in ("P", "-3", "1.5", "Dataset_P", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="allowed are a number"):
+            dataset_id(text)
 
 
 def test_a_reader_that_stops_reading_gets_no_traceback():

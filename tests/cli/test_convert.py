@@ -39,6 +39,22 @@ def test_converts_and_says_what_next(source: Path, tmp_path: Path, capsys):
     assert len(os.listdir(tmp_path / "raw" / "Dataset027_ACDC" / "imagesTr")) == 4
 
 
+def test_options_that_describe_files_are_refused_for_a_known_dataset(source: Path):
+    with pytest.raises(SystemExit, match=r"--images, --label .* are for .*; ACDC says"):
+        run("ACDC", source, "-d", 27, "--images", "T1={case}.nii.gz")
+
+
+def test_headers_of_a_known_dataset_are_repaired_where_asked_for(source: Path, capsys):
+    label = next((source / "training").rglob("*_gt.nii.gz"))
+    image = sitk.ReadImage(str(label))
+    bare = sitk.GetImageFromArray(sitk.GetArrayFromImage(image))
+    sitk.WriteImage(bare, str(label))
+    with pytest.raises(SystemExit, match=r"of the label .--headers repair, where the label's"):
+        run("ACDC", source, "-d", 27, "--dry-run")
+    run("ACDC", source, "-d", 27, "--headers", "repair", "--dry-run")
+    assert "4 cases; nothing was written" in capsys.readouterr().out
+
+
 def test_dry_run_writes_nothing(source: Path, tmp_path: Path, capsys):
     run("ACDC", source, "-d", 27, "--dry-run")
     out = capsys.readouterr().out

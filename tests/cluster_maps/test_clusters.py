@@ -103,7 +103,7 @@ def test_body_is_filled_and_air_is_outside() -> None:
     ],
 )
 def test_bad_recipes_are_named(knobs: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         ClusterRecipe(**knobs)
 
 

@@ -127,6 +127,14 @@ def test_a_label_of_another_size(name: str, ready, tmp_path: Path):
     assert "size" in found
 
 
+def test_a_channel_of_another_size_is_not_blamed_on_the_label(ready, tmp_path: Path):
+    spec, case = ready("BraTS2018")
+    rewrite(tmp_path / case.images[2][0], lambda array: array[..., :-1])
+    found = report(spec, tmp_path)
+    assert "of the channel T2" in found
+    assert "label" not in found
+
+
 @pytest.mark.parametrize("name", HEADERS)
 def test_a_label_of_another_place(name: str, ready, tmp_path: Path):
     spec, case = ready(name)

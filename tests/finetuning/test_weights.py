@@ -75,6 +75,9 @@ def test_only_what_was_trained_is_wanted(make_unet):
     assert {k[:16] for k in first} == {"encoder.stages.0"}
     with pytest.raises(ValueError, match="trained nothing"):
         wanted_keys(target, ["decoder.stages.0.convs.0.conv.weight"], "encoder")
+    _, residual = pair(make_unet, residual=True)
+    with pytest.raises(ValueError, match=r"another architecture: it trained encoder\.\S+convs"):
+        wanted_keys(residual, trained_keys(target, Trained(encoder_stages=2)), "encoder")
     with pytest.raises(ValueError, match="encoder_stages: found 9"):
         wanted_keys(target, None, "encoder", stages=9)
 

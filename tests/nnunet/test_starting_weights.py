@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nnssl.common.environment import set_variables
-from nnssl.nnunet.checkpoint import save_atomically
+from nnssl.nnunet.checkpoint import read_checkpoint, save_atomically
 from nnssl.nnunet.paths import WEIGHTS
 from nnssl.nnunet.runs import RunLocation, WeightSource, find_finished_run, find_named_file
 
@@ -65,6 +65,26 @@ def test_several_are_listed_with_the_line_to_choose_each(place):
     assert find_finished_run(place, "nnSSLBYOLTrainer") == files[1]
     with pytest.raises(FileNotFoundError, match="-tr nnSSLMAETrainer"):
         find_finished_run(place, "nnSSLMAETrainer")
+
+
+def test_lines_to_copy_bear_a_space_in_the_path(tmp_path):
+    place = RunLocation(tmp_path / "my runs", "nnUNetPlans", "2d", 0)
+    files = [run(place), run(place, "nnSSLBYOLTrainer")]
+    with pytest.raises(ValueError, match="Choose one of") as caught:
+        find_finished_run(place, None)
+    assert f"export nnssl_pretrained_weights='{files[0]}'" in str(caught.value)
+
+
+def test_a_folder_in_place_of_a_file_is_named_with_the_files_in_it(place):
+    file = run(place)
+    for folder in (file.parent, file.parent.parent):
+        with pytest.raises(
+            FileNotFoundError, match=r"is a folder, it holds .*name a file"
+        ) as caught:
+            find(WeightSource(), str(folder))
+        assert str(file) in str(caught.value)
+        with pytest.raises(FileNotFoundError, match="is a folder"):
+            read_checkpoint(folder)
 
 
 def find(knobs, named_in_environment):
