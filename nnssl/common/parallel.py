@@ -36,7 +36,7 @@ def for_each(
     if workers == 1 or len(items) < 2:
         return [function(item) for item in tqdm(items, title)]
     count, spawn = min(workers, len(items)), get_context("spawn")
-    with ProcessPoolExecutor(count, spawn, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(count, spawn, initializer=end_with_parent) as pool:
         futures = [pool.submit(function, item) for item in items]
         try:
             for future in tqdm(as_completed(futures), title, total=len(futures)):
@@ -50,8 +50,8 @@ def for_each(
     return [future.result() for future in futures]
 
 
-def _end_with_parent() -> None:
-    """A worker ends when its parent was killed; by itself it would write on, then wait forever."""
+def end_with_parent() -> None:
+    """This worker ends when its parent was killed; it would write on, then wait forever."""
     if parent := parent_process():
         Thread(target=_wait_for_the_end, args=(parent,), daemon=True).start()
 

@@ -91,6 +91,7 @@ def compose_finetuning(
     trainer: nnUNetTrainer,
     network: nn.Module,
     config: Config,
+    epochs: int,
     epoch_losses: Sequence[float],
     weights: Mapping[str, Any],
     labels: Mapping[str, Any] | None,
@@ -101,6 +102,7 @@ def compose_finetuning(
         trainer: whose optimiser, logger and plans are stored.
         network: the planned U-Net without wrappers.
         config: the resolved configuration.
+        epochs: that are done.
         epoch_losses: of the epoch that is under way.
         weights, labels: records of where the weights came from, and of the labelled cases.
     """
@@ -113,7 +115,7 @@ def compose_finetuning(
     }
     return {
         **_compose_stock(trainer, network),
-        "current_epoch": trainer.current_epoch + (0 if epoch_losses else 1),
+        "current_epoch": epochs,
         "init_args": trainer.my_init_kwargs,
         "trainer_name": STOCK_TRAINER,
         "nnssl": {**own, **_describe_run(trainer, config)},

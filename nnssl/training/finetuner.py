@@ -58,6 +58,7 @@ class nnSSLFinetuner(Interruptible):
         self.epoch_losses: list[float] = []
         self._depths: dict[str, int] = {}
         self._loaded_from_outside = False
+        self._epoch_ended = True  # nnU-Net saves before it counts the epoch
 
     # ------------------------------------------------------------------ setting up
 
@@ -153,7 +154,9 @@ class nnSSLFinetuner(Interruptible):
 
     def _make_loader(self, loader: Any, stream: Any, first: int, processes: int) -> SteppedLoader:
         batches = SeededBatches(loader, self.settings.seed, stream, self.local_rank)
-        return SteppedLoader(batches, first, processes, pin_memory=self.device.type == "cuda")
+        pinned = self.device.type == "cuda"
+        waiting = self.leave_while_waiting
+        return SteppedLoader(batches, first, processes, pinned, while_waiting=waiting)
 
     @property
     def step(self) -> int:  # type: ignore[override]
@@ -213,6 +216,7 @@ class nnSSLFinetuner(Interruptible):
         self.print_to_log_file(self.labelled.describe())
 
     def on_train_epoch_start(self) -> None:
+        self._epoch_ended = False
         super().on_train_epoch_start()
         begun = bool(self.epoch_losses)
         freeze_or_release(self.planned_network, self.optimizer, self.current_epoch, begun)
@@ -235,8 +239,15 @@ class nnSSLFinetuner(Interruptible):
         super().on_train_epoch_end([{"loss": np.array(loss)} for loss in self.epoch_losses])
 
     def on_epoch_end(self) -> None:
-        self.epoch_losses = []
+        """As nnU-Net's, but the file that a resume takes is the last: a kill forgets no best."""
+        self.epoch_losses, self._epoch_ended = [], True
+        self.save_every = self.num_epochs + 1
         super().on_epoch_end()
+        self.save_every = self.settings.save_every
+        if self.current_epoch % self.save_every == 0 and self.current_epoch < self.num_epochs:
+            self.current_epoch -= 1
+            self.save_checkpoint(self.latest_checkpoint)
+            self.current_epoch += 1
 
     def on_train_end(self) -> None:
         super().on_train_end()
@@ -250,6 +261,7 @@ class nnSSLFinetuner(Interruptible):
             self,
             self.planned_network,
             self.config,
+            self.current_epoch + self._epoch_ended,
             self.epoch_losses,
             self.weights_record,
             None if self.labelled is None else self.labelled.to_dict(),

@@ -23,6 +23,9 @@ from nnssl.training.config_changes import compare_resume
 from nnssl.training.settings import FinetuningSettings, PretrainingSettings
 
 SECONDS_BETWEEN_SAVES = 600.0
+SECONDS_FOR_LAST_BATCH = (
+    5.0  # after a stop signal; all ranks should take the step and leave together
+)
 HANDLED = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
@@ -151,6 +154,11 @@ class Interruptible(nnUNetTrainer):
             self._leave()
         if save:
             self.save_checkpoint(self.latest_checkpoint)
+
+    def leave_while_waiting(self, seconds: float) -> None:
+        """After a stop signal, leave where a batch has been awaited in vain for so many seconds."""
+        if self.stop.signal is not None and seconds > SECONDS_FOR_LAST_BATCH:
+            self._leave()
 
     def agree_on(self, *wishes: bool) -> list[bool]:
         """For each wish, whether any rank has it."""

@@ -107,6 +107,7 @@ class nnSSLPretrainer(PretrainingLoop):
 
     def on_train_end(self) -> None:
         folder = Path(self.output_folder)
+        self.finish()
         self.save_checkpoint(str(folder / FINAL))
         if self.local_rank == 0:
             if not self.disable_checkpointing:

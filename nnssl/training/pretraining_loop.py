@@ -142,7 +142,6 @@ class PretrainingLoop(PretrainingSetup):
             "skipped_steps": float(self.skipped_steps),
             **self.weight_change(self.objective.network),
         }
-        self.epoch_terms = []
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
 
     def validation_step(self, batch: dict[str, Any]) -> Mapping[str, float]:
@@ -169,18 +168,26 @@ class PretrainingLoop(PretrainingSetup):
         self._epoch_begin = time()
 
     def on_epoch_end(self) -> None:
+        self.epoch_terms = []
         self._epoch_log["epoch_seconds"] = time() - self._epoch_begin
         self.history.log(self.current_epoch, self._epoch_log)
         self._report(self._epoch_log)
         self.current_epoch += 1
-        better = self._is_better()
-        self._probe_features()
-        if self.current_epoch % self.save_every == 0 and self.current_epoch < self.num_epochs:
-            self.save_checkpoint(self.latest_checkpoint)
+        better, last = self._is_better(), self.current_epoch == self.num_epochs
+        if not last:  # that one's are made by `finish`
+            self._probe_features()
+            self._draw()
+        # what was not made before a kill is made again, so the file that a resume takes is the last
         if better:
             self.save_checkpoint(str(Path(self.output_folder) / BEST))
-        if self.local_rank == 0:
-            self._draw()
+        if not last and self.current_epoch % self.save_every == 0:
+            self.save_checkpoint(self.latest_checkpoint)
+
+    def finish(self) -> None:
+        """Probe and pictures after the last epoch; a run that is killed in here resumes here."""
+        if self.history.last("probe_seconds") is None:
+            self._probe_features()
+        self._draw()
 
     def _report(self, terms: Mapping[str, float | None]) -> None:
         """Tell further loggers, and the log file, what the current epoch gave."""
@@ -191,7 +198,7 @@ class PretrainingLoop(PretrainingSetup):
                 self.print_to_log_file(f"{key} {value:.5g}")
 
     def _probe_features(self) -> None:
-        """Probe where it is due; only rank 0 does, the others wait. The finished run is saved
+        """Probe where it is due; only rank 0 does, the others wait. The trained run is saved
         before, so that nothing is lost whatever happens."""
         if not self.probe_settings.is_due(self.current_epoch, self.num_epochs):
             return
@@ -219,6 +226,8 @@ class PretrainingLoop(PretrainingSetup):
         return True
 
     def _draw(self) -> None:
+        if self.local_rank != 0:
+            return
         folder, last = Path(self.output_folder), self.current_epoch == self.num_epochs
         if last or time() - self._last_plot > SECONDS_BETWEEN_PLOTS:
             self._last_plot = time()

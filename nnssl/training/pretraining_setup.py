@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -274,8 +274,15 @@ class PretrainingSetup(Interruptible):
     def get_dataloaders(self) -> tuple[SteppedLoader, SteppedLoader | None]:
         """Loaders that begin at the step at which the run is."""
         processes = get_allowed_n_proc_DA()
-        train = SteppedLoader(self.batch_maker, self.step, processes, self.device.type == "cuda")
+        train = self._make_loader(self.batch_maker, self.step, processes)
         return train, self._make_validation_loader(processes)
+
+    def _make_loader(
+        self, maker: Callable[[int], dict[str, Any]], first: int, processes: int
+    ) -> SteppedLoader:
+        pinned = self.device.type == "cuda"
+        waiting = self.leave_while_waiting
+        return SteppedLoader(maker, first, processes, pinned, while_waiting=waiting)
 
     @cached_property
     def batch_maker(self) -> BatchMaker:
@@ -297,7 +304,7 @@ class PretrainingSetup(Interruptible):
         if maker is None:
             self.num_val_iterations_per_epoch = 0
             return None
-        return SteppedLoader(maker, 0, min(1, processes), self.device.type == "cuda")
+        return self._make_loader(maker, 0, min(1, processes))
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Move a batch to the device and make its views there."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nnssl.data import stepped_loader
 from nnssl.data.stepped_loader import SteppedLoader
 
 
@@ -77,6 +80,55 @@ def test_error_item_is_raised_with_case_and_file(workers):
 def test_killed_worker_gives_an_error():
     with pytest.raises(RuntimeError, match=r"[Ww]orker"):
         take(8, killed_at_five, workers=2)
+
+
+def without_open_files(step):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    return numbered(step)
+
+
+def test_a_worker_that_cannot_send_its_batch_gives_an_error_with_the_cause():
+    with pytest.raises(RuntimeError, match=r"step 3.*\n.*could not send.*[\s\S]*ulimit -n"):
+        take(1, without_open_files, workers=1)
+
+
+def hangs_at_five(step):
+    if step == 5:
+        time.sleep(1000)
+    return numbered(step)
+
+
+def test_a_batch_that_does_not_come_ends_in_an_error_and_nothing_is_left(monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    monkeypatch.setattr(stepped_loader, "SECONDS_BETWEEN_LOOKS", 0.1)
+    monkeypatch.setattr(stepped_loader, "MOST_SECONDS", 0.5)
+    looks = []
+    loader = SteppedLoader(hangs_at_five, 4, 1, False, while_waiting=looks.append)
+    next(loader)
+    with pytest.raises(RuntimeError, match=r"step 5.*TimeoutError: no worker process sent it"):
+        next(loader)
+    assert len(looks) > 2
+    assert looks == sorted(looks)
+    assert not multiprocessing.active_children()
+
+
+def test_workers_end_with_a_killed_main_process():
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import os\n"
+        "from test_stepped_loader import own_process\n"
+        "from nnssl.data.stepped_loader import SteppedLoader\n"
+        "loader = SteppedLoader(own_process, 0, 3, False)\n"
+        "print(*(next(loader)['process'] for _ in range(6)), flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    workers = {Path(f"/proc/{process}") for process in killed.stdout.split()}
+    assert len(workers) == 3
+    end = time.monotonic() + 2  # torch's own look at the parent comes every five seconds
+    while any(worker.exists() for worker in workers):
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_workers_use_one_thread_and_other_processes():

@@ -20,6 +20,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnssl.modules.unet import Trained, inputs_without_skips, plain_state_dict, trained_keys
 from nnssl.nnunet.checkpoint import read_checkpoint, save_atomically
+from nnssl.training.factory import trainer_class
 from nnssl.training.finetuner import nnSSLFinetuner
 
 SHORT = """
@@ -162,6 +163,42 @@ def stop_after(trainer, steps):
         return step(batch)
 
     trainer.train_step = counted
+
+
+def test_stopped_at_the_first_batch_of_an_epoch_or_in_its_validation(finetune):
+    trainer = finetune("extends: nnSSLScratchTrainer\n" + SHORT.split("\n", 2)[2])
+    trainer.on_train_start()
+    trainer.stop.signal = signal.SIGTERM
+    latest = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    for losses in ([], [0.5] * trainer.settings.num_iterations_per_epoch):
+        trainer.on_train_epoch_start()
+        trainer.epoch_losses = losses
+        with pytest.raises(SystemExit):
+            trainer.leave_while_waiting(60)
+        assert read_checkpoint(latest)["current_epoch"] == 0
+        resumed = finetune("extends: nnSSLScratchTrainer\n" + SHORT.split("\n", 2)[2])
+        resumed.load_checkpoint(str(latest))
+        assert resumed.step == len(losses)
+
+
+@pytest.mark.parametrize("kind", ["nnSSLScratchTrainer", "nnSSLMAETrainer"])
+def test_the_file_that_a_resume_takes_is_written_last(kind, finetune, tiny_dataset, monkeypatch):
+    """Else a kill between the two files would forget that this epoch was the best."""
+    monkeypatch.setenv("nnssl_overrides", "num_epochs=2 save_every=1 num_iterations_per_epoch=1")
+    trainer = tiny_dataset.trainer(trainer_class(kind))
+    saved = []
+    save = type(trainer).save_checkpoint
+
+    def note(self, file):
+        saved.append(Path(file).name)
+        save(self, file)
+        if saved[-1] == "checkpoint_latest.pth":
+            saved.append(read_checkpoint(file)["current_epoch"])
+
+    monkeypatch.setattr(type(trainer), "save_checkpoint", note)
+    trainer.run_training()
+    assert saved[:3] == ["checkpoint_best.pth", "checkpoint_latest.pth", 1]
+    assert saved[-1] == "checkpoint_final.pth"
 
 
 def test_ten_minutes_are_a_reason_to_save(finetune):

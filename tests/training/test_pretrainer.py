@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
@@ -15,10 +17,12 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from toys import TOYS
 
+from nnssl.data.pretraining_batches import BatchMaker
 from nnssl.modules import unet
 from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.objectives import OBJECTIVES
-from nnssl.training import pretraining_loop
+from nnssl.probe.during_training import TrainingProbe
+from nnssl.training import interruptible, pretraining_loop
 from nnssl.training.factory import trainer_class
 from nnssl.training.history import History
 from nnssl.training.pretrainer import nnSSLPretrainer
@@ -156,6 +160,64 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert all(torch.equal(expected[k], found[k]) for k in expected)
     for key in ("train_loss", "val_loss", "accuracy"):
         assert resumed.history.values[key] == pytest.approx(history[key])
+
+
+def test_killed_in_the_last_probe_the_resumed_run_has_probe_and_pictures(
+    tiny_dataset: Any, short: Callable[..., type], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = short()
+    monkeypatch.setenv("nnssl_overrides", "probe.probe_at_end=true")
+    trainer = tiny_dataset.trainer(kind)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr(TrainingProbe, "run", kill)
+    with pytest.raises(Killed):
+        trainer.run_training()
+    trainer.close()
+    drawn: list[str] = []
+    monkeypatch.setattr(TrainingProbe, "run", lambda *_: {"probe_dice": 0.5, "probe_seconds": 1})
+    monkeypatch.setattr(pretraining_loop, "save_pictures", lambda *names: drawn.append(names[-1]))
+    for file in ("checkpoint_latest.pth", "checkpoint_final.pth"):
+        resumed = tiny_dataset.trainer(kind)
+        resumed.load_checkpoint(str(Path(trainer.output_folder) / file))
+        resumed.run_training()
+        stored = read_checkpoint(Path(trainer.output_folder) / "checkpoint_final.pth")
+        assert stored["nnssl"]["history"]["probe_dice"] == [None, 0.5]
+        assert stored["nnssl"]["history"]["train_loss"][-1] is not None
+        monkeypatch.setattr(TrainingProbe, "run", kill)  # a finished run is not probed again
+    assert drawn == ["epoch_0002"] * 2
+
+
+def hang_at_four(maker: BatchMaker, step: int) -> Any:
+    if step == 4:
+        sleep(2)  # steps before are taken meanwhile
+        os.kill(os.getppid(), signal.SIGTERM)
+        sleep(1000)
+    return make_batch(maker, step)
+
+
+make_batch = BatchMaker.__call__
+
+
+def test_a_stop_signal_is_heard_while_a_batch_is_awaited(
+    tiny_dataset: Any, short: Callable[..., type], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    monkeypatch.setattr(BatchMaker, "__call__", hang_at_four)
+    monkeypatch.setattr(interruptible, "SECONDS_FOR_LAST_BATCH", 0.0)
+    trainer = tiny_dataset.trainer(short())
+    with pytest.raises(SystemExit) as left:
+        trainer.run_training()
+    assert left.value.code == 128 + signal.SIGTERM
+    stored = read_checkpoint(Path(trainer.output_folder) / "checkpoint_latest.pth")["nnssl"]
+    assert stored["step"] == 4
+    assert not multiprocessing.active_children()
 
 
 def test_resuming_with_another_temperature_prints_both_values(
