@@ -84,7 +84,7 @@ def _list() -> None:
         first = spec.layout.strip().splitlines()[0].strip()
         texts = [f"labels: {labels}", f"layout: {first}", f"{spec.licence}; {spec.where}"]
         print("\n".join([f"{spec.name:<23}{spec.description}", *(f"{'':<23}{t}" for t in texts)]))
-    print(f"{', '.join(OWN):<23}any collection of your own, with labels or without (--help)")
+    print("\n".join(f"{name:<23}data of your own: {line}" for name, line in OWN.items()))
 
 
 def _convert(options: Namespace) -> None:
