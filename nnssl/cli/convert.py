@@ -23,7 +23,7 @@ from nnssl.convert.private import make_private_spec
 from nnssl.convert.records import describe_identical_images
 from nnssl.convert.spec import DatasetSpec, find_specs, read_spec
 from nnssl.convert.tasks import CheckedCase, list_tasks
-from nnssl.convert.volumes import FourthAxis, Headers, Overlaps
+from nnssl.convert.volumes import FourthAxis, Headers, Overlap
 from nnssl.nnunet.paths import PREPROCESSED, RAW, root_folder
 
 FOLDER, BIDS, DICOM = "folder", "bids", "dicom"
@@ -66,7 +66,7 @@ def _add_options(parser: ArgumentParser) -> None:
     add("--label", metavar="WHERE", help=text)
     text = "label names; dicom: NAME=REGEX of structures"
     add("--labels", nargs="+", default=[], metavar="NAME[=VALUE]", help=text)
-    add("--overlaps", choices=get_args(Overlaps), help="dicom: voxels of two structures")
+    add("--overlap", choices=get_args(Overlap), help="dicom: voxels of two structures")
     text = "dicom: PatientIDs in names of cases, not names made of them with a secret"
     add("--keep-ids", action="store_true", help=text)
 
@@ -160,7 +160,7 @@ def _make_own_spec(options: Namespace) -> DatasetSpec:
             options.series,
             None if options.images_only else options.label,
             [] if options.images_only else options.labels,
-            overlaps=options.overlaps,
+            overlap=options.overlap,
         )
     return {FOLDER: make_private_spec, BIDS: make_bids_spec}[options.name](
         options.dataset_name,

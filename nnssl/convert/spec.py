@@ -18,7 +18,7 @@ from nnssl.convert.dicom_tree import GROUPS
 from nnssl.convert.labels import FOREGROUND_RULES, LABELS, check_remap, choose_foreground_rule
 from nnssl.convert.rules import FRAME_RULES
 from nnssl.convert.sources import FRAME, SLICE
-from nnssl.convert.volumes import FourthAxis, Headers, Overlaps, Reading, Slices
+from nnssl.convert.volumes import FourthAxis, Headers, Overlap, Reading, Slices
 
 Derivation = Callable[[Path, str], dict[str, Any]]
 
@@ -107,7 +107,7 @@ class DatasetSpec:
             ``patient`` are then made of ``patient``, ``study`` and ``series``.
         structures: Regular expression of a structure's whole name in DICOM SEG and RTSTRUCT ->
             value in ``labels``; structures that match none are passed over.
-        overlaps: ``refuse`` structures that share voxels, or give these to the ``last`` label.
+        overlap: ``refuse`` structures that share voxels, or give these to the ``last`` label.
         slices: ``refuse`` or ``resample`` DICOM series with gantry tilt or uneven distances.
         foreground: Rule of the mask for images only: ``otsu`` or ``hounsfield`` (default for CT).
         derive: Name of a registered function that completes the spec from the source folder.
@@ -138,7 +138,7 @@ class DatasetSpec:
     slices: Slices = "refuse"
     dicom: bool = False
     structures: dict[str, int] | None = None
-    overlaps: Overlaps = "refuse"
+    overlap: Overlap = "refuse"
     foreground: Annotated[str, one_of(FOREGROUND_RULES)] | None = None
     derive: Annotated[str, one_of(DERIVATIONS)] | None = None
     folds: Annotated[int, Ge(2)] = 5
@@ -153,7 +153,7 @@ class DatasetSpec:
             self.slices,
             len(self.channels),
             self.structures or {},
-            self.overlaps,
+            self.overlap,
         )
 
     @property

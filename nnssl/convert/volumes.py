@@ -17,7 +17,7 @@ FILE_ENDING = ".nii.gz"
 FourthAxis = Literal["channels", "first"]
 Headers = Literal["exact", "repair"]
 Slices = Literal["refuse", "resample"]
-Overlaps = Literal["refuse", "last"]
+Overlap = Literal["refuse", "last"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Reading:
         slices: What happens to DICOM series with gantry tilt or uneven slice distance.
         channels: Number of channels of a case.
         structures: Regular expression of a structure's name in DICOM SEG and RTSTRUCT -> value.
-        overlaps: What happens to voxels of two structures: ``refuse``, or ``last`` (largest value).
+        overlap: What happens to voxels of two structures: ``refuse``, or ``last`` (largest value).
     """
 
     fourth_axis: FourthAxis | None = None
@@ -40,7 +40,7 @@ class Reading:
     slices: Slices = "refuse"
     channels: int = 1
     structures: Mapping[str, int] = field(default_factory=dict)
-    overlaps: Overlaps = "refuse"
+    overlap: Overlap = "refuse"
 
 
 ImageAndNotes = tuple[sitk.Image, tuple[str, ...]]  # what a reader reads, and what it did to it

@@ -295,9 +295,9 @@ def test_structures_go_by_name_and_may_share_voxels_on_request_only(roots):
         h.structure_set(root / f"rt{patient}", slices, masks)
     said = problems_of(root, labels=["body=BODY", "tumour=GTV"])
     count = int(tumour().sum())
-    assert f"has {count} voxels in 'GTV' and in 'Body'; --overlaps last" in said
+    assert f"has {count} voxels in 'GTV' and in 'Body'; --overlap last" in said
     target = ConversionTarget.of(roots / "nnUNet_raw", roots / "nnUNet_preprocessed", 60, "H")
-    spec = spec_of(root, labels=["body", "tumour=GTV", "liver"], overlaps="last")
+    spec = spec_of(root, labels=["body", "tumour=GTV", "liver"], overlap="last")
     checked = convert(Conversion(spec, root), target)
     assert {note for each in checked for notes in each.notes.values() for note in notes} == {
         "no structure is named liver"

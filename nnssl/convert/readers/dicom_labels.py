@@ -41,7 +41,7 @@ def read_label(paths: Sequence[Path], series: Series, how: Reading) -> ImageAndN
 
     A voxel belongs to an outlined structure where its centre lies within; contours of one structure
     on one slice cut holes into each other (exclusive or). Where structures of different values
-    overlap, ``how.overlaps`` decides: ``refuse``, or ``last`` (the largest value).
+    overlap, ``how.overlap`` decides: ``refuse``, or ``last`` (the largest value).
 
     Raises:
         ValueError: Another frame of reference, orientation, spacing or place; no wanted structure,
@@ -56,11 +56,11 @@ def read_label(paths: Sequence[Path], series: Series, how: Reading) -> ImageAndN
         mask = np.zeros(label.shape, bool)
         draw(mask)
         others = np.unique(label[mask & (label > 0) & (label != value)])
-        if others.size and how.overlaps == "refuse":
+        if others.size and how.overlap == "refuse":
             count = int((mask & (label == others[0])).sum())
             raise ValueError(
                 f"has {count} voxels in {owners[others[0]]!r} and in {name!r}; "
-                "--overlaps last gives them to the label that is named last"
+                "--overlap last gives them to the label that is named last"
             )
         owners[value] = name
         label[mask] = np.maximum(label[mask], value)
