@@ -9,9 +9,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 from scipy import ndimage, stats
-from tqdm import tqdm
 
 from nnssl.common.files import atomic_path, stamp_file
+from nnssl.common.parallel import for_each
 from nnssl.nnunet.images import CaseError, open_image
 
 CELLS = (8, 24, 24)  # of a thumbnail, array order
@@ -21,13 +21,17 @@ SAVE_EVERY = 500  # new thumbnails
 
 
 def load_thumbnails(
-    files: Mapping[str, Path], cache: Path, read: Callable[[Path], np.ndarray] | None = None
+    files: Mapping[str, Path],
+    cache: Path,
+    read: Callable[[Path], np.ndarray] | None = None,
+    workers: int = 1,
 ) -> np.ndarray:
     """Thumbnails of images (name -> file), made once and cached while their files stay the same.
 
     Args:
         cache: file to keep them in (`.npz`); where it cannot be written, nothing is kept.
         read: makes the thumbnail of a file; None: `read_thumbnail`.
+        workers: processes that read, where there is much to read; `read` has to be picklable then.
 
     Returns:
         float16 (N, cells) as `make_thumbnail` gives them.
@@ -38,11 +42,13 @@ def load_thumbnails(
     known = _read_cache(cache)
     stamps = {each: stamp_file(file) for each, file in files.items()}
     missing = [each for each in files if known.get(each, (None,))[0] != stamps[each]]
-    for count, each in enumerate(tqdm(missing, desc="thumbnails", disable=not missing), 1):
-        known[each] = (stamps[each], (read or read_thumbnail)(files[each]))
-        if count % SAVE_EVERY == 0:
-            _write_cache(cache, known)
-    if missing:
+    for start in range(0, len(missing), SAVE_EVERY):
+        part = missing[start : start + SAVE_EVERY]
+        processes = workers if len(missing) >= SAVE_EVERY else 1  # they take seconds to start
+        made = for_each(
+            read or read_thumbnail, [files[each] for each in part], processes, "thumbnails"
+        )
+        known |= {each: (stamps[each], image) for each, image in zip(part, made, strict=True)}
         _write_cache(cache, known)
     return stack_thumbnails([known[each][1] for each in files])
 
@@ -150,5 +156,5 @@ def _write_cache(cache: Path, known: dict[str, tuple[list[int], np.ndarray]]) ->
                 stamps=np.array([stamp for stamp, _ in known.values()], np.int64),
                 images=np.stack([image for _, image in known.values()]),
             )
-    except PermissionError:
+    except OSError:  # a cache is a convenience: a read-only folder or a full disk stops nothing
         return

@@ -22,6 +22,8 @@ import torch
 from nnssl.common.versions import versions
 from nnssl.data.budget import Budget
 from nnssl.data.case_table import GEOMETRY_FILE
+from nnssl.data.copies import SIGNATURE
+from nnssl.data.thumbnails import CELLS
 from nnssl.data.tissue_share import CACHE
 from nnssl.estimate.dry_run import DryRun, dry_folders
 from nnssl.estimate.steps import TimedTrainer, mean_wait, open_timed, synchronise
@@ -176,20 +178,27 @@ def _write_checkpoint(trainer: Any, folder: Path) -> int:
     """Bytes of a checkpoint as the trainer writes it."""
     file = folder / "checkpoint.pth"
     trainer.disable_checkpointing = False
+    if hasattr(trainer, "seen_record"):  # a real run keeps a signature of every image
+        signatures = np.zeros((len(trainer.drawn_cases), SIGNATURE), np.int8)
+        trainer.seen_record = {"signatures": signatures}
     trainer.save_checkpoint(str(file))
     trainer.disable_checkpointing = True
     return file.stat().st_size
 
 
 def _expect_caches(trainer: Any) -> int:
-    """Bytes of the tissue tables of all cases, at the mean size of those that are there."""
+    """Bytes of the thumbnails of the training cases, and of the tissue tables of all cases.
+
+    Tables are taken at the mean size of those that are there.
+    """
     folders = getattr(trainer, "folders", None)
     if folders is None:
         return 0
     sizes = [file.stat().st_size for file in (folders.own / CACHE).glob("*.npz")]
     cases = len(trainer.drawn_cases) + len(trainer.val_cases)
     tables = round(cases * sum(sizes) / max(1, len(sizes)))
-    return tables + (folders.own / GEOMETRY_FILE).stat().st_size
+    thumbnails = len(trainer.train_cases) * math.prod(CELLS) * np.float16().nbytes
+    return tables + thumbnails + (folders.own / GEOMETRY_FILE).stat().st_size
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -1,26 +1,28 @@
-"""Has pre-training seen what is evaluated? By fold, patient, dataset and content: the one check."""
+"""Has a training seen what is evaluated? By fold, record, name, dataset, content: the one check."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from nnssl.common.files import hash_json, read_json
+from nnssl.data.copies import THRESHOLD, find_copies, load_case_thumbnails, make_signatures
 from nnssl.data.thumbnails import stack_thumbnails
 from nnssl.data.unlabelled.records import read_records
-from nnssl.leakage.copies import find_copies, load_case_thumbnails
 from nnssl.leakage.overlaps import find_overlaps
-from nnssl.leakage.seen import Seen, find_images
+from nnssl.leakage.seen import Seen, SeenImage, find_images
 from nnssl.nnunet.cases import CaseRecord, read_all_cases, read_cases
 from nnssl.nnunet.images import CaseError
-from nnssl.nnunet.paths import CASES_FILE, SPLITS_FILE, own_folder
+from nnssl.nnunet.paths import CASES_FILE, SPLITS_FILE, dataset_number, own_folder
 
 MOST_NAMED = 5
+ALIKE = 0.6  # rank correlation from which an image may be a cropped copy; docs/leakage.md
+Content = Literal["none", "strangers", "all"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Evaluation:
 class Finding:
     """One sentence of the report."""
 
-    by: Literal["source", "fold", "patient", "dataset", "content"]
+    by: Literal["source", "fold", "patient", "file", "name", "dataset", "content"]
     # possible: it may share images; unknown: it could not be looked for
     verdict: Literal["clean", "contaminated", "possible", "unknown"]
     text: str
@@ -54,7 +56,6 @@ class Contamination:
     """What was looked for and found."""
 
     findings: tuple[Finding, ...]
-    compared: bool = False  # whether patients, or the folds of a pool's member, could be compared
 
     @property
     def contaminated(self) -> bool | None:
@@ -69,33 +70,38 @@ class Contamination:
         return {"contaminated": self.contaminated, "findings": findings}
 
 
-def check(seen: Seen, evaluation: Evaluation, content: bool = False) -> Contamination:
-    """Looks for what is evaluated among what a pre-training has seen.
+def check(seen: Seen, evaluation: Evaluation, content: Content = "none") -> Contamination:
+    """Looks for what is evaluated among what a training has seen.
 
     By fold: a fold `all` of the same dataset; of a pool, another fold than that of the evaluation,
-    or folds that have changed. By patient: with their dataset of origin, those of the validation
-    cases and, of another dataset, those of imagesTs. By dataset: the table of public datasets that
-    share images. By content: near-duplicates among thumbnails, which finds the same image, or
-    another of the same patient and position, under another name, after bias correction,
-    resampling, scaling, mirroring; not after cropping.
+    or folds that have changed. By record: with their dataset of origin, the patients of the
+    validation cases and, of another dataset, those of imagesTs; and files from which cases of both
+    were made. By name: equal names of patients in different datasets of origin. By dataset: the
+    table of public datasets that share images. By content: near-duplicates among thumbnails, which
+    finds the same image, or another of the same patient and position, under another name, after
+    bias correction, resampling, scaling, mirroring; not after cropping by more than 3 %.
 
     Args:
-        content: whether to compare by content, which reads every image once.
+        content: compare by content, which reads every validation image once, with `all` that was
+            seen, or with `strangers`: images of patients whom the dataset of the evaluation does
+            not know by record.
 
     Raises:
         ValueError: records lack a validation case.
     """
     if seen.cases is None:
-        text = "The weights are not those of an nnSSL pre-training and do not say what was seen."
-        return Contamination((Finding("source", "unknown", text),))
+        return Contamination((Finding("source", "unknown", seen.untold),))
+    strangers = _find_strangers(seen, evaluation)
     findings = [
         *_check_fold(seen, evaluation),
         *_check_patients(seen, evaluation),
+        *_check_files(seen, evaluation, strangers),
+        *_check_names(seen, evaluation, strangers),
         *_check_datasets(seen, evaluation),
     ]
-    if content:
-        findings += _check_content(seen, evaluation)
-    return Contamination(tuple(findings), seen.can_compare(evaluation.dataset))
+    names = {"none": [], "strangers": strangers, "all": [*seen.keys]}[content]
+    findings += _check_content(seen, evaluation, names) if names else []
+    return Contamination(tuple(findings))
 
 
 def _check_fold(seen: Seen, evaluation: Evaluation) -> Iterator[Finding]:
@@ -104,7 +110,7 @@ def _check_fold(seen: Seen, evaluation: Evaluation) -> Iterator[Finding]:
     file = evaluation.dataset / SPLITS_FILE
     folds = seen.folds.get(name)
     if seen.fold == "all" and seen.dataset == evaluation.dataset:
-        text = f"Pre-training ran on fold all of {name}, which holds nothing back."
+        text = f"Training ran on fold all of {name}, which holds nothing back."
     elif name not in seen.members:
         return
     elif str(seen.fold) != str(fold):
@@ -127,7 +133,7 @@ def _check_patients(seen: Seen, evaluation: Evaluation) -> Iterator[Finding]:
     if seen.dataset != evaluation.dataset:
         held_out = {record.key for record in read_all_cases(evaluation.dataset, "Ts").values()}
         tested = sorted(held_out & patients)
-    what = f"Pre-training on {seen.dataset.name} saw"
+    what = f"Training on {seen.dataset.name} saw"
     if leaked:
         text = f"{what} the patients of {len(leaked)} of {len(records)} validation cases"
         yield Finding("patient", "contaminated", f"{text}: {_name(leaked)}.", leaked)
@@ -140,19 +146,24 @@ def _check_patients(seen: Seen, evaluation: Evaluation) -> Iterator[Finding]:
 
 def _compare_none_seen(seen: Seen, evaluation: Evaluation) -> Finding:
     """How far it can be told that no patient was seen."""
-    missing = CASES_FILE.as_posix()
-    origins = seen.origins & {record.dataset for record in evaluation.records.values()}
-    if seen.members and origins and not seen.can_compare(evaluation.dataset):
+    missing, name = CASES_FILE.as_posix(), evaluation.dataset.name
+    if seen.members and not seen.has_records:
+        origins = seen.origins & {record.dataset for record in evaluation.records.values()}
+        if name in seen.members:
+            text = f"The fold is that of {seen.dataset.name}, which was made from these folds."
+            return Finding("patient", "clean", text)
         text = (
             f"{seen.dataset.name} has images of {', '.join(sorted(origins))}, and its {missing}, "
             "which names the patients, is not in nnUNet_preprocessed."
         )
-        return Finding("patient", "possible", text)
+        if origins:
+            return Finding("patient", "possible", text)
     for dataset in (seen.dataset, evaluation.dataset):
-        if not (dataset / CASES_FILE).exists():
+        recorded = dataset == seen.dataset and seen.has_records
+        if not recorded and not (dataset / CASES_FILE).exists():
             text = (
                 f"Patients of {dataset.name} are not known ({missing} is missing); every case was "
-                "taken for a patient of its own."
+                f"taken for a patient of its own (nnssl_cases -d {_number(dataset)} writes it)."
             )
             return Finding("patient", "unknown", text)
     if lost := sorted(set(seen.cases or ()) - set(seen.records)):
@@ -161,6 +172,33 @@ def _compare_none_seen(seen: Seen, evaluation: Evaluation) -> Finding:
     number = len({record.key for record in evaluation.records.values()})
     text = f"None of the {number} patients evaluated is among the {len(seen.patients)} seen."
     return Finding("patient", "clean", text)
+
+
+def _check_files(seen: Seen, evaluation: Evaluation, strangers: Sequence[str]) -> Iterator[Finding]:
+    """Cases that were made from the very files of cases that were seen."""
+    made = {seen.records[name].sha256: name for name in strangers if name in seen.records}
+    made.pop(None, None)
+    records = evaluation.records
+    pairs = {case: made[r.sha256] for case, r in records.items() if r.sha256 in made}
+    if pairs:
+        text = f"{len(pairs)} cases were made from the same files as cases that were seen"
+        named = _name([f"{case} = {other}" for case, other in pairs.items()])
+        yield Finding("file", "contaminated", f"{text}: {named}.", tuple(pairs))
+
+
+def _check_names(seen: Seen, evaluation: Evaluation, strangers: Sequence[str]) -> Iterator[Finding]:
+    """Patients of one name in two datasets of origin may be one person, or two."""
+    names = {seen.keys[name][1] for name in strangers}
+    records = evaluation.records
+    patients = seen.patients
+    same = [c for c, r in records.items() if r.patient in names and r.key not in patients]
+    if same:
+        text = (
+            f"Patients of {len(same)} cases have the name of a patient seen in another dataset "
+            f"({_name(sorted({records[case].patient for case in same}))}); if they are the same "
+            "people, give both datasets one origin (nnssl_cases --origin)."
+        )
+        yield Finding("name", "unknown", text, tuple(same))
 
 
 def _check_datasets(seen: Seen, evaluation: Evaluation) -> list[Finding]:
@@ -184,48 +222,71 @@ def _check_datasets(seen: Seen, evaluation: Evaluation) -> list[Finding]:
     return [Finding("dataset", "clean", text)]
 
 
-def _check_content(seen: Seen, evaluation: Evaluation) -> Iterator[Finding]:
-    """Compares thumbnails with those of the training cases, and of the images without labels."""
-    cases, flips = seen.cases or (), seen.dataset != evaluation.dataset
-    of_cases = partial(load_case_thumbnails, seen.configuration_folder, cases)
-    yield _compare(evaluation, cases, of_cases, "seen", flips)
-    if seen.images and seen.configuration_folder is not None:
-        names = [image.name for image in seen.images]
-        yield _compare(evaluation, names, lambda: _read_thumbnails(seen), "seen without labels")
+def _find_strangers(seen: Seen, evaluation: Evaluation) -> list[str]:
+    """What was seen of patients whom the dataset of the evaluation does not know by record."""
+    dataset = evaluation.dataset
+    known = {record.key for record in read_all_cases(dataset).values()}
+    prefix = f"{_number(dataset):03d}_" if dataset.name in seen.members else None  # see `PoolCase`
+    own = set(seen.cases or ()) if seen.dataset == dataset else set()
+    own |= {case for case in seen.cases or () if prefix and case.startswith(prefix)}
+    return [name for name, key in seen.keys.items() if key not in known and name not in own]
 
 
-def _compare(
-    evaluation: Evaluation,
-    names: Sequence[str],
-    candidates: Callable[[], np.ndarray],
-    what: str,
-    flips: bool = True,
-) -> Finding:
-    cases = evaluation.validation
+def _check_content(seen: Seen, evaluation: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
+    """Compares the validation cases with signatures of the checkpoint, or with images at hand."""
+    cases, flips = evaluation.validation, seen.dataset != evaluation.dataset
     try:
         queries = load_case_thumbnails(evaluation.configuration_folder, cases)
-        copies = find_copies(queries, candidates(), flips=flips)
+        found = find_copies(queries, _load_signatures(seen, names), flips, ALIKE)
     except CaseError as error:
-        return Finding("content", "unknown", f"Images cannot be compared: {error}.")
-    if not copies:
-        text = f"No image evaluated resembles one of the {len(names)} {what}."
-        return Finding("content", "clean", text)
-    copied = tuple(dict.fromkeys(cases[copy.query] for copy in copies))
-    pairs = [
-        f"{cases[each.query]} = {names[each.candidate]} ({each.correlation:.2f})"
-        for each in sorted(copies, key=lambda copy: -copy.correlation)
-    ]
-    text = f"Pre-training saw near-duplicates of {len(copied)} cases (rank correlation): "
-    return Finding("content", "contaminated", f"{text}{_name(pairs)}.", copied)
+        yield Finding("content", "unknown", f"Images cannot be compared: {error}.")
+        return
+    patients = {case: record.patient for case, record in evaluation.records.items()}
+    copies: dict[str, list[str]] = {"contaminated": [], "unknown": []}
+    cases_of: dict[str, dict[str, None]] = {"contaminated": {}, "unknown": {}}
+    for each in sorted(found, key=lambda copy: -copy.correlation):
+        case, name = cases[each.query], names[each.candidate]
+        namesakes = flips and patients[case] == seen.keys[name][1]
+        certain = each.correlation >= THRESHOLD or namesakes
+        if certain or flips:
+            verdict = "contaminated" if certain else "unknown"
+            copies[verdict].append(f"{case} = {name} ({each.correlation:.2f})")
+            cases_of[verdict][case] = None
+    if pairs := copies["contaminated"]:
+        text = f"Training saw near-duplicates of {len(cases_of['contaminated'])} cases"
+        text = f"{text} (rank correlation): {_name(pairs)}."
+        yield Finding("content", "contaminated", text, tuple(cases_of["contaminated"]))
+    elif pairs := copies["unknown"]:
+        text = f"Training saw images like those of {len(cases_of['unknown'])} cases, perhaps"
+        text = f"{text} cropped copies (rank correlation): {_name(pairs)}."
+        yield Finding("content", "unknown", text, tuple(cases_of["unknown"]))
+    else:
+        text = f"No image evaluated resembles one of the {len(names)} seen."
+        yield Finding("content", "clean", text)
 
 
-def _read_thumbnails(seen: Seen) -> np.ndarray:
+def _load_signatures(seen: Seen, names: Sequence[str]) -> np.ndarray:
+    if all(name in seen.signatures for name in names):
+        return np.stack([seen.signatures[name] for name in names])
+    chosen = set(names)
+    cases = [case for case in seen.cases or () if case in chosen]
+    images = [image for image in seen.images if image.name in chosen]
+    made = dict(zip(cases, load_case_thumbnails(seen.configuration_folder, cases), strict=True))
+    made |= _read_thumbnails(seen, images) if images else {}
+    return make_signatures(stack_thumbnails([made[name] for name in names]))
+
+
+def _read_thumbnails(seen: Seen, images: Sequence[SeenImage]) -> dict[str, np.ndarray]:
     assert seen.configuration_folder is not None
-    records = find_images(seen.images, own_folder(seen.configuration_folder), read_records)
-    for image, record in zip(seen.images, records, strict=True):
+    records = find_images(images, own_folder(seen.configuration_folder), read_records)
+    for image, record in zip(images, records, strict=True):
         if record is None:
             raise CaseError(f"image without label {image.name} is gone or changed")
-    return stack_thumbnails([record.decode_thumbnail() for record in records if record])
+    return {i.name: r.decode_thumbnail() for i, r in zip(images, records, strict=True) if r}
+
+
+def _number(dataset: Path) -> int:
+    return dataset_number(dataset.name)
 
 
 def _name(names: Sequence[str]) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nnssl.leakage.ancestry import UNKNOWN, Ancestor
 from nnssl.leakage.check import Evaluation, check
 from nnssl.leakage.seen import Seen
 
 OVERRIDE = "weights.allow_contamination=true"
-UNKNOWN = "it cannot be told whether the source has seen the patients that validate here."
+UNTOLD = "it cannot be told whether the weights have seen the patients that validate here"
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,16 @@ class SourceJudgement:
     contaminated: bool | None = None  # None: it cannot be told
     reasons: tuple[str, ...] = ()  # sentences that speak against an honest evaluation
     cases: tuple[str, ...] = ()  # validation cases whose patients were seen
-    origin: Mapping[str, Any] | None = None  # dataset and fold of the pre-training
+    origin: Mapping[str, Any] | None = None  # dataset and fold of the training that wrote them
+    untold: tuple[str, ...] = ()  # why it cannot be told
+    ancestors: Sequence[Ancestor] = (UNKNOWN,)  # for the checkpoint that starts from them
 
     @property
     def record(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """For a checkpoint, beside the ancestors."""
         seen = {"contaminated": self.contaminated, "seen_validation_cases": list(self.cases)}
+        if self.contaminated is None:
+            seen["cannot_be_told"] = list(self.untold)
         if self.origin is None or (self.is_same_dataset and not self.contaminated):
             return seen
         return {**seen, "contamination": list(self.reasons), "pretraining": dict(self.origin)}
@@ -35,7 +40,7 @@ class SourceJudgement:
     def warnings(self) -> list[str]:
         """For the log."""
         if self.contaminated is None:
-            return [UNKNOWN]
+            return [f"{UNTOLD}: {' '.join(self.untold)}" if self.untold else f"{UNTOLD}."]
         honest = "The validation result is not an honest one."
         return [f"CONTAMINATED (allow_contamination): {each} {honest}" for each in self.reasons]
 
@@ -52,26 +57,35 @@ class SourceJudgement:
         )
 
 
-def judge_source(own: Mapping[str, Any], evaluation: Evaluation) -> SourceJudgement:
-    """Whether weights have seen what is evaluated.
+def judge(ancestors: Sequence[Ancestor], evaluation: Evaluation) -> SourceJudgement:
+    """Whether weights, or those that they started from, have seen what is evaluated.
 
     A known overlap of another dataset counts like a proof. Fold `all` evaluates training cases, so
     nothing can be told of it.
 
     Args:
-        own: the part under `nnssl` of the checkpoint; empty for a stock one.
+        ancestors: of the weights, the training that wrote them first; see `trace_ancestry`.
+        evaluation: with its folder, so that images can be compared.
     """
     if evaluation.fold == "all":
-        return SourceJudgement()
-    seen = Seen.of(own, evaluation.dataset.parent)
-    found, is_same = check(seen, evaluation), seen.dataset == evaluation.dataset
-    against = {"contaminated"} if is_same else {"contaminated", "possible"}
-    findings = [finding for finding in found.findings if finding.verdict in against]
-    cases = {case for each in findings if each.by == "patient" for case in each.cases}
+        return SourceJudgement(ancestors=ancestors)
+    lineage = [Seen.of(each, evaluation.dataset.parent) for each in ancestors]
+    proven, untold = [], []
+    for seen in lineage:
+        is_same = seen.dataset == evaluation.dataset
+        against = {"contaminated"} if is_same else {"contaminated", "possible"}
+        for finding in check(seen, evaluation, "strangers").findings:
+            if finding.verdict in against:
+                proven.append(finding)
+            elif finding.verdict != "clean":
+                untold.append(finding)
+    by_case = [each for each in proven if each.by not in ("fold", "dataset")]
     return SourceJudgement(
-        is_same_dataset=is_same,
-        contaminated=True if findings else (False if found.compared else None),
-        reasons=tuple(each.text for each in findings),
-        cases=tuple(sorted(cases)),
-        origin={"dataset": own.get("dataset"), "fold": own.get("fold")},
+        is_same_dataset=lineage[0].dataset == evaluation.dataset,
+        contaminated=True if proven else None if untold else False,
+        reasons=tuple(dict.fromkeys(each.text for each in proven)),
+        cases=tuple(sorted({case for each in by_case for case in each.cases})),
+        origin={key: ancestors[0].get(key) for key in ("dataset", "fold")},
+        untold=tuple(dict.fromkeys(each.text for each in untold)),
+        ancestors=ancestors,
     )

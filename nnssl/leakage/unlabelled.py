@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nnssl.data.case_table import Case, PositionAxis, find_anatomical_axis
+from nnssl.data.copies import find_copies, load_case_thumbnails
 from nnssl.data.thumbnails import stack_thumbnails
 from nnssl.data.unlabelled.job import PreprocessingPlan
 from nnssl.data.unlabelled.records import (
@@ -21,7 +22,6 @@ from nnssl.data.unlabelled.records import (
     read_images,
     read_manifest,
 )
-from nnssl.leakage.copies import find_copies, load_case_thumbnails
 from nnssl.leakage.seen import SEEN_IMAGE_KEYS, find_images, read_seen_images
 from nnssl.leakage.test_set import TestSet, load_test_thumbnails, read_test_set
 from nnssl.nnunet.cases import read_all_cases, read_cases

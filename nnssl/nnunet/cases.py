@@ -23,12 +23,14 @@ class CaseRecord:
         modality: Modality, or ``unknown``.
         orientation: Direction in which the image axes x, y, z grow (``LPS``: towards left,
             posterior, superior); array axes are the reverse (z, y, x). ``None``: not recorded.
+        sha256: Hash of the file that it was made from. ``None``: not recorded.
     """
 
     patient: str
     dataset: str
     modality: str = "unknown"
     orientation: str | None = None
+    sha256: str | None = None
 
     @property
     def key(self) -> Patient:

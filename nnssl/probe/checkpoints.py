@@ -11,8 +11,9 @@ from torch import nn
 from tqdm import tqdm
 
 from nnssl.data.labels import LabelBudget, choose_labelled
+from nnssl.leakage.ancestry import trace_ancestry
 from nnssl.leakage.check import Evaluation
-from nnssl.leakage.policy import judge_source
+from nnssl.leakage.policy import judge
 from nnssl.modules.metrics import evaluating
 from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.probe.encoders import build_network_with, isolate_generators, read_initial_state
@@ -45,11 +46,12 @@ def probe_checkpoints(
     named |= {REFERENCE: reference} if reference else {}
     first = read_initial_state(read_checkpoint(next(iter(files))))
     results = {RANDOM: probe.probe_random(cases, *first)}
-    evaluation = Evaluation(probe.fold.folder.parent, probe.fold.fold, probe.fold.val)
+    folder = probe.fold.folder
+    evaluation = Evaluation(folder.parent, probe.fold.fold, probe.fold.val, folder)
     seen = {}
     for name, file in tqdm(named.items(), desc="probe", disable=None):
         content = read_checkpoint(file)
-        judgement = judge_source(content.get("nnssl") or {}, evaluation)
+        judgement = judge(trace_ancestry(content), evaluation)
         seen[name] = {
             "file": str(file),
             "contaminated": judgement.contaminated,

@@ -15,8 +15,9 @@ from torch import nn
 from nnssl.common.versions import versions
 from nnssl.config import Config
 from nnssl.finetuning.weights import load, match
+from nnssl.leakage.ancestry import ANCESTORS, Ancestor
 from nnssl.modules import unet
-from nnssl.nnunet.checkpoint import own_part, read_checkpoint
+from nnssl.nnunet.checkpoint import own_part
 from nnssl.objectives import Objective
 
 STOCK_TRAINER = "nnUNetTrainer"  # prediction builds the network through it, without nnssl
@@ -50,10 +51,12 @@ def compose_pretraining(
     config: Config,
     progress: Progress,
     cases: Mapping[str, Any],
+    ancestors: Sequence[Ancestor],
 ) -> dict[str, Any]:
     """A stock checkpoint of the planned U-Net, and everything else of a pre-training run.
 
-    `cases` says what was trained on, and what was left out.
+    `cases` says what was trained on, and what was left out, `ancestors` what the initial weights
+    have seen.
     """
     plans, network = trainer.plans_manager.plans, objective.network
     own = {
@@ -71,6 +74,7 @@ def compose_pretraining(
         "input_channels": objective.context.input_channels,
         **vars(progress),
         "cases": cases,
+        ANCESTORS: ancestors,
         "about": dict(config.about),
     }
     return {
@@ -95,6 +99,7 @@ def compose_finetuning(
     epoch_losses: Sequence[float],
     weights: Mapping[str, Any],
     labels: Mapping[str, Any] | None,
+    cases: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """All keys of a stock checkpoint, so that it predicts where nnssl is not installed.
 
@@ -105,12 +110,14 @@ def compose_finetuning(
         epochs: that are done.
         epoch_losses: of the epoch that is under way.
         weights, labels: records of where the weights came from, and of the labelled cases.
+        cases: what the weights learn on.
     """
     own = {
         "kind": "finetune",
         "trainer": type(trainer).__name__,
         "weights": weights,
         "labels": labels,
+        "cases": cases,
         "epoch_losses": epoch_losses,
     }
     return {
@@ -172,7 +179,7 @@ def restore_pretraining(
     return replace(progress, epoch_terms=epoch_terms, history=rename(progress.history))
 
 
-def load_initial(objective: Objective, file: str) -> str:
+def load_initial(objective: Objective, checkpoint: Mapping[str, Any]) -> str:
     """Start from the weights of another run: the parts of the U-Net that this objective trains.
 
     Returns:
@@ -181,7 +188,7 @@ def load_initial(objective: Objective, file: str) -> str:
     Raises:
         ValueError: less than half of them fits these plans.
     """
-    network, checkpoint = objective.network, read_checkpoint(file)
+    network = objective.network
     wanted = unet.trained_keys(network, objective.trained)
     inputs = checkpoint.get("nnssl", {}).get("trained_inputs", {})
     source, target = checkpoint["network_weights"], network.state_dict()

@@ -24,6 +24,7 @@ from nnssl.data.supervised_batches import (
 )
 from nnssl.finetuning.freezing import freeze_or_release
 from nnssl.finetuning.learning_rates import PartSchedule, group_parameters
+from nnssl.leakage.ancestry import record_patients
 from nnssl.leakage.check import Evaluation
 from nnssl.modules import unet
 from nnssl.nnunet.cases import read_cases
@@ -191,7 +192,9 @@ class nnSSLFinetuner(Interruptible):
             plans=self.plans_manager,
             configuration=self.configuration_name,
             results=Path(self.output_folder_base).parent,
-            evaluation=Evaluation(dataset, self.fold, validation),
+            evaluation=Evaluation(
+                dataset, self.fold, validation, Path(self.preprocessed_dataset_folder)
+            ),
             knobs=self.weight_source,
             log=self.print_to_log_file,
         )
@@ -265,7 +268,15 @@ class nnSSLFinetuner(Interruptible):
             self.epoch_losses,
             self.weights_record,
             None if self.labelled is None else self.labelled.to_dict(),
+            self._record_cases(),
         )
+
+    def _record_cases(self) -> dict[str, Any] | None:
+        """Whose images these weights learn on."""
+        if self.labelled is None:
+            return None
+        dataset, cases = Path(self.preprocessed_dataset_folder_base), self.labelled.cases
+        return {"train": cases, **record_patients(dataset, cases)}
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Rebind the stored configuration, then initialise; nnU-Net restores the rest."""

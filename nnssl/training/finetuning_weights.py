@@ -12,8 +12,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from nnssl.finetuning.weights import OUTPUT_LAYERS, Transfer, load, match, wanted_keys
+from nnssl.leakage.ancestry import ANCESTORS, trace_ancestry
 from nnssl.leakage.check import Evaluation
-from nnssl.leakage.policy import SourceJudgement, judge_source
+from nnssl.leakage.policy import SourceJudgement, judge
 from nnssl.nnunet import runs
 from nnssl.nnunet.checkpoint import find_plans, read_checkpoint
 from nnssl.nnunet.paths import WEIGHTS
@@ -53,7 +54,7 @@ class StartingWeights:
         if self.knobs.source == runs.NONE and named is None:
             self.log("Weights: all random (weights.source: none)")
             random = SourceJudgement(contaminated=False)
-            return {"source": None, "how": "random", "loaded": [], **random.record}
+            return {"source": None, "how": "random", "loaded": [], **random.record, ANCESTORS: []}
         how = "named" if named else "found as the finished pre-training run of this fold"
         return self._load_file(named or self._find_file(), how)
 
@@ -84,6 +85,7 @@ class StartingWeights:
             "how": "-pretrained_weights",
             "loaded": keys,
             **judgement.record,
+            ANCESTORS: judgement.ancestors,
         }
 
     def _find_file(self) -> Path:
@@ -108,10 +110,11 @@ class StartingWeights:
             self.log(f"WARNING: {line}")
         objective = checkpoint.get("nnssl", {}).get("objective")
         origin = {"source": str(file), "how": how, "objective": objective}
-        return {**origin, **found.to_dict(), **judgement.record, "warnings": warnings}
+        told = {**judgement.record, ANCESTORS: judgement.ancestors}
+        return {**origin, **found.to_dict(), **told, "warnings": warnings}
 
     def _judge(self, checkpoint: Mapping[str, Any]) -> SourceJudgement:
-        judgement = judge_source(checkpoint.get("nnssl", {}), self.evaluation)
+        judgement = judge(trace_ancestry(checkpoint), self.evaluation)
         judgement.refuse(self.knobs.allow_contamination)
         return judgement
 

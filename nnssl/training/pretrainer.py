@@ -11,6 +11,9 @@ from torch import distributed as dist
 
 from nnssl.common.files import read_json, write_json
 from nnssl.data.case_table import describe_axes
+from nnssl.leakage.ancestry import record_patients, record_signatures, trace_ancestry
+from nnssl.leakage.check import Evaluation
+from nnssl.leakage.policy import judge
 from nnssl.nnunet.checkpoint import own_part, read_checkpoint
 from nnssl.nnunet.paths import DATASET_FILE, FINAL, LATEST, PLANS_FILE
 from nnssl.nnunet.planned_network import build_network
@@ -21,6 +24,7 @@ from nnssl.training.config_changes import refuse_overwrite, write_resolved_confi
 from nnssl.training.history import History
 from nnssl.training.pretraining_loop import PretrainingLoop
 
+SEEN = ("records", "signatures")  # of training cases and images, in a checkpoint
 NO_IMAGES: dict[str, Any] = {"images": {}, "left_out": {}}  # of runs of an older version
 
 
@@ -59,6 +63,7 @@ class nnSSLPretrainer(PretrainingLoop):
             self._copy_plans()
         self._describe()
         if not self.resumed:
+            self._record_seen()
             self._preflight(folder)
         if self.is_ddp:
             dist.barrier()
@@ -87,6 +92,23 @@ class nnSSLPretrainer(PretrainingLoop):
             f"{len(self.val_cases)} "
             "validation cases are left out, and no label is read."
         )
+
+    def _record_seen(self) -> None:
+        """Whose images are seen, and their signatures, for whoever uses these weights."""
+        dataset, folder = self.folders.preprocessed.parent, self.folders.preprocessed
+        if self.ancestors and self.fold != "all":
+            validation = [case.identifier for case in self.val_cases]
+            evaluation = Evaluation(dataset, self.fold, validation, folder)
+            found = judge(self.ancestors, evaluation)
+            refused = "fine-tuning on this fold will refuse the weights of this run. "
+            for text in (*found.reasons, *found.untold):
+                more = refused if found.contaminated else ""
+                self.print_to_log_file(f"WARNING: initial weights: {more}{text}")
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            cases = [case.identifier for case in self.train_cases]
+            workers = max(1, get_allowed_n_proc_DA())
+            signatures = record_signatures(folder, cases, self.unlabelled, workers)
+            self.seen_record = {**record_patients(dataset, cases), **signatures}
 
     def _preflight(self, folder: Path) -> None:
         """One dry step, free disk, and a checkpoint that nnU-Net's own loader reads back."""
@@ -140,6 +162,7 @@ class nnSSLPretrainer(PretrainingLoop):
             "train": [case.identifier for case in self.train_cases],
             "left_out": [case.identifier for case in self.val_cases],
             "unlabelled": self.unlabelled.record(),
+            **self.seen_record,
         }
         progress = Progress(
             self.step,
@@ -149,7 +172,9 @@ class nnSSLPretrainer(PretrainingLoop):
             self.history.values,
             finished=self.step >= self.settings.steps,
         )
-        return compose_pretraining(self, self.objective, self.config, progress, cases)
+        return compose_pretraining(
+            self, self.objective, self.config, progress, cases, self.ancestors
+        )
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Bind the stored configuration, then initialise and restore everything."""
@@ -162,6 +187,8 @@ class nnSSLPretrainer(PretrainingLoop):
         if not self.was_initialized:
             self.initialize()
         self._take_same_images(own["cases"].get("unlabelled", NO_IMAGES))
+        self.ancestors = trace_ancestry(checkpoint)[1:]
+        self.seen_record = {key: own["cases"][key] for key in SEEN if key in own["cases"]}
         progress = restore_pretraining(checkpoint, self, self.objective)
         self.step, self.skipped_steps = progress.step, progress.skipped_steps
         self.epoch_terms, self.history = list(progress.epoch_terms), History(progress.history)

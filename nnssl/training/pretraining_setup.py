@@ -32,6 +32,7 @@ from nnssl.data.pretraining_batches import (
 from nnssl.data.sampling import Sampling
 from nnssl.data.stepped_loader import SteppedLoader
 from nnssl.data.unlabelled.job import PreprocessingPlan
+from nnssl.leakage.ancestry import Ancestor, trace_ancestry
 from nnssl.leakage.unlabelled import (
     ChosenImages,
     PretrainingFold,
@@ -40,6 +41,7 @@ from nnssl.leakage.unlabelled import (
 )
 from nnssl.modules import unet
 from nnssl.modules.cpu_bfloat16 import float32_where_shallow
+from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.nnunet.planned_network import build_network, check_supported, refuse_cascade
 from nnssl.nnunet.splits import check_fold
 from nnssl.nnunet.stock_weights import refuse_stock_weights
@@ -78,6 +80,8 @@ class PretrainingSetup(Interruptible):
         self.resumed = False
         self.step = 0
         self.recorded_unlabelled: Mapping[str, Any] | None = None  # of a resumed run's checkpoint
+        self.ancestors: list[Ancestor] = []  # of the initial weights
+        self.seen_record: dict[str, Any] = {}  # whose images are trained on, and their signatures
 
     def initialize(self) -> None:
         """Bind the configuration, divide the budget, build objective and optimiser."""
@@ -104,9 +108,10 @@ class PretrainingSetup(Interruptible):
         # a resume has its own weights; the file then only says where the first ones came from
         file = self.settings.initial_weights
         if file is not None and (not self.resumed or Path(file).is_file()):
-            self.print_to_log_file(
-                f"Initial weights from {file}:\n{load_initial(self.objective, file)}"
-            )
+            initial = read_checkpoint(file)
+            loaded = load_initial(self.objective, initial)
+            self.print_to_log_file(f"Initial weights from {file}:\n{loaded}")
+            self.ancestors = trace_ancestry(initial)
         self.weight_change = WeightChange(self.objective.network)
         if super()._do_i_compile():
             unet.compile_parts(self.objective.network)

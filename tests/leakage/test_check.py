@@ -45,7 +45,7 @@ def check(own: dict, dataset: Path, fold: int, validation=None, content=True) ->
     """Of fold 0, which validates on VAL, or fold 1, which validates on TRAIN."""
     cases = validation or (TRAIN if fold else VAL)
     evaluation = Evaluation(dataset, fold, cases, dataset / PLANS)
-    return check_seen(Seen.of(own, dataset.parent), evaluation, content)
+    return check_seen(Seen.of(own, dataset.parent), evaluation, "all" if content else "none")
 
 
 def source(dataset: str = "Dataset001_Made", seen=TRAIN, fold: int | str = 0) -> dict:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnssl.common.files import hash_json, read_json
+from nnssl.data.copies import make_signatures
 from nnssl.data.pool.settings import MARK
+from nnssl.data.thumbnails import make_thumbnail
+from nnssl.leakage.ancestry import trace_ancestry
 from nnssl.leakage.check import Evaluation
-from nnssl.leakage.policy import judge_source
+from nnssl.leakage.policy import judge
 from nnssl.leakage.pool_check import check_runs
 from nnssl.modules.unet import Trained, plain_state_dict, trained_keys
 from nnssl.nnunet.checkpoint import read_checkpoint, save_atomically
@@ -49,11 +55,30 @@ def own_part(fold=0, train=("027_b",), members=None, dataset=POOL):
     }
 
 
+def judge_source(own, evaluation, seeds=None):
+    """Every case is an image of noise of its own; `seeds` gives cases the noise of other cases."""
+    own, seeds = deepcopy(own), seeds or {}
+    folder = evaluation.dataset / "images"
+    folder.mkdir(exist_ok=True)
+    for case in evaluation.validation:
+        np.save(folder / f"{case}.npy", make_noise(case))
+    seen = own.get("cases", {}).get("train", [])
+    noise = [make_thumbnail(make_noise(seeds.get(case, f"seen {case}"))) for case in seen]
+    if seen:
+        own["cases"]["signatures"] = make_signatures(np.stack(noise))
+    checkpoint = {"nnssl": own} if own else {}
+    return judge(trace_ancestry(checkpoint), replace(evaluation, configuration_folder=folder))
+
+
+def make_noise(case):
+    return np.random.default_rng(list(case.encode())).normal(size=(1, 8, 24, 24))
+
+
 @pytest.fixture
 def heart(tmp_path):
     """Fold 0 of Heart validates on a, fold 1 on b; the pool has both."""
     pooled = {"027_a": ("a", "Heart", "Tr"), "027_b": ("b", "Heart", "Tr")}
-    write_cases(tmp_path, POOL, {**pooled, "004_a": ("a", "Brain", "Tr")})
+    write_cases(tmp_path, POOL, {**pooled, "004_a": ("s", "Brain", "Tr")})
     cases = {"a": ("a", "Heart", "Tr"), "b": ("b", "Heart", "Tr"), "t": ("t", "Heart", "Ts")}
     return write_cases(tmp_path, "Dataset027_Heart", cases)
 
@@ -82,8 +107,16 @@ def test_a_patient_counts_in_a_dataset_that_is_no_member(heart, tmp_path):
     other = write_cases(tmp_path, "Dataset028_Copy", {"x": ("b", "Heart", "Tr")})
     found = judge_source(own_part(), Evaluation(other, 1, ["x"]))
     assert (found.contaminated, found.cases) == (True, ("x",))
+    stranger = write_cases(tmp_path, "Dataset030_Lung", {"x": ("l", "Lung", "Tr")})
+    assert judge_source(own_part(), Evaluation(stranger, 1, ["x"])).contaminated is False
+
+
+def test_patients_of_one_name_in_two_datasets_cannot_be_told_apart(heart, tmp_path):
     namesake = write_cases(tmp_path, "Dataset029_Lung", {"x": ("b", "Lung", "Tr")})
-    assert judge_source(own_part(), Evaluation(namesake, 1, ["x"])).contaminated is False
+    found = judge_source(own_part(), Evaluation(namesake, 1, ["x"]))
+    assert found.contaminated is None
+    assert "have the name of a patient seen in another dataset (b)" in found.warnings[0]
+    assert found.record["cannot_be_told"] == list(found.untold)
 
 
 def test_a_patient_of_imagests_counts(heart, tmp_path):

@@ -299,7 +299,7 @@ def test_the_contamination_check_sees_them(
     def found(validation: list[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
         dataset = tiny_dataset.preprocessed
         evaluation = Evaluation(dataset, 0, validation, dataset / "nnUNetPlans_2d")
-        result = check(Seen.of(own, dataset.parent), evaluation, content=True)
+        result = check(Seen.of(own, dataset.parent), evaluation, "all")
         return {f.text.split(" ")[0] + f.by: (f.verdict, f.cases) for f in result.findings}
 
     assert {verdict for verdict, _ in found(["p0_f0", "p4_f0"]).values()} == {"clean"}

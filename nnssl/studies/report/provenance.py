@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.common.files import hash_json, read_json
+from nnssl.leakage.ancestry import trace_ancestry
 from nnssl.leakage.check import Contamination, Evaluation, Finding, check
 from nnssl.leakage.seen import Seen
 from nnssl.nnunet.checkpoint import read_checkpoint
@@ -182,8 +183,10 @@ def _check(folder: StudyFolder, source: Cell, cell: Cell) -> Contamination:
         plans = read_json(fold.parent / PLANS_FILE)
         identifier = find_data_identifier(plans, folder.study.configuration)
         images = None if identifier is None else dataset / identifier
-        seen = Seen.of(read_checkpoint(checkpoint).get("nnssl", {}), dataset.parent)
-        return check(seen, Evaluation(dataset, cell.fold, validated, images), content=True)
+        evaluation = Evaluation(dataset, cell.fold, validated, images)
+        lineage = trace_ancestry(read_checkpoint(checkpoint))
+        checked = [check(Seen.of(each, dataset.parent), evaluation, "all") for each in lineage]
+        return Contamination(tuple(finding for each in checked for finding in each.findings))
     except (OSError, ValueError) as error:  # a report without this check says so
         return _unknown(str(error))
 

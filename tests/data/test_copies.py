@@ -11,8 +11,8 @@ import SimpleITK
 from scipy import ndimage
 
 from nnssl.data import thumbnails as module
+from nnssl.data.copies import THRESHOLD, find_copies, load_case_thumbnails
 from nnssl.data.thumbnails import make_thumbnail
-from nnssl.leakage.copies import THRESHOLD, find_copies, load_case_thumbnails
 from nnssl.nnunet.images import CaseError
 
 PATIENTS = [*range(1, 6), 74, 76]  # ACDC's patients 74 and 76 are one
