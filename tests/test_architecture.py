@@ -277,7 +277,7 @@ def test_a_variant_is_a_yaml_file_not_a_class():
         if isinstance(node, ast.ClassDef)
     ]
     trainers = [name for name in classes if name.startswith("nnSSL")]
-    assert sorted(trainers) == ["nnSSLFinetuner", "nnSSLPretrainer"]
+    assert sorted(trainers) == ["nnSSLFinetuner", "nnSSLPretrainer", "nnSSLSemiSupervised"]
     assert [name for name in classes if re.search(r"\d{2,}|_", name.strip("_"))] == []
 
 

@@ -27,7 +27,7 @@ class Config:
 
     Attributes:
         name: stem of the YAML file, which is the trainer's name.
-        kind: "pretrain" or "finetune".
+        kind: "pretrain", "finetune" or "semi_supervised".
         about: family, summary, paper, dimensions, bibtex, trains.
         sections: section -> knob -> value (a copy at every access), plain data.
         sources: the files that were merged, the named one first.

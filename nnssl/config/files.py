@@ -18,10 +18,12 @@ from nnssl.config.aliases import rename_knobs
 ABSENT = object()
 CONFIG_FOLDERS = "nnssl_configs"
 TRAINER_PREFIX = "nnSSL"
-KINDS = ("pretrain", "finetune")
+KINDS = ("pretrain", "finetune", "semi_supervised")
 ABOUT = ("family", "summary", "paper", "dimensions", "trains", "bibtex")
 INSTALLED = Path(__file__).resolve().parents[2] / "nnssl_configs"
-TRAINER_FILE = re.compile(r"""^(kind:\s*['"]?(pretrain|finetune)\b|extends:\s*['"]?nnSSL)""", re.M)
+TRAINER_FILE = re.compile(
+    r"""^(kind:\s*['"]?(pretrain|finetune|semi_supervised)\b|extends:\s*['"]?nnSSL)""", re.M
+)
 
 
 @dataclass(frozen=True)

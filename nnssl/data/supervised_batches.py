@@ -5,15 +5,20 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import dataclass
+from pathlib import Path
+from types import MethodType
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from nnssl.common.environment import set_variables
+from nnssl.nnunet.images import open_image
 
-STREAMS = {"train": 0, "validation": 1, "step": 2, "network": 3}
+Stream = Literal["train", "validation", "unlabelled"]
+STREAMS = {"train": 0, "validation": 1, "step": 2, "network": 3, "unlabelled": 4}
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class SeededBatches:
 
     loader: Any  # an `nnUNetDataLoader`
     seed: int
-    stream: Literal["train", "validation"]
+    stream: Stream
     rank: int = 0
 
     def __call__(self, step: int) -> dict[str, Any]:
@@ -45,6 +50,66 @@ def seed_everything(seed: int, stream: str, *numbers: int) -> None:
 def single_threaded_augmentation() -> AbstractContextManager[None]:
     """Makes nnU-Net build its loaders without background processes; ours take their place."""
     return set_variables({"nnUNet_n_proc_DA": "0"})
+
+
+def resize_batches(loader: Any, batch_size: int, dataset: Any = None) -> Any:
+    """A copy of nnU-Net's data loader for batches of another size, or of another dataset.
+
+    Without labels there is nothing to oversample: another dataset is drawn from uniformly.
+    """
+    made = copy(loader)
+    made.batch_size = batch_size
+    made.get_do_oversample = MethodType(loader.get_do_oversample.__func__, made)
+    if dataset is not None:
+        made._data, made.indices = dataset, dataset.identifiers
+        made.has_ignore, made.get_do_oversample = False, _never
+    return made
+
+
+def _never(_: int) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class PairedBatches:
+    """Step -> batch of labelled cases, from some step on with images without labels beside it.
+
+    Attributes:
+        supervised: batches of the first steps.
+        labelled: those of all later steps.
+        unlabelled: images of all later steps; key `unlabelled` of the batch.
+        first: the first step with images without labels.
+    """
+
+    supervised: SeededBatches
+    labelled: SeededBatches
+    unlabelled: SeededBatches
+    first: int
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        if step < self.first:
+            return self.supervised(step)
+        return {**self.labelled(step), "unlabelled": self.unlabelled(step)["data"]}
+
+
+class UnlabelledImages:
+    """What nnU-Net's data loader asks a dataset for, of images whose labels are not read.
+
+    Args:
+        files: name -> file of the preprocessed image.
+    """
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self.files, self.identifiers = dict(files), list(files)
+
+    def __getitem__(self, name: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        return self.load_case(name)
+
+    def load_case(self, name: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """Returns image (C, Z, Y, X), labels that are 0 everywhere, None, and the properties."""
+        image = open_image(self.files[name])
+        nothing = np.broadcast_to(np.zeros((), np.int8), (1, *image.shape[1:]))
+        return image, nothing, None, {"class_locations": {}}
 
 
 class LabelledSlices:

@@ -44,6 +44,16 @@ class MomentumCopy(nn.Module):
         for kept, current in zip(self.module.buffers(), online.buffers(), strict=True):
             kept.copy_(current)
 
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """The online module gets the copy's weights and the copy gets those of the module."""
+        (online,) = self._online
+        own = [*self.module.parameters(), *self.module.buffers()]
+        for kept, current in zip(own, [*online.parameters(), *online.buffers()], strict=True):
+            before = kept.clone()
+            kept.copy_(current)
+            current.copy_(before)
+
 
 class MemoryBank(nn.Module):
     """Ring buffer of the last `size` embeddings of all ranks; part of the state dict.

@@ -17,6 +17,7 @@ from nnssl.config import Config
 from nnssl.finetuning.weights import load, match
 from nnssl.leakage.ancestry import ANCESTORS, Ancestor
 from nnssl.modules import unet
+from nnssl.modules.memory import MomentumCopy
 from nnssl.nnunet.checkpoint import own_part
 from nnssl.objectives import Objective
 
@@ -100,6 +101,8 @@ def compose_finetuning(
     weights: Mapping[str, Any],
     labels: Mapping[str, Any] | None,
     cases: Mapping[str, Any] | None,
+    average: MomentumCopy | None = None,
+    export_average: bool = False,
 ) -> dict[str, Any]:
     """All keys of a stock checkpoint, so that it predicts where nnssl is not installed.
 
@@ -111,8 +114,10 @@ def compose_finetuning(
         epoch_losses: of the epoch that is under way.
         weights, labels: records of where the weights came from, and of the labelled cases.
         cases: what the weights learn on.
+        average: running average of the weights, or a teacher.
+        export_average: whether it is the finished model; the last weights then stand under `nnssl`.
     """
-    own = {
+    own: dict[str, Any] = {
         "kind": "finetune",
         "trainer": type(trainer).__name__,
         "weights": weights,
@@ -120,8 +125,12 @@ def compose_finetuning(
         "cases": cases,
         "epoch_losses": epoch_losses,
     }
+    exported = network
+    if average is not None:
+        exported, other = (average.module, network) if export_average else (network, average.module)
+        own |= {"other_weights": unet.plain_state_dict(other), "average_exported": export_average}
     return {
-        **_compose_stock(trainer, network),
+        **_compose_stock(trainer, exported),
         "current_epoch": epochs,
         "init_args": trainer.my_init_kwargs,
         "trainer_name": STOCK_TRAINER,
@@ -196,6 +205,18 @@ def load_initial(objective: Objective, checkpoint: Mapping[str, Any]) -> str:
     transfer.require(LEAST_SHARE)
     load(network, transfer)
     return transfer.table()
+
+
+def restore_average(average: MomentumCopy, network: nn.Module, own: Mapping[str, Any]) -> None:
+    """Puts a checkpoint's running average and last weights where they belong.
+
+    Args:
+        average: of `network`, which holds the checkpoint's `network_weights`; so does the average.
+        network: the planned U-Net.
+        own: the checkpoint's part `nnssl`.
+    """
+    last = network if own["average_exported"] else average.module
+    last.load_state_dict(own["other_weights"])
 
 
 def forget_open_epoch(logger: Any, epoch: int) -> None:

@@ -11,6 +11,7 @@ from nnssl.config import TRAINER_PREFIX, Schema, read_config
 BASES = {
     "pretrain": ("nnssl.training.pretrainer", "nnSSLPretrainer"),
     "finetune": ("nnssl.training.finetuner", "nnSSLFinetuner"),
+    "semi_supervised": ("nnssl.training.semi_supervised", "nnSSLSemiSupervised"),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import time
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-from torch import nn
+from torch import Tensor, nn
 
 from nnssl.config import Config, Schema
 from nnssl.data import labels
@@ -19,24 +21,28 @@ from nnssl.data.stepped_loader import SteppedLoader
 from nnssl.data.supervised_batches import (
     LabelledSlices,
     SeededBatches,
+    Stream,
     seed_everything,
     single_threaded_augmentation,
 )
 from nnssl.finetuning.freezing import freeze_or_release
 from nnssl.finetuning.learning_rates import PartSchedule, group_parameters
+from nnssl.finetuning.semi_supervised import Lesson, mix_labelled
 from nnssl.leakage.ancestry import record_patients
 from nnssl.leakage.check import Evaluation
 from nnssl.modules import unet
+from nnssl.modules.memory import MomentumCopy
 from nnssl.nnunet.cases import read_cases
 from nnssl.nnunet.checkpoint import own_part, read_checkpoint
 from nnssl.nnunet.planned_network import check_supported
 from nnssl.nnunet.runs import WeightSource
 from nnssl.nnunet.splits import check_fold
 from nnssl.nnunet.stock_weights import check_stock_weights
-from nnssl.training.checkpoints import compose_finetuning, forget_open_epoch
+from nnssl.training.checkpoints import compose_finetuning, forget_open_epoch, restore_average
 from nnssl.training.config_changes import refuse_overwrite, write_resolved_config
 from nnssl.training.finetuning_weights import StartingWeights
 from nnssl.training.interruptible import Interruptible, limit_threads
+from nnssl.training.lessons import LessonTarget, make_lesson_loss
 from nnssl.training.settings import FinetuningSettings
 
 SCHEMA: Schema = {"training": FinetuningSettings, "weights": WeightSource, "labels": LabelBudget}
@@ -57,6 +63,7 @@ class nnSSLFinetuner(Interruptible):
         self.labelled: labels.Labelled | None = None
         self.stored: dict[str, Any] | None = None
         self.epoch_losses: list[float] = []
+        self.average: MomentumCopy | None = None  # of the weights, or a semi-supervised teacher
         self._depths: dict[str, int] = {}
         self._loaded_from_outside = False
         self._epoch_ended = True  # nnU-Net saves before it counts the epoch
@@ -113,6 +120,39 @@ class nnSSLFinetuner(Interruptible):
         warmup = self.settings.warmup_epochs
         return PartSchedule(optimizer, self.initial_lr, self.num_epochs, warmup)
 
+    def _build_loss(self) -> nn.Module:
+        return make_lesson_loss(self, super()._build_loss)
+
+    # ------------------------------------------------------------------ averaged weights
+
+    @property
+    def needs_average(self) -> bool:
+        return self.settings.weights_average == "ema"
+
+    def _begin_average(self) -> None:
+        self.average = MomentumCopy(self.planned_network) if self.needs_average else None
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Lets the network have the averaged weights, where the finished model shall have them."""
+        average = self.average if self.settings.weights_average == "ema" else None
+        if average is None:
+            yield
+            return
+        average.exchange()
+        try:
+            yield
+        finally:
+            average.exchange()
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        with self.averaged_weights():
+            return super().validation_step(batch)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        with self.averaged_weights():
+            super().perform_actual_validation(save_probabilities)
+
     # ------------------------------------------------------------------ cases and batches
 
     def do_split(self) -> tuple[list[str], list[str]]:
@@ -120,6 +160,7 @@ class nnSSLFinetuner(Interruptible):
         labels.refuse_budget_for_all(self.budget, self.fold)
         check_fold(Path(self.preprocessed_dataset_folder), self.fold)
         train, val = super().do_split()
+        self.fold_cases, self.fold_validation = list(train), list(val)
         records = read_cases(Path(self.preprocessed_dataset_folder_base), {*train, *val})
         depth = self._count_slices if len(self.configuration_manager.patch_size) == 2 else None
         self.labelled = labels.choose_labelled(self.budget, train, records, depth)
@@ -149,14 +190,23 @@ class nnSSLFinetuner(Interruptible):
             train, val = super().get_dataloaders()
         val_step = self.current_epoch * self.num_val_iterations_per_epoch
         return (
-            self._make_loader(train.data_loader, "train", self.step, processes),
-            self._make_loader(val.data_loader, "validation", val_step, val_processes),
+            self._make_loader(self.make_batches(train.data_loader), self.step, processes),
+            self._make_loader(
+                self.seed_batches(val.data_loader, "validation"), val_step, val_processes
+            ),
         )
 
-    def _make_loader(self, loader: Any, stream: Any, first: int, processes: int) -> SteppedLoader:
-        batches = SeededBatches(loader, self.settings.seed, stream, self.local_rank)
-        pinned = self.device.type == "cuda"
-        waiting = self.leave_while_waiting
+    def make_batches(self, loader: Any) -> Callable[[int], dict[str, Any]]:
+        """Step -> training batch, from nnU-Net's loader of the labelled cases."""
+        return self.seed_batches(loader, "train")
+
+    def seed_batches(self, loader: Any, stream: Stream) -> SeededBatches:
+        return SeededBatches(loader, self.settings.seed, stream, self.local_rank)
+
+    def _make_loader(
+        self, batches: Callable[[int], dict[str, Any]], first: int, processes: int
+    ) -> SteppedLoader:
+        pinned, waiting = self.device.type == "cuda", self.leave_while_waiting
         return SteppedLoader(batches, first, processes, pinned, while_waiting=waiting)
 
     @property
@@ -200,6 +250,7 @@ class nnSSLFinetuner(Interruptible):
         )
         self.weights_record = weights.load(self._loaded_from_outside)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        self._begin_average()
 
     def _continue(self, stored: dict[str, Any]) -> None:
         self.config = self.compare_with_today(stored["config"])
@@ -232,10 +283,38 @@ class nnSSLFinetuner(Interruptible):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         seed_everything(self.settings.seed, "step", self.local_rank, self.step)
-        output = super().train_step(batch)
+        output = super().train_step(self.make_lesson(batch))
+        if self.average is not None:
+            decay = min(1 - 1 / (self.step + 1), self.settings.average_decay)
+            self.average.update(decay)
         self.epoch_losses.append(float(output["loss"]))
         self.save_or_leave()
         return output
+
+    def make_lesson(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What nnU-Net's training step gets: the batch, or labelled images mixed in pairs."""
+        if self.settings.mix == "none":
+            return batch
+        images, values = self.move_labelled(batch)
+        keys = self.make_keys(len(images))
+        return self.as_batch(
+            mix_labelled(images, values, keys, self.settings.mix, self.settings.mix_box)
+        )
+
+    def move_labelled(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Images and labels on full resolution, on the device, in the form of `LabelForm`."""
+        target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
+        images = batch["data"].to(self.device, non_blocking=True)
+        return images, self.loss.form.complete(target.to(self.device, non_blocking=True))
+
+    def make_keys(self, count: int, first: int = 0) -> Tensor:
+        """Keys of the samples `first`, `first + 1`, ... of this step, int64 (count, 4)."""
+        where = (self.settings.seed, self.step, self.local_rank)
+        return torch.tensor([(*where, first + i) for i in range(count)])
+
+    @staticmethod
+    def as_batch(lesson: Lesson) -> dict[str, Any]:
+        return {"data": lesson.images, "target": LessonTarget(lesson)}
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
@@ -269,6 +348,8 @@ class nnSSLFinetuner(Interruptible):
             self.weights_record,
             None if self.labelled is None else self.labelled.to_dict(),
             self._record_cases(),
+            self.average,
+            export_average=self.settings.weights_average == "ema",
         )
 
     def _record_cases(self) -> dict[str, Any] | None:
@@ -289,5 +370,8 @@ class nnSSLFinetuner(Interruptible):
         if not self.was_initialized:
             self.initialize()
         super().load_checkpoint(str(filename_or_checkpoint))
+        self._begin_average()
+        if self.average is not None:
+            restore_average(self.average, self.planned_network, self.stored)
         self.epoch_losses = list(self.stored["epoch_losses"])
         forget_open_epoch(self.logger, self.current_epoch)

@@ -19,7 +19,7 @@ def save_pictures(objective: Objective, batch: Batch, folder: Path, stem: str) -
     folder.mkdir(parents=True, exist_ok=True)
     panels = {"views": _stack_views(batch["views"]), **objective.illustrate(batch)}
     for name, panel in panels.items():
-        _save(panel, folder / f"{stem}_{name}.png")
+        save_panel(panel, folder / f"{stem}_{name}.png")
 
 
 def _stack_views(views: dict[str, object]) -> Tensor:
@@ -33,7 +33,7 @@ def _stack_views(views: dict[str, object]) -> Tensor:
     return torch.stack(padded)
 
 
-def _save(panel: Tensor, file: Path) -> None:
+def save_panel(panel: Tensor, file: Path) -> None:
     """Rows and columns of grey (rows, columns, H, W) or coloured (..., 3) images as one picture."""
     import matplotlib
 

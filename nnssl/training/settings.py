@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Interval
 
 from nnssl.common.checks import Count, NotNegative, Positive, Whole, checked
 
@@ -110,6 +112,13 @@ class FinetuningSettings:
         random_lr_scale: factor for what started at random.
         warmup_epochs: epochs of linear increase; a frozen encoder has them when it is released.
         freeze_encoder_epochs: epochs in which the transferred encoder is frozen.
+        mix: whether labelled images are mixed in pairs: `copy_paste` (a box of the other image and
+            its labels), `mixup` (blends of both), or `none`.
+        mix_box: side of copy-paste's box, as a share of the patch.
+        weights_average: `ema`: validation and the finished model take the running average of the
+            weights (see `average_decay`) in the place of the last ones.
+        average_decay: of the running average, `a <- d a + (1 - d) w` after every step, d being
+            `min(1 - 1 / (t + 1), average_decay)` after t steps.
         save_every: epochs between two `checkpoint_latest` (ten minutes at the latest).
         seed: of what starts at random, of batches and augmentation.
         overwrite: whether a finished run with another configuration may be replaced.
@@ -125,6 +134,10 @@ class FinetuningSettings:
     random_lr_scale: NotNegative = 1.0
     warmup_epochs: Whole = 0
     freeze_encoder_epochs: Whole = 0
+    mix: Literal["none", "copy_paste", "mixup"] = "none"
+    mix_box: Annotated[float, Interval(gt=0, le=1)] = 2 / 3
+    weights_average: Literal["none", "ema"] = "none"
+    average_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.99
     save_every: Count = 50
     seed: Whole = 0
     overwrite: bool = False

@@ -1,0 +1,264 @@
+"""The semi-supervised trainer: fine-tuning that also learns from images without labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnssl.config import Config
+from nnssl.data.supervised_batches import PairedBatches, UnlabelledImages, resize_batches
+from nnssl.data.unlabelled.job import PreprocessingPlan
+from nnssl.finetuning.semi_supervised import Lesson, SemiSupervised, drop_channels
+from nnssl.leakage.ancestry import record_patients
+from nnssl.leakage.unlabelled import ChosenImages, PretrainingFold, choose_images, find_recorded
+from nnssl.losses.pseudo_labels import PseudoLabels
+from nnssl.modules.cluster_metrics import paint, shade
+from nnssl.nnunet.images import image_file
+from nnssl.nnunet.paths import own_folder
+from nnssl.nnunet.planned_network import refuse_cascade
+from nnssl.training.finetuner import SCHEMA, nnSSLFinetuner
+from nnssl.training.history import History
+from nnssl.training.lessons import find_classes
+from nnssl.training.pictures import COLUMNS, save_panel
+
+
+class nnSSLSemiSupervised(nnSSLFinetuner):
+    """Fine-tuning with a teacher: see `SemiSupervised` for what is learned, and how.
+
+    The teacher is the running average of the weights (`average_decay`).
+    """
+
+    config_name = "nnSSLSemiSupervisedTrainer"
+    schema = {**SCHEMA, "semi_supervised": SemiSupervised}  # noqa: RUF012
+
+    def begin_state(self) -> None:
+        super().begin_state()
+        self.epoch_terms: list[dict[str, float]] = []
+        self.dropped_rows = 0
+        self.said: PseudoLabels | None = None  # of the last step
+        self.lesson: Lesson | None = None
+        self.other_outputs: list[dict[str, Any]] = []
+        self.history = History()
+        self.collections, self.unlabelled_cases = ChosenImages(), list[str]()
+
+    def initialize(self) -> None:
+        refuse_cascade(self.configuration_manager, self.configuration_name)
+        super().initialize()
+        self.planned_network.get_submodule("encoder").register_forward_hook(self._drop_features)
+
+    def _apply(self, config: Config) -> None:
+        super()._apply(config)
+        self.semi = SemiSupervised(**config.sections["semi_supervised"])
+
+    @property
+    def needs_average(self) -> bool:
+        return True
+
+    @property
+    def steps(self) -> int:
+        return self.settings.num_epochs * self.settings.num_iterations_per_epoch
+
+    # ------------------------------------------------------------------ images without labels
+
+    def make_batches(self, loader: Any) -> Callable[[int], dict[str, Any]]:
+        """Labelled cases, and from `supervised_share` on images without labels beside them."""
+        size = loader.batch_size
+        unlabelled = max(1, min(size - 1, round(self.semi.unlabelled_share * size)))
+        labelled = max(1, size - unlabelled)
+        images = UnlabelledImages(self._find_unlabelled())
+        self.print_to_log_file(
+            f"Semi-supervised: {len(images.identifiers)} images without labels; a step sees "
+            f"{labelled} labelled and {unlabelled} unlabelled samples (the plan's batch: {size})"
+        )
+        return PairedBatches(
+            self.seed_batches(loader, "train"),
+            self.seed_batches(resize_batches(loader, labelled), "train"),
+            self.seed_batches(resize_batches(loader, unlabelled, images), "unlabelled"),
+            math.ceil(self.semi.supervised_share * self.steps),
+        )
+
+    def _find_unlabelled(self) -> dict[str, Path]:
+        """Name -> file: training cases of the fold without label, and images of collections."""
+        assert self.labelled is not None
+        preprocessed = Path(self.preprocessed_dataset_folder)
+        seen = set() if self.labelled.slices is not None else set(self.labelled.cases)
+        self.unlabelled_cases = [case for case in self.fold_cases if case not in seen]
+        files = {case: image_file(preprocessed, case) for case in self.unlabelled_cases}
+        self.collections = self._choose_collections(preprocessed)
+        for one in self.collections.members:
+            name = f"{one.collection}/{one.image.identifier}"
+            files[name] = image_file(one.folder, one.image.identifier)
+        if not files:
+            raise ValueError(
+                "semi-supervised fine-tuning needs images without labels, and there are none: all "
+                f"{len(self.labelled.cases)} training cases of the fold are labelled. Give a label "
+                "budget (labels.patients=2), add images (nnssl_preprocess_unlabelled), or train "
+                "with nnSSLFinetuneTrainer."
+            )
+        return files
+
+    def _choose_collections(self, preprocessed: Path) -> ChosenImages:
+        if self.stored is not None:
+            return find_recorded(own_folder(preprocessed), self.stored["cases"]["unlabelled"])
+        plans = self.plans_manager.plans
+        fold = PretrainingFold(
+            preprocessed,
+            PreprocessingPlan(plans, self.configuration_name, self.dataset_json),
+            tuple(self.fold_cases),
+            () if self.fold == "all" else tuple(self.fold_validation),
+        )
+        chosen = choose_images(fold, self.semi.unlabelled)
+        if chosen.members or chosen.left_out:
+            self.print_to_log_file(f"Beside the training cases: {chosen.describe()}")
+        return chosen
+
+    # ------------------------------------------------------------------ a step
+
+    def make_lesson(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if "unlabelled" not in batch:
+            return super().make_lesson(batch)
+        assert self.average is not None
+        labelled = self.move_labelled(batch)
+        unlabelled = batch["unlabelled"].to(self.device, non_blocking=True)
+        count, more = len(labelled[0]), len(unlabelled)
+        said = self.ask_teacher(unlabelled)
+        lesson = self.semi.compose(
+            labelled,
+            unlabelled,
+            said,
+            (self.make_keys(count), self.make_keys(more, count)),
+            self.loss.form,
+            tuple(self.configuration_manager.spacing)[-(unlabelled.ndim - 2) :],
+            self.semi.find_weight(self.step, self.steps),
+        )
+        self.dropped_rows, self.said, self.lesson, self.weak = (
+            lesson.dropped,
+            said,
+            lesson,
+            unlabelled,
+        )
+        return self.as_batch(lesson)
+
+    @torch.no_grad()
+    def ask_teacher(self, images: torch.Tensor) -> PseudoLabels:
+        """What the teacher says of weak views; it runs as in a stock training step."""
+        assert self.average is not None
+        teacher = self.average.module.eval()
+        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+            logits = teacher(images)
+        logits = logits if isinstance(logits, torch.Tensor) else logits[0]
+        return self.semi.ask_teacher(logits, self.loss.form)
+
+    def _drop_features(self, _: Any, __: Any, features: list[torch.Tensor]) -> Any:
+        """Hook of the student's encoder."""
+        if not self.dropped_rows:
+            return features
+        return drop_channels(features, self.dropped_rows, self.semi.feature_dropout)
+
+    def save_or_leave(self) -> None:
+        """Called once the step is taken, and before anything is saved."""
+        self.dropped_rows = 0
+        terms = {name: float(value) for name, value in self.loss.terms.items()}
+        self.epoch_terms.append(terms | self._describe_confidence())
+        super().save_or_leave()
+
+    def _describe_confidence(self) -> dict[str, float]:
+        """Share of the voxels of each class (of the teacher's) that count, and of all."""
+        if self.said is None:
+            return {}
+        counted, classes = self.said.counted, self.said.classes
+        shares = {"counted": float(counted.float().mean())}
+        for value in classes.unique().tolist():
+            shares[f"counted_class_{value}"] = float(counted[classes == value].float().mean())
+        return shares
+
+    # ------------------------------------------------------------------ log and pictures
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        super().on_train_epoch_end(train_outputs)
+        names = dict.fromkeys(name for terms in self.epoch_terms for name in terms)
+        values = {n: [terms[n] for terms in self.epoch_terms if n in terms] for n in names}
+        means = {name: float(np.mean(found)) for name, found in values.items()}
+        weight = self.semi.find_weight(self.step - 1, self.steps)
+        self.history.log(self.current_epoch, {**means, "unlabelled_weight": weight})
+        self.print_to_log_file(
+            "Semi-supervised: " + ", ".join(f"{name} {mean:.3g}" for name, mean in means.items())
+        )
+        self.epoch_terms = []
+        last = self.current_epoch + 1 == self.num_epochs
+        if self.local_rank == 0 and (last or self.current_epoch % self.settings.save_every == 0):
+            self._draw()
+
+    def _draw(self) -> None:
+        """Image without label, teacher, voxels that count, what the student saw, its answer."""
+        lesson, student = self.lesson, self.loss.student
+        if self.said is None or student is None or lesson is None or lesson.comparison is None:
+            return
+        form, rows = self.loss.form, lesson.comparison.rows
+        count = 2**form.regions if form.regions else student.shape[1]
+        panel = [
+            shade(self.weak),
+            paint(self.said.classes[:, 0], count),
+            shade(self.said.counted.float()),
+        ]
+        shown = len(self.weak)
+        answer = find_classes(student[rows][-shown:], form.regions > 0)
+        panel += [shade(lesson.images[rows][-shown:]), paint(answer[:, 0], count)]
+        columns = torch.stack([row[:COLUMNS].float().cpu() for row in panel])
+        folder = Path(self.output_folder) / "pictures"
+        folder.mkdir(exist_ok=True)
+        save_panel(columns, folder / f"epoch_{self.current_epoch:04d}_pseudo_labels.png")
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's, of what will be the finished model; the other of both is told beside it."""
+        output = super().validation_step(batch)
+        assert self.average is not None
+        if self.settings.weights_average == "none":
+            self.average.exchange()
+        self.other_outputs.append(nnUNetTrainer.validation_step(self, batch))
+        if self.settings.weights_average == "none":
+            self.average.exchange()
+        return output
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        super().on_validation_epoch_end(val_outputs)
+        sums = [
+            sum(output[name] for output in self.other_outputs)
+            for name in ("tp_hard", "fp_hard", "fn_hard")
+        ]
+        self.other_outputs = []
+        hit, false, missed = (np.asarray(each, float) for each in sums)
+        with np.errstate(invalid="ignore"):
+            dice = 2 * hit / (2 * hit + false + missed)
+        name = "teacher" if self.settings.weights_average == "none" else "student"
+        self.print_to_log_file(f"Pseudo Dice of the {name}: {np.round(dice, 4).tolist()}")
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def compose_checkpoint(self) -> dict[str, Any]:
+        checkpoint = super().compose_checkpoint()
+        checkpoint["nnssl"] |= {
+            "epoch_terms": self.epoch_terms,
+            "history": self.history.values,
+        }
+        return checkpoint
+
+    def _record_cases(self) -> dict[str, Any] | None:
+        """Whose images these weights learn on: labelled cases, unlabelled cases, collections."""
+        if self.labelled is None:
+            return None
+        cases = sorted({*self.labelled.cases, *self.unlabelled_cases})
+        patients = record_patients(Path(self.preprocessed_dataset_folder_base), cases)
+        return {"train": cases, "unlabelled": self.collections.record(), **patients}
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        super().load_checkpoint(filename_or_checkpoint)
+        assert self.stored is not None
+        self.epoch_terms = list(self.stored["epoch_terms"])
+        self.history = History(self.stored["history"])
