@@ -82,6 +82,7 @@ setup(
             "nnssl_trainers = nnssl.cli.trainers:main",
             "nnssl_doctor = nnssl.cli.doctor:main",
             "nnssl_convert = nnssl.cli.convert:main",
+            "nnssl_cases = nnssl.cli.cases:main",
             "nnssl_plan_small = nnssl.cli.plan_small:main",
             "nnssl_plan_like = nnssl.cli.plan_like:main",
             "nnssl_preprocess_unlabelled = nnssl.cli.preprocess_unlabelled:main",

@@ -24,6 +24,7 @@ from nnssl.convert.records import describe_identical_images
 from nnssl.convert.spec import DatasetSpec, find_specs, read_spec
 from nnssl.convert.tasks import CheckedCase, list_tasks
 from nnssl.convert.volumes import FourthAxis, Headers, Overlap
+from nnssl.nnunet.namesakes import SAY, describe_groups, guess_patients, suggest_rule
 from nnssl.nnunet.paths import PREPROCESSED, RAW, root_folder
 
 FOLDER, BIDS, DICOM = "folder", "bids", "dicom"
@@ -109,6 +110,10 @@ def _convert(options: Namespace) -> None:
     warn(describe_identical_images(checked))
     patients = len({each.case.patient for each in checked})
     print(f"{target.raw}: {len(checked)} cases of {patients} patients")
+    groups = guess_patients(each.case.identifier for each in checked)
+    if groups and patients == len(checked):
+        rule = suggest_rule(groups)
+        warn([f"{describe_groups(groups)} {SAY}nnssl_cases -d {options.dataset_id} {rule} --folds"])
     notes = [note for each in checked for of_file in each.notes.values() for note in of_file]
     for text, count in Counter(note.partition(" (")[0] for note in notes).items():
         print(f"{count} files: {text}")

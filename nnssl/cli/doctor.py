@@ -18,7 +18,8 @@ from nnssl.common.environment import read_variable
 from nnssl.common.versions import versions
 from nnssl.config import find_configs, read_config
 from nnssl.nnunet import registration
-from nnssl.nnunet.paths import PREPROCESSED, RAW, RESULTS, WEIGHTS
+from nnssl.nnunet.namesakes import SAY, describe_parts, list_cases
+from nnssl.nnunet.paths import PREPROCESSED, RAW, RESULTS, WEIGHTS, find_root
 
 PACKAGES = (
     "torch",
@@ -82,6 +83,7 @@ def examine() -> Iterator[Diagnosis]:
     yield _trainers()
     for name in FOLDERS:
         yield from _folder(name)
+    yield from _patients()
     for name in OPTIONAL:
         yield Diagnosis(f"${name}", read_variable(name) or "not set", "note")
     yield from _hardware()
@@ -154,6 +156,15 @@ def _folder(name: str) -> Iterator[Diagnosis]:
     free = shutil.disk_usage(folder).free
     advice = "checkpoints and preprocessed data need room"
     yield Diagnosis("  free disk", _gibibytes(free)).warn_if(free < LEAST_FREE_DISK, advice)
+
+
+def _patients() -> Iterator[Diagnosis]:
+    """Datasets whose cases look like parts of patients, while nothing says whose they are."""
+    root = find_root(PREPROCESSED)
+    for dataset in sorted(root.glob("Dataset*_*")) if root else ():
+        if text := describe_parts(dataset, list_cases(dataset)):
+            what, _, advice = text.rpartition(SAY)
+            yield Diagnosis(dataset.name, what, "warning", advice)
 
 
 def _hardware() -> Iterator[Diagnosis]:

@@ -12,7 +12,7 @@ from annotated_types import Interval, MinLen
 
 from nnssl.common.checks import Count, Whole, checked
 from nnssl.common.files import write_json
-from nnssl.nnunet.cases import CaseRecord
+from nnssl.nnunet.cases import CaseRecord, Patient
 from nnssl.nnunet.paths import LABELLED_FILE
 
 UNITS = ("patients", "volumes", "percentage", "slices", "cases")
@@ -90,9 +90,9 @@ def choose_labelled(
     depth: Callable[[str], int] | None = None,
 ) -> Labelled:
     """Choose the labelled cases of a fold; `depth` gives the slices of a case, in 2D only."""
-    volumes: dict[str, list[str]] = {}
+    volumes: dict[Patient, list[str]] = {}
     for case in sorted(train):
-        volumes.setdefault(records[case].patient, []).append(case)
+        volumes.setdefault(records[case].key[::-1], []).append(case)
     slices = None
     if budget.slices is not None:
         slices = _draw_slices(budget.slices, budget.seed, sorted(train), depth)
@@ -108,7 +108,7 @@ def choose_labelled(
         count = _count_patients(budget, len(volumes))
         chosen = [case for name in _shuffle(volumes, budget.seed)[:count] for case in volumes[name]]
     chosen = sorted(chosen)
-    patients = sorted({records[case].patient for case in chosen})
+    patients = [name for name, _ in sorted({records[case].key[::-1] for case in chosen})]
     value = getattr(budget, budget.unit, None)
     return Labelled(budget.unit, value, budget.seed, patients, chosen, slices)
 
@@ -128,7 +128,7 @@ def write_labelled(folder: str | Path, labelled: Labelled, slices: int | None) -
     write_json(Path(folder) / LABELLED_FILE, {**labelled.to_dict(), "number_of_slices": slices})
 
 
-def _shuffle(patients: Mapping[str, Any], seed: int) -> list[str]:
+def _shuffle(patients: Mapping[Patient, Any], seed: int) -> list[Patient]:
     names = sorted(patients)
     return [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
 

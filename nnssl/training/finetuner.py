@@ -34,6 +34,7 @@ from nnssl.modules import unet
 from nnssl.modules.memory import MomentumCopy
 from nnssl.nnunet.cases import read_cases
 from nnssl.nnunet.checkpoint import own_part, read_checkpoint
+from nnssl.nnunet.namesakes import describe_parts, list_cases
 from nnssl.nnunet.planned_network import check_supported
 from nnssl.nnunet.runs import WeightSource
 from nnssl.nnunet.splits import check_fold
@@ -237,6 +238,8 @@ class nnSSLFinetuner(Interruptible):
         for path, value in self.config.overrides.items():
             self.print_to_log_file(f"Override for this run: {path} = {value!r}")
         dataset, (_, validation) = Path(self.preprocessed_dataset_folder_base), self.do_split()
+        if warning := describe_parts(dataset, list_cases(dataset), validation):
+            self.print_to_log_file(f"WARNING: {warning}")
         weights = StartingWeights(
             network=self.planned_network,
             plans=self.plans_manager,

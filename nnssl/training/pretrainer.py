@@ -15,6 +15,7 @@ from nnssl.leakage.ancestry import record_patients, record_signatures, trace_anc
 from nnssl.leakage.check import Evaluation
 from nnssl.leakage.policy import judge
 from nnssl.nnunet.checkpoint import own_part, read_checkpoint
+from nnssl.nnunet.namesakes import describe_parts
 from nnssl.nnunet.paths import DATASET_FILE, FINAL, LATEST, PLANS_FILE
 from nnssl.nnunet.planned_network import build_network
 from nnssl.probe.during_training import TrainingProbe
@@ -92,6 +93,10 @@ class nnSSLPretrainer(PretrainingLoop):
             f"{len(self.val_cases)} "
             "validation cases are left out, and no label is read."
         )
+        training, held_out = ([c.identifier for c in t] for t in (self.train_cases, self.val_cases))
+        dataset = self.folders.preprocessed.parent
+        if warning := describe_parts(dataset, [*training, *held_out], held_out):
+            log(f"WARNING: {warning}")
 
     def _record_seen(self) -> None:
         """Whose images are seen, and their signatures, for whoever uses these weights."""

@@ -131,3 +131,16 @@ def test_little_room(healthy, monkeypatch):
     assert items["  free disk"].verdict == "warning"
     if doctor.SHARED_MEMORY.is_dir():
         assert "--shm-size" in items["shared memory"].advice
+
+
+def test_datasets_with_unknown_patients_are_listed(tmp_path, monkeypatch):
+    for name, cases in (("Dataset030_Hand", ("a1_ED", "a1_ES", "b2_ED")), ("Dataset031_La", "xyz")):
+        folder = tmp_path / name / "gt_segmentations"
+        folder.mkdir(parents=True)
+        for case in cases:
+            (folder / f"{case}.nii.gz").touch()
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    found = {each.item: each for each in doctor.examine()}
+    assert found["Dataset030_Hand"].verdict == "warning"
+    assert found["Dataset030_Hand"].advice == "nnssl_cases -d 30 --patient '(.+)_'"
+    assert "Dataset031_La" not in found

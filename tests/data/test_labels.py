@@ -142,3 +142,13 @@ def test_a_budget_of_slices_names_its_cases_and_patients():
     assert labelled.patients == sorted({case[:3] for case in labelled.cases})
     assert all(chosen == sorted(chosen) for chosen in labelled.slices.values())
     assert labelled.to_dict()["slices"] == labelled.slices
+
+
+def test_two_people_of_one_name_in_two_datasets_are_two():
+    names = {"a1": ("1", "A"), "a2": ("2", "A"), "b1": ("1", "B"), "b1x": ("1", "B")}
+    records = {case: CaseRecord(*origin) for case, origin in names.items()}
+    everyone = choose_labelled(LabelBudget(patients=3), list(names), records)
+    assert everyone.to_dict()["number_of_patients"] == 3
+    for seed in range(5):
+        one = choose_labelled(LabelBudget(patients=1, seed=seed), list(names), records)
+        assert one.cases in (["a1"], ["a2"], ["b1", "b1x"])

@@ -460,3 +460,13 @@ def test_3d_one_step(finetune):
     loss = trainer.train_step(next(trainer.dataloader_train))["loss"]
     assert loss == loss
     trainer.close()
+
+
+def test_parts_of_patients_that_nobody_told_of_are_said(finetune, tiny_dataset, tmp_path):
+    for folder in (tiny_dataset.preprocessed / "nnssl", tiny_dataset.raw):
+        (folder / "cases.json").unlink()
+    trainer = finetune(SHORT + "weights: {source: none}")
+    trainer.on_train_start()
+    trainer.close()
+    assert "10 cases look like parts of 5 patients (p0: p0_f0, p0_f1;" in log_of(trainer)
+    assert "nnssl_cases -d 999 --patient '(.+)_'" in log_of(trainer)
