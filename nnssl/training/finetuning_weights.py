@@ -11,7 +11,14 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnssl.finetuning.weights import OUTPUT_LAYERS, Transfer, load, match, wanted_keys
+from nnssl.finetuning.weights import (
+    OUTPUT_LAYERS,
+    Transfer,
+    find_missing,
+    load,
+    match,
+    wanted_keys,
+)
 from nnssl.leakage.ancestry import ANCESTORS, trace_ancestry
 from nnssl.leakage.check import Evaluation
 from nnssl.leakage.policy import SourceJudgement, judge
@@ -142,9 +149,16 @@ def plan_transfer(
         ValueError: less than `min_share` of the wanted parameters loads.
     """
     own = checkpoint.get("nnssl", {})
-    wanted = wanted_keys(network, own.get("trained_keys"), knobs.part, knobs.stages)
-    weights, inputs = checkpoint["network_weights"], own.get("trained_inputs")
-    transfer = match(weights, network.state_dict(), wanted, "zero" if cascade else "mean", inputs)
+    asked = own.get("trained_keys"), knobs.part, knobs.stages
+    weights, target = checkpoint["network_weights"], network.state_dict()
+    transfer = match(
+        weights,
+        target,
+        wanted_keys(network, *asked),
+        "zero" if cascade else "mean",
+        own.get("trained_inputs"),
+        find_missing(weights, target, *asked),
+    )
     transfer.require(knobs.min_share)
     return transfer
 
