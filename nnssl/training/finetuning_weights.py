@@ -77,14 +77,18 @@ class StartingWeights:
                 f"-pretrained_weights has loaded other weights than those of {named}, which "
                 f"weights.source or {WEIGHTS} names. Give one of them only."
             )
+        file = named or find_stock_weights()
+        source = checkpoint or (read_checkpoint(file) if file else {})
+        trained = source.get("nnssl", {}).get("trained_keys")
         names = [name for name, _ in self.network.named_parameters()]
-        keys = [name for name in names if OUTPUT_LAYERS not in f".{name}"]
+        loaded = [name for name in names if OUTPUT_LAYERS not in f".{name}"]
+        keys = [key for key in loaded if trained is None or key in trained]
         self.log(
             "Weights: nnU-Net has loaded everything but the segmentation layers "
-            "(-pretrained_weights); nothing is searched"
+            f"(-pretrained_weights), of which the source trained {len(keys)} of {len(loaded)} "
+            "tensors; nothing is searched"
         )
-        file = named or find_stock_weights()
-        judgement = self._judge(checkpoint or read_checkpoint(file)) if file else SourceJudgement()
+        judgement = self._judge(source) if file else SourceJudgement()
         for line in judgement.warnings:
             self.log(f"WARNING: {line}")
         return {
