@@ -22,8 +22,7 @@ from nnssl.data.unlabelled.records import (
     hash_preprocessing,
     read_images,
 )
-from nnssl.nnunet.images import list_cases
-from nnssl.nnunet.paths import SPLITS_FILE, check_name, dataset_number, plans_file
+from nnssl.nnunet.paths import SPLITS_FILE, cache_places, check_name, dataset_number, plans_file
 from nnssl.nnunet.plans import read_plans
 from nnssl.nnunet.splits import check_fold, draw_stock_splits, read_fold
 from nnssl.objectives import DenseTargets
@@ -31,6 +30,7 @@ from nnssl.objectives import DenseTargets
 DEFAULT_NAME = "clusters"  # of the dense targets
 RESERVED = (UNLABELLED, CACHE, RECORDS)  # other folders beside those of dense targets
 LOCKS = "locks"  # beside the folders of the folds
+SEGMENTATION = "_seg"  # ends the names of nnU-Net's files of labels
 
 
 def cluster_dataset(
@@ -72,7 +72,8 @@ def _make(
     planned = _find_configuration(plans, configuration)
     patch = tuple(int(n) for n in planned["patch_size"])
     spacing = tuple(float(s) for s in planned["spacing"])[-len(patch) :]
-    job = MapJob(folders.preprocessed, folders.dense_target(name), recipe, spacing, patch)
+    place = cache_places(folders.dense_target(name))[0]
+    job = MapJob(folders.preprocessed, place, recipe, spacing, patch)
     images = list(map(Image, cases))
     for folder in find_collections(folders.own).values():  # the run chooses which it may see
         images += [Image(image.identifier, folder) for image in read_images(folder)]
@@ -82,7 +83,8 @@ def _make(
 
 def list_fold_cases(preprocessed: Path, fold: int | str) -> tuple[list[str], list[str]]:
     """Training cases of a fold, and training and validation cases together."""
-    cases = list_cases(preprocessed)
+    files = (file for file in preprocessed.iterdir() if file.suffix in (".b2nd", ".npy", ".npz"))
+    cases = sorted({file.stem for file in files if not file.stem.endswith(SEGMENTATION)})
     if fold == "all":
         return cases, cases
     check_fold(preprocessed, fold)

@@ -64,6 +64,8 @@ def make_maps(
     """
     wanted = make_manifest(job.recipe, plans, configuration, job.preprocessed, training)
     new = replace(job, folder=job.folder.with_name(f".{job.folder.name}_new"))
+    old = job.folder.with_name(f".{job.folder.name}_old")
+    shutil.rmtree(old, ignore_errors=True)  # of a run that was killed while it replaced these
     before, begun = read_manifest(job.folder), is_same(read_manifest(new.folder), wanted)
     complete = partial(_complete, wanted=wanted, training=training, images=images, workers=workers)
     if before and not is_same(before, wanted):
@@ -71,8 +73,9 @@ def make_maps(
             shutil.rmtree(new.folder, ignore_errors=True)
             write_json(new.folder / MANIFEST, wanted)
         shares = complete(new)
-        shutil.rmtree(job.folder)
+        job.folder.rename(old)
         new.folder.rename(job.folder)
+        shutil.rmtree(old)
         return shares
     if not before and job.folder.exists() and any(job.folder.iterdir()):
         raise ValueError(f"{job.folder} holds something else than cluster maps; nothing is changed")
@@ -172,16 +175,11 @@ def _assign(job: MapJob, image: Image) -> None:
     for window, features in _load_source(job).windows(voxels):
         inside = allowed[window]
         points = _scale(features[:, inside].T, mean, scale, weights)
+        nearest = (points @ centres.T - 0.5 * (centres**2).sum(1)).argmax(1)
         part = np.full(inside.shape, -1, np.int16)
-        part[inside] = find_nearest(points, centres)
+        part[inside] = nearest
         clusters[window] = part
     save_map(clusters, image.map(job.folder))
-
-
-def find_nearest(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Number of the nearest of the centres (K, F), (N,), of points (N, F)."""
-    nearest: np.ndarray = (points @ centres.T - 0.5 * (centres**2).sum(1)).argmax(1)
-    return nearest
 
 
 def _scale(

@@ -52,7 +52,7 @@ def acquire(folder: Path) -> Lock | None:
         return None
     os.ftruncate(descriptor, 0)
     owner = {"host": socket.gethostname(), "pid": os.getpid()}
-    os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+    os.write(descriptor, json.dumps(owner).encode())
     return Lock(path, descriptor)
 
 
@@ -107,7 +107,7 @@ def _kernel_lock(descriptor: int, path: Path, exclusive: bool) -> bool:
         return False
     except (ImportError, OSError):
         owner = _owner(path)
-        return owner.get("host") != socket.gethostname() or not _alive(owner["pid"])
+        return owner.get("host") != socket.gethostname() or not _alive(owner["pid"], path)
     return True
 
 
@@ -124,7 +124,9 @@ def _owner(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _alive(process: int) -> bool:
+def _alive(process: int, path: Path) -> bool:
+    if os.name == "nt":  # there `os.kill` ends the process
+        return time() - path.stat().st_mtime < SECONDS_ALIVE
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,7 +16,7 @@ from nnssl.common.files import read_json, stamp_file, write_json
 from nnssl.data.unlabelled.records import UNLABELLED
 from nnssl.nnunet.cases import read_cases
 from nnssl.nnunet.images import CaseError, image_file, open_image, read_direction
-from nnssl.nnunet.paths import own_folder
+from nnssl.nnunet.paths import cache_places, own_folder
 
 PositionAxis = Literal["head_feet", "slice", 0, 1, 2]
 GEOMETRY_FILE = "geometry.json"  # cache of the shapes and directions of the images
@@ -57,7 +57,8 @@ class DataFolders:
 
     def dense_target(self, name: str) -> Path:
         """Folder of one dense target of this fold, whether it is there or not."""
-        return self.own / name / f"fold_{self.fold}"
+        places = cache_places(self.own / name / f"fold_{self.fold}")
+        return next((place for place in places if place.is_dir()), places[0])
 
     def find_dense_targets(self, names: Sequence[str]) -> dict[str, Path]:
         """Folders of dense targets; a missing one stops the run."""
@@ -135,20 +136,20 @@ def _read_cached_geometry(
     folder: Path, orientations: Mapping[str, str | None]
 ) -> Mapping[str, Any]:
     """Shape and direction per case, read once and kept while the files stay the same."""
-    cache = own_folder(folder) / GEOMETRY_FILE
-    try:
-        known = read_json(cache)
-    except (OSError, ValueError):
-        known = {}
-    changed = False
+    places, changed = cache_places(own_folder(folder) / GEOMETRY_FILE), False
+    known: dict[str, Any] = {}
+    for place in reversed(places):
+        with suppress(OSError, ValueError, TypeError):
+            known.update(read_json(place))
     for identifier, orientation in orientations.items():
         file = image_file(folder, identifier)
         stamp = stamp_file(file)
         if known.get(identifier, {}).get("stamp") != stamp:
             known[identifier] = {"stamp": stamp, **_read_geometry(file, identifier, orientation)}
             changed = True
-    if changed and os.access(folder.parent, os.W_OK):
-        write_json(cache, known)
+    if changed:
+        with suppress(OSError):
+            write_json(places[0], known)
     return known
 
 

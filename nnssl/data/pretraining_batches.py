@@ -33,6 +33,10 @@ class RawPatchReader:
         self.folder, self.dense_targets = folder, dict(dense_targets or {})
         self._open: dict[Path, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Open files do not travel to a process that is spawned."""
+        return {**vars(self), "_open": {}}
+
     def read_image(
         self, identifier: str, box: np.ndarray, folder: Path | None = None
     ) -> np.ndarray:

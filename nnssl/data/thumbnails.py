@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -13,6 +14,7 @@ from scipy import ndimage, stats
 from nnssl.common.files import atomic_path, stamp_file
 from nnssl.common.parallel import for_each
 from nnssl.nnunet.images import CaseError, open_image
+from nnssl.nnunet.paths import cache_places
 
 CELLS = (8, 24, 24)  # of a thumbnail, array order
 SMOOTH = (0.75, 1.5, 1.5)  # what is smoother than this many cells, such as a bias field, is removed
@@ -29,7 +31,7 @@ def load_thumbnails(
     """Thumbnails of images (name -> file), made once and cached while their files stay the same.
 
     Args:
-        cache: file to keep them in (`.npz`); where it cannot be written, nothing is kept.
+        cache: file to keep them in (`.npz`), see `cache_places`; without place nothing is kept.
         read: makes the thumbnail of a file; None: `read_thumbnail`.
         workers: processes that read, where there is much to read; `read` has to be picklable then.
 
@@ -133,6 +135,11 @@ def _rank(values: np.ndarray) -> np.ndarray:
 
 
 def _read_cache(cache: Path) -> dict[str, tuple[list[int], np.ndarray]]:
+    found = map(_read_file, reversed(cache_places(cache)))
+    return {name: entry for known in found for name, entry in known.items()}
+
+
+def _read_file(cache: Path) -> dict[str, tuple[list[int], np.ndarray]]:
     try:
         with np.load(cache, allow_pickle=False) as archive:
             if not np.array_equal(archive["recipe"], RECIPE):
@@ -147,14 +154,11 @@ def _read_cache(cache: Path) -> dict[str, tuple[list[int], np.ndarray]]:
 
 
 def _write_cache(cache: Path, known: dict[str, tuple[list[int], np.ndarray]]) -> None:
-    try:
-        with atomic_path(cache) as part:
-            np.savez(
-                part,
-                recipe=RECIPE,
-                names=np.array(list(known)),
-                stamps=np.array([stamp for stamp, _ in known.values()], np.int64),
-                images=np.stack([image for _, image in known.values()]),
-            )
-    except OSError:  # a cache is a convenience: a read-only folder or a full disk stops nothing
-        return
+    with suppress(OSError), atomic_path(cache_places(cache)[0]) as part:
+        np.savez(
+            part,
+            recipe=RECIPE,
+            names=np.array(list(known)),
+            stamps=np.array([stamp for stamp, _ in known.values()], np.int64),
+            images=np.stack([image for _, image in known.values()]),
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -10,6 +11,7 @@ import numpy as np
 from nnssl.common.files import atomic_path, stamp_file
 from nnssl.common.tissue import find_tissue
 from nnssl.nnunet.images import CaseError, image_file, open_image
+from nnssl.nnunet.paths import cache_places
 
 CACHE = "occupancy"  # folder of the tables; the name is older than the word
 CELL = 8  # voxels per tissue cell and in-plane axis
@@ -58,15 +60,16 @@ class TissueShare:
         source = image_file(folder or self.folder, identifier)
         stamp = np.array(stamp_file(source), np.int64)
         cache = self.cache if folder is None else folder / CACHE
-        cached = cache / f"{identifier}.npz"
-        try:
-            with np.load(cached, allow_pickle=False) as archive:
+        places = cache_places(cache / f"{identifier}.npz")
+        for place in places:
+            with (
+                suppress(OSError, ValueError, KeyError, EOFError, BadZipFile),
+                np.load(place, allow_pickle=False) as archive,
+            ):
                 if np.array_equal(archive["source"], stamp):
                     return np.asarray(archive["cells"])
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-            pass
         cells = measure_cells(_read_all(source))
-        with atomic_path(cached) as part:
+        with suppress(OSError), atomic_path(places[0]) as part:
             np.savez_compressed(part, cells=cells, source=stamp)
         return cells
 

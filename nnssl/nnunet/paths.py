@@ -7,6 +7,7 @@
         DATA_IDENTIFIER/                    preprocessed cases; nothing of ours is written here
         nnssl/cases.json                    patient and origin of every case
         nnssl/DATA_IDENTIFIER/              caches, dense targets, images without labels
+    nnUNet_results/nnssl_caches/            caches and dense targets of what cannot be written
     nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION/
         plans.json, dataset.json
         fold_F/                             checkpoints, training_log_*.txt, validation/summary.json
@@ -15,6 +16,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ REFERENCES = "gt_segmentations"  # labels of the training cases, beside the prep
 DATASET_FILE, PLANS_FILE = "dataset.json", "plans.json"
 SPLITS_FILE = "splits_final.json"
 OWN = "nnssl"  # nnSSL's folder in a preprocessed dataset
+CACHES = "nnssl_caches"  # in `nnUNet_results`
 CASES_FILE = Path(OWN) / "cases.json"
 PATIENT_KEY = ".nnssl_patient_key"  # in nnUNet_raw: the secret of the names of DICOM patients
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
@@ -160,6 +163,21 @@ def find_data_identifier(plans: Mapping[str, Any], configuration: str | None) ->
 def own_folder(preprocessed: Path) -> Path:
     """nnSSL's folder of a configuration, by nnU-Net's folder of its preprocessed cases."""
     return preprocessed.parent / OWN / preprocessed.name
+
+
+def cache_places(path: Path) -> tuple[Path, ...]:
+    """Where to look for a cache below `nnUNet_preprocessed`; the first is where to write it.
+
+    That is `path`, unless it cannot be written (a folder that many users share): then the same
+    place below `nnUNet_results/nnssl_caches`.
+    """
+    there = next(each for each in (path, *path.parents) if each.exists())
+    preprocessed, results = find_root(PREPROCESSED), find_root(RESULTS)
+    if os.access(there, os.W_OK) or preprocessed is None or results is None:
+        return (path,)
+    if preprocessed not in path.parents:
+        return (path,)
+    return results / CACHES / path.relative_to(preprocessed), path
 
 
 def find_raw_images(folder: Path, ending: str) -> dict[str, list[Path]]:

@@ -259,6 +259,7 @@ class nnSSLFinetuner(Interruptible):
         self.config = self.compare_with_today(stored["config"])
         self._apply(self.config)
         self.lr_scheduler = self._make_schedule(self.optimizer)
+        self.lr_scheduler.step(max(0, self.current_epoch - 1))  # that of a run with no epoch left
 
     def _write_records(self) -> None:
         assert self.config is not None

@@ -11,14 +11,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnssl.finetuning.weights import (
-    OUTPUT_LAYERS,
-    Transfer,
-    find_missing,
-    load,
-    match,
-    wanted_keys,
-)
+from nnssl.finetuning.weights import OUTPUT_LAYERS, Transfer, load, match, wanted_keys
 from nnssl.leakage.ancestry import ANCESTORS, trace_ancestry
 from nnssl.leakage.check import Evaluation
 from nnssl.leakage.policy import SourceJudgement, judge
@@ -77,18 +70,14 @@ class StartingWeights:
                 f"-pretrained_weights has loaded other weights than those of {named}, which "
                 f"weights.source or {WEIGHTS} names. Give one of them only."
             )
-        file = named or find_stock_weights()
-        source = checkpoint or (read_checkpoint(file) if file else {})
-        trained = source.get("nnssl", {}).get("trained_keys")
         names = [name for name, _ in self.network.named_parameters()]
-        loaded = [name for name in names if OUTPUT_LAYERS not in f".{name}"]
-        keys = [key for key in loaded if trained is None or key in trained]
+        keys = [name for name in names if OUTPUT_LAYERS not in f".{name}"]
         self.log(
             "Weights: nnU-Net has loaded everything but the segmentation layers "
-            f"(-pretrained_weights), of which the source trained {len(keys)} of {len(loaded)} "
-            "tensors; nothing is searched"
+            "(-pretrained_weights); nothing is searched"
         )
-        judgement = self._judge(source) if file else SourceJudgement()
+        file = named or find_stock_weights()
+        judgement = self._judge(checkpoint or read_checkpoint(file)) if file else SourceJudgement()
         for line in judgement.warnings:
             self.log(f"WARNING: {line}")
         return {
@@ -153,16 +142,9 @@ def plan_transfer(
         ValueError: less than `min_share` of the wanted parameters loads.
     """
     own = checkpoint.get("nnssl", {})
-    asked = own.get("trained_keys"), knobs.part, knobs.stages
-    weights, target = checkpoint["network_weights"], network.state_dict()
-    transfer = match(
-        weights,
-        target,
-        wanted_keys(network, *asked),
-        "zero" if cascade else "mean",
-        own.get("trained_inputs"),
-        find_missing(weights, target, *asked),
-    )
+    wanted = wanted_keys(network, own.get("trained_keys"), knobs.part, knobs.stages)
+    weights, inputs = checkpoint["network_weights"], own.get("trained_inputs")
+    transfer = match(weights, network.state_dict(), wanted, "zero" if cascade else "mean", inputs)
     transfer.require(knobs.min_share)
     return transfer
 

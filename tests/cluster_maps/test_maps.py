@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +18,9 @@ from nnssl.cluster_maps import maps
 from nnssl.cluster_maps.fold_maps import cluster_dataset, list_fold_cases
 from nnssl.cluster_maps.recipe import ClusterRecipe, read_manifest
 from nnssl.common.locks import hold
+from nnssl.data.case_table import DataFolders
 from nnssl.data.pretraining_batches import RawPatchReader
+from nnssl.data.tissue_share import CACHE, TissueShare
 from nnssl.training.factory import trainer_class
 
 RECIPE = ClusterRecipe(clusters=4, samples=4000, scales=(1.0,), position=0.5)
@@ -127,15 +130,6 @@ def test_maps_are_dense_targets_of_the_images(tiny_dataset: Any) -> None:
     assert means[-1] > means[0] + 0.5
 
 
-def test_the_nearest_centre_is_the_nearest_whatever_its_length() -> None:
-    random = np.random.default_rng(0)
-    points = random.normal(size=(50, 3))
-    centres = random.normal(size=(6, 3)) * np.array([[0.1], [1], [1], [2], [3], [9]])
-    distances = np.linalg.norm(points[:, None] - centres, axis=2)
-    assert np.array_equal(maps.find_nearest(points, centres), distances.argmin(1))
-    assert len(set(distances.argmin(1))) > 3
-
-
 def test_k_means_never_sees_a_validation_case(tiny_dataset: Any, monkeypatch: Any) -> None:
     read: list[str] = []
     sample = maps._sample
@@ -199,6 +193,65 @@ def test_a_run_refuses_maps_that_do_not_fit_and_takes_those_that_do(
     (folder / "p0_f0.b2nd").unlink()
     with pytest.raises(ValueError, match="1 images have no map, for instance p0_f0"):
         trainer.check_dense_targets()
+
+
+def test_on_a_folder_that_cannot_be_written_caches_and_maps_go_to_the_results(
+    tiny_dataset: Any, trainer_yaml: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, ask = tiny_dataset.preprocessed.parent, os.access
+
+    def refuse(path: Any, mode: int) -> bool:  # the tests' user may be allowed to write anywhere
+        return root not in (Path(path), *Path(path).parents) and ask(path, mode)
+
+    monkeypatch.setattr(os, "access", refuse)
+    before = set(root.rglob("*"))
+    trainer_yaml("nnSSLShortPixels", SHORT + "probe: {probe_at_end: false}")
+    trainer_class.cache_clear()
+    trainer = tiny_dataset.trainer(trainer_class("nnSSLShortPixels"))
+    trainer.run_training()
+    assert set(root.rglob("*")) == before
+    caches = tiny_dataset.results.parent / "nnssl_caches" / "Dataset999_Tiny/nnssl/nnUNetPlans_2d"
+    assert {path.name for path in caches.iterdir()} >= {"geometry.json", "occupancy", "clusters"}
+    (log,) = Path(trainer.output_folder).glob("training_log_*.txt")
+    assert f"caches and dense targets go to {caches}" in log.read_text()
+    made = times(caches / "clusters/fold_0")
+    assert len(made) == CASES
+    trainer.make_dense_targets()
+    assert times(caches / "clusters/fold_0") == made
+
+
+def test_what_lies_in_a_folder_that_cannot_be_written_is_used(
+    tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = DataFolders(tiny_dataset.preprocessed / "nnUNetPlans_2d", 0)
+    maps_before, box = make(tiny_dataset), np.array([[0, 8], [0, 8], [0, 8]])
+    before = TissueShare(folders.preprocessed, folders.own / CACHE).find_share("p0_f0", box)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr("nnssl.data.tissue_share.measure_cells", lambda *_: pytest.fail("cached"))
+    assert TissueShare(folders.preprocessed, folders.own / CACHE).find_share("p0_f0", box) == before
+    assert folders.dense_target("clusters") == maps_before
+
+
+def test_killed_while_old_maps_are_deleted_the_new_ones_are_there(
+    tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tiny_dataset)
+    delete = maps.shutil.rmtree
+
+    def kill(folder: Path, ignore_errors: bool = False) -> None:
+        if ignore_errors or folder.name == "samples":
+            return delete(folder, ignore_errors)
+        (folder / "manifest.json").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(maps.shutil, "rmtree", kill)
+    other = replace(RECIPE, clusters=3)
+    with pytest.raises(KeyboardInterrupt):
+        make(tiny_dataset, other)
+    monkeypatch.setattr(maps.shutil, "rmtree", delete)
+    folder = make(tiny_dataset, other)
+    assert read_manifest(folder)["recipe"]["clusters"] == 3
+    assert [path.name for path in folder.parent.iterdir() if path.name[0] == "."] == []
 
 
 def test_a_run_makes_the_maps_that_it_lacks_and_leaves_others_alone(

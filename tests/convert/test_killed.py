@@ -29,30 +29,12 @@ if __name__ == "__main__":
 """
 
 
-def test_killed_at_random_moments_and_resumed(tree, miniature, tmp_path: Path):
-    for home in miniature.root.glob("*/patient*"):
-        values = np.random.default_rng(3).integers(0, 99, (13, 3, 6, 5)).astype(np.int16)
-        image = sitk.GetImageFromArray(values, isVector=False)
-        sitk.WriteImage(image, str(home / f"{home.name}_4d.nii.gz"))
-    script = [sys.executable, str(HERE / "killed.py"), str(miniature.root), str(tmp_path)]
-    run = subprocess.run(
-        [*script, "0", "8"], env=ENVIRONMENT, check=True, capture_output=True, text=True
-    )
-    struck, halfway = map(int, run.stdout.split())
-    assert struck >= 1
-    assert halfway >= 1
-    whole, killed = tree(tmp_path / "whole"), tree(tmp_path / "killed")
-    assert len(whole) > 100
-    assert killed == whole
-
-
 KILLED_IN_JSON = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from killed import convert_all
+from tests.kills import convert_all
 
-left, replace = int(sys.argv[4]), os.replace
+left, replace = int(sys.argv[3]), os.replace
 
 def strike(source, target):
     global left
@@ -63,7 +45,7 @@ def strike(source, target):
     replace(source, target)
 
 os.replace = strike
-convert_all(Path(sys.argv[2]), Path(sys.argv[3]))
+convert_all(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
@@ -72,7 +54,7 @@ def test_killed_while_each_json_file_is_written_nothing_is_left(tree, miniature,
         values = np.zeros((3, 3, 6, 5), np.int16)
         image = sitk.GetImageFromArray(values, isVector=False)
         sitk.WriteImage(image, str(home / f"{home.name}_4d.nii.gz"))
-    script = [sys.executable, "-c", KILLED_IN_JSON, str(HERE), str(miniature.root)]
+    script = [sys.executable, "-c", KILLED_IN_JSON, str(miniature.root)]
 
     def convert(root: Path, files: int) -> int:
         command = [*script, str(root), str(files)]

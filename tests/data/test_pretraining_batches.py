@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,6 @@ def test_changing_the_labels_changes_no_batch(tiny_dataset: Any) -> None:
         file.unlink()
         blosc2.asarray(np.full(shape, 1, np.int8), urlpath=str(file))
     for file in folder.glob("*.pkl"):
-        import pickle
-
         properties = pickle.loads(file.read_bytes())
         properties["class_locations"] = {1: np.zeros((5, 4), int), 2: np.zeros((5, 4), int)}
         file.write_bytes(pickle.dumps(properties))
@@ -99,6 +98,12 @@ def test_number_of_workers_changes_nothing(tiny_dataset: Any) -> None:
     loader = SteppedLoader(make, 2, workers=2, pin_memory=False)
     assert all(equal(batch, next(loader)) for batch in alone)
     loader.close()
+
+
+def test_a_maker_that_has_read_travels_to_a_spawned_process(tiny_dataset: Any) -> None:
+    make = maker(tiny_dataset)
+    batch = make(0)
+    assert equal(pickle.loads(pickle.dumps(make))(0), batch)
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])

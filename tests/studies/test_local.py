@@ -122,6 +122,13 @@ def test_what_is_done_already_is_not_run(small, stage):
     assert len(stage.calls()) == before
 
 
+def test_without_what_only_linux_has(small, stage, monkeypatch):
+    for name in ("waitid", "killpg", "pwrite"):
+        monkeypatch.delattr(os, name)
+    assert run(small).exit_code == 0
+    assert [small.state(cell) for cell in small.cells] == ["done"] * len(small.cells)
+
+
 def test_a_cell_that_fails_once_is_retried(small, stage):
     stage.direct(fail={"gd-p1-r0-f0-standard": 1, SEED_0: 1})
     assert run(small).exit_code == 0

@@ -61,6 +61,9 @@ def test_running_and_stopped_cells_show_their_epoch(study_folder):
     assert describe_state(study_folder, cell) == "stopped epoch 1/3"
     (runs / "checkpoint_final.pth").touch()
     assert describe_state(study_folder, cell) == "stopped validation"
+    (runs / "validation").mkdir()
+    (runs / "validation" / "summary.json").write_text('{"foreground_mean": {')
+    assert describe_state(study_folder, cell) == "stopped validation", "killed while it was written"
     attempt = {"returncode": -9, "done": False, "interrupted": False, "log": "x", "seconds": 1}
     write_json(study_folder.cell_folder(cell) / RECORD, {"attempts": [attempt]})
     assert describe_state(study_folder, cell) == "FAILED", "without its validation it is not done"

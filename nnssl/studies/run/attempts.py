@@ -48,12 +48,14 @@ class Attempt:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches the runner, which asks them to end
-                pass_fds=(lock.descriptor,),
+                pass_fds=(lock.descriptor,) if os.name == "posix" else (),
             )
 
     def is_running(self) -> bool:
         """Not by `Popen.poll`: a signal handler that asks would wait for its lock forever."""
         self.lock.renew()
+        if not hasattr(os, "waitid"):  # macOS before Python 3.13, Windows
+            return self.process.poll() is None
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
         with suppress(ChildProcessError):  # `finish` has waited for it
             return os.waitid(os.P_PID, self.process.pid, flags) is None
@@ -67,6 +69,8 @@ class Attempt:
 
     def end(self) -> None:
         """Ends it and its workers by force."""
+        if not hasattr(os, "killpg"):  # Windows
+            return self.process.kill()
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
 

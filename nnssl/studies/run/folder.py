@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -77,7 +78,7 @@ class StudyFolder:
     def is_done(self, cell: Cell) -> bool:
         """Whether the run has ended, fine-tuning with its validation; read from nnU-Net's files."""
         fold = self.fold_folder(cell)
-        validated = cell.kind == "pretrain" or (fold / SUMMARY).is_file()
+        validated = cell.kind == "pretrain" or _is_whole(fold / SUMMARY)
         return validated and (fold / FINAL).is_file()
 
     def can_continue(self, cell: Cell) -> bool:
@@ -114,7 +115,7 @@ class StudyFolder:
     def dice(self, cell: Cell) -> float | None:
         """Mean foreground Dice of nnU-Net's own validation, if there is one."""
         file = self.fold_folder(cell) / SUMMARY
-        return float(read_json(file)["foreground_mean"]["Dice"]) if file.is_file() else None
+        return float(read_json(file)["foreground_mean"]["Dice"]) if _is_whole(file) else None
 
     def epoch(self, cell: Cell) -> int | None:
         """The epoch that the newest training log is in, if it is in one."""
@@ -189,3 +190,11 @@ def _find_dataset(dataset: int | str, results: Path) -> str:
         return found[0]
     roots = (paths.find_root(paths.PREPROCESSED), paths.find_root(paths.RAW))
     return paths.dataset_name(dataset, *filter(None, roots))
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a JSON file was written to its end; nnU-Net's are cut off by a kill."""
+    with suppress(OSError, ValueError):
+        read_json(file)
+        return True
+    return False
