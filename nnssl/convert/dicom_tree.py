@@ -9,13 +9,12 @@ import re
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from nnssl.common.parallel import for_each
-from nnssl.convert.readers.dicom import is_dicom
 from nnssl.convert.readers.dicom_objects import (
     is_label,
     list_structures,
@@ -29,6 +28,8 @@ from nnssl.nnunet.paths import PATIENT_KEY
 
 AT_ONCE = 64  # headers that a process reads before it takes the next ones
 GROUPS = ("patient", "study", "series")
+NO_DICOM, STUMP = "no DICOM", "too short for DICOM"
+DICOMDIR, DEFLATED = "1.2.840.10008.1.3.10", "1.2.840.10008.1.2.1.99"
 IMAGE, LABEL, PROBLEM = "image", "label", "problem"
 TAGS = (  # what is read of a header: no contours, no pixels
     "SOPClassUID SOPInstanceUID PatientID StudyInstanceUID SeriesInstanceUID Modality "
@@ -103,12 +104,14 @@ def read_tree(source: Path, workers: int) -> Tree:
     """Read the header of every file below a folder, once, in several processes.
 
     Raises:
-        ValueError: The libraries for DICOM are missing.
+        ValueError: It is no folder, or the libraries for DICOM are missing.
     """
     require("pydicom")
+    if not source.is_dir():
+        raise ValueError(f"{source} is not a folder")
     files = Inventory.of(source).files
     parts = [files[start : start + AT_ONCE] for start in range(0, len(files), AT_ONCE)]
-    read = for_each(partial(_read_headers, source=source), parts, workers, "headers")
+    read = for_each(partial(_read_headers, source=source), parts, workers, f"{AT_ONCE} headers")
     return Tree([header for part in read for header in part])
 
 
@@ -211,6 +214,9 @@ def _files(tree: Tree, series: str, source: Path, found: Found) -> Files:
     """The slices of a series; a second copy of one must be the same file."""
     first: dict[str, str] = {}
     copies = 0
+    if (owners := len({each.patient for each in tree.images[series]})) > 1:
+        what = f"has a series of {owners} patients (SeriesInstanceUID)"
+        found.problems.append(Problem(tree.images[series][0].path, what))
     for each in tree.images[series]:
         one = first.setdefault(each.instance, each.path)
         if one == each.path:
@@ -239,13 +245,16 @@ def _pass_over_unlabelled(found: Found) -> None:
 def _list_the_rest(tree: Tree, in_use: set[str], found: Found) -> None:
     """Broken files, parts of chosen series that are no slices, and a count of everything else."""
     rest = []
+    slices = (each.path for series in in_use for each in tree.images[series])
+    folders = {path.rpartition("/")[0] for path in slices}
     for each in tree.headers:
         if each.kind == PROBLEM:
             found.problems.append(Problem(each.path, each.about))
         elif each.kind not in (IMAGE, LABEL):
-            rest.append(each.kind)
-            if each.series in in_use:
-                what = f"belongs to a chosen series and is no slice of it ({each.kind})"
+            rest.append(NO_DICOM if each.kind == STUMP else each.kind)
+            stump = each.kind == STUMP and each.path.rpartition("/")[0] in folders
+            if stump or each.series in in_use:
+                what = f"is among the files of a chosen series and is no slice ({each.kind})"
                 found.problems.append(Problem(each.path, what))
     found.remarks += [f"{n} files passed over: {kind}" for kind, n in Counter(rest).most_common()]
     if unused := len(tree.images) - len(in_use):
@@ -271,20 +280,28 @@ def _read_header(path: str, source: Path) -> Header:
     import pydicom
 
     try:
-        if not is_dicom(source / path):
-            return Header(path, "no DICOM")
-        dataset = pydicom.dcmread(
-            source / path, stop_before_pixels=True, specific_tags=TAGS.split(), force=True
-        )
-        return _describe(path, dataset)
+        with (source / path).open("rb") as file:
+            head = file.read(132)
+            if head[128:] != b"DICM" and not path.lower().endswith(".dcm"):
+                return Header(path, NO_DICOM if len(head) == 132 else STUMP)
+            file.seek(0)
+            dataset = pydicom.dcmread(
+                file, stop_before_pixels=True, specific_tags=TAGS.split(), force=True
+            )
+            ends = not file.read(1) and dataset.file_meta.TransferSyntaxUID != DEFLATED
+        header = _describe(path, dataset)
+        cut = ends and header.kind != PROBLEM and "Image" in dataset.SOPClassUID.name
+        return replace(header, kind=PROBLEM, about="ends before its pixels") if cut else header
     except Exception as error:  # damaged headers raise anything
         return Header(path, PROBLEM, f"cannot be read ({type(error).__name__}: {last_line(error)})")
 
 
 def _describe(path: str, dataset: Any) -> Header:
-    if "SOPClassUID" not in dataset:
-        return Header(path, "no DICOM")
+    if dataset.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR:
+        return Header(path, "DICOMDIR")
     study, series = (str(dataset.get(f"{each}InstanceUID", "")) for each in ("Study", "Series"))
+    if not ("SOPClassUID" in dataset and study and series):
+        return Header(path, PROBLEM, "is cut off or no DICOM (class, study or series is missing)")
     words = [dataset.get("Modality"), dataset.get("SeriesDescription"), dataset.get("ProtocolName")]
     words += [dataset.get("StructureSetLabel"), dataset.get("ContentLabel")]
     kind, plane = dataset.SOPClassUID.name, ""

@@ -38,7 +38,7 @@ def new_object(sop: str, patient: str = "Doe^J 123", study: str = "1.2.3", **tag
     ds.PatientID, ds.PatientName, ds.PatientBirthDate = patient, "Doe^Jane", "19701231"
     ds.PatientSex, ds.StudyInstanceUID, ds.StudyDate, ds.StudyTime = "F", study, "20180410", "1200"
     ds.AccessionNumber, ds.StudyID, ds.ReferringPhysicianName = "A77", "1", "House^G"
-    ds.Manufacturer, ds.Modality = "x", "MR"
+    ds.Manufacturer, ds.Modality, ds.SeriesInstanceUID = "x", "MR", generate_uid()
     for name, value in tags.items():
         setattr(ds, name, value)
     return ds

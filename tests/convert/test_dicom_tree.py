@@ -67,7 +67,9 @@ def two_patients(root: Path, draw=h.segmentation) -> Path:
         h.series(home / "4", intensities(9, SHAPE), axes=h.CORONAL, **of)
         h.series(home / "5", intensities(8, SHAPE), "t2_tse_tra", **of)
         draw(home / "drawn", slices, MASKS)
-        h.save(h.new_object(h.CAPTURE, patient), home / "report.dcm")
+        pixels = {"Rows": 1, "Columns": 1, "BitsAllocated": 16, "PixelRepresentation": 0}
+        report = h.new_object(h.CAPTURE, patient, PixelData=b"\0\0", **pixels)
+        h.save(report, home / "report.dcm")
         (home / "readme.txt").write_text("no DICOM")
     return root
 
@@ -208,7 +210,13 @@ def test_a_header_is_read_once_and_a_file_that_is_broken_is_named(roots, monkeyp
     assert len(reads) == len(set(reads)) == 2 * (3 * SHAPE[0] + 2)
     seg = next(root.rglob("drawn"))
     seg.write_bytes(seg.read_bytes()[:700])
-    assert "drawn: cannot be read" in problems_of(root)
+    assert "20180410/drawn: " in problems_of(root)
+    seg.unlink()
+    cut = next(root.rglob("3/IM0001"))
+    whole = cut.read_bytes()
+    for length in (0, 300, 600, len(whole) - 170):  # empty; no header, half of it, no pixels
+        cut.write_bytes(whole[:length])
+        assert "3/IM0001: " in problems_of(root)
 
 
 def test_copies_are_passed_over_and_what_differs_or_is_no_slice_is_refused(roots):
@@ -226,7 +234,7 @@ def test_copies_are_passed_over_and_what_differs_or_is_no_slice_is_refused(roots
     assert "say that they are the same slice, but they differ" in problems_of(root)
     del other.ImagePositionPatient
     other.save_as(copy)
-    assert "copy: belongs to a chosen series and is no slice of it" in problems_of(root)
+    assert "copy: is among the files of a chosen series and is no slice" in problems_of(root)
 
 
 @pytest.mark.parametrize("kind", ["seg", "rtstruct"])
@@ -309,9 +317,8 @@ def test_structures_go_by_name_and_may_share_voxels_on_request_only(roots):
     )
     assert "'GTV', which fits the labels [1, 2]" in problems_of(root, labels=["a=g.*", "b=.tv"])
     h.structure_set(root / "second", slices, {"GTV": tumour()})
-    assert "outlines ['GTV'] twice; choose the object with --label" in problems_of(
-        root, labels=["tumour=GTV"]
-    )
+    said = problems_of(root, labels=["tumour=GTV"])
+    assert "outlines ['GTV'], as another object does; choose one with --label" in said
     union = spec_of(root, labels=["any=GTV", "any=body"], label="RTSTRUCT")
     assert union.labels == {"background": 0, "any": 1}
 

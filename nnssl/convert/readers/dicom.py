@@ -11,7 +11,12 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from scipy import ndimage
 
-from nnssl.convert.readers.dicom_objects import read_frames_of, read_planes, require
+from nnssl.convert.readers.dicom_objects import (
+    explain_damage,
+    read_frames_of,
+    read_planes,
+    require,
+)
 from nnssl.convert.readers.pictures import sort_naturally
 from nnssl.convert.volumes import ImageAndNotes, last_line, make_image
 
@@ -135,12 +140,14 @@ def _read_headers(path: Path) -> list[Slice]:
 
 
 def _read_frame_headers(path: Path) -> list[Slice]:
-    dataset = require("pydicom").dcmread(path, stop_before_pixels=True)
+    with explain_damage():
+        dataset = require("pydicom").dcmread(path, stop_before_pixels=True)
+        planes = read_planes(dataset)
     size = int(dataset.Columns), int(dataset.Rows)
     uids = str(dataset.SeriesInstanceUID), str(dataset.FrameOfReferenceUID)
     return [
         Slice(path, each.position, each.axes, each.spacing, size, number, *uids, number)
-        for number, each in enumerate(read_planes(dataset))
+        for number, each in enumerate(planes)
     ]
 
 
@@ -180,7 +187,8 @@ def read_slices(series: Series, how: str) -> ImageAndNotes:
         ValueError: Tilted or uneven slices that may not be resampled, colours.
     """
     many = {each.path for each in series.slices if each.frame is not None}
-    frames = {path: read_frames_of(path) for path in many}
+    with explain_damage():
+        frames = {path: read_frames_of(path) for path in many}
     values = [
         _read_pixels(each.path) if each.frame is None else frames[each.path][each.frame]
         for each in series.slices

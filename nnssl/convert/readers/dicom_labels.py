@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,12 @@ from nnssl.convert.readers.dicom import Series, assemble
 from nnssl.convert.readers.dicom_objects import (
     STRUCTURE_SET,
     Plane,
+    group,
     is_label,
+    label_of,
     list_structures,
     read_outlines,
-    read_segments,
+    read_planes,
     require,
 )
 from nnssl.convert.volumes import ImageAndNotes, Reading
@@ -47,12 +48,11 @@ def read_label(paths: Sequence[Path], series: Series, how: Reading) -> ImageAndN
         ValueError: Another frame of reference, orientation, spacing or place; no wanted structure,
             one that is there twice or fits two names; overlaps that are refused.
     """
-    label = np.zeros((len(series.slices), *series.slices[0].size[::-1]), np.uint8)
-    owners = dict(enumerate(["background"]))
-    wanted = list(_wanted(paths, series, how.structures))
-    if twice := [name for name, n in Counter(name for name, _, _ in wanted).items() if n > 1]:
-        raise ValueError(f"outlines {twice} twice; choose the object with --label")
-    for name, value, draw in wanted:
+    values = how.structures.values()
+    kind = np.uint8 if max(values) < 256 else np.uint16
+    label = np.zeros((len(series.slices), *series.slices[0].size[::-1]), kind)
+    owners: dict[int, str] = {}
+    for name, value, draw in _find_wanted(paths, series, how.structures):
         mask = np.zeros(label.shape, bool)
         draw(mask)
         others = np.unique(label[mask & (label > 0) & (label != value)])
@@ -63,34 +63,32 @@ def read_label(paths: Sequence[Path], series: Series, how: Reading) -> ImageAndN
                 "--overlap last gives them to the label that is named last"
             )
         owners[value] = name
-        label[mask] = np.maximum(label[mask], value)
+        label[mask] = np.maximum(label[mask], kind(value))
     image, notes = assemble(label, series, how.slices, label=True)
-    found = {value for _, value, _ in wanted}
-    missing = [pattern for pattern, value in how.structures.items() if value not in found]
+    missing = [pattern for pattern, value in how.structures.items() if value not in owners]
     return image, (*notes, *(f"no structure is named {pattern}" for pattern in missing))
 
 
-def _wanted(
+def _find_wanted(
     paths: Sequence[Path], series: Series, structures: Mapping[str, int]
-) -> Iterator[tuple[str, int, Draw]]:
+) -> list[tuple[str, int, Draw]]:
     """Name, value, and who draws it, of each structure that has a value."""
+    found: dict[str, tuple[str, int, Draw]] = {}
     known: list[str] = []
-    empty = True
     for path in paths:
         dataset = require("pydicom").dcmread(path, force=True)
-        names = list_structures(dataset)
+        names = list(dict.fromkeys(list_structures(dataset)))
         values = {name: value for name in names if (value := find_value(structures, name))}
+        if twice := sorted(found.keys() & values):
+            raise ValueError(f"outlines {twice}, as another object does; choose one with --label")
         known += names
-        if not values:
-            continue
-        empty = False
-        outlines = dataset.SOPClassUID == STRUCTURE_SET
-        draw = (_outlines if outlines else _segments)(path, dataset, series)
-        for name in names:
-            if name in values:
-                yield name, values[name], partial(draw, name)
-    if empty:
+        if values:
+            outlines = dataset.SOPClassUID == STRUCTURE_SET
+            draw = (_outlines if outlines else _segments)(path, dataset, series)
+            found |= {name: (name, value, partial(draw, name)) for name, value in values.items()}
+    if not found:
         raise ValueError(f"has none of {list(structures)}; its structures are {sorted(known)}")
+    return list(found.values())
 
 
 def find_value(structures: Mapping[str, int], name: str) -> int | None:
@@ -117,15 +115,26 @@ def _check_frame_of_reference(frame: str, series: Series) -> None:
 
 
 def _segments(path: Path, dataset: Any, series: Series) -> Callable[[str, np.ndarray], None]:
+    """Draws the segments of a name, which may be several; frames are decoded one by one."""
     _check_frame_of_reference(str(dataset.get("FrameOfReferenceUID", "")), series)
-    frames: dict[str, list[tuple[np.ndarray, tuple[int, int, int]]]] = {}
-    for name, mask, plane in read_segments(path):
-        if mask.any():
-            frames.setdefault(name, []).append((mask, _find_corner(plane, mask.shape, series)))
+    seg, kind = require("highdicom").seg.segread(path), dataset.SegmentationType
+    if kind not in ("BINARY", "LABELMAP"):
+        raise ValueError(f"is {kind}; a BINARY or LABELMAP segmentation is needed")
+    frames = list(enumerate(seg.PerFrameFunctionalGroupsSequence, 1))
+    planes = read_planes(seg)
 
     def draw(name: str, into: np.ndarray) -> None:
-        for mask, (z, y, x) in frames.get(name, ()):
-            into[z, y : y + mask.shape[0], x : x + mask.shape[1]] |= mask
+        numbers = [each.SegmentNumber for each in seg.SegmentSequence if label_of(each) == name]
+        for (index, frame), plane in zip(frames, planes, strict=True):
+            if kind == "LABELMAP":
+                mask = np.isin(seg.get_stored_frame(index), numbers)
+            elif group(seg, frame, "SegmentIdentification").ReferencedSegmentNumber in numbers:
+                mask = seg.get_stored_frame(index) > 0
+            else:
+                continue
+            if mask.any():
+                z, y, x = _find_corner(plane, mask.shape, series)
+                into[z, y : y + mask.shape[0], x : x + mask.shape[1]] |= mask
 
     return draw
 
@@ -142,7 +151,7 @@ def _find_corner(plane: Plane, size: tuple[int, ...], series: Series) -> tuple[i
         raise ValueError(f"has other axes ({found[0]}) than its series ({found[1]})")
     if not np.allclose(plane.spacing, first.spacing, rtol=1e-3):
         raise ValueError(f"has pixels of {plane.spacing} mm, its series of {first.spacing} mm")
-    z, off = _find_slice(plane.position, series)
+    z, off = _find_slice(plane.position[None], series)
     place = first.axes @ (plane.position - series.slices[z].position) / first.spacing
     x, y = np.rint(place).astype(int)
     last = np.array([x + size[1], y + size[0]])
@@ -153,29 +162,39 @@ def _find_corner(plane: Plane, size: tuple[int, ...], series: Series) -> tuple[i
     return z, int(y), int(x)
 
 
-def _find_slice(point: np.ndarray, series: Series) -> tuple[int, float]:
-    """The nearest slice, and how far off it a point lies, in slice distances."""
+def _find_slice(points: np.ndarray, series: Series) -> tuple[int, float]:
+    """The slice nearest to points (n x 3), and how far off it they lie at most, in distances."""
     first = series.slices[0]
-    offset = (point - first.position) @ np.cross(*first.axes)
-    z = int(np.argmin(np.abs(series.places - offset)))
-    return z, abs(float(series.places[z] - offset)) / series.distance
+    offsets = (points - first.position) @ np.cross(*first.axes)
+    z = int(np.argmin(np.abs(series.places - offsets.mean())))
+    return z, float(np.abs(series.places[z] - offsets).max()) / series.distance
 
 
 def _outlines(path: Path, dataset: Any, series: Series) -> Callable[[str, np.ndarray], None]:
-    outlines = {name: (frame, contours) for name, frame, contours in read_outlines(dataset)}
+    outlines = list(read_outlines(dataset))
 
     def draw(name: str, into: np.ndarray) -> None:
-        frame, contours = outlines[name]
-        _check_frame_of_reference(frame, series)
-        for kind, points in contours:
-            if kind not in CLOSED:
-                raise ValueError(f"outlines {name!r} by {kind}; allowed: {', '.join(CLOSED)}")
-            z, off = max((_find_slice(point, series) for point in points), key=lambda each: each[1])
-            if off > OFF_PLANE:
-                where = np.round(points[0], 3).tolist()
-                raise ValueError(f"has a contour of {name!r} at {where} mm, between the slices")
-            own = series.slices[z]
-            x, y = ((points - own.position) @ own.axes.T / own.spacing).T
-            into[z][polygon(y, x, into[z].shape)] ^= True
+        for own, frame, contours in outlines:
+            if own != name:
+                continue
+            _check_frame_of_reference(frame, series)
+            one = np.zeros_like(into)
+            for kind, points in contours:
+                _draw_contour(kind, points, name, one, series)
+            into |= one
 
     return draw
+
+
+def _draw_contour(
+    kind: str, points: np.ndarray, name: str, into: np.ndarray, series: Series
+) -> None:
+    if kind not in CLOSED:
+        raise ValueError(f"outlines {name!r} by {kind}; allowed: {', '.join(CLOSED)}")
+    z, off = _find_slice(points, series)
+    if off > OFF_PLANE:
+        where = np.round(points[0], 3).tolist()
+        raise ValueError(f"has a contour of {name!r} at {where} mm, between the slices")
+    own = series.slices[z]
+    x, y = ((points - own.position) @ own.axes.T / own.spacing).T
+    into[z][polygon(y, x, into[z].shape)] ^= True

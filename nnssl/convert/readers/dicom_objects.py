@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from nnssl.convert.volumes import last_line
 
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # SEG, label map
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"  # RTSTRUCT
@@ -48,7 +51,12 @@ def list_structures(dataset: Any) -> list[str]:
     """Names of the segments of a SEG, of the outlined regions of an RTSTRUCT."""
     if dataset.SOPClassUID == STRUCTURE_SET:
         return [str(each.ROIName).strip() for each in dataset.StructureSetROISequence]
-    return [str(each.SegmentLabel).strip() for each in dataset.SegmentSequence]
+    return [label_of(each) for each in dataset.SegmentSequence]
+
+
+def label_of(segment: Any) -> str:
+    """Name of a segment of a SEG."""
+    return str(segment.SegmentLabel).strip()
 
 
 def read_planes(dataset: Any) -> list[Plane]:
@@ -102,31 +110,15 @@ def read_frames_of(path: Path) -> np.ndarray:
     return array
 
 
-def read_segments(path: Path) -> Iterator[tuple[str, np.ndarray, Plane]]:
-    """Segment, mask (y, x) and place of every frame of a SEG.
-
-    Raises:
-        ValueError: Probabilities instead of voxels that belong to a segment or do not.
-    """
-    seg = require("highdicom").seg.segread(path)
-    if seg.SegmentationType == "FRACTIONAL":
-        raise ValueError("is FRACTIONAL; a BINARY or LABELMAP segmentation is needed")
-    frames = zip(
-        seg.PerFrameFunctionalGroupsSequence,
-        seg.get_stored_frames(),
-        read_planes(seg),
-        strict=True,
-    )
-    names = {
-        int(each.SegmentNumber): str(each.SegmentLabel).strip() for each in seg.SegmentSequence
-    }
-    for frame, values, plane in frames:
-        if seg.SegmentationType == "LABELMAP":
-            for number in np.unique(values[values > 0]):
-                yield names[int(number)], values == number, plane
-        else:
-            number = group(seg, frame, "SegmentIdentification").ReferencedSegmentNumber
-            yield names[int(number)], values > 0, plane
+@contextmanager
+def explain_damage() -> Iterator[None]:
+    """A damaged object makes the libraries raise anything; it becomes one sentence."""
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        raise ValueError(f"cannot be read ({type(error).__name__}: {last_line(error)})") from error
 
 
 def read_outlines(dataset: Any) -> Iterator[tuple[str, str, list[tuple[str, np.ndarray]]]]:

@@ -16,6 +16,7 @@ from nibabel.wrapstruct import WrapStructError
 from nnssl.convert.readers import pictures
 from nnssl.convert.readers.dicom import read_pictures_of, read_series, read_slices
 from nnssl.convert.readers.dicom_labels import holds_label, read_label
+from nnssl.convert.readers.dicom_objects import explain_damage
 from nnssl.convert.readers.nifti import read_mgz, read_nifti
 from nnssl.convert.volumes import ImageAndNotes, Reading, Volume, hash_files, last_line
 
@@ -87,7 +88,8 @@ def _read(paths: Sequence[Path], how: Reading, like: Sequence[Path]) -> ImageAnd
             raise ValueError("holds values that are not finite")
         return image, ()
     if how.structures and any(map(holds_label, paths)):
-        return read_label(paths, read_series(like), how)
+        with explain_damage():
+            return read_label(paths, read_series(like), how)
     return read_slices(read_series(paths), how.slices)
 
 
