@@ -34,16 +34,18 @@ def build_unet(
     """A small U-Net built as nnU-Net builds it; the first axis of a 3D one is strided once."""
     torch.manual_seed(seed)
     network_class = ResidualEncoderUNet if residual else PlainConvUNet
-    per_stage = {"n_blocks_per_stage" if residual else "n_conv_per_stage": [1, 2, 1]}
+    stages = len(features)
+    blocks = "n_blocks_per_stage" if residual else "n_conv_per_stage"
+    per_stage = {blocks: [1, 2, *[1] * (stages - 2)]}
     network = network_class(
         input_channels=channels,
         num_classes=classes,
-        n_stages=3,
+        n_stages=stages,
         features_per_stage=list(features),
         conv_op=nn.Conv3d if dimension == 3 else nn.Conv2d,
-        kernel_sizes=[[3] * dimension] * 3,
-        strides=[[1] * dimension, [2] * dimension, [1, 2, 2][-dimension:]],
-        n_conv_per_stage_decoder=[1, 1],
+        kernel_sizes=[[3] * dimension] * stages,
+        strides=[[1] * dimension, [2] * dimension, *[[1, 2, 2][-dimension:]] * (stages - 2)],
+        n_conv_per_stage_decoder=[1] * (stages - 1),
         conv_bias=True,
         norm_op=nn.InstanceNorm3d if dimension == 3 else nn.InstanceNorm2d,
         norm_op_kwargs={"eps": 1e-5, "affine": True},

@@ -22,6 +22,7 @@ from nnssl.data.unlabelled.records import (
     hash_preprocessing,
     read_images,
 )
+from nnssl.nnunet.images import list_cases
 from nnssl.nnunet.paths import SPLITS_FILE, cache_places, check_name, dataset_number, plans_file
 from nnssl.nnunet.plans import read_plans
 from nnssl.nnunet.splits import check_fold, draw_stock_splits, read_fold
@@ -30,7 +31,6 @@ from nnssl.objectives import DenseTargets
 DEFAULT_NAME = "clusters"  # of the dense targets
 RESERVED = (UNLABELLED, CACHE, RECORDS)  # other folders beside those of dense targets
 LOCKS = "locks"  # beside the folders of the folds
-SEGMENTATION = "_seg"  # ends the names of nnU-Net's files of labels
 
 
 def cluster_dataset(
@@ -83,8 +83,7 @@ def _make(
 
 def list_fold_cases(preprocessed: Path, fold: int | str) -> tuple[list[str], list[str]]:
     """Training cases of a fold, and training and validation cases together."""
-    files = (file for file in preprocessed.iterdir() if file.suffix in (".b2nd", ".npy", ".npz"))
-    cases = sorted({file.stem for file in files if not file.stem.endswith(SEGMENTATION)})
+    cases = list_cases(preprocessed)
     if fold == "all":
         return cases, cases
     check_fold(preprocessed, fold)

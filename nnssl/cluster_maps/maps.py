@@ -175,11 +175,16 @@ def _assign(job: MapJob, image: Image) -> None:
     for window, features in _load_source(job).windows(voxels):
         inside = allowed[window]
         points = _scale(features[:, inside].T, mean, scale, weights)
-        nearest = (points @ centres.T - 0.5 * (centres**2).sum(1)).argmax(1)
         part = np.full(inside.shape, -1, np.int16)
-        part[inside] = nearest
+        part[inside] = find_nearest(points, centres)
         clusters[window] = part
     save_map(clusters, image.map(job.folder))
+
+
+def find_nearest(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Number of the nearest of the centres (K, F), (N,), of points (N, F)."""
+    nearest: np.ndarray = (points @ centres.T - 0.5 * (centres**2).sum(1)).argmax(1)
+    return nearest
 
 
 def _scale(

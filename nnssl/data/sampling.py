@@ -116,11 +116,14 @@ class Sampler:
             return kept
         longest = max(case.shape[case.axis] for case in self.cases)
         axes = sorted({case.axis for case in self.cases})
+        room, most = longest - self._parts + 1, max(places)
+        ways = [f"fewer sampling.partitions ({most} at most)"] if most > 1 else []
+        if room > 0 and len(self.patch_size) + axes[0] > 2:  # a 2D patch has one voxel on axis 0
+            ways += [f"training.patch_size (a patch of at most {room} voxels on that axis)"]
         raise ValueError(
             f"a patch of {self.extent.tolist()} voxels leaves no {self._parts} different positions "
-            f"along array axis {axes} (longest volume: {longest} voxels). A patch of at most "
-            f"{longest - self._parts + 1} voxels on that axis would do: set training.patch_size, "
-            "or fewer sampling.partitions, or sampling.mode: random."
+            f"along array axis {axes} (longest volume: {longest} voxels). Set "
+            f"{', or '.join([*ways, 'sampling.mode: random'])}."
         )
 
     @property

@@ -7,18 +7,20 @@ copies into the one storage.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from nnssl.modules.unet import Trained, trained_keys
+from nnssl.modules.unet import Trained, lies_in, trained_keys
 
 Part = Literal["encoder", "trained"]
 NewChannels = Literal["mean", "zero"]
 OUTPUT_LAYERS = ".seg_layers."
+OUTCOMES = ("loaded", "adapted", "skipped", "random")  # of tensors of the target
+NO_PLACE = "trained by the source, but this network has no such place"
 NO_SKIPS = "reads skip connections, which pre-training had switched off"
 
 
@@ -30,14 +32,14 @@ class KeyMatch:
         key: its first name in the target's state dict.
         parameters: the number of elements.
         outcome: `loaded`, `adapted` (loaded into a first convolution with another number of input
-            channels), `skipped` (wanted, but the source has nothing that fits) or `random` (not
-            wanted).
+            channels), `skipped` (wanted, but the source has nothing that fits), `random` (not
+            wanted) or `missing` (a tensor of the source that was trained and has no place here).
         reason: why, in words; empty for `loaded`.
     """
 
     key: str
     parameters: int
-    outcome: Literal["loaded", "adapted", "skipped", "random"]
+    outcome: Literal["loaded", "adapted", "skipped", "random", "missing"]
     reason: str = ""
 
     @property
@@ -49,7 +51,8 @@ class KeyMatch:
 
 @dataclass(frozen=True)
 class Transfer:
-    """The matches of all tensors of the target, and what is to be loaded."""
+    """The matches of all tensors of the target and of the source's that are missing in it, and what
+    is to be loaded."""
 
     matches: tuple[KeyMatch, ...]
     tensors: Mapping[str, Tensor]
@@ -61,12 +64,22 @@ class Transfer:
 
     @property
     def share(self) -> float:
-        """Loaded parameters as a share of the wanted ones, 0 to 1."""
-        wanted = self._count("loaded", "adapted", "skipped")
-        return self._count("loaded", "adapted") / wanted if wanted else 0.0
+        """Loaded parameters as a share of the wanted ones, missing ones among them, 0 to 1."""
+        return self._share(self.matches, "loaded", "adapted", "skipped", "missing")
 
-    def _count(self, *outcomes: str) -> int:
-        return sum(match.parameters for match in self.matches if match.outcome in outcomes)
+    @property
+    def share_of_encoder(self) -> float:
+        """Loaded parameters of the target's encoder as a share of it, 0 to 1."""
+        return self._share([match for match in self.matches if match.part == "encoder"], *OUTCOMES)
+
+    @property
+    def share_of_network(self) -> float:
+        """Loaded parameters as a share of the whole target, 0 to 1."""
+        return self._share(self.matches, *OUTCOMES)
+
+    def _share(self, matches: Sequence[KeyMatch], *outcomes: str) -> float:
+        whole = _count(matches, *outcomes)
+        return _count(matches, "loaded", "adapted") / whole if whole else 0.0
 
     def require(self, min_share: float) -> None:
         """Raises ValueError when less than `min_share` of the wanted parameters loads."""
@@ -74,12 +87,13 @@ class Transfer:
             raise ValueError(
                 f"Only {self.share:.1%} of the wanted parameters can be loaded; weights.min_share "
                 f"asks for {min_share:.1%}. Are the weights from another architecture or from "
-                "other plans?\n" + self.table()
+                "other plans? nnssl_plan_like FILE -d DATASET makes plans that take all of them.\n"
+                + self.table()
             )
 
     def table(self) -> str:
         """Parameter counts and their share of the network, by part and outcome."""
-        total = sum(match.parameters for match in self.matches)
+        total = _count(self.matches, *OUTCOMES)
         rows: dict[tuple[str, str, str], list[int]] = {}
         for match in self.matches:
             row = rows.setdefault((match.part, match.outcome, match.reason), [0, 0])
@@ -89,18 +103,28 @@ class Transfer:
         for (part, outcome, reason), (tensors, parameters) in rows.items():
             numbers = f"{tensors:>8}{parameters:>13,}{parameters / max(total, 1):>8.1%}"
             lines.append(f"{part:<20}{outcome:<9}{numbers}  {reason}".rstrip())
-        lines.append(f"Of the wanted parameters {self.share:.1%} are loaded.")
+        lines.append(
+            f"Of the wanted parameters {self.share:.1%} are loaded: {self.share_of_encoder:.1%} of "
+            f"this network's encoder, {self.share_of_network:.1%} of this network."
+        )
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain record for a checkpoint."""
-        outcomes = ("loaded", "adapted", "skipped", "random")
         return {
             "loaded": self.loaded,
             "share": self.share,
-            "parameters": {outcome: self._count(outcome) for outcome in outcomes},
+            "share_of_encoder": self.share_of_encoder,
+            "share_of_network": self.share_of_network,
+            "parameters": {
+                outcome: _count(self.matches, outcome) for outcome in (*OUTCOMES, "missing")
+            },
             "skipped": {m.key: m.reason for m in self.matches if m.outcome == "skipped"},
         }
+
+
+def _count(matches: Sequence[KeyMatch], *outcomes: str) -> int:
+    return sum(match.parameters for match in matches if match.outcome in outcomes)
 
 
 def wanted_keys(
@@ -137,12 +161,37 @@ def wanted_keys(
     return wanted
 
 
+def find_missing(
+    source: Mapping[str, Tensor],
+    target: Collection[str],
+    trained: Collection[str] | None,
+    part: Part = "trained",
+    stages: int | None = None,
+) -> list[KeyMatch]:
+    """What the source trained, fine-tuning asks for, and the target has no place for.
+
+    Args:
+        source: state dict with the weights.
+        target: keys of the network to fill.
+        trained, part, stages: as of `wanted_keys`.
+    """
+    decoder = part == "trained" and stages is None
+    return [
+        KeyMatch(key, source[key].numel(), "missing", NO_PLACE)
+        for key in _first_names(source)
+        if key not in target
+        and (trained is None or key in trained)
+        and lies_in(key, stages, decoder)
+    ]
+
+
 def match(
     source: Mapping[str, Tensor],
     target: Mapping[str, Tensor],
     wanted: Collection[str],
     new_channels: NewChannels = "mean",
     trained_inputs: Mapping[str, int] | None = None,
+    missing: Sequence[KeyMatch] = (),
 ) -> Transfer:
     """Compares two state dicts.
 
@@ -156,6 +205,7 @@ def match(
             zero.
         trained_inputs: weights of which the source has trained only so many leading input channels
             (`unet.inputs_without_skips`): the others keep what the target has and count as random.
+        missing: what `find_missing` found.
 
     Raises:
         ValueError: a wanted key that the target does not have, or a source with non-finite weights.
@@ -175,7 +225,7 @@ def match(
         matches += parts
         if fitted is not None:
             tensors[key] = fitted
-    return Transfer(tuple(matches), tensors)
+    return Transfer((*matches, *missing), tensors)
 
 
 def load(network: nn.Module, transfer: Transfer) -> None:

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+
+class NoSignalError(ValueError):
+    """A batch holds nothing to learn from; the message says why."""
+
+
 Pairs = Literal["instances", "partitions", "partitions_across"]
 
 
@@ -22,8 +27,9 @@ def contrastive_loss(
 
     `s_ab = cos(z_a, z_b) / temperature`. A denominator holds one positive and the anchor's
     negatives, never a second positive. With m equal embeddings every term is `ln(1 + |N_a|)`.
-    An anchor without positives adds nothing, one without negatives adds 0. Computed in float32
-    (float64 for float64 input), under autocast too. `find_pairs` makes the masks.
+    An anchor without positives adds nothing, one without negatives adds 0; where all anchors do,
+    there is nothing to learn, which is an error. Computed in float32 (float64 for float64 input),
+    under autocast too. `find_pairs` makes the masks.
 
     Several processes: every rank gathers the embeddings of all ranks, builds the masks of all,
     and passes the rows of its own anchors:
@@ -47,7 +53,8 @@ def contrastive_loss(
         Scalar, float32 or float64.
 
     Raises:
-        ValueError: rows out of range, shapes that do not fit, or no positive pair in the batch.
+        NoSignalError: no positive pair, or no negative of any anchor that has a positive.
+        ValueError: rows out of range, or shapes that do not fit.
 
     Reference:
         Chaitanya, Erdil, Karani, Konukoglu: Contrastive learning of global and local features for
@@ -66,9 +73,14 @@ def contrastive_loss(
         raise ValueError(f"rows: found {rows}, allowed: 0 <= begin < end <= {count} (embeddings)")
     weight = float(positive.sum())
     if weight <= 0:
-        raise ValueError(
+        raise NoSignalError(
             f"positive: found no positive pair among {count} embeddings, allowed: at least one. "
             "Use two views per image, or several volumes per part of the body."
+        )
+    if not bool((negative.any(1) & (positive > 0).any(1)).any()):
+        raise NoSignalError(
+            f"negative: found none among {count} embeddings, so that any weights have the loss 0; "
+            "allowed: at least one, of another image or part of the body. Use more images a step."
         )
     with torch.autocast(embeddings.device.type, enabled=False):
         wide = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))

@@ -111,6 +111,15 @@ def trained_keys(network: nn.Module, trained: Trained) -> list[str]:
     return keys
 
 
+def lies_in(key: str, encoder_stages: int | None, decoder: bool) -> bool:
+    """Whether a state-dict key of any U-Net lies in so many of its encoder's stages (None: all), or
+    in its decoder without segmentation layers; aliases lie nowhere."""
+    part, kind, number, *_ = [*key.split("."), "", ""]
+    if part == "encoder":
+        return encoder_stages is None or kind == "stem" or int(number) < encoder_stages
+    return decoder and part == "decoder" and kind in ("stages", "transpconvs")
+
+
 def inputs_without_skips(network: nn.Module) -> dict[str, int]:
     """What of the decoder is trained without skip connections: weight -> leading input channels.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+SEGMENTATION = "_seg"  # ends the names of nnU-Net's files of labels
 ENDINGS = (".b2nd", ".npy", ".npz")  # blosc2, or NumPy of older versions
 IDENTITY = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
 
@@ -31,6 +32,11 @@ def image_file(folder: Path, identifier: str) -> Path:
 def list_images(folder: Path) -> set[str]:
     """Identifiers of all preprocessed images of a folder, found in one look."""
     return {file.stem for file in folder.iterdir() if file.suffix in ENDINGS}
+
+
+def list_cases(folder: Path) -> list[str]:
+    """The cases of nnU-Net's folder of preprocessed cases, sorted."""
+    return sorted(name for name in list_images(folder) if not name.endswith(SEGMENTATION))
 
 
 def open_image(file: Path) -> Any:

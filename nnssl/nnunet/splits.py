@@ -47,6 +47,24 @@ def draw_stock_splits(cases: Iterable[str]) -> Split:
     return [{side: [str(case) for case in fold[side]] for side in SIDES} for fold in drawn]
 
 
+def foresee_splits(dataset: Path, records: Mapping[str, CaseRecord]) -> Split:
+    """The folds that training on a dataset uses, or will draw; nothing is written.
+
+    Args:
+        dataset: `nnUNet_preprocessed/DatasetXXX_NAME`.
+        records: of its training cases.
+    """
+    raw = find_root(RAW)
+    copies = [raw / dataset.name / SPLITS_FILE] if raw else []
+    for file in (dataset / SPLITS_FILE, *copies):
+        if file.exists():
+            found: Split = read_json(file)
+            return found
+    if (dataset / CASES_FILE).exists():
+        return draw_splits({case: record.patient for case, record in records.items()})
+    return draw_stock_splits(records)
+
+
 def read_fold(dataset: Path, fold: int | str) -> tuple[list[str], list[str]]:
     """Training and validation cases of a fold of `nnUNet_preprocessed/DatasetXXX_NAME`, sorted."""
     file = dataset / SPLITS_FILE

@@ -16,7 +16,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from torch import Tensor, nn
 
 from nnssl.data.case_table import Case
-from nnssl.finetuning.weights import load, match
+from nnssl.finetuning.weights import find_missing, load, match
 from nnssl.modules.metrics import evaluating
 from nnssl.modules.unet import Trained, trained_keys
 from nnssl.nnunet.planned_network import build_network
@@ -85,7 +85,9 @@ def build_network_with(
         ValueError: the encoder does not fit these plans.
     """
     network = build_random_network(fold, torch.device("cpu"))
-    transfer = match(weights, network.state_dict(), trained_keys(network, Trained()))
+    state = network.state_dict()
+    missing = find_missing(weights, state, None, "encoder")
+    transfer = match(weights, state, trained_keys(network, Trained()), missing=missing)
     if transfer.share < 1:
         raise ValueError(
             f"{name}: only {transfer.share:.1%} of the encoder's parameters fit plans "

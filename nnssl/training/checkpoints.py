@@ -14,7 +14,7 @@ from torch import nn
 
 from nnssl.common.versions import versions
 from nnssl.config import Config
-from nnssl.finetuning.weights import load, match
+from nnssl.finetuning.weights import find_missing, load, match
 from nnssl.leakage.ancestry import ANCESTORS, Ancestor
 from nnssl.modules import unet
 from nnssl.modules.memory import MomentumCopy
@@ -198,10 +198,12 @@ def load_initial(objective: Objective, checkpoint: Mapping[str, Any]) -> str:
         ValueError: less than half of them fits these plans.
     """
     network = objective.network
-    wanted = unet.trained_keys(network, objective.trained)
-    inputs = checkpoint.get("nnssl", {}).get("trained_inputs", {})
-    source, target = checkpoint["network_weights"], network.state_dict()
-    transfer = match(source, target, wanted, trained_inputs=inputs)
+    own, source = checkpoint.get("nnssl", {}), checkpoint["network_weights"]
+    trained, target = own.get("trained_keys"), network.state_dict()
+    asked = unet.trained_keys(network, objective.trained)
+    wanted = [key for key in asked if trained is None or key in trained]
+    missing = find_missing(source, target, trained, "trained" if objective.decodes else "encoder")
+    transfer = match(source, target, wanted, "mean", own.get("trained_inputs"), missing)
     transfer.require(LEAST_SHARE)
     load(network, transfer)
     return transfer.table()

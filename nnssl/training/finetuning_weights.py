@@ -11,7 +11,14 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnssl.finetuning.weights import OUTPUT_LAYERS, Transfer, load, match, wanted_keys
+from nnssl.finetuning.weights import (
+    OUTPUT_LAYERS,
+    Transfer,
+    find_missing,
+    load,
+    match,
+    wanted_keys,
+)
 from nnssl.leakage.ancestry import ANCESTORS, trace_ancestry
 from nnssl.leakage.check import Evaluation
 from nnssl.leakage.policy import SourceJudgement, judge
@@ -70,14 +77,18 @@ class StartingWeights:
                 f"-pretrained_weights has loaded other weights than those of {named}, which "
                 f"weights.source or {WEIGHTS} names. Give one of them only."
             )
+        file = named or find_stock_weights()
+        source = checkpoint or (read_checkpoint(file) if file else {})
+        trained = source.get("nnssl", {}).get("trained_keys")
         names = [name for name, _ in self.network.named_parameters()]
-        keys = [name for name in names if OUTPUT_LAYERS not in f".{name}"]
+        loaded = [name for name in names if OUTPUT_LAYERS not in f".{name}"]
+        keys = [key for key in loaded if trained is None or key in trained]
         self.log(
             "Weights: nnU-Net has loaded everything but the segmentation layers "
-            "(-pretrained_weights); nothing is searched"
+            f"(-pretrained_weights), of which the source trained {len(keys)} of {len(loaded)} "
+            "tensors; nothing is searched"
         )
-        file = named or find_stock_weights()
-        judgement = self._judge(checkpoint or read_checkpoint(file)) if file else SourceJudgement()
+        judgement = self._judge(source) if file else SourceJudgement()
         for line in judgement.warnings:
             self.log(f"WARNING: {line}")
         return {
@@ -142,9 +153,16 @@ def plan_transfer(
         ValueError: less than `min_share` of the wanted parameters loads.
     """
     own = checkpoint.get("nnssl", {})
-    wanted = wanted_keys(network, own.get("trained_keys"), knobs.part, knobs.stages)
-    weights, inputs = checkpoint["network_weights"], own.get("trained_inputs")
-    transfer = match(weights, network.state_dict(), wanted, "zero" if cascade else "mean", inputs)
+    asked = own.get("trained_keys"), knobs.part, knobs.stages
+    weights, target = checkpoint["network_weights"], network.state_dict()
+    transfer = match(
+        weights,
+        target,
+        wanted_keys(network, *asked),
+        "zero" if cascade else "mean",
+        own.get("trained_inputs"),
+        find_missing(weights, target, *asked),
+    )
     transfer.require(knobs.min_share)
     return transfer
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import Tensor, nn
 from torch import distributed as dist
 
 from nnssl.common.files import read_json, write_json
 from nnssl.data.case_table import describe_axes
+from nnssl.data.pool.settings import MARK
 from nnssl.leakage.ancestry import record_patients, record_signatures, trace_ancestry
 from nnssl.leakage.check import Evaluation
 from nnssl.leakage.policy import judge
@@ -19,6 +22,7 @@ from nnssl.nnunet.namesakes import describe_parts
 from nnssl.nnunet.paths import DATASET_FILE, FINAL, LATEST, PLANS_FILE, cache_places
 from nnssl.nnunet.planned_network import build_network
 from nnssl.probe.during_training import TrainingProbe
+from nnssl.probe.volumes import NO_STRUCTURE, read_structures
 from nnssl.training import preflight
 from nnssl.training.checkpoints import Progress, compose_pretraining, restore_pretraining
 from nnssl.training.config_changes import refuse_overwrite, write_resolved_config
@@ -35,6 +39,19 @@ class nnSSLPretrainer(PretrainingLoop):
     The chain `Interruptible`, `PretrainingSetup`, `PretrainingLoop` ends here: the beginning and
     the end of a run, and its checkpoints.
     """
+
+    @staticmethod
+    def build_network_architecture(plans_manager: Any, *_: Any, **__: Any) -> nn.Module:
+        """nnU-Net's prediction asks for the network here; pre-training does not.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(
+            "These weights are those of a pre-training: no label was learned, so that a prediction "
+            "would be random. Fine-tune them (nnUNetv2_train ... -tr nnSSLFinetuneTrainer) and "
+            "predict with -tr nnSSLFinetuneTrainer. nnssl_probe says what the features know."
+        )
 
     # ------------------------------------------------------------------ beginning and end
 
@@ -119,8 +136,13 @@ class nnSSLPretrainer(PretrainingLoop):
 
     def _preflight(self, folder: Path) -> None:
         """One dry step, free disk, and a checkpoint that nnU-Net's own loader reads back."""
-        batch = self.prepare(self.batch_maker(self.step))
-        loss = preflight.dry_step(self.network, lambda: self._forward(batch))
+
+        def forward(number: int) -> Mapping[str, Tensor]:
+            batch = self.prepare(self.batch_maker(number))
+            with self._autocast():
+                return self.network(batch)  # type: ignore[no-any-return]
+
+        loss = preflight.dry_step(self.network, forward)
         self.print_to_log_file(f"Pre-flight: one dry step, loss {loss:.4f}")
         if self.disable_checkpointing or self.local_rank != 0:
             return
@@ -141,12 +163,25 @@ class nnSSLPretrainer(PretrainingLoop):
         if self.local_rank == 0:
             if not self.disable_checkpointing:
                 (folder / LATEST).unlink(missing_ok=True)
-            self.print_to_log_file(
-                "Pre-training done. Fine-tune these weights with: nnUNetv2_train "
-                f"{self.plans_manager.dataset_name} {self.configuration_name} {self.fold} "
-                f"-p {self.plans_manager.plans_name} -tr nnSSLFinetuneTrainer"
-            )
+            self.print_to_log_file(f"Pre-training done. {self._suggest_next()}")
         self.close()
+
+    def _suggest_next(self) -> str:
+        """What to do with the weights: fine-tuning needs labels, which not every dataset has."""
+        dataset, configuration = self.plans_manager.dataset_name, self.configuration_name
+        pool = self.plans_manager.plans.get(MARK)
+        if pool or not {*read_structures(self.dataset_json).values()} - {NO_STRUCTURE}:
+            what = "is a pool" if pool else "has no labels but masks of the foreground"
+            file = shlex.quote(str(Path(self.output_folder) / FINAL))
+            return (
+                f"{dataset} {what}, so fine-tune these weights on another dataset, which has "
+                f"labels: nnssl_plan_like {file} -d DATASET makes plans for it that take them, and "
+                "prints the lines that follow."
+            )
+        return (
+            f"Fine-tune these weights with: nnUNetv2_train {dataset} {configuration} {self.fold} "
+            f"-p {self.plans_manager.plans_name} -tr nnSSLFinetuneTrainer"
+        )
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """The validation loss of the loaded weights; this network cannot segment."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from time import time
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from nnssl.losses.contrastive import NoSignalError
 from nnssl.nnunet.paths import BEST
 from nnssl.probe.during_training import TrainingProbe
 from nnssl.training.history import History
@@ -28,7 +29,8 @@ class PretrainingLoop(PretrainingSetup):
     Attributes:
         history: one number per term and epoch.
         epoch_terms: terms of each step of the epoch that is under way.
-        skipped_steps: steps whose loss or gradient was not finite; nothing is left of them.
+        skipped_steps: steps whose loss or gradient was not finite, or whose batch held nothing to
+            learn from; nothing is left of them.
         probe: looks at the frozen features now and then.
     """
 
@@ -59,7 +61,7 @@ class PretrainingLoop(PretrainingSetup):
         self.optimizer.zero_grad(set_to_none=True)
         statistics = self._copy_statistics()
         terms = self._forward(prepared)
-        (broken,) = self.agree_on(not terms["loss"].detach().isfinite())
+        (broken,) = self.agree_on(not terms or not terms["loss"].detach().isfinite())
         finite = not broken and self._descend(terms["loss"])
         self._count_skipped(finite)
         self.step += 1
@@ -74,8 +76,10 @@ class PretrainingLoop(PretrainingSetup):
         return logged
 
     def _forward(self, prepared: dict[str, Any]) -> Mapping[str, Tensor]:
-        with self._autocast():
+        """Terms of a batch; none where it holds nothing to learn from."""
+        with suppress(NoSignalError), self._autocast():
             return self.network(prepared)  # type: ignore[no-any-return]
+        return {}
 
     def _autocast(self) -> Any:
         dtype = self.settings.autocast_dtype(self.device.type)
@@ -117,9 +121,10 @@ class PretrainingLoop(PretrainingSetup):
         self.skipped_steps += not finite
         if self._skipped_in_a_row > self.settings.max_skipped_steps:
             raise RuntimeError(
-                f"The loss or its gradient was not finite {self._skipped_in_a_row} times in a row "
-                f"(step {self.step}). Lower training.initial_lr, or look for NaN in the "
-                "preprocessed images; checkpoint_latest.pth holds the last weights that were saved."
+                f"The loss or its gradient was not finite, or a batch held nothing to learn from, "
+                f"{self._skipped_in_a_row} times in a row (step {self.step}). Lower "
+                "training.initial_lr, or look for NaN in the preprocessed images; "
+                "checkpoint_latest.pth holds the last weights that were saved."
             )
 
     @staticmethod
@@ -145,8 +150,9 @@ class PretrainingLoop(PretrainingSetup):
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
 
     def validation_step(self, batch: dict[str, Any]) -> Mapping[str, float]:
-        with torch.no_grad(), self._autocast():
+        with suppress(NoSignalError), torch.no_grad(), self._autocast():
             return self._to_floats(self.objective(self.prepare(batch)))
+        return {}
 
     def on_validation_epoch_end(self, val_outputs: list[Mapping[str, float]]) -> None:
         means = self._average(val_outputs)

@@ -51,6 +51,7 @@ from nnssl.probe.probe import ProbeSettings
 from nnssl.training.checkpoints import load_initial
 from nnssl.training.history import WeightChange
 from nnssl.training.interruptible import Interruptible, limit_threads
+from nnssl.training.preflight import refuse_single_slices
 from nnssl.training.settings import PretrainingSettings
 from nnssl.views import RandomView
 
@@ -103,6 +104,7 @@ class PretrainingSetup(Interruptible):
             self.sampling.position_axis,
         )
         self.drawn_cases = [*self.train_cases, *more]
+        refuse_single_slices(self.drawn_cases, self.sampling)
         torch.manual_seed(self.settings.seed)
         self.network: nn.Module = self._build_objective().to(self.device)
         # a resume has its own weights; the file then only says where the first ones came from

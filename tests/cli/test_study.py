@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nnssl.cli.study import main
@@ -24,11 +27,30 @@ schedules:
 """
 
 
+def write_dataset(dataset: Path) -> None:
+    """Four patients of two frames each, of which each of two folds validates one."""
+    cases = {f"p{p}_{f}": {"patient": f"p{p}", "dataset": "Tiny"} for p in range(4) for f in "ab"}
+    train = [[case for case in cases if case[1] != str(fold)] for fold in range(2)]
+    splits = [{"train": t, "val": sorted({*cases} - {*t})} for t in train]
+    plans = {"configurations": {"2d": {"data_identifier": "nnUNetPlans_2d"}}}
+    (dataset / "nnssl").mkdir(parents=True)
+    (dataset / "nnUNetPlans_2d").mkdir()
+    for name, content in (
+        ("splits_final.json", splits),
+        ("nnUNetPlans.json", plans),
+        ("nnssl/cases.json", {"cases": cases}),
+    ):
+        (dataset / name).write_text(json.dumps(content))
+    for case in cases:
+        np.save(dataset / "nnUNetPlans_2d" / f"{case}.npy", np.zeros((1, 3, 2, 2), np.float32))
+        np.save(dataset / "nnUNetPlans_2d" / f"{case}_seg.npy", np.zeros((1, 3, 2, 2), np.int8))
+
+
 @pytest.fixture
 def study_file(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("nnssl_configs", "")
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
-    (tmp_path / "Dataset999_Tiny").mkdir()
+    write_dataset(tmp_path / "Dataset999_Tiny")
     file = tmp_path / "small.yaml"
     file.write_text(STUDY)
     return file
@@ -76,6 +98,44 @@ def test_overrides_are_checked_before_anything_runs(study_file, tmp_path):
     assert "'num_epoch' is no knob (did you mean training.num_epochs" in told
     assert "training.patch_size = 'x'" in told
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("knobs", "told"),
+    [
+        ("budgets: [1, 50]", "fold 0 of Dataset999_Tiny: labels.patients: found 50, .* 1 to 3"),
+        ("budgets: [7], unit: volumes", "fold 0 .* found 7, but this fold has 6 volumes"),
+        ("budgets: [19], unit: slices", "fold 0 .* found 19, but this fold has 18 slices"),
+        ("budgets: [1], folds: [1, 2]", "fold 2 of .*: there are 2 folds; allowed are 0 to 1"),
+        ("budgets: [1], plans: nnUNetPlan", r"nnUNetPlan.json does not exist; .*'nnUNetPlans'"),
+        ("budgets: [1], configuration: 3d_fullres", "found '3d_fullres'; .* has 2d"),
+    ],
+)
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_what_the_data_forbid_is_told_before_anything_runs(study_file, tmp_path, knobs, told, dry):
+    study_file.write_text(STUDY.replace("budgets: [1]", knobs))
+    with pytest.raises(SystemExit, match=f"(?s)would stop at once:.*{told}"):
+        main(["run", str(study_file), "-o", str(tmp_path / "out"), *dry])
+    assert not (tmp_path / "out").exists()
+
+
+def test_folds_that_will_be_drawn_are_foreseen(study_file, tmp_path):
+    """Four patients give four folds; without records nnU-Net draws five, case by case."""
+    dataset = tmp_path / "Dataset999_Tiny"
+    (dataset / "splits_final.json").unlink()
+    study_file.write_text(STUDY.replace("budgets: [1]", "budgets: [3], folds: [3]"))
+    run = ["run", str(study_file), "-o", str(tmp_path / "out"), "--dry-run"]
+    assert main(run) == 0
+    (dataset / "nnssl" / "cases.json").unlink()
+    study_file.write_text(STUDY.replace("budgets: [1]", "budgets: [6], folds: [4]"))
+    assert main(run) == 0
+    assert not (dataset / "splits_final.json").exists()
+
+
+def test_images_that_are_not_preprocessed_are_told(study_file, tmp_path):
+    shutil.rmtree(tmp_path / "Dataset999_Tiny" / "nnUNetPlans_2d")
+    with pytest.raises(SystemExit, match="nnUNetv2_preprocess -d 999 -plans_name nnUNetPlans"):
+        main(["run", str(study_file), "-o", str(tmp_path / "out"), "--dry-run"])
 
 
 def test_limits_of_slurm_reach_its_jobs(study_file, tmp_path, monkeypatch):

@@ -130,6 +130,15 @@ def test_maps_are_dense_targets_of_the_images(tiny_dataset: Any) -> None:
     assert means[-1] > means[0] + 0.5
 
 
+def test_the_nearest_centre_is_the_nearest_whatever_its_length() -> None:
+    random = np.random.default_rng(0)
+    points = random.normal(size=(50, 3))
+    centres = random.normal(size=(6, 3)) * np.array([[0.1], [1], [1], [2], [3], [9]])
+    distances = np.linalg.norm(points[:, None] - centres, axis=2)
+    assert np.array_equal(maps.find_nearest(points, centres), distances.argmin(1))
+    assert len(set(distances.argmin(1))) > 3
+
+
 def test_k_means_never_sees_a_validation_case(tiny_dataset: Any, monkeypatch: Any) -> None:
     read: list[str] = []
     sample = maps._sample

@@ -188,3 +188,44 @@ def test_volumes_too_short_for_the_parts_are_left_out() -> None:
 def test_bad_knobs_are_named(knob: str, value: float) -> None:
     with pytest.raises(ValueError, match=knob):
         Sampling(**{knob: value})
+
+
+def test_only_the_knob_decides_the_mode_where_it_is_set() -> None:
+    assert Sampling().with_default("partitioned").mode == "partitioned"
+    assert Sampling("random").with_default("partitioned").mode == "random"
+
+
+def test_as_many_places_as_parts_are_enough() -> None:
+    """In volumes of 11 voxels a patch of 8 has four places."""
+    table = cases([10, 11, 12])
+    sampler = Sampler(table, (8, 16, 16), 4, Sampling("partitioned", partitions=4), Everywhere())
+    assert sampler.eligible == [1, 2]
+    message = r"Set fewer sampling.partitions \(4 at most\), or training.patch_size \(.* at most 7"
+    with pytest.raises(ValueError, match=message):
+        Sampler(cases([11]), (8, 16, 16), 5, Sampling("partitioned", partitions=5), Everywhere())
+
+
+def test_advice_is_possible() -> None:
+    """A 2D patch is one slice thick, whatever its size: no other one would do."""
+    with pytest.raises(ValueError, match=r"Set fewer sampling.partitions \(3 at most\), or samp"):
+        Sampler(cases([3]), (16, 16), 4, Sampling("partitioned", partitions=4), Everywhere())
+    with pytest.raises(ValueError, match=r"\. Set sampling.mode: random\.$"):
+        Sampler(cases([1]), (16, 16), 4, Sampling("partitioned", partitions=4), Everywhere())
+
+
+def test_cases_repeat_only_where_there_are_fewer_than_samples() -> None:
+    sampler = Sampler(cases([20] * 6), (16, 16), 6, Sampling("random"), Everywhere())
+    for step in range(10):
+        assert sorted(place.case for place in sampler.draw((0, step, 0))) == list(range(6))
+
+
+def test_patients_repeat_only_when_all_were_drawn() -> None:
+    """Five volumes of three patients: each once or twice, and no more than five."""
+    sampler = Sampler(
+        cases([20] * 6), (16, 16), 10, Sampling("partitioned", partitions=2), Everywhere()
+    )
+    for step in range(10):
+        places = sampler.draw((0, step, 0))
+        assert len(places) == 10
+        drawn = Counter(sampler.cases[place.case].patient for place in places[::2])
+        assert sorted(drawn.values()) == [1, 2, 2]

@@ -112,6 +112,23 @@ def test_a_batch_that_does_not_come_ends_in_an_error_and_nothing_is_left(monkeyp
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.parametrize("make_batch", [numbered, broken_at_five])
+def test_workers_end_though_something_holds_their_iterator(make_batch):
+    """As a traceback does."""
+    loader = SteppedLoader(make_batch, 4, 2, pin_memory=False)
+    assert iter(loader) is loader
+    held = loader._batches
+    next(loader)
+    assert multiprocessing.active_children()
+    if make_batch is broken_at_five:
+        with pytest.raises(RuntimeError, match="disk trouble"):
+            next(loader)
+    else:
+        loader.close()
+    assert not multiprocessing.active_children()
+    del held
+
+
 def test_workers_end_with_a_killed_main_process():
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnssl.finetuning.weights import load, match, wanted_keys
+from nnssl.finetuning.weights import find_missing, load, match, wanted_keys
 from nnssl.modules.unet import Trained, inputs_without_skips, trained_keys
 
 ENCODER = 1 * 4 * 9 + 3 * 4 + 2 * (6 * 6 * 9 + 3 * 6) - 6 * 2 * 9 + 6 * 8 * 9 + 3 * 8
@@ -168,3 +168,59 @@ def test_halves_that_were_not_trained_stay_and_are_counted(make_unet, residual):
         trained_inputs=inputs,
     )
     assert "switched off" not in encoder.table()
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_what_the_source_trained_and_the_target_cannot_take_is_missing(make_unet, residual):
+    """Of a plain network in a residual one, and back, only the decoder fits."""
+    source, target = make_unet(2, residual), make_unet(2, not residual, seed=1)
+    trained = trained_keys(source, Trained(None, None))
+    weights, state = source.state_dict(), target.state_dict()
+    wanted = wanted_keys(target, trained, "trained")
+    missing = find_missing(weights, state, trained, "trained")
+    transfer = match(weights, state, wanted, missing=missing)
+    encoder = sum(p.numel() for p in source.encoder.parameters())
+    decoder = sum(
+        weights[k].numel() for k in trained_keys(source, Trained(0, None)) if k in transfer.loaded
+    )
+    assert sum(m.parameters for m in missing) == encoder
+    assert transfer.share == pytest.approx(decoder / (decoder + encoder))
+    with pytest.raises(ValueError, match=r"missing .*trained by the source, but"):
+        transfer.require(1.0)
+    record = transfer.to_dict()
+    assert record["share_of_encoder"] == 0
+    assert record["share_of_network"] == pytest.approx(
+        decoder / sum(p.numel() for p in target.parameters())
+    )
+    assert record["parameters"]["missing"] == encoder
+    assert "0.0% of this network's encoder" in transfer.table()
+
+
+def test_missing_is_only_what_was_trained_and_asked_for(make_unet):
+    deep, target = make_unet(2, features=(4, 6, 8, 10)), make_unet(2)
+    weights, keys = deep.state_dict(), target.state_dict()
+    everything = find_missing(weights, keys, None, "trained")
+    assert {m.key.split(".")[0] for m in everything} == {"encoder", "decoder"}
+    assert not any("seg_layers" in m.key for m in everything)
+    encoder = find_missing(weights, keys, None, "encoder")
+    stage = sum(p.numel() for p in deep.encoder.stages[3].parameters())
+    assert sum(m.parameters for m in encoder) == stage
+    assert find_missing(weights, keys, None, "trained", stages=3) == []
+    assert find_missing(weights, keys, None, "trained", stages=4) == encoder
+    assert find_missing(weights, keys, trained_keys(deep, Trained(3)), "trained") == []
+    transfer = match(weights, keys, wanted_keys(target, None, "encoder"), missing=encoder)
+    assert transfer.share < 1
+    assert "100.0% of this network's encoder" in transfer.table()
+    assert (
+        match(keys, weights, wanted_keys(deep, trained_keys(target, Trained()), "encoder")).share
+        == 1
+    )
+
+
+def test_a_smaller_source_is_told_as_a_share_of_the_encoder(make_unet):
+    source, target = make_unet(2), make_unet(2, features=(4, 6, 8, 10))
+    wanted = wanted_keys(target, trained_keys(source, Trained()), "encoder")
+    transfer = match(source.state_dict(), target.state_dict(), wanted)
+    whole = sum(p.numel() for p in target.encoder.parameters())
+    assert transfer.share == 1
+    assert transfer.share_of_encoder == pytest.approx(ENCODER / whole)

@@ -116,6 +116,13 @@ def test_nothing_counted_has_no_gradient_at_any_loss_scale(kind: str, scale: flo
     assert not logits.grad.any()
 
 
+def test_weights_are_relative_however_small() -> None:
+    logits, codes = random_scores(), random_scores(seed=1).softmax(1)
+    weights = torch.linspace(0, 1, 24)
+    small = swapped_prediction(logits, codes, weights / 1000)
+    torch.testing.assert_close(small, swapped_prediction(logits, codes, weights))
+
+
 def test_a_memory_bank_takes_part_in_the_balance() -> None:
     scores = random_scores()
     codes = sinkhorn(scores[:4], shared_scores=scores[4:])

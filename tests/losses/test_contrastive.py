@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.common.distributed import all_gather, all_gather_no_grad, local_rows
-from nnssl.losses.contrastive import contrastive_loss, find_pairs
+from nnssl.losses.contrastive import NoSignalError, contrastive_loss, find_pairs
 
 
 def _slow_loss(z, positive, negative, temperature):
@@ -95,13 +95,16 @@ def test_gradient_is_that_of_the_formula():
 
 
 def test_a_second_positive_is_not_in_the_denominator():
-    """z = e1, e1, e2, temperature 1: both terms of anchor 0 are ln(1 + 0), for N_0 is empty.
+    """z = e1, e1, e2, -e1, temperature 1, N_0 = {3}: the terms are ln(1 + e^-2) and ln(1 + e^-1).
 
-    With the second positive in the denominator they would be ln(1 + 1/e) and ln(1 + e).
+    With the second positive in the denominator they would be larger.
     """
-    z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    positive = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    assert float(contrastive_loss(z, positive, torch.zeros(3, 3, dtype=torch.bool), 1.0)) == 0.0
+    z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    positive, negative = torch.zeros(4, 4), torch.zeros(4, 4, dtype=torch.bool)
+    positive[0, 1] = positive[0, 2] = 1
+    negative[0, 3] = True
+    expected = (math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))) / 2
+    assert float(contrastive_loss(z, positive, negative, 1.0)) == pytest.approx(expected)
 
 
 def test_closed_form_two_directions():
@@ -311,13 +314,30 @@ def test_an_anchor_without_positives_adds_nothing():
 
 
 def test_an_anchor_without_negatives_gives_zero():
-    positive, negative = torch.ones(4, 4).fill_diagonal_(0), torch.zeros(4, 4, dtype=torch.bool)
-    z = _random(4).requires_grad_()
+    """Only anchor 4 has a negative, and it is not near any of the others."""
+    positive, negative = torch.ones(5, 5).fill_diagonal_(0), torch.zeros(5, 5, dtype=torch.bool)
+    positive[4], positive[:, 4], positive[4, 0], negative[4, 1] = 0, 0, 1, True
+    z = _random(5).requires_grad_()
     with torch.autograd.set_detect_anomaly(True):
         loss = contrastive_loss(z, positive, negative, 0.1)
         loss.backward()
-    assert loss.item() == 0.0
-    assert not z.grad.any()
+    expected = _slow_loss(z.detach(), positive, negative, 0.1)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert not z.grad[2:4].any()
+
+
+def test_nothing_to_contrast_with_is_an_error_not_a_loss_of_zero():
+    """One image, images of one part, and a negative only of an anchor without positive."""
+    z, one = _random(4), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(NoSignalError, match="negative: found none among 2 embeddings"):
+        contrastive_loss(z[:2], *find_pairs("instances", one, one, one), 0.1)
+    part, index = torch.zeros(4, dtype=torch.long), torch.tensor([0, 1, 0, 1])
+    with pytest.raises(NoSignalError, match="negative: found none among 4 embeddings"):
+        contrastive_loss(z, *_minus(index, part, part), 0.1)
+    positive, negative = torch.zeros(4, 4), torch.zeros(4, 4, dtype=torch.bool)
+    positive[0, 1], negative[2, 3] = 1, True
+    with pytest.raises(NoSignalError, match="negative"):
+        contrastive_loss(z, positive, negative, 0.1)
 
 
 @pytest.mark.parametrize(

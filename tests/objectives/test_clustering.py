@@ -112,6 +112,19 @@ def test_pairs_with_too_little_overlap_do_not_count(make_unet: Callable[..., nn.
     assert float(terms["loss"].detach()) == 0
 
 
+@pytest.mark.parametrize(("least", "counts"), [(0.2, True), (0.3, False)])
+def test_the_least_overlap_decides_which_pairs_count(
+    make_unet: Callable[..., nn.Module], least: float, counts: bool
+) -> None:
+    """One of the four columns of cells is shared: a quarter of each view."""
+    apart = batch(shift=0.0, rotation=0.0)
+    for view, side in zip(apart["views"].values(), (-0.375, 0.375), strict=True):
+        view.matrix = torch.tensor([[0.5, 0, side], [0, 0.5, 0]]).expand(4, 2, 3)
+    terms = objective(make_unet, min_overlap=least)(apart)
+    assert float(terms["overlap"]) == (0.25 if counts else 0)
+    assert (float(terms["loss"].detach()) > 0) == counts
+
+
 def test_equal_embeddings_cost_the_collapse_value(make_unet: Callable[..., nn.Module]) -> None:
     made = objective(make_unet, projector_layers=1, background_weight=1.0)
     nn.init.zeros_(made.projector[0].weight), nn.init.zeros_(made.projector[0].bias)
@@ -186,6 +199,17 @@ def test_target_network_follows_and_gives_the_codes(make_unet: Callable[..., nn.
     made.after_step(batch(), 0.0)
     expected = 0.9 * before + 0.1 * made.prototypes.weight
     torch.testing.assert_close(made.target[2].module.weight, expected)
+
+
+def test_codes_are_those_of_the_target_network(make_unet: Callable[..., nn.Module]) -> None:
+    """Another target gives another loss, with the same online network."""
+    made = objective(make_unet, momentum=0.9, normalisation="layer")
+    first = float(made(batch())["loss"].detach())
+    with torch.no_grad():
+        for parameter in made.target[1].parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    changed = float(made(batch())["loss"].detach())
+    assert changed != pytest.approx(first, abs=1e-3)
 
 
 def test_pictures_show_image_and_clusters_in_colour(make_unet: Callable[..., nn.Module]) -> None:

@@ -45,6 +45,21 @@ def test_an_anchor_has_the_pairs_that_its_method_gives_it(
     assert float(terms["collapse_loss"]) == pytest.approx(math.log(1 + negatives))
 
 
+def test_every_view_has_the_part_that_itself_lies_in(make_unet: Callable[..., nn.Module]) -> None:
+    """The second view of sample 0 reaches into part 1: 3 views in part 0, 5 in part 1.
+
+    Their 15 unlike pairs, but the one of sample 0 with itself, make 28 negatives of 8 anchors.
+    """
+    made, size = make_batch(3, 1), (8, 16, 16)
+    views = RandomView(count=2, **STILL)(made, "global", size, (1.0, 1.0, 1.0))
+    matrix = torch.eye(3, 4).repeat(4, 1, 1)
+    views["global_0"].matrix = matrix.clone()
+    matrix[0, 2, 3] = 1.2  # along array axis 0, in half raw patches
+    views["global_1"].matrix = matrix
+    objective_3d = objective(make_unet, dimension=3, pairs="partitions")
+    assert float(objective_3d({**made, "views": views})["negatives"]) == 28 / 8
+
+
 @pytest.mark.parametrize(
     ("similar", "within", "negatives"), [(True, False, 4), (False, False, 6), (True, True, 2)]
 )

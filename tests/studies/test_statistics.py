@@ -207,6 +207,7 @@ def test_a_patient_without_a_value_is_left_out_everywhere_and_counted():
         (np.ones((2, 3)), "Put a single fold into a list"),
         ([], "no fold"),
         ([np.where(np.eye(3) > 0, np.nan, 1.0)], r"only 0 of 3 patients"),
+        ([np.where(np.eye(3, 5) > 0, np.nan, 1.0)], r"only 2 of 5 patients"),
     ],
 )
 def test_what_cannot_be_analysed_is_refused_by_name(folds, message):
@@ -250,6 +251,23 @@ def test_two_seeds_are_too_few_and_the_effect_says_so():
     assert effect.components["pretraining_seed"] >= 0
     with pytest.raises(ValueError, match="one seed per repetition"):
         estimate_effect(study, groups=[[0, 1]])
+
+
+def test_two_seeds_in_each_of_two_folds_are_enough():
+    generator = np.random.default_rng(17)
+    study = [*with_seeds(generator, 2, 0.04), *with_seeds(generator, 2, 0.04)]
+    effect = estimate_effect(study, groups=[[0] * 4 + [1] * 4] * 2)
+    assert "pretraining_seed" in effect.covers
+
+
+def test_one_degree_of_freedom_counts():
+    """Two repetitions of one patient; and patients of a fold that was run once."""
+    found = estimate_crossed_mean([np.array([[1.0], [3.0]])])
+    assert (found.freedom, found.variance) == (1, 1)  # that of (1, 3), over 2
+    assert np.isnan(found.patient)
+    found = estimate_crossed_mean([np.array([[1.0], [3.0]]), np.array([[1.0, 2.0, 6.0]])])
+    assert found.patient == pytest.approx(7)
+    assert np.isnan(found.residual)
 
 
 def test_a_seed_of_its_own_for_every_repetition_changes_nothing():

@@ -348,6 +348,8 @@ def test_pretrained_weights_flag_is_seen_and_nothing_is_searched(finetune, pretr
         else:
             trainer.on_train_start()
             trainer.close()
+            # the decoder of an encoder's pre-training is as random as before
+            assert [g["name"] for g in trainer.optimizer.param_groups] == ["encoder", "random"]
 
 
 def test_pretrained_weights_flag_contradicts_random_weights(finetune, pretrained):

@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from nnunetv2.inference import predict_from_raw_data
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from toys import TOYS
 
 from nnssl.data.pretraining_batches import BatchMaker
@@ -117,6 +120,27 @@ def test_final_checkpoint_is_stock_and_plain(tiny_dataset: Any, short: Callable[
     assert own["step"] == 6
     assert all(key.startswith("encoder.") for key in own["trained_keys"])
     assert not set(own["cases"]["train"]) & set(own["cases"]["left_out"])
+    predictor = nnUNetPredictor(device=torch.device("cpu"))
+    find, folder = "recursive_find_trainer_class_by_name", str(file.parents[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict_from_raw_data, find, trainer_class)
+        with pytest.raises(RuntimeError, match="no label was learned"):
+            predictor.initialize_from_trained_model_folder(folder, (0,))
+    with pytest.raises(RuntimeError, match=r"Could not find .*nnSSLShort"):  # without nnssl
+        recursive_find_trainer_class_by_name("nnSSLShort")
+
+
+def test_the_closing_line_suggests_what_makes_sense(
+    tiny_dataset: Any, short: Callable[..., type]
+) -> None:
+    trainer = tiny_dataset.trainer(short())
+    assert trainer._suggest_next().endswith("2d 0 -p nnUNetPlans -tr nnSSLFinetuneTrainer")
+    trainer.dataset_json["labels"] = {"background": 0, "foreground": 1}
+    told = trainer._suggest_next()
+    assert "no labels but masks of the foreground, so fine-tune these weights on another" in told
+    assert f"nnssl_plan_like {trainer.output_folder}/checkpoint_final.pth -d DATASET" in told
+    pool = tiny_dataset.trainer(short(), nnssl_pool={"members": []})
+    assert "is a pool" in pool._suggest_next()
 
 
 def test_same_seed_same_weights_and_another_seed_others(
@@ -274,6 +298,30 @@ def _state(trainer: Any) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in trainer.objective.state_dict().items()}
 
 
+def test_after_step_follows_every_step_with_the_share_that_is_done(begun: Any) -> None:
+    """Targets, banks and running means live on it; it gets the batch of its own step."""
+    told = []
+    begun.objective.after_step = lambda batch, progress: told.append((batch, progress))
+    for step in range(2):
+        begun.train_step(begun.batch_maker(step))
+    assert [progress for _, progress in told] == pytest.approx([1 / 6, 2 / 6])
+    assert [int(batch["key"][0, 1]) for batch, _ in told] == [0, 1]
+    assert all("global_0" in batch["views"] for batch, _ in told)
+
+
+def test_the_best_checkpoint_has_the_lowest_smoothed_loss(
+    tiny_dataset: Any, short: Callable[..., type]
+) -> None:
+    """Smoothed: 3, 2.9, 3.51, 3.36, 3.12, 2.81."""
+    trainer = tiny_dataset.trainer(short())
+    trainer.initialize()
+    better = []
+    for epoch, loss in enumerate((3, 2, 9, 2, 1, 0)):
+        trainer.history.log(epoch, {"val_loss": loss})
+        better.append(trainer._is_better())
+    assert better == [True, True, False, False, False, True]
+
+
 def test_a_step_that_is_not_finite_leaves_nothing_and_is_counted(begun: Any) -> None:
     before = _state(begun)
     assert any("running_var" in key for key in before)
@@ -363,7 +411,7 @@ def test_patch_as_large_as_the_volume_says_which_patch_would_do(
     tiny_dataset: Any, short: Callable[..., type]
 ) -> None:
     kind = short(patch_size="[8, 16, 16]")
-    with pytest.raises(ValueError, match="would do"):
+    with pytest.raises(ValueError, match=r"\(a patch of at most 7 voxels on that axis\)"):
         run(tiny_dataset, kind, configuration="3d_fullres")
 
 

@@ -163,6 +163,16 @@ def test_out_painting_keeps_boxes_of_three_to_four_sevenths(size: tuple[int, ...
             assert end - begin >= 3 * length // 7
 
 
+def test_out_painting_always_keeps_something_and_in_painting_may_paint_nothing() -> None:
+    """One more box comes with probability 0.95: of 200 in-paintings about ten have none."""
+    image = images(200, 14, 14)
+    made = deform(image, keys(200), "v", **SWITCHES["outpaint"])
+    assert (made == image).flatten(1).any(1).all()
+    made = deform(image, keys(200), "v", **SWITCHES["inpaint"])
+    untouched = int((made == image).flatten(1).all(1).sum())
+    assert 2 <= untouched <= 22
+
+
 def test_paintings_are_alike_in_all_channels_and_noise_is_not() -> None:
     image = images(4, 30, 30).expand(-1, 2, -1, -1)
     made = deform(image, keys(4), "v", **SWITCHES["outpaint"])

@@ -18,9 +18,7 @@ from nnssl.convert.volumes import be_quiet
 from nnssl.data.case_table import REORIENTING
 from nnssl.nnunet.cases import CaseRecord, Patient, read_all_cases, read_cases
 from nnssl.nnunet.paths import (
-    CASES_FILE,
     DATASET_FILE,
-    SPLITS_FILE,
     TRAINING_IMAGES,
     TRAINING_LABELS,
     Roots,
@@ -31,8 +29,7 @@ from nnssl.nnunet.splits import (
     SIDES,
     Split,
     check_split,
-    draw_splits,
-    draw_stock_splits,
+    foresee_splits,
     restore_records,
 )
 
@@ -102,7 +99,7 @@ def read_member(roots: Roots, number: int) -> PoolMember:
         raise ValueError(f"{raw} has no training images")
     restore_records(raw, preprocessed)
     records = read_cases(preprocessed, files)
-    splits = _find_splits(preprocessed, records)
+    splits = foresee_splits(preprocessed, records)
     check_split(splits, records)
     example = next(iter(files.values()))["images"][0]
     reader = determine_reader_writer_from_dataset_json(description, example, verbose=False)
@@ -119,16 +116,6 @@ def read_member(roots: Roots, number: int) -> PoolMember:
         relative_size=float(fingerprint["median_relative_size_after_cropping"]),
         reader=reader.__name__,
     )
-
-
-def _find_splits(preprocessed: Path, records: Mapping[str, CaseRecord]) -> Split:
-    """The folds that training on the dataset uses, or will draw; nothing is written."""
-    if (preprocessed / SPLITS_FILE).exists():
-        found: Split = read_json(preprocessed / SPLITS_FILE)
-        return found
-    if (preprocessed / CASES_FILE).exists():
-        return draw_splits({case: record.patient for case, record in records.items()})
-    return draw_stock_splits(records)
 
 
 def _find_files(raw: Path, description: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -85,10 +85,10 @@ def run_study(
     study = grow_study(path, selection.extend(read_study(name_or_path)))
     runs = StudyFolder(study, path, program)
     chosen = selection.choose(runs)
-    if problems := list(dict.fromkeys(_find_problems(chosen))):
-        raise ValueError("The study's runs would stop at once:\n" + "\n".join(problems))
     for cell in chosen:
         runs.fold_folder(cell)  # a dataset that is not there is told before anything runs
+    if problems := list(dict.fromkeys(_find_problems(chosen, study.configuration))):
+        raise ValueError("The study's runs would stop at once:\n" + "\n".join(problems))
     for method, reason in find_waiting(study).items():
         print(f"left out: {method} {reason}")
     if dry_run:
@@ -104,9 +104,10 @@ def run_study(
     return outcome.exit_code
 
 
-def _find_problems(cells: Sequence[Cell]) -> Iterator[str]:
-    """Binds the overrides of every run to its trainer, as the run itself would."""
-    from nnssl.training.factory import schema_of  # loads torch and nnU-Net
+def _find_problems(cells: Sequence[Cell], configuration: str) -> Iterator[str]:
+    """Binds the overrides of every run to its trainer, as the run itself would; then the data."""
+    from nnssl.studies.run.data_checks import find_data_problems  # loads torch and nnU-Net
+    from nnssl.training.factory import schema_of
 
     for cell in cells:
         raw = read_config(cell.trainer)
@@ -118,6 +119,7 @@ def _find_problems(cells: Sequence[Cell]) -> Iterator[str]:
             bind(raw, schema, given, overrides=write_overrides(cell.overrides))
         except ValueError as error:
             yield f"{cell.method}: {error}"
+    yield from find_data_problems(cells, configuration)
 
 
 def _print_commands(folder: StudyFolder, chosen: Sequence[Cell], slots: Sequence[Slot]) -> None:
