@@ -62,9 +62,11 @@ def _make(options: Namespace, roots: Roots) -> None:
     _show(made)
     warn(describe_overlaps(made.pool))
     if options.dry_run:
+        warn(made.pool.describe_moved())
         print(f"{len(made.pool.cases)} cases; nothing was written (--dry-run)")
         return
-    plans = build(made, options.np)
+    plans, pool = build(made, options.np)
+    warn(pool.describe_moved())
     request = made.request
     configuration = plans["configurations"][request.configuration]
     print(

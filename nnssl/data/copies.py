@@ -45,7 +45,8 @@ def make_signatures(thumbnails: np.ndarray) -> np.ndarray:
     """What a checkpoint keeps of images, int8 (N, 1024).
 
     The thumbnail's products with 1024 fixed random vectors of signs: the cosine of two signatures
-    is the correlation of two thumbnails, give or take 0.02, and the image cannot be drawn from it.
+    is the correlation of two thumbnails with a standard deviation of 0.01 at 0.8 and 0.03 at 0, and
+    the image cannot be drawn from it.
     """
     projected = thumbnails.astype(np.float32) @ _draw_signs()
     lengths = np.linalg.norm(projected, axis=1, keepdims=True)

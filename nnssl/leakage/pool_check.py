@@ -8,6 +8,7 @@ from typing import Any
 
 from nnssl.common.files import hash_json, read_json, stamp_file
 from nnssl.convert.records import CONVERSION_FILE
+from nnssl.data.pool.build import read_copies
 from nnssl.data.pool.members import DatasetPool, assemble, read_member
 from nnssl.data.pool.preprocess import measure_files
 from nnssl.leakage.overlaps import find_overlaps
@@ -36,7 +37,9 @@ def check_pool(roots: Roots, number: int) -> list[str]:
             f"{roots.raw / folder} is not a pool; make one: nnssl_pool {number} --from"
         )
     members = [dataset_number(name) for name in content["members"]]
-    pool = assemble(folder, [read_member(roots, each) for each in members])
+    pool = assemble(
+        folder, [read_member(roots, each) for each in members], read_copies(roots.raw / folder)
+    )
     preprocessed = roots.preprocessed / folder
     problems = list(_find_changes(pool, content, preprocessed / SPLITS_FILE))
     for name, configuration in content["configurations"].items():

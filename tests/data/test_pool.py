@@ -293,3 +293,26 @@ def test_a_member_without_fingerprint_is_refused(no_pool):
     (no_pool.preprocessed / TWO / "dataset_fingerprint.json").unlink()
     with pytest.raises(ValueError, match="nnUNetv2_extract_fingerprint -d 998"):
         made(no_pool)
+
+
+def test_the_same_images_in_two_members_stay_on_one_side(no_pool, capsys):
+    """997 holds images of p0 and p2 under other names, and trains on x0 where p0 validates."""
+    copy, tiny = "Dataset997_Copy", "Dataset999_Tiny"
+    raw, preprocessed = no_pool.raw / copy, no_pool.preprocessed / copy
+    for case, source in {"x0": "p0_f0", "x2": "p2_f0"}.items():
+        for folder, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+            (raw / folder).mkdir(parents=True, exist_ok=True)
+            original = no_pool.raw / tiny / folder / f"{source}{ending}"
+            shutil.copy(original, raw / folder / f"{case}{ending}")
+    shutil.copy(no_pool.raw / tiny / "dataset.json", raw)
+    split = [{"train": ["x0"], "val": ["x2"]}, {"train": ["x0", "x2"], "val": []}]
+    _json(preprocessed / "splits_final.json", split)
+    _fingerprint(preprocessed, SPACING, SHAPE, 2)
+    main(["900", "--from", "999", "997", "--plans-of", "999", "-np", "1"])
+    told = capsys.readouterr().err
+    assert "fold 0 leaves out" in told
+    splits = json.loads((no_pool.preprocessed / POOL / "splits_final.json").read_text())
+    assert {"997_x0", "997_x2", "999_p0_f0", "999_p2_f0"} <= set(splits[0]["val"])
+    assert "997_x0" in splits[1]["train"]
+    main(["900", "--check"])
+    assert "nothing is wrong" in capsys.readouterr().out

@@ -82,18 +82,53 @@ def test_equal_patient_keys_of_two_origins_are_two_patients():
     assert pool_of(member(4, "Brain"), member(27, "Heart", splits=shifted)).splits
 
 
-def test_one_patient_on_both_sides_is_refused():
-    shifted = [{"train": ["p0_case"], "val": ["p1_case"]}, {"train": ["p1_case"], "val": []}]
-    twin = member(28, "Heart", splits=shifted)
-    with pytest.raises(ValueError, match=r"fold 0: 2 patients are in training and in validation"):
-        pool_of(member(27, "Heart"), twin)
-    assert pool_of(member(27, "Heart"), member(28, "Heart"))
+SHIFTED = [
+    {"train": ["p0_case", "p2_case", "p3_case"], "val": ["p1_case"]},
+    {"train": ["p1_case", "p2_case"], "val": ["p3_case"]},
+]
 
 
-def test_a_patient_of_imagests_is_refused_from_another_member():
+@pytest.mark.parametrize("origin", ["Heart", "HeartCT"])
+def test_a_patient_whom_another_member_holds_back_is_left_out(origin):
+    """By record, or by the name alone: MR and CT of the same people."""
+    pool = pool_of(member(27, "Heart"), member(28, origin, splits=SHIFTED))
+    assert pool.splits[0] == {
+        "train": ["027_p2_case", "027_p3_case", "028_p2_case", "028_p3_case"],
+        "val": ["027_p0_case", "027_p1_case", "028_p0_case", "028_p1_case"],
+    }
+    assert "fold 0 leaves out 2 training cases" in pool.describe_moved()[0]
+    assert "027_p1_case, 028_p0_case" in pool.describe_moved()[0]
+    same = pool_of(member(27, "Heart"), member(28, origin))
+    assert same.splits == same.union
+    assert same.describe_moved() == []
+
+
+def test_copies_join_patients_of_other_names():
+    names = [f"q{p}_case" for p in range(4)]
+    records = {case: CaseRecord(case[:2], "Other") for case in names}
+    split = [{"train": names[:3], "val": names[3:]}, {"train": names[1:], "val": names[:1]}]
+    paths = {case: (f"/raw/{case}.nii.gz",) for case in names}
+    labels = {case: f"/raw/{case}.nii.gz" for case in names}
+    other = member(28, "Other", records=records, splits=split, images=paths, labels=labels)
+    members, copies = (member(27, "Heart"), other), [("027_p0_case", "028_q1_case")]
+    plain, pool = assemble("Pool", members), assemble("Pool", members, copies)
+    assert plain.splits == plain.union
+    assert pool.splits[0]["val"] == ["027_p0_case", "028_q1_case", "028_q3_case"]
+    assert "028_q1_case" not in pool.splits[0]["train"]
+    assert pool.splits[1] == plain.splits[1]
+    assert pool.job == plain.job
+
+
+def test_a_patient_of_imagests_is_left_out_of_every_fold():
     tested = member(28, "Other", held_out=frozenset({("Heart", "p2")}))
-    with pytest.raises(ValueError, match="imagesTs of Dataset028_Other: p2 of Heart"):
-        pool_of(member(27, "Heart"), tested)
+    for fold in pool_of(member(27, "Heart"), tested).splits:
+        assert "027_p2_case" in fold["val"]
+
+
+def test_a_pool_that_has_nothing_to_train_on_is_refused():
+    two = [{"train": ["p0_case"], "val": ["p1_case"]}, {"train": ["p1_case"], "val": ["p0_case"]}]
+    with pytest.raises(ValueError, match=r"nothing is left to train on in fold \[0, 1\]"):
+        pool_of(member(27, "Heart", 2), member(28, "Heart", 2, splits=two))
 
 
 def test_a_dataset_is_named_once():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from nnssl.common.checks import plain
@@ -14,6 +15,7 @@ from nnssl.common.parallel import for_each
 from nnssl.common.versions import versions
 from nnssl.convert.engine import ConversionTarget
 from nnssl.convert.records import CONVERSION_FILE
+from nnssl.data.copies import find_copies, load_case_thumbnails, make_signatures
 from nnssl.data.pool.members import FINGERPRINT, DatasetPool, assemble, read_member
 from nnssl.data.pool.preprocess import PoolTask, preprocess
 from nnssl.data.pool.settings import (
@@ -32,6 +34,8 @@ from nnssl.data.pool.settings import (
 from nnssl.nnunet.cases import describe_case, make_cases_file
 from nnssl.nnunet.paths import CASES_FILE, DATASET_FILE, SPLITS_FILE, Roots, plans_file
 from nnssl.nnunet.plans import read_plans
+
+COPIES = "copies"  # key in conversion.json
 
 
 @dataclass(frozen=True)
@@ -93,11 +97,18 @@ class PoolDraft:
         }
 
 
+def read_copies(raw: Path) -> list[tuple[str, str]]:
+    """Pairs of cases with the same image, as far as a pool has been preprocessed."""
+    path = raw / CONVERSION_FILE
+    found = read_json(path).get(COPIES, ()) if path.exists() else ()
+    return [(one, other) for one, other in found]
+
+
 def draft(request: PoolRequest, roots: Roots) -> PoolDraft:
     """Read all members and check that they fit together, else ValueError; nothing is written."""
     target = ConversionTarget.of(roots.raw, roots.preprocessed, request.number, request.name)
     members = [read_member(roots, number) for number in request.members]
-    pool = assemble(target.raw.name, members)
+    pool = assemble(target.raw.name, members, read_copies(target.raw))
     window = make_window(*(request.window or WINDOW))
     source = spacing = None
     if request.plans_of is not None:
@@ -113,8 +124,12 @@ def draft(request: PoolRequest, roots: Roots) -> PoolDraft:
     return made
 
 
-def build(made: PoolDraft, workers: int) -> dict[str, Any]:
-    """Write the pool; what an earlier run has finished stays. The plans come last; returns them."""
+def build(made: PoolDraft, workers: int) -> tuple[dict[str, Any], DatasetPool]:
+    """Write the pool; what an earlier run has finished stays. The plans come last.
+
+    Returns:
+        The plans, and the pool as it is once images have been compared.
+    """
     _describe(made)
     plans = made.make_plans()
     name = made.request.configuration
@@ -127,9 +142,21 @@ def build(made: PoolDraft, workers: int) -> dict[str, Any]:
     for_each(partial(preprocess, plans=plans, configuration=name), missing, workers, "preprocess")
     by_member = {case.member.folder: settings[case.identifier] for case in made.pool.cases}
     configuration["median_image_size_in_voxels"] = find_median_shape(made.pool, by_member)
+    made = replace(made, pool=_join_copies(made, folder, workers))
     _write_records(made, {task.identifier: read_json(task.record_file) for task in tasks})
     _write_plans(made, plans)
-    return plans
+    return plans, made.pool
+
+
+def _join_copies(made: PoolDraft, folder: Path, workers: int) -> DatasetPool:
+    """The pool, in which cases of two members that have the same image are one person's."""
+    pool, cases = made.pool, [case.identifier for case in made.pool.cases]
+    home = {case.identifier: case.member.folder for case in pool.cases}
+    thumbnails = load_case_thumbnails(folder, cases, workers)
+    found = find_copies(thumbnails, make_signatures(thumbnails), flips=True)
+    pairs = [(cases[each.query], cases[each.candidate]) for each in found]
+    copies = {(a, b) for a, b in pairs if home[a] < home[b]}
+    return assemble(pool.folder, pool.members, sorted(copies | {*pool.copies}))
 
 
 def _read_plans(roots: Roots, number: int, request: PoolRequest) -> dict[str, Any]:
@@ -166,7 +193,7 @@ def _describe(made: PoolDraft) -> None:
     known.setdefault(made.request.key, {"asked": made.request.to_dict(), "cases": {}})
     members = {m.folder: {"splits": hash_json(m.splits)} for m in made.pool.members}
     content = {"job": made.pool.job, "members": members, "versions": versions("nnunetv2", "torch")}
-    write_json(path, {**content, "configurations": known})
+    write_json(path, {**content, COPIES: made.pool.copies, "configurations": known})
     description = made.pool.description(made.roots.raw)
     for folder in (raw, preprocessed):
         write_json(folder / DATASET_FILE, description)
@@ -193,6 +220,7 @@ def _write_records(made: PoolDraft, records: Mapping[str, Mapping[str, Any]]) ->
         write_json(folder / SPLITS_FILE, made.pool.splits)
     content = read_json(raw / CONVERSION_FILE)
     content["configurations"][made.request.key]["cases"] = dict(records)
+    content[COPIES] = made.pool.copies
     write_json(raw / CONVERSION_FILE, content)
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from nnssl.common.files import hash_json, read_json
-from nnssl.convert.sources import ConversionError, Problem
 from nnssl.convert.volumes import be_quiet
 from nnssl.data.case_table import REORIENTING
 from nnssl.nnunet.cases import CaseRecord, Patient, read_all_cases, read_cases
@@ -76,10 +78,6 @@ class PoolMember:
         return sorted(
             {case for fold in self.splits[:folds] for side in SIDES for case in fold[side]}
         )
-
-    def patients(self, cases: Iterable[str]) -> set[Patient]:
-        """Patients of cases, with their dataset of origin."""
-        return {self.records[case].key for case in cases}
 
 
 def read_member(roots: Roots, number: int) -> PoolMember:
@@ -191,13 +189,64 @@ class DatasetPool:
     folder: str
     members: tuple[PoolMember, ...]  # its members, in the order of their ids
     cases: tuple[PoolCase, ...]  # all cases, sorted by identifier
-    splits: Split  # fold f joins the folds f of all members
+    copies: tuple[tuple[str, str], ...] = ()  # cases of two members with the same image
+
+    @cached_property
+    def union(self) -> Split:
+        """Fold f joins the folds f of all members."""
+        folds = min(len(member.splits) for member in self.members)
+        return [
+            {
+                side: [c.identifier for c in self.cases if c.case in c.member.splits[fold][side]]
+                for side in SIDES
+            }
+            for fold in range(folds)
+        ]
+
+    @cached_property
+    def splits(self) -> Split:
+        """The union, in which all cases of a person validate whom any member holds back."""
+        person = self._find_people()
+        tested = {key for member in self.members for key in member.held_out}
+        in_test = {person[c.identifier] for c in self.cases if c.record.key in tested}
+        joined = []
+        for fold in self.union:
+            held = {person[case] for case in fold["val"]} | in_test
+            moved = [case for case in fold["train"] if person[case] in held]
+            left = [case for case in fold["train"] if person[case] not in held]
+            joined.append({"train": left, "val": sorted([*fold["val"], *moved])})
+        return joined
+
+    def _find_people(self) -> dict[str, int]:
+        """Case -> number of its person: cases of one patient's name are one's, and so are copies.
+
+        Names of patients in two datasets of origin may be those of different people; that they are
+        kept together costs training cases only.
+        """
+        names = sorted({case.record.patient for case in self.cases})
+        number = {case.identifier: names.index(case.record.patient) for case in self.cases}
+        pairs = np.array([[number[a], number[b]] for a, b in self.copies], int).reshape(-1, 2).T
+        graph = coo_matrix((np.ones(pairs.shape[1]), pairs), shape=(len(names), len(names)))
+        _, person = connected_components(graph, directed=False)
+        return {case: int(person[name]) for case, name in number.items()}
+
+    def describe_moved(self) -> list[str]:
+        """Sentences on cases that their own dataset trains on, and the pool does not."""
+        sentences = []
+        for fold, (before, now) in enumerate(zip(self.union, self.splits, strict=True)):
+            if moved := sorted(set(before["train"]) - set(now["train"])):
+                sentences.append(
+                    f"fold {fold} leaves out {len(moved)} training cases, because another member "
+                    "holds their patients back (the same name, or the same image): "
+                    f"{', '.join(moved[:MOST_NAMED])}{', ...' * (len(moved) > MOST_NAMED)}"
+                )
+        return sentences
 
     @property
     def job(self) -> str:
         """Hash of members, images and folds; equal jobs are the same pool."""
         images = {c.identifier: [c.source, c.image.name, c.index] for c in self.cases}
-        return hash_json({"images": images, "splits": self.splits})
+        return hash_json({"images": images, "splits": self.union})
 
     def description(self, raw: Path) -> dict[str, Any]:
         """``dataset.json``; images are referenced, by relative paths where they lie in ``raw``."""
@@ -240,11 +289,21 @@ class DatasetPool:
         }
 
 
-def assemble(folder: str, members: Sequence[PoolMember]) -> DatasetPool:
+def assemble(
+    folder: str, members: Sequence[PoolMember], copies: Iterable[tuple[str, str]] = ()
+) -> DatasetPool:
     """Join datasets; fold f of the pool trains on the union of what their folds f train on.
 
+    Left out are patients whom another member holds back, in its fold f or in imagesTs. Patients are
+    joined by name, and by copies.
+
+    Args:
+        folder: name of the pool.
+        members: the datasets.
+        copies: pairs of cases of the pool with the same image.
+
     Raises:
-        ConversionError: Members, folds or patients do not fit together; every problem is named.
+        ValueError: a member is named twice, or nothing is left to train on in a fold.
     """
     members = tuple(sorted(members, key=lambda member: member.number))
     numbers = [member.number for member in members]
@@ -252,62 +311,21 @@ def assemble(folder: str, members: Sequence[PoolMember]) -> DatasetPool:
         raise ValueError(f"dataset {twice} is named twice (--from)")
     folds = min(len(member.splits) for member in members)
     cases = [c for m in members for case in m.cases(folds) for c in _split_channels(m, case)]
-    splits = [_join_fold(members, fold) for fold in range(folds)]
-    if problems := [*_find_parted(members, folds), *_find_tested(members, folds)]:
-        raise ConversionError(f"{folder} cannot be made; nothing was written:", problems)
-    return DatasetPool(
-        folder, members, tuple(sorted(cases, key=lambda case: case.identifier)), splits
-    )
+    cases.sort(key=lambda case: case.identifier)
+    pool = DatasetPool(folder, members, tuple(cases), tuple(copies))
+    if empty := [fold for fold, split in enumerate(pool.splits) if not split["train"]]:
+        raise ValueError(
+            f"{folder} cannot be made: nothing is left to train on in fold {empty}. Give the "
+            "members the same folds (splits_final.json), or leave one of them out.\n"
+            + "\n".join(pool.describe_moved())
+        )
+    return pool
 
 
 def _split_channels(member: PoolMember, case: str) -> Iterator[PoolCase]:
     for channel in range(len(member.channels)):
         ending = f"_c{channel}" if len(member.channels) > 1 else ""
         yield PoolCase(f"{member.number:03d}_{case}{ending}", member, case, channel)
-
-
-def _join_fold(members: Sequence[PoolMember], fold: int) -> dict[str, list[str]]:
-    return {
-        side: sorted(
-            channel.identifier
-            for member in members
-            for case in member.splits[fold][side]
-            for channel in _split_channels(member, case)
-        )
-        for side in SIDES
-    }
-
-
-def _find_parted(members: Sequence[PoolMember], folds: int) -> Iterator[Problem]:
-    """Patients that one member trains on and another validates on."""
-    for fold in range(folds):
-        trained, validated = (
-            {patient: m.folder for m in members for patient in m.patients(m.splits[fold][side])}
-            for side in SIDES
-        )
-        if both := sorted(trained.keys() & validated.keys()):
-            homes = sorted({trained[both[0]], validated[both[0]]})
-            yield Problem(
-                f"fold {fold}",
-                f"{len(both)} patients are in training and in validation: {_name(both)} "
-                f"({' and '.join(homes)}); give both datasets the same folds (splits_final.json), "
-                "leave one of them out, or, if they are different people, make their keys differ "
-                "in nnssl/cases.json",
-            )
-
-
-def _find_tested(members: Sequence[PoolMember], folds: int) -> Iterator[Problem]:
-    """Patients of one member's imagesTs that another member would bring in."""
-    for tested in members:
-        for member in members:
-            if both := sorted(member.patients(member.cases(folds)) & tested.held_out):
-                what = f"{len(both)} patients are in imagesTs of {tested.folder}: {_name(both)}"
-                yield Problem(member.folder, f"{what}; leave one of the two datasets out")
-
-
-def _name(patients: Sequence[Patient]) -> str:
-    more = ", ..." if len(patients) > MOST_NAMED else ""
-    return ", ".join(f"{patient} of {dataset}" for dataset, patient in patients[:MOST_NAMED]) + more
 
 
 def _refer_to(file: Path, home: Path) -> str:
