@@ -93,6 +93,7 @@ setup(
             "nnssl_cluster = nnssl.cli.cluster:main",
             "nnssl_estimate = nnssl.cli.estimate:main",
             "nnssl_runs = nnssl.cli.runs:main",
+            "nnssl_pseudo_label = nnssl.cli.pseudo_label:main",
         ],
     },
 )
