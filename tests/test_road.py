@@ -227,7 +227,13 @@ def test_a_killed_pretraining_resumes_and_ends_as_if_nothing_had_happened(road, 
     assert process.returncode == -signal.SIGKILL, output
     assert 0 < checkpoint(folder / "checkpoint_latest.pth")["nnssl"]["step"] < 32
 
-    road.train(PRETRAINER, "--c", **results)
+    output = road.fails(*training(PRETRAINER), **results)
+    assert "it is just this one" in output
+    continues = f"-p {PLANS} -tr {PRETRAINER} -device cpu --c"
+    assert f"Continue it with: nnUNetv2_train {NAME} 2d 0 {continues}" in output
+
+    output = road.train(PRETRAINER, "--c", **{**results, "nnssl_overrides": ""})
+    assert "override training.num_epochs = 4 (stored with the run)" in output
     expected, found = checkpoint(pretrained), checkpoint(folder / "checkpoint_final.pth")
     for key, value in expected["network_weights"].items():
         assert torch.equal(found["network_weights"][key], value), key

@@ -1,21 +1,27 @@
-"""One lock file per folder (a cell of a study, dense targets): one living process works in it."""
+"""One lock file per folder (a run, a cell of a study, dense targets): one process works in it."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 from time import sleep, time
 from typing import Any
+from weakref import WeakValueDictionary, finalize
 
 LOCK = "cell.lock"
 SECONDS_ALIVE = 300.0  # a lock of another machine counts while it was renewed within this time
 SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_RENEWALS = SECONDS_ALIVE / 10
+
+
+class FolderInUseError(RuntimeError):
+    """Another process works in the folder."""
 
 
 @dataclass
@@ -40,6 +46,9 @@ class Lock:
         with suppress(OSError):
             os.ftruncate(self.descriptor, 0)
         os.close(self.descriptor)
+
+
+_OWN: WeakValueDictionary[Path, Lock] = WeakValueDictionary()  # of this process, by their folders
 
 
 def acquire(folder: Path) -> Lock | None:
@@ -67,20 +76,83 @@ def hold(folder: Path) -> Iterator[bool]:
     while (lock := acquire(folder)) is None:
         waited = True
         sleep(SECONDS_BETWEEN_LOOKS)
-    done = Event()
-
-    def renew() -> None:
-        while not done.wait(SECONDS_ALIVE / 10):
-            lock.renew()
-
-    renewing = Thread(target=renew, daemon=True)
-    renewing.start()
+    done = _keep_renewing(lock.path)
     try:
         yield waited
     finally:
         done.set()
-        renewing.join()
         lock.release()
+
+
+def hold_with_process(folder: Path, say: Callable[[str], object] = print) -> Lock:
+    """The lock of a folder for as long as the caller keeps it; it ends with the process, however.
+
+    All of a process share it, and its forked children do not hold it. Where the holder is of
+    another machine, whose kernel locks may not be seen here, its next sign of life is awaited.
+
+    Args:
+        folder: is made where it is missing.
+        say: takes a line when there is something to wait for.
+
+    Raises:
+        FolderInUseError: a living process holds it.
+    """
+    key = folder.resolve()
+    if (held := _OWN.get(key)) is not None:
+        return held
+    lock = _acquire_from_dead(key, say)
+    finalize(lock, _end, os.getpid(), _keep_renewing(lock.path), lock.descriptor)
+    _OWN[key] = lock
+    return lock
+
+
+def _acquire_from_dead(folder: Path, say: Callable[[str], object]) -> Lock:
+    first: float | None = None
+    while (lock := acquire(folder)) is None:
+        if (holder := find_holder(folder)) is None:
+            continue
+        sign = (folder / LOCK).stat().st_mtime
+        if holder["host"] == socket.gethostname() or sign != (first or sign):
+            raise FolderInUseError(
+                f"{folder} is in use: process {holder['pid']} on {holder['host']} trains or "
+                "validates in it. Nothing is written. Wait for it, end it, or set another "
+                "nnUNet_results."
+            )
+        if first is None:
+            first = sign
+            say(f"{folder}: waiting for a sign of life of {holder}, {SECONDS_ALIVE:.0f} s at most")
+        sleep(SECONDS_BETWEEN_LOOKS)
+    return lock
+
+
+def _keep_renewing(path: Path) -> Event:
+    """Renews a lock until the event that is returned is set."""
+    done = Event()
+
+    def renew() -> None:
+        while not done.wait(SECONDS_BETWEEN_RENEWALS):
+            with suppress(OSError):
+                os.utime(path)
+
+    Thread(target=renew, daemon=True).start()
+    return done
+
+
+def _end(process: int, done: Event, descriptor: int) -> None:
+    if os.getpid() == process:
+        done.set()
+        Lock(Path(), descriptor).release()
+
+
+def _let_go_in_child() -> None:
+    """A worker that outlives its parent holds nothing."""
+    for lock in list(_OWN.values()):
+        os.close(lock.descriptor)
+    _OWN.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def find_holder(folder: Path) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from nnssl.config.aliases import rename_knobs
 from nnssl.config.config import Config, bind, complete
 from nnssl.config.files import CONFIG_FOLDERS, TRAINER_PREFIX, RawConfig, find_configs, read_config
-from nnssl.config.overrides import OVERRIDES
+from nnssl.config.overrides import OVERRIDES, write_overrides
 from nnssl.config.schema import Groups, Schema
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "find_configs",
     "read_config",
     "rename_knobs",
+    "write_overrides",
 ]

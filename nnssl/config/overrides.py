@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from nnssl.common.checks import suggest
+from nnssl.common.checks import plain, suggest
 from nnssl.config.aliases import former_paths, warn
 from nnssl.config.files import parse_yaml
 from nnssl.config.schema import SELECTOR, Schema, find_targets
@@ -44,6 +45,18 @@ def apply_overrides(
         else:
             problems.append(_no_match(key, matches, paths))
     return applied, problems
+
+
+def write_overrides(overrides: Mapping[str, Any]) -> str:
+    """The text of `nnssl_overrides`, which gives these values back."""
+    return " ".join(shlex.quote(f"{knob}={_write_value(v)}") for knob, v in overrides.items())
+
+
+def _write_value(value: Any) -> str:
+    """YAML of one value on one line; plain words stand without quotation marks."""
+    if isinstance(value, str) and value.isidentifier() and parse_yaml(value, "") == value:
+        return value
+    return json.dumps(plain(value))
 
 
 def _matches(key: str, paths: Collection[str]) -> list[str]:

@@ -93,10 +93,10 @@ def save_atomically(checkpoint: dict[str, Any], filename: str | Path) -> None:
         remove_old_parts(target)
         with atomic_path(target) as part, part.open("wb") as file:
             torch.save(content, file)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # torch hides the system's cause in a RuntimeError
+        hint = "" if isinstance(error, OSError) else " Is the disk full?"
         raise OSError(
-            f"{target} could not be written: {error}. What stood there before is untouched. "
-            "Is the disk full, or the folder read-only?"
+            f"{target} could not be written: {error}. What stood there before is untouched.{hint}"
         ) from error
 
 

@@ -12,6 +12,7 @@
         plans.json, dataset.json
         fold_F/                             checkpoints, training_log_*.txt, validation/summary.json
                                             resolved_config.yaml, labelled_cases.json, probe.json
+            former_1/                       a run that was set aside (training.overwrite)
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ CHECKPOINTS = (FINAL, LATEST, BEST)  # in the order in which `--c` looks for the
 SUMMARY = Path("validation") / "summary.json"
 CONFIG_FILE, LABELLED_FILE = "resolved_config.yaml", "labelled_cases.json"  # ours, of a run
 PROBE_FILE = "probe.json"
+FORMER = "former_"  # begins the names of folders of runs that were set aside
 WEIGHTS = "nnssl_pretrained_weights"  # variable that names the checkpoint to start from
 _PLAIN_NAME = re.compile(r"[^\W_][\w.+-]*")
 _CHANNEL = re.compile(r"_\d{4}$")  # ends the stem of a raw image of one channel

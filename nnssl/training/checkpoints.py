@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import yaml
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
@@ -18,8 +20,10 @@ from nnssl.finetuning.weights import find_missing, load, match
 from nnssl.leakage.ancestry import ANCESTORS, Ancestor
 from nnssl.modules import unet
 from nnssl.modules.memory import MomentumCopy
-from nnssl.nnunet.checkpoint import own_part
+from nnssl.nnunet.checkpoint import make_plain, own_part
+from nnssl.nnunet.paths import CONFIG_FILE
 from nnssl.objectives import Objective
+from nnssl.training.identity import Identity
 
 STOCK_TRAINER = "nnUNetTrainer"  # prediction builds the network through it, without nnssl
 LEAST_SHARE = 0.5  # of the wanted parameters, for `training.initial_weights`
@@ -50,14 +54,15 @@ def compose_pretraining(
     trainer: nnUNetTrainer,
     objective: Objective,
     config: Config,
+    identity: Identity,
     progress: Progress,
     cases: Mapping[str, Any],
     ancestors: Sequence[Ancestor],
 ) -> dict[str, Any]:
     """A stock checkpoint of the planned U-Net, and everything else of a pre-training run.
 
-    `cases` says what was trained on, and what was left out, `ancestors` what the initial weights
-    have seen.
+    `identity` is what a resume is compared with, `cases` says what was trained on and left out,
+    `ancestors` what the initial weights have seen.
     """
     plans, network = trainer.plans_manager.plans, objective.network
     own = {
@@ -88,7 +93,7 @@ def compose_pretraining(
             "dataset_json": trainer.dataset_json,
         },
         "trainer_name": type(trainer).__name__,
-        "nnssl": {**own, **_describe_run(trainer, config)},
+        "nnssl": {**own, **_describe_run(trainer, config, identity)},
     }
 
 
@@ -96,6 +101,7 @@ def compose_finetuning(
     trainer: nnUNetTrainer,
     network: nn.Module,
     config: Config,
+    identity: Identity,
     epochs: int,
     epoch_losses: Sequence[float],
     weights: Mapping[str, Any],
@@ -110,6 +116,7 @@ def compose_finetuning(
         trainer: whose optimiser, logger and plans are stored.
         network: the planned U-Net without wrappers.
         config: the resolved configuration.
+        identity: what a resume is compared with.
         epochs: that are done.
         epoch_losses: of the epoch that is under way.
         weights, labels: records of where the weights came from, and of the labelled cases.
@@ -134,7 +141,7 @@ def compose_finetuning(
         "current_epoch": epochs,
         "init_args": trainer.my_init_kwargs,
         "trainer_name": STOCK_TRAINER,
-        "nnssl": {**own, **_describe_run(trainer, config)},
+        "nnssl": {**own, **_describe_run(trainer, config, identity)},
     }
 
 
@@ -150,14 +157,23 @@ def _compose_stock(trainer: nnUNetTrainer, network: nn.Module) -> dict[str, Any]
     }
 
 
-def _describe_run(trainer: nnUNetTrainer, config: Config) -> dict[str, Any]:
+def _describe_run(trainer: nnUNetTrainer, config: Config, identity: Identity) -> dict[str, Any]:
     return {
         "config": config.to_dict(),
+        "identity": identity,
         "dataset": trainer.plans_manager.dataset_name,
         "configuration": trainer.configuration_name,
         "fold": trainer.fold,
         "versions": versions("nnunetv2", "torch"),
     }
+
+
+def write_resolved_config(output_folder: str | Path, config: Mapping[str, Any]) -> Path:
+    """Writes `resolved_config.yaml`, the configuration with every default filled in."""
+    path = Path(output_folder) / CONFIG_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(make_plain(config), sort_keys=False), encoding="utf-8")
+    return path
 
 
 def restore_pretraining(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import time
@@ -33,15 +33,19 @@ from nnssl.leakage.check import Evaluation
 from nnssl.modules import unet
 from nnssl.modules.memory import MomentumCopy
 from nnssl.nnunet.cases import read_cases
-from nnssl.nnunet.checkpoint import own_part, read_checkpoint
+from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.nnunet.namesakes import describe_parts, list_cases
 from nnssl.nnunet.planned_network import check_supported
 from nnssl.nnunet.runs import WeightSource
 from nnssl.nnunet.splits import check_fold
 from nnssl.nnunet.stock_weights import check_stock_weights
-from nnssl.training.checkpoints import compose_finetuning, forget_open_epoch, restore_average
-from nnssl.training.config_changes import refuse_overwrite, write_resolved_config
-from nnssl.training.finetuning_weights import StartingWeights
+from nnssl.training.checkpoints import (
+    compose_finetuning,
+    forget_open_epoch,
+    restore_average,
+    write_resolved_config,
+)
+from nnssl.training.finetuning_weights import StartingWeights, find_named_weights, read_weights
 from nnssl.training.interruptible import Interruptible, limit_threads
 from nnssl.training.lessons import LessonTarget, make_lesson_loss
 from nnssl.training.settings import FinetuningSettings
@@ -58,11 +62,12 @@ class nnSSLFinetuner(Interruptible):
 
     config_name = "nnSSLFinetuneTrainer"
     schema, may_change = SCHEMA, FinetuningSettings.may_change
+    settings: FinetuningSettings
 
     def begin_state(self) -> None:
+        super().begin_state()
         self.weights_record: dict[str, Any] = {"loaded": []}
         self.labelled: labels.Labelled | None = None
-        self.stored: dict[str, Any] | None = None
         self.epoch_losses: list[float] = []
         self.average: MomentumCopy | None = None  # of the weights, or a semi-supervised teacher
         self._depths: dict[str, int] = {}
@@ -88,7 +93,7 @@ class nnSSLFinetuner(Interruptible):
         self.settings = FinetuningSettings(**sections["training"])
         self.weight_source = WeightSource(**sections["weights"])
         self.budget = LabelBudget(**sections["labels"])
-        self.apply_schedule(self.settings)
+        self.apply_schedule()
 
     @property
     def planned_network(self) -> nn.Module:
@@ -165,7 +170,7 @@ class nnSSLFinetuner(Interruptible):
         records = read_cases(Path(self.preprocessed_dataset_folder_base), {*train, *val})
         depth = self._count_slices if len(self.configuration_manager.patch_size) == 2 else None
         self.labelled = labels.choose_labelled(self.budget, train, records, depth)
-        return self.labelled.cases, list(val)
+        return self.labelled.cases, self.fold_validation
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """nnU-Net's datasets; a budget of slices shows the training only these."""
@@ -219,24 +224,21 @@ class nnSSLFinetuner(Interruptible):
     # ------------------------------------------------------------------ the loop's hooks
 
     def on_train_start(self) -> None:
+        self.take_folder()
         if not self.was_initialized:
             self.initialize()
-        if self.stored is None:
-            self._begin()
+        if self.begun is None:
+            self._start_from_weights()
         else:
-            self._continue(self.stored)
+            self.go_on()
         self.stop.install()
         super().on_train_start()
         if self.local_rank == 0:
             self._write_records()
         self._last_save = time()
 
-    def _begin(self) -> None:
-        """A fresh run: nothing may be overwritten; weights are looked for here and nowhere else."""
-        assert self.config is not None
-        refuse_overwrite(self.output_folder, self.config.sections, self.settings.overwrite)
-        for path, value in self.config.overrides.items():
-            self.print_to_log_file(f"Override for this run: {path} = {value!r}")
+    def _start_from_weights(self) -> None:
+        """A fresh run: weights are looked for here and nowhere else."""
         dataset, (_, validation) = Path(self.preprocessed_dataset_folder_base), self.do_split()
         if warning := describe_parts(dataset, list_cases(dataset), validation):
             self.print_to_log_file(f"WARNING: {warning}")
@@ -251,12 +253,16 @@ class nnSSLFinetuner(Interruptible):
             knobs=self.weight_source,
             log=self.print_to_log_file,
         )
-        self.weights_record = weights.load(self._loaded_from_outside)
+        self.weights_record = weights.find(self._loaded_from_outside)
+        self.begin()
+        self.weights_record = weights.load(self.weights_record)
+        self.clear_folder()
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         self._begin_average()
 
-    def _continue(self, stored: dict[str, Any]) -> None:
-        self.config = self.compare_with_today(stored["config"])
+    def go_on(self) -> None:
+        super().go_on()
+        assert self.config is not None
         self._apply(self.config)
         self.lr_scheduler = self._make_schedule(self.optimizer)
         self.lr_scheduler.step(max(0, self.current_epoch - 1))  # that of a run with no epoch left
@@ -339,7 +345,20 @@ class nnSSLFinetuner(Interruptible):
         super().on_train_end()
         self.close()
 
-    # ------------------------------------------------------------------ checkpoints
+    # ------------------------------------------------------------------ identity, checkpoints
+
+    def find_cases(self) -> dict[str, Any]:
+        if self.labelled is None:
+            return {}
+        slices = {} if self.labelled.slices is None else {"slices": self.labelled.slices}
+        return {"train": self.labelled.cases, "validation": sorted(self.fold_validation), **slices}
+
+    def find_weights(self) -> Mapping[str, str]:
+        return read_weights(self.weights_record)
+
+    def find_named_weights(self) -> Mapping[str, str]:
+        assert self.config is not None
+        return find_named_weights(WeightSource(**self.config.sections["weights"]))
 
     def compose_checkpoint(self) -> dict[str, Any]:
         assert self.config is not None
@@ -347,6 +366,7 @@ class nnSSLFinetuner(Interruptible):
             self,
             self.planned_network,
             self.config,
+            self.identify(),
             self.current_epoch + self._epoch_ended,
             self.epoch_losses,
             self.weights_record,
@@ -368,14 +388,15 @@ class nnSSLFinetuner(Interruptible):
         if isinstance(filename_or_checkpoint, dict):
             raise TypeError("load_checkpoint takes the path of a checkpoint, as nnU-Net's does")
         checkpoint = read_checkpoint(filename_or_checkpoint)
-        self.stored = own_part(checkpoint, "finetune")
-        self.config = self.read_stored(self.stored["config"])
-        self.weights_record = self.stored["weights"]
+        own = self.take_up(checkpoint, "finetune")
+        self.weights_record = own["weights"]
         if not self.was_initialized:
             self.initialize()
+        self.do_split()
+        self.check_cases()
         super().load_checkpoint(str(filename_or_checkpoint))
         self._begin_average()
         if self.average is not None:
-            restore_average(self.average, self.planned_network, self.stored)
-        self.epoch_losses = list(self.stored["epoch_losses"])
+            restore_average(self.average, self.planned_network, own)
+        self.epoch_losses = list(own["epoch_losses"])
         forget_open_epoch(self.logger, self.current_epoch)

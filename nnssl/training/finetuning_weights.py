@@ -26,9 +26,31 @@ from nnssl.nnunet import runs
 from nnssl.nnunet.checkpoint import find_plans, read_checkpoint
 from nnssl.nnunet.paths import WEIGHTS
 from nnssl.nnunet.runs import WeightSource
-from nnssl.nnunet.stock_weights import find_stock_weights
+from nnssl.nnunet.stock_weights import OPTION, find_stock_weights
+from nnssl.training.identity import RANDOM_WEIGHTS, describe_weights
 
+RANDOM = "random"
 COMPARED = ("spacing", "normalization_schemes", "use_mask_for_norm")
+
+
+def find_named_weights(knobs: WeightSource) -> Mapping[str, str]:
+    """What YAML or environment name today; empty where they leave it to the search, or name a file
+    that is gone."""
+    try:
+        named = runs.find_named_file(knobs)
+    except FileNotFoundError:
+        return {}
+    if named is None:
+        return RANDOM_WEIGHTS if knobs.source == runs.NONE else {}
+    return describe_weights(named)
+
+
+def read_weights(record: Mapping[str, Any]) -> Mapping[str, str]:
+    """The part `weights` of a run's identity, from the record of its checkpoint."""
+    if record.get("how") == RANDOM:
+        return RANDOM_WEIGHTS
+    names = {"file": record.get("source"), "sha256": record.get("sha256")}
+    return {name: value for name, value in names.items() if value}
 
 
 @dataclass(frozen=True)
@@ -49,23 +71,34 @@ class StartingWeights:
     knobs: WeightSource
     log: Callable[[str], None]
 
-    def load(self, loaded_from_outside: bool) -> dict[str, Any]:
-        """Returns the record for the checkpoint; `loaded` holds the keys that were transferred.
+    def find(self, loaded_from_outside: bool) -> dict[str, Any]:
+        """Where they come from: the beginning of the record for the checkpoint, nothing loaded yet.
 
         Args:
             loaded_from_outside: whether `-pretrained_weights` has filled the network already.
         """
-        named = runs.find_named_file(self.knobs)
+        file = runs.find_named_file(self.knobs)
         if loaded_from_outside:
-            return self._accept_loaded(named)
-        if self.knobs.source == runs.NONE and named is None:
-            self.log("Weights: all random (weights.source: none)")
-            random = SourceJudgement(contaminated=False)
-            return {"source": None, "how": "random", "loaded": [], **random.record, ANCESTORS: []}
-        how = "named" if named else "found as the finished pre-training run of this fold"
-        return self._load_file(named or self._find_file(), how)
+            file, how = file or find_stock_weights(), OPTION
+        elif self.knobs.source == runs.NONE and file is None:
+            how = RANDOM
+        else:
+            how = "named" if file else "found as the finished pre-training run of this fold"
+            file = file or self._find_file()
+        content = {"sha256": describe_weights(file)["sha256"]} if file else {}
+        return {"source": str(file) if file else None, "how": how, "loaded": [], **content}
 
-    def _accept_loaded(self, named: Path | None) -> dict[str, Any]:
+    def load(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Loads what `find` has found; returns the record, with the keys that were transferred."""
+        if found["how"] == OPTION:
+            return {**found, **self._accept_loaded(found["source"])}
+        if found["how"] == RANDOM:
+            self.log("Weights: all random (weights.source: none)")
+            return {**found, **SourceJudgement(contaminated=False).record, ANCESTORS: []}
+        return {**found, **self._load_file(found["source"], found["how"])}
+
+    def _accept_loaded(self, file: str | None) -> dict[str, Any]:
+        named = runs.find_named_file(self.knobs)
         if self.knobs.source == runs.NONE:
             raise ValueError(
                 "-pretrained_weights was given to a trainer with weights.source: none, whose "
@@ -77,7 +110,6 @@ class StartingWeights:
                 f"-pretrained_weights has loaded other weights than those of {named}, which "
                 f"weights.source or {WEIGHTS} names. Give one of them only."
             )
-        file = named or find_stock_weights()
         source = checkpoint or (read_checkpoint(file) if file else {})
         trained = source.get("nnssl", {}).get("trained_keys")
         names = [name for name, _ in self.network.named_parameters()]
@@ -91,13 +123,7 @@ class StartingWeights:
         judgement = self._judge(source) if file else SourceJudgement()
         for line in judgement.warnings:
             self.log(f"WARNING: {line}")
-        return {
-            "source": str(file) if file else None,
-            "how": "-pretrained_weights",
-            "loaded": keys,
-            **judgement.record,
-            ANCESTORS: judgement.ancestors,
-        }
+        return {"loaded": keys, **judgement.record, ANCESTORS: judgement.ancestors}
 
     def _find_file(self) -> Path:
         """For a cascade's second stage, of the configuration that it inherits from."""
@@ -110,7 +136,7 @@ class StartingWeights:
         )
         return runs.find_finished_run(place, self.knobs.trainer)
 
-    def _load_file(self, file: Path, how: str) -> dict[str, Any]:
+    def _load_file(self, file: str, how: str) -> dict[str, Any]:
         checkpoint = read_checkpoint(file)
         judgement = self._judge(checkpoint)
         found = plan_transfer(self.network, checkpoint, self.knobs, self._is_cascaded)
@@ -120,9 +146,8 @@ class StartingWeights:
         for line in (*warnings, *judgement.warnings):
             self.log(f"WARNING: {line}")
         objective = checkpoint.get("nnssl", {}).get("objective")
-        origin = {"source": str(file), "how": how, "objective": objective}
         told = {**judgement.record, ANCESTORS: judgement.ancestors}
-        return {**origin, **found.to_dict(), **told, "warnings": warnings}
+        return {"objective": objective, **found.to_dict(), **told, "warnings": warnings}
 
     def _judge(self, checkpoint: Mapping[str, Any]) -> SourceJudgement:
         judgement = judge(trace_ancestry(checkpoint), self.evaluation)

@@ -1,26 +1,22 @@
-"""What both trainers share: a configuration, saving now and then, and stopping when asked."""
+"""What both trainers share beside a configuration: saving now and then, stopping when asked."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Collection, Mapping
 from pathlib import Path
 from time import time
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed as dist
 
-from nnssl.config import Config, Schema, bind, complete, read_config
 from nnssl.data.stepped_loader import SteppedLoader
 from nnssl.nnunet.checkpoint import save_atomically
 from nnssl.nnunet.paths import LATEST
-from nnssl.training.config_changes import compare_resume
-from nnssl.training.settings import FinetuningSettings, PretrainingSettings
+from nnssl.training.configured import ConfiguredTrainer
 
 SECONDS_BETWEEN_SAVES = 600.0
 SECONDS_FOR_LAST_BATCH = (
@@ -70,73 +66,19 @@ class StopRequest:
         self.signal = self.signal or received
 
 
-class Interruptible(nnUNetTrainer):
+class Interruptible(ConfiguredTrainer):
     """A configured trainer that saves every ten minutes, and after a stop signal saves and exits.
 
     A subclass gives `step` (steps taken so far) and `compose_checkpoint`, and calls
     `save_or_leave` after every step.
-
-    Class attributes:
-        config_name: stem of the YAML file.
-        schema: sections of the configuration.
-        given: parameters of the schema's targets that no YAML sets.
-        may_change: knobs and whole sections that may differ on a resume.
     """
 
-    config_name: str
-    schema: ClassVar[Schema]
-    given: ClassVar[Collection[str]] = ()
-    may_change: ClassVar[Collection[str]]
     step: int
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008
-    ) -> None:
-        plans.setdefault("continue_training", False)  # for code that builds a trainer by hand
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        plans.pop("continue_training", None)  # nnU-Net before 2.7.0 leaves it
-        self.config: Config | None = None
+    def begin_state(self) -> None:
+        super().begin_state()
         self.stop = StopRequest()
         self._last_save = time()
-        self.begin_state()
-
-    def begin_state(self) -> None:
-        """Set what a fresh trainer remembers; nothing here depends on the configuration.
-
-        nnU-Net records the constructor's arguments by its signature, so a subclass has none of
-        its own.
-        """
-
-    def apply_schedule(self, settings: PretrainingSettings | FinetuningSettings) -> None:
-        """Hand nnU-Net's loop the settings that it knows."""
-        self.num_epochs, self.save_every = settings.num_epochs, settings.save_every
-        self.num_iterations_per_epoch = settings.num_iterations_per_epoch
-        self.num_val_iterations_per_epoch = settings.num_val_iterations_per_epoch
-        self.initial_lr, self.weight_decay = settings.initial_lr, settings.weight_decay
-
-    def bind_config(self) -> Config:
-        """Today's configuration: YAML file and overrides, checked."""
-        return bind(read_config(self.config_name), self.schema, self.given)
-
-    def read_stored(self, stored: Mapping[str, Any]) -> Config:
-        """The configuration in a checkpoint, of this or of an older version."""
-        return complete(Config.from_dict(stored), self.schema, self.given)
-
-    def compare_with_today(self, stored: Mapping[str, Any]) -> Config:
-        """Today's configuration, for a run that was begun with a stored one.
-
-        Raises:
-            ValueError: they differ in more than `may_change`.
-        """
-        before, today = self.read_stored(stored), self.bind_config()
-        for line in compare_resume(before.sections, today.sections, self.may_change):
-            self.print_to_log_file(f"Resume: {line}")
-        return today
 
     def compose_checkpoint(self) -> dict[str, Any]:
         """Everything that a resume needs, as a stock checkpoint."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,21 @@ from nnssl.data.pool.settings import MARK
 from nnssl.leakage.ancestry import record_patients, record_signatures, trace_ancestry
 from nnssl.leakage.check import Evaluation
 from nnssl.leakage.policy import judge
-from nnssl.nnunet.checkpoint import own_part, read_checkpoint
+from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.nnunet.namesakes import describe_parts
 from nnssl.nnunet.paths import DATASET_FILE, FINAL, LATEST, PLANS_FILE, cache_places
 from nnssl.nnunet.planned_network import build_network
 from nnssl.probe.during_training import TrainingProbe
 from nnssl.probe.volumes import NO_STRUCTURE, read_structures
 from nnssl.training import preflight
-from nnssl.training.checkpoints import Progress, compose_pretraining, restore_pretraining
-from nnssl.training.config_changes import refuse_overwrite, write_resolved_config
+from nnssl.training.checkpoints import (
+    Progress,
+    compose_pretraining,
+    restore_pretraining,
+    write_resolved_config,
+)
 from nnssl.training.history import History
+from nnssl.training.identity import describe_weights
 from nnssl.training.pretraining_loop import PretrainingLoop
 
 SEEN = ("records", "signatures")  # of training cases and images, in a checkpoint
@@ -56,12 +62,15 @@ class nnSSLPretrainer(PretrainingLoop):
     # ------------------------------------------------------------------ beginning and end
 
     def on_train_start(self) -> None:
+        self.take_folder()
         if not self.was_initialized:
             self.initialize()
+        if self.begun is None:
+            self.begin()
+        else:
+            self.go_on()
         assert self.config is not None
         folder = Path(self.output_folder)
-        if not self.resumed:
-            refuse_overwrite(folder, self.config.sections, self.settings.overwrite)
         self.probe = TrainingProbe(
             self.make_probe_fold(),
             self.probe_settings,
@@ -75,14 +84,15 @@ class nnSSLPretrainer(PretrainingLoop):
         self.make_dense_targets()
         self.check_dense_targets()
         self.stop.install()
+        if self.begun is None:
+            self._record_seen()
+            self._preflight(folder)
+            self.clear_folder()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         if self.local_rank == 0:
             write_resolved_config(folder, self.config.to_dict())
             self._copy_plans()
         self._describe()
-        if not self.resumed:
-            self._record_seen()
-            self._preflight(folder)
         if self.is_ddp:
             dist.barrier()
 
@@ -100,8 +110,6 @@ class nnSSLPretrainer(PretrainingLoop):
         world = dist.get_world_size() if self.is_ddp else 1
         log = self.print_to_log_file
         log(f"nnSSL pre-training with {self.config.name}: {self.config.about.get('summary', '')}")
-        for path, value in self.config.overrides.items():
-            log(f"Override for this run: {path} = {value!r}")
         if (place := cache_places(self.folders.own)[0]) != self.folders.own:
             log(f"{self.folders.own} cannot be written: caches and dense targets go to {place}")
         log(self.budget.describe(self.num_input_channels, world))
@@ -196,13 +204,37 @@ class nnSSLPretrainer(PretrainingLoop):
         for key, value in means.items():
             self.print_to_log_file(f"Validation: {key} {value:.5g}")
 
-    # ------------------------------------------------------------------ checkpoints
+    # ------------------------------------------------------------------ identity, checkpoints
+
+    def find_cases(self) -> dict[str, list[str]]:
+        return {
+            "train": [case.identifier for case in self.train_cases],
+            "validation": [case.identifier for case in self.val_cases],
+        }
+
+    def find_weights(self) -> Mapping[str, str]:
+        return self._first_weights
+
+    def find_named_weights(self) -> Mapping[str, str]:
+        assert self.config is not None
+        return describe_weights(self.config.sections["training"]["initial_weights"])
+
+    def go_on(self) -> None:
+        super().go_on()
+        assert self.config is not None
+        self._apply(self.config)
+
+    @cached_property
+    def _first_weights(self) -> Mapping[str, str]:
+        known = self.begun and self.begun.get("weights")
+        return known or describe_weights(self.settings.initial_weights)
 
     def compose_checkpoint(self) -> dict[str, Any]:
         assert self.config is not None
+        found = self.find_cases()
         cases = {
-            "train": [case.identifier for case in self.train_cases],
-            "left_out": [case.identifier for case in self.val_cases],
+            "train": found["train"],
+            "left_out": found["validation"],
             "unlabelled": self.unlabelled.record(),
             **self.seen_record,
         }
@@ -215,7 +247,7 @@ class nnSSLPretrainer(PretrainingLoop):
             finished=self.step >= self.settings.steps,
         )
         return compose_pretraining(
-            self, self.objective, self.config, progress, cases, self.ancestors
+            self, self.objective, self.config, self.identify(), progress, cases, self.ancestors
         )
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
@@ -223,11 +255,10 @@ class nnSSLPretrainer(PretrainingLoop):
         checkpoint = filename_or_checkpoint
         if not isinstance(checkpoint, dict):
             checkpoint = read_checkpoint(checkpoint)
-        own = own_part(checkpoint, "pretrain")
-        self.config = self.compare_with_today(own["config"])
-        self.resumed = True
+        own = self.take_up(checkpoint, "pretrain")
         if not self.was_initialized:
             self.initialize()
+        self.check_cases()
         self._take_same_images(own["cases"].get("unlabelled", NO_IMAGES))
         self.ancestors = trace_ancestry(checkpoint)[1:]
         self.seen_record = {key: own["cases"][key] for key in SEEN if key in own["cases"]}

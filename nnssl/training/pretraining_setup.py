@@ -74,11 +74,11 @@ class PretrainingSetup(Interruptible):
 
     config_name = "nnSSLContrastiveTrainer"
     schema, given, may_change = SCHEMA, GIVEN, PretrainingSettings.may_change
+    settings: PretrainingSettings
 
     def begin_state(self) -> None:
         super().begin_state()
         self.enable_deep_supervision = False
-        self.resumed = False
         self.step = 0
         self.recorded_unlabelled: Mapping[str, Any] | None = None  # of a resumed run's checkpoint
         self.ancestors: list[Ancestor] = []  # of the initial weights
@@ -109,7 +109,7 @@ class PretrainingSetup(Interruptible):
         self.network: nn.Module = self._build_objective().to(self.device)
         # a resume has its own weights; the file then only says where the first ones came from
         file = self.settings.initial_weights
-        if file is not None and (not self.resumed or Path(file).is_file()):
+        if file is not None and (self.begun is None or Path(file).is_file()):
             initial = read_checkpoint(file)
             loaded = load_initial(self.objective, initial)
             self.print_to_log_file(f"Initial weights from {file}:\n{loaded}")
@@ -132,7 +132,7 @@ class PretrainingSetup(Interruptible):
         self.sampling = Sampling(**sections["sampling"]).with_default(objective.sampling)
         groups = sections["views"] or objective.default_views
         self.views = {name: RandomView(**knobs) for name, knobs in groups.items()}
-        self.apply_schedule(self.settings)
+        self.apply_schedule()
 
     def _read_cases(self) -> None:
         self.folders = DataFolders(Path(self.preprocessed_dataset_folder), self.fold)

@@ -66,6 +66,10 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
 
     # ------------------------------------------------------------------ images without labels
 
+    def find_cases(self) -> dict[str, Any]:
+        cases = super().find_cases()
+        return {**cases, "without label": self.fold_cases} if cases else {}
+
     def make_batches(self, loader: Any) -> Callable[[int], dict[str, Any]]:
         """Labelled cases, and from `supervised_share` on images without labels beside them."""
         size = loader.batch_size

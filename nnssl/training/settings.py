@@ -35,7 +35,7 @@ class PretrainingSettings:
         initial_weights: checkpoint to start from, or null.
         save_every: epochs between two `checkpoint_latest` (ten minutes at the latest).
         picture_every: epochs between two pictures of what the objective does.
-        overwrite: whether a finished run with another configuration may be replaced.
+        overwrite: whether a run that is there is set aside (`former_1`) and a new one begun.
         max_skipped_steps: consecutive non-finite losses after which the run stops.
     """
 
@@ -121,7 +121,7 @@ class FinetuningSettings:
             `min(1 - 1 / (t + 1), average_decay)` after t steps.
         save_every: epochs between two `checkpoint_latest` (ten minutes at the latest).
         seed: of what starts at random, of batches and augmentation.
-        overwrite: whether a finished run with another configuration may be replaced.
+        overwrite: whether a run that is there is set aside (`former_1`) and a new one begun.
     """
 
     num_epochs: Count = 1000

@@ -230,8 +230,8 @@ def test_the_section_may_change_on_a_resume(
     monkeypatch.setenv("nnssl_overrides", "num_epochs=3 probe_at_end=true probe_draws=1")
     resumed = tiny_dataset.trainer(type(trainer))
     resumed.load_checkpoint(content)
-    assert resumed.probe_settings == ProbeSettings(probe_draws=1)
     resumed.run_training()
+    assert resumed.probe_settings == ProbeSettings(probe_draws=1)
     assert resumed.history.values["probe_dice"][:2] == [None, None]
     assert result(resumed)["epochs"] == 3
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.config.overrides import _parse_overrides
+from nnssl.config.overrides import _parse_overrides, write_overrides
 from nnssl.data.labels import LabelBudget, choose_labelled
 from nnssl.nnunet.cases import CaseRecord
 from nnssl.studies.run.folder import StudyFolder
-from nnssl.studies.run.grid import list_cells, write_overrides
+from nnssl.studies.run.grid import list_cells
 from nnssl.studies.run.spec import PretrainingArm, ScratchArm, read_study
 
 FINETUNING = (

@@ -310,9 +310,8 @@ def test_validation_alone_needs_no_weights_and_keeps_the_stored_configuration(fi
 def test_finished_run_with_other_settings_is_not_overwritten(finetune):
     scratch = SHORT + "weights: {source: none}"
     finetune(scratch).run_training()
-    start_and_close(finetune(scratch))
     changed = scratch.replace("patients: 1", "patients: 2")
-    with pytest.raises(RuntimeError, match=r"labels\.patients: finished run 1, now 2"):
+    with pytest.raises(RuntimeError, match=r"labels\.patients: stored 1, today 2"):
         finetune(changed).on_train_start()
     start_and_close(finetune(changed.replace("num_epochs: 2", "num_epochs: 2, overwrite: true")))
 

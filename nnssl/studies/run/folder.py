@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnssl.common.files import read_json
-from nnssl.config import OVERRIDES
+from nnssl.config import OVERRIDES, write_overrides
 from nnssl.nnunet import paths
-from nnssl.nnunet.paths import FINAL, LATEST, RESULTS, SUMMARY, WEIGHTS, find_training_logs
-from nnssl.studies.run.grid import Cell, list_cells, write_overrides
+from nnssl.nnunet.paths import CHECKPOINTS, FINAL, RESULTS, SUMMARY, WEIGHTS, find_training_logs
+from nnssl.studies.run.grid import Cell, list_cells
 from nnssl.studies.run.spec import Study, read_study, write_study
 
 STUDY_FILE = "study.yaml"
@@ -84,7 +84,7 @@ class StudyFolder:
     def can_continue(self, cell: Cell) -> bool:
         """Whether `--c` has something to continue: a stopped training, or a stopped validation."""
         fold = self.fold_folder(cell)
-        return (fold / LATEST).is_file() or (fold / FINAL).is_file()
+        return any((fold / name).is_file() for name in CHECKPOINTS)
 
     def has_failed(self, cell: Cell) -> bool:
         """Whether the last attempt failed; what was interrupted has not."""

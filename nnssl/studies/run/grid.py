@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -13,8 +11,7 @@ from typing import Any, Literal
 
 from nnssl.common.checks import plain
 from nnssl.common.environment import read_variable
-from nnssl.config import CONFIG_FOLDERS, read_config
-from nnssl.config.files import parse_yaml
+from nnssl.config import CONFIG_FOLDERS, read_config, write_overrides
 from nnssl.studies.run.spec import SCRATCH, PretrainingArm, Study, find_waiting, slug
 from nnssl.training.settings import FinetuningSettings, PretrainingSettings
 
@@ -90,11 +87,6 @@ def list_cells(study: Study) -> list[Cell]:
     return list(grid.values())
 
 
-def write_overrides(overrides: Mapping[str, Any]) -> str:
-    """The text of `nnssl_overrides`, which gives these values back."""
-    return " ".join(shlex.quote(f"{knob}={_write_value(v)}") for knob, v in overrides.items())
-
-
 def read_schedule(trainer: str, kind: Kind, overrides: Mapping[str, Any]) -> tuple[int, int]:
     """Epochs, and optimiser steps per epoch, of a trainer with overrides."""
     defaults = PretrainingSettings() if kind == "pretrain" else FinetuningSettings()
@@ -111,13 +103,6 @@ def read_schedule(trainer: str, kind: Kind, overrides: Mapping[str, Any]) -> tup
 def _read_training_section(trainer: str, _folders: str | None) -> dict[str, Any]:
     """`training` of a trainer's file; the folders that are searched are a part of the key."""
     return dict(read_config(trainer).sections.get("training") or {})
-
-
-def _write_value(value: Any) -> str:
-    """YAML of one value on one line; plain words stand without quotation marks."""
-    if isinstance(value, str) and value.isidentifier() and parse_yaml(value, "") == value:
-        return value
-    return json.dumps(plain(value))
 
 
 def _name_pretrainings(arms: Mapping[str, PretrainingArm]) -> dict[str, str]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from nnssl.config import bind, read_config
+from nnssl.config import bind, read_config, write_overrides
 from nnssl.studies.run.attempts import next_command, next_variables
 from nnssl.studies.run.devices import Slot, make_slots
 from nnssl.studies.run.folder import PROGRAM, StudyFolder, grow_study, join_values
-from nnssl.studies.run.grid import Cell, Kind, write_overrides
+from nnssl.studies.run.grid import Cell, Kind
 from nnssl.studies.run.local import CellOutcome, LocalRunner
 from nnssl.studies.run.slurm import JobLimits, submit
 from nnssl.studies.run.spec import SCRATCH, Study, find_waiting, read_study

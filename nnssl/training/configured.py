@@ -1,0 +1,193 @@
+"""A trainer with a configuration and an identity: how a run begins in its folder, and goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnssl.common.environment import read_variable
+from nnssl.common.locks import Lock, hold_with_process
+from nnssl.config import OVERRIDES, Config, Schema, bind, complete, read_config, write_overrides
+from nnssl.nnunet.checkpoint import own_part
+from nnssl.nnunet.runs import RunLocation
+from nnssl.training.identity import (
+    Identity,
+    compose_identity,
+    describe_data,
+    read_identity,
+    refuse_changes,
+    refuse_occupied,
+    refuse_plans_of_other_folds,
+    set_aside,
+)
+from nnssl.training.settings import FinetuningSettings, PretrainingSettings
+
+
+class ConfiguredTrainer(nnUNetTrainer):
+    """What both trainers share: a YAML file, a lock on their folder, and who may go on there.
+
+    A subclass gives `settings`, `find_cases`, `find_weights` and `find_named_weights`. It calls
+    `take_up` and `check_cases` when a checkpoint is loaded, and when training starts
+    `begin` or `go_on`.
+
+    Class attributes:
+        config_name: stem of the YAML file.
+        schema: sections of the configuration.
+        given: parameters of the schema's targets that no YAML sets.
+        may_change: knobs and whole sections that may differ on a resume.
+    """
+
+    config_name: str
+    schema: ClassVar[Schema]
+    given: ClassVar[Collection[str]] = ()
+    may_change: ClassVar[Collection[str]]
+    settings: PretrainingSettings | FinetuningSettings
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008
+    ) -> None:
+        plans.setdefault("continue_training", False)  # for code that builds a trainer by hand
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        plans.pop("continue_training", None)  # nnU-Net before 2.7.0 leaves it
+        self.config: Config | None = None
+        self.stored: dict[str, Any] | None = None  # our part of the loaded checkpoint
+        self.begun: dict[str, Mapping[str, Any]] | None = None  # identity of its run
+        self.lock: Lock | None = None
+        self.begin_state()
+
+    def begin_state(self) -> None:
+        """Set what a fresh trainer remembers; nothing here depends on the configuration.
+
+        nnU-Net records the constructor's arguments by its signature, so a subclass has none of
+        its own.
+        """
+
+    def apply_schedule(self) -> None:
+        """Hand nnU-Net's loop the settings that it knows."""
+        settings = self.settings
+        self.num_epochs, self.save_every = settings.num_epochs, settings.save_every
+        self.num_iterations_per_epoch = settings.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = settings.num_val_iterations_per_epoch
+        self.initial_lr, self.weight_decay = settings.initial_lr, settings.weight_decay
+
+    def bind_config(self, stored: Mapping[str, Any] | None = None) -> Config:
+        """Today's configuration: YAML file, overrides that a run was begun with, and today's."""
+        texts = [write_overrides(stored or {}), read_variable(OVERRIDES) or ""]
+        raw = read_config(self.config_name)
+        return bind(raw, self.schema, self.given, " ".join(filter(None, texts)))
+
+    # ------------------------------------------------------------------ what the run is
+
+    def find_cases(self) -> Mapping[str, Any]:
+        """Names of the fold's cases: `train`, `validation` and what else tells what is seen."""
+        raise NotImplementedError
+
+    def find_weights(self) -> Mapping[str, str]:
+        """The weights that the run started from, see `describe_weights`."""
+        raise NotImplementedError
+
+    def find_named_weights(self) -> Mapping[str, str]:
+        """The weights that file or environment name today; empty where they name none."""
+        raise NotImplementedError
+
+    def describe_data(self) -> dict[str, dict[str, Any]]:
+        """Plans and dataset of today."""
+        return describe_data(self.plans_manager.plans, self.configuration_name, self.dataset_json)
+
+    def identify(self) -> Identity:
+        """The record of this run, as checkpoints hold it and runs are compared by."""
+        assert self.config is not None
+        return compose_identity(
+            self.describe_data(), self.config, self.find_cases(), self.find_weights()
+        )
+
+    # ------------------------------------------------------------------ beginning and going on
+
+    def take_folder(self) -> None:
+        """No other process trains or validates in the folder from now on; rank 0 holds it."""
+        if self.local_rank == 0 and self.lock is None:
+            self.lock = hold_with_process(Path(self.output_folder), self.print_to_log_file)
+
+    def begin(self) -> None:
+        """A fresh run: nothing may be lost (RuntimeError)."""
+        assert self.config is not None
+        if self.local_rank == 0:
+            folder, identity = Path(self.output_folder), self.identify()
+            refuse_plans_of_other_folds(folder, identity, self.configuration_name)
+            if not self.settings.overwrite:
+                refuse_occupied(folder, identity, self.may_change, self.make_command())
+        for path, value in self.config.overrides.items():
+            self.print_to_log_file(f"Override for this run: {path} = {value!r}")
+
+    def clear_folder(self) -> None:
+        """Sets the run aside that a fresh one replaces (`overwrite`), once nothing can fail."""
+        if self.local_rank == 0 and self.settings.overwrite:
+            kept = set_aside(Path(self.output_folder))
+            if kept is not None:
+                self.print_to_log_file(f"The former run is kept in {kept}, which may be deleted")
+
+    def take_up(
+        self, checkpoint: Mapping[str, Any], kind: Literal["pretrain", "finetune"]
+    ) -> dict[str, Any]:
+        """Binds the configuration that a checkpoint was begun with; returns our part of it.
+
+        Raises:
+            ValueError: the checkpoint is of another kind, or plans or dataset have changed.
+            RuntimeError: another process works in the folder.
+        """
+        self.take_folder()
+        own, begun = own_part(checkpoint, kind), read_identity(checkpoint)
+        refuse_changes(begun, self.describe_data())
+        self.config = complete(Config.from_dict(own["config"]), self.schema, self.given)
+        self.stored, self.begun = own, {**begun, "settings": self.config.sections}
+        return own
+
+    def check_cases(self) -> None:
+        """Refuse another fold than the run was begun with (ValueError)."""
+        assert self.begun is not None
+        refuse_changes(self.begun, {"cases": self.find_cases()})
+
+    def go_on(self) -> None:
+        """A run that was loaded goes on with today's settings, as far as these may change.
+
+        Raises:
+            ValueError: they differ in more than `may_change`, or other weights are named.
+        """
+        assert self.config is not None
+        assert self.begun is not None
+        stored = self.config.overrides
+        self.config = self.bind_config(stored)
+        today = compose_identity({}, self.config, {}, self.find_named_weights())
+        changes = refuse_changes(self.begun, today, self.may_change)
+        if self.local_rank == 0:
+            folder = Path(self.output_folder)
+            refuse_plans_of_other_folds(folder, self.describe_data(), self.configuration_name)
+        left = (
+            ""
+            if self.current_epoch < self.config.sections["training"]["num_epochs"]
+            else ("; all epochs are done, the validation follows")
+        )
+        self.print_to_log_file(f"Resume: this very run goes on in epoch {self.current_epoch}{left}")
+        for path, value in self.config.overrides.items():
+            origin = "stored with the run" if stored.get(path) == value else "of today"
+            self.print_to_log_file(f"Resume: override {path} = {value!r} ({origin})")
+        for line in changes:
+            self.print_to_log_file(f"Resume: {line}")
+
+    def make_command(self) -> str:
+        """The command of this run, without `--c`."""
+        base = Path(self.output_folder_base)
+        place = RunLocation(
+            base.parent, self.plans_manager.plans_name, self.configuration_name, self.fold
+        )
+        device = "" if self.device.type == "cuda" else f" -device {self.device.type}"
+        return place.make_command(type(self).__name__) + device
