@@ -34,6 +34,7 @@ def _add_options(parser: ArgumentParser) -> None:
     add("--model", default=default.model, help="timm's name (dino; %(default)s)")
     add("--size", type=int, default=default.size, help="of a slice in pixels (dino)")
     add("--upsampling", default=default.upsampling, choices=("linear", "bilateral"))
+    add("--overwrite", action="store_true", help="replace maps of another recipe")
     add("--workers", type=int, default=WORKERS, help="processes (%(default)s)")
 
 
@@ -47,7 +48,8 @@ def main(options: Namespace) -> None:
     for fold in [_fold(text) for text in options.folds]:
         recipe = ClusterRecipe(**knobs, fold=fold)
         where = (options.dataset_id, options.configuration, options.plans)
-        folder, shares = cluster_dataset(root, *where, recipe, options.name, options.workers)
+        how = (options.name, options.workers, options.overwrite)
+        folder, shares = cluster_dataset(root, *where, recipe, *how)
         print(
             f"{folder}: {recipe.clusters} clusters, shares {[round(s, 3) for s in shares]}\n"
             f"next: nnUNetv2_train {options.dataset_id} {options.configuration} {fold} "

@@ -8,9 +8,9 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from nnssl.cli.command import command, dataset_id, warn
-from nnssl.common.files import read_json, write_json
+from nnssl.common.files import read_json
 from nnssl.nnunet.paths import plans_file
-from nnssl.nnunet.plans import name_plans_file
+from nnssl.nnunet.plans import write_new_plans
 from nnssl.nnunet.small_plans import shrink_plans
 
 
@@ -35,8 +35,7 @@ def main(options: Namespace) -> None:
     path = plans_file(options.dataset_id, options.plans)
     sizes = {key: getattr(options, key) for key in ("spacing", "patch", "batch", "features")}
     plans, warnings = shrink_plans(read_json(path), options.configuration, options.name, **sizes)
-    written = name_plans_file(path.parent, options.name)
-    write_json(written, plans)
+    written = write_new_plans(path.parent, plans)
     warn(warnings)
     small = plans["configurations"][options.configuration]
     print(

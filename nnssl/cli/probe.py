@@ -44,12 +44,15 @@ def _add_options(parser: ArgumentParser) -> None:
     add("--clusters", type=int, metavar="K", help="also the NMI of K k-means clusters and labels")
     add("--choose", action="store_true", help="print the best file, judged by labelled patients")
     add("-o", type=Path, dest="output", metavar="FILE", help="write the record, e.g. probe.json")
+    add("--overwrite", action="store_true", help="replace FILE")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("-device", default=device, help="(%(default)s)")
 
 
 @command("nnssl_probe", __doc__, _add_options, errors=(CaseError,))
 def main(options: Namespace) -> None:
+    if options.output is not None and options.output.exists() and not options.overwrite:
+        raise ValueError(f"-o: {options.output} exists; give another name, or --overwrite")
     fold = ProbeFold.find(options.dataset, options.configuration, options.fold, options.plans)
     device = torch.device(options.device)
     if options.choose:

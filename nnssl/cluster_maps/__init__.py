@@ -4,9 +4,9 @@
 wants, the registry names who makes them, and no trainer knows either.
 """
 
-from nnssl.cluster_maps.fold_maps import check_maps, make_missing
+from nnssl.cluster_maps.fold_maps import check_maps, describe_maps, make_missing
 from nnssl.cluster_maps.makers import Image, Maker, TargetRun
 
-DENSE_TARGETS: dict[str, Maker] = {"clusters": Maker(make_missing, check_maps)}
+DENSE_TARGETS: dict[str, Maker] = {"clusters": Maker(make_missing, check_maps, describe_maps)}
 
 __all__ = ["DENSE_TARGETS", "Image", "Maker", "TargetRun"]

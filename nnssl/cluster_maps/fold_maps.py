@@ -41,6 +41,7 @@ def cluster_dataset(
     recipe: ClusterRecipe,
     name: str,
     workers: int,
+    overwrite: bool = False,
 ) -> tuple[Path, list[float]]:
     """Make the cluster maps of a configuration; maps that another process is making are waited for.
 
@@ -48,7 +49,8 @@ def cluster_dataset(
         The folder of the maps and the share of each cluster.
 
     Raises:
-        ValueError: dataset, plans, configuration or preprocessed images are not there.
+        ValueError: dataset, plans, configuration or preprocessed images are not there; or the maps
+            of this name are others, and `overwrite` is not said.
     """
     file = plans_file(dataset_id, plans_name, root)
     plans = read_plans(file, configuration)
@@ -56,7 +58,7 @@ def cluster_dataset(
     folders = DataFolders(file.parent / identifier, recipe.fold)
     if not folders.preprocessed.is_dir():
         raise ValueError(f"{folders.preprocessed} does not exist; run first: nnUNetv2_preprocess")
-    return _make(folders, plans, configuration, recipe, name, workers)
+    return _make(folders, plans, configuration, recipe, name, workers, overwrite)
 
 
 def _make(
@@ -66,6 +68,7 @@ def _make(
     recipe: ClusterRecipe,
     name: str,
     workers: int,
+    overwrite: bool = False,
 ) -> tuple[Path, list[float]]:
     check_name(name, "--name", RESERVED)
     training, cases = list_fold_cases(folders.preprocessed, recipe.fold)
@@ -78,7 +81,7 @@ def _make(
     for folder in find_collections(folders.own).values():  # the run chooses which it may see
         images += [Image(image.identifier, folder) for image in read_images(folder)]
     with hold(job.folder.parent / LOCKS / job.folder.name):
-        return job.folder, make_maps(job, plans, planned, training, images, workers)
+        return job.folder, make_maps(job, plans, planned, training, images, workers, overwrite)
 
 
 def list_fold_cases(preprocessed: Path, fold: int | str) -> tuple[list[str], list[str]]:
@@ -138,6 +141,12 @@ def check_maps(wanted: DenseTargets, run: TargetRun) -> None:
             f"-c {run.configuration} -p {run.plans['plans_name']} -f {run.folders.fold} "
             f"--name {wanted.name} -k {wanted.classes}"
         )
+
+
+def describe_maps(wanted: DenseTargets, run: TargetRun) -> dict[str, Any]:
+    """The recipe of maps that are there; weights by their content."""
+    found = read_manifest(run.folders.dense_target(wanted.name))
+    return {**found.get("recipe", {}), "checkpoint": found.get("weights")} if found else {}
 
 
 def _find_problem(folder: Path, wanted: DenseTargets, run: TargetRun) -> str | None:

@@ -53,3 +53,5 @@ class Maker:
     # refuses, by a ValueError that tells the way out, maps that are missing or were made for
     # something else
     check: Callable[[DenseTargets, TargetRun], None]
+    # what maps that are there were made by: a run that learned from others does not go on with them
+    describe: Callable[[DenseTargets, TargetRun], Mapping[str, Any]] = lambda wanted, run: {}

@@ -50,10 +50,12 @@ def make_maps(
     training: Sequence[str],
     images: Sequence[Image],
     workers: int,
+    overwrite: bool = False,
 ) -> list[float]:
     """Make what is missing; all of it, where recipe, plans, cases or weights have changed.
 
-    Maps that are there stay until others are whole. A folder of something else is left alone.
+    Maps that are there stay until others are whole, and without `overwrite` for good (ValueError).
+    A folder of something else is left alone.
 
     Args:
         training: identifiers that k-means may see.
@@ -69,6 +71,12 @@ def make_maps(
     before, begun = read_manifest(job.folder), is_same(read_manifest(new.folder), wanted)
     complete = partial(_complete, wanted=wanted, training=training, images=images, workers=workers)
     if before and not is_same(before, wanted):
+        if not overwrite:
+            recipe = {k: v for k, v in before["recipe"].items() if v != wanted["recipe"].get(k)}
+            raise ValueError(
+                f"{job.folder} holds maps made {f'with {recipe}' if recipe else 'from other data'}"
+                "; give another --name, or --overwrite to replace them when the new ones are whole"
+            )
         if not begun:
             shutil.rmtree(new.folder, ignore_errors=True)
             write_json(new.folder / MANIFEST, wanted)

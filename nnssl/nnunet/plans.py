@@ -85,7 +85,7 @@ def write_new_plans(folder: Path, plans: Mapping[str, Any]) -> Path:
     Raises:
         ValueError: Other plans have this name or this folder of preprocessed cases.
     """
-    path = name_plans_file(folder, plans["plans_name"])
+    path = _name_plans_file(folder, plans["plans_name"])
     if path.exists() and read_json(path) != plans:
         raise ValueError(
             f"{path} exists already and says something else; give another --name, or delete it "
@@ -101,7 +101,7 @@ def write_new_plans(folder: Path, plans: Mapping[str, Any]) -> Path:
     return path
 
 
-def name_plans_file(folder: Path, name: str) -> Path:
+def _name_plans_file(folder: Path, name: str) -> Path:
     """The file in which plans of a new name are written.
 
     Raises:

@@ -25,7 +25,8 @@ RANDOM_WEIGHTS = {"file": "none", "sha256": "none"}
 # of dataset.json: what decides which channels a network reads and which labels it writes
 DESCRIBED = ("labels", "regions_class_order", "channel_names", "modality", "file_ending")
 NAMES_OF_WEIGHTS = {"training.initial_weights", "weights.source"}
-COMPARED_WHERE_KNOWN = {"cases", "weights"}
+TARGETS = "dense targets"
+COMPARED_WHERE_KNOWN = {"cases", "weights", TARGETS}
 ONLY_TOLD = {"versions"}  # an update of a library must not strand a run
 KEPT_IN_PLACE = (LOCK, "training_log_*.txt", f"{FORMER}*", "wandb")
 NOT_SET = "(not set)"

@@ -32,7 +32,7 @@ from nnssl.training.checkpoints import (
     write_resolved_config,
 )
 from nnssl.training.history import History
-from nnssl.training.identity import describe_weights
+from nnssl.training.identity import TARGETS, Identity, describe_weights, refuse_changes
 from nnssl.training.pretraining_loop import PretrainingLoop
 
 SEEN = ("records", "signatures")  # of training cases and images, in a checkpoint
@@ -83,6 +83,8 @@ class nnSSLPretrainer(PretrainingLoop):
         self.probe.check()
         self.make_dense_targets()
         self.check_dense_targets()
+        if self.begun is not None:
+            refuse_changes(self.begun, {TARGETS: self.describe_dense_targets()})
         self.stop.install()
         if self.begun is None:
             self._record_seen()
@@ -211,6 +213,9 @@ class nnSSLPretrainer(PretrainingLoop):
             "train": [case.identifier for case in self.train_cases],
             "validation": [case.identifier for case in self.val_cases],
         }
+
+    def identify(self) -> Identity:
+        return {**super().identify(), TARGETS: self.describe_dense_targets()}
 
     def find_weights(self) -> Mapping[str, str]:
         return self._first_weights

@@ -230,6 +230,12 @@ class PretrainingSetup(Interruptible):
         for wanted in self.objective.dense_targets:
             DENSE_TARGETS[wanted.kind].check(wanted, self._describe_run())
 
+    def describe_dense_targets(self) -> dict[str, Any]:
+        """What the maps that the objective wants were made by."""
+        run = self._describe_run()
+        wanted = self.objective.dense_targets
+        return {each.name: DENSE_TARGETS[each.kind].describe(each, run) for each in wanted}
+
     def _describe_run(self) -> TargetRun:
         return TargetRun(
             self.folders,

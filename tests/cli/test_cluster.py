@@ -24,7 +24,7 @@ def test_arguments_become_a_recipe(
     plain = ["-d", "27", "-c", "2d", "-f", "all", "-k", "7"]
     cluster.main([*plain, "--scales", "1", "3", "--name", "mine", "--workers", "1"])
     recipe = ClusterRecipe(clusters=7, fold="all", scales=(1.0, 3.0))
-    assert asked == [(tmp_path, 27, "2d", "nnUNetPlans", recipe, "mine", 1)]
+    assert asked == [(tmp_path, 27, "2d", "nnUNetPlans", recipe, "mine", 1, False)]
     assert "-tr nnSSLPixelClusteringTrainer" in capsys.readouterr().out
 
 

@@ -42,6 +42,15 @@ def test_writes_beside_the_plans_and_says_what_next(folder: Path, capsys):
     assert sorted(path.name for path in folder.iterdir()) == ["Tiny.json", "nnUNetPlans.json"]
 
 
+def test_small_plans_of_other_sizes_are_not_overwritten(folder: Path):
+    main(["-d", "27", "-c", "2d", "--patch", "64"])
+    before = (folder / "nnUNetPlansSmall.json").read_text()
+    main(["-d", "27", "-c", "2d", "--patch", "64"])
+    with pytest.raises(SystemExit, match="exists already and says something else"):
+        main(["-d", "27", "-c", "2d", "--patch", "32"])
+    assert (folder / "nnUNetPlansSmall.json").read_text() == before
+
+
 def test_warns_of_padding(folder: Path, capsys):
     main(["-d", "27", "-c", "2d", "--patch", "512"])
     assert "patch axis 0 is 512 voxels" in capsys.readouterr().err

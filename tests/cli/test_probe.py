@@ -138,6 +138,9 @@ def test_prints_a_table_and_writes_the_record(
     assert found["good.pth"]["dice"] > 0.6 > 0.4 > found["blind.pth"]["dice"]
     assert found["reference"]["dice"] == found["good.pth"]["dice"]
     assert record["cases"]["scored"] == ["p0"]
+    with pytest.raises(SystemExit, match=r"probe\.json exists; give another name, or --overwrite"):
+        main([*COMMAND, *files, "-o", str(output)])
+    assert json.loads(output.read_text()) == record
     assert record["checkpoints"][str(good)]["contaminated"] is None  # a stock file does not tell
     printed = capsys.readouterr().out
     assert "position_error" in printed

@@ -33,9 +33,9 @@ objective: {clusters: 4}
 """
 
 
-def make(dataset: Any, recipe: ClusterRecipe = RECIPE) -> Path:
+def make(dataset: Any, recipe: ClusterRecipe = RECIPE, overwrite: bool = True) -> Path:
     """Folder of the maps."""
-    arguments = (999, "2d", "nnUNetPlans", recipe, "clusters", 1)
+    arguments = (999, "2d", "nnUNetPlans", recipe, "clusters", 1, overwrite)
     return cluster_dataset(dataset.preprocessed.parent, *arguments)[0]
 
 
@@ -53,7 +53,10 @@ def test_maps_are_made_once_resumed_and_rebuilt(tiny_dataset: Any) -> None:
     make(tiny_dataset)
     again = times(folder)
     assert {name for name in first if again[name] != first[name]} == {"p1_f0.b2nd"}
-    make(tiny_dataset, ClusterRecipe(clusters=3, samples=4000, scales=(1.0,)))
+    with pytest.raises(ValueError, match=r"holds maps made with \{'clusters': 4.*--overwrite"):
+        make(tiny_dataset, OTHER, overwrite=False)
+    assert times(folder) == again
+    make(tiny_dataset, OTHER)
     rebuilt = times(folder)
     assert all(rebuilt[name] != again[name] for name in first)
     assert len(read_manifest(folder)["shares"]) == 3
@@ -202,6 +205,11 @@ def test_a_run_refuses_maps_that_do_not_fit_and_takes_those_that_do(
     (folder / "p0_f0.b2nd").unlink()
     with pytest.raises(ValueError, match="1 images have no map, for instance p0_f0"):
         trainer.check_dense_targets()
+    make(tiny_dataset, replace(RECIPE, seed=3))
+    resumed = tiny_dataset.trainer(kind)
+    resumed.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    with pytest.raises(ValueError, match=r"dense targets\.clusters\.seed: stored 0, today 3"):
+        resumed.on_train_start()
 
 
 def test_on_a_folder_that_cannot_be_written_caches_and_maps_go_to_the_results(

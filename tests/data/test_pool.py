@@ -229,6 +229,14 @@ def test_another_pool_is_not_overwritten(places):
         made(places, spacing="own")
 
 
+def test_a_preprocessed_dataset_that_nobody_explains_is_not_overwritten(no_pool):
+    file = no_pool.preprocessed / POOL / "dataset.json"
+    _json(file, {"name": "mine"})
+    with pytest.raises(ValueError, match=r"exists already, and no .* says what it was made from"):
+        made(no_pool, members=(998,))
+    assert json.loads(file.read_text()) == {"name": "mine"}
+
+
 def test_a_bad_image_is_named(no_pool):
     _volume(np.ones((20, 24, 6)), no_pool.raw / TWO / "imagesTr" / "case_c_0001.nii.gz")
     with pytest.raises(ValueError, match=r"998_case_c_c1 \(.*case_c_0001.nii.gz\): is constant"):

@@ -168,6 +168,11 @@ def _refuse_another(made: PoolDraft) -> None:
     """Raises ValueError where the folder holds another pool, or none."""
     target, request = made.target, made.request
     if not target.raw.exists():
+        if (target.preprocessed / DATASET_FILE).exists():
+            raise ValueError(
+                f"{target.preprocessed} exists already, and no {target.raw} that says what it was "
+                "made from; delete it, or choose another id"
+            )
         return
     path = target.raw / CONVERSION_FILE
     found = read_json(path) if path.exists() else {}
