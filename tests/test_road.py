@@ -22,6 +22,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 
+from nnssl.common.locks import hold_with_process
 from nnssl.nnunet import registration
 
 DATASET, NAME, PLANS = "27", "Dataset027_ACDC", "nnUNetPlansTiny"
@@ -251,6 +252,15 @@ def test_finetuning_finds_the_weights_and_one_labelled_patient(finetuned, pretra
     assert labelled["number_of_volumes"] == 2
     assert "CONTAMINATED" not in output
     assert len(read_json(finetuned / "validation" / "summary.json")["metric_per_case"]) == 4
+
+
+def test_a_folder_in_use_is_not_validated_in(road, finetuned):
+    before = (finetuned / "validation" / "summary.json").stat().st_mtime_ns
+    lock = hold_with_process(finetuned)
+    output = road.fails(*training("nnSSLFinetuneTrainer", "--val"))
+    assert f"in use: process {os.getpid()} on" in output
+    assert (finetuned / "validation" / "summary.json").stat().st_mtime_ns == before
+    del lock
 
 
 def test_the_scratch_twin_shares_all_but_the_weights(road, finetuned):
