@@ -171,12 +171,9 @@ class ConfiguredTrainer(nnUNetTrainer):
         if self.local_rank == 0:
             folder = Path(self.output_folder)
             refuse_plans_of_other_folds(folder, self.describe_data(), self.configuration_name)
-        left = (
-            ""
-            if self.current_epoch < self.config.sections["training"]["num_epochs"]
-            else ("; all epochs are done, the validation follows")
-        )
-        self.print_to_log_file(f"Resume: this very run goes on in epoch {self.current_epoch}{left}")
+        done, epochs = self.current_epoch, self.config.sections["training"]["num_epochs"]
+        what = f"goes on after {done} of {epochs} epochs" if done < epochs else "has all its epochs"
+        self.print_to_log_file(f"Resume: this very run {what}")
         for path, value in self.config.overrides.items():
             origin = "stored with the run" if stored.get(path) == value else "of today"
             self.print_to_log_file(f"Resume: override {path} = {value!r} ({origin})")
