@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -9,6 +10,9 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from time import time
+
+import pytest
 
 from nnssl.common import locks
 
@@ -107,3 +111,51 @@ def test_without_locks_of_the_kernel_the_process_in_the_file_decides(tmp_path, m
     owner = {"host": socket.gethostname(), "pid": 2**22 + 1}
     (tmp_path / locks.LOCK).write_text(json.dumps(owner))
     assert locks.acquire(tmp_path) is not None
+
+
+FORKED = """
+import os, sys, time
+from pathlib import Path
+from nnssl.common.locks import hold_with_process
+lock = hold_with_process(Path(sys.argv[1]))
+worker = os.fork()
+if worker:
+    print(worker, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_run_shares_its_lock_within_the_process_and_its_workers_do_not_keep_it(tmp_path):
+    command = [sys.executable, "-c", FORKED, str(tmp_path)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    worker = int(run.stdout.readline())
+    with pytest.raises(locks.FolderInUseError, match=f"in use: process {run.pid} on"):
+        locks.hold_with_process(tmp_path)
+    kill(run.pid)
+    run.wait()
+    first = locks.hold_with_process(tmp_path)
+    os.kill(worker, 0)  # it lives on, without the lock
+    kill(worker)
+    assert locks.hold_with_process(tmp_path) is first
+    assert locks.acquire(tmp_path) is None
+    del first
+    gc.collect()
+    assert locks.acquire(tmp_path) is not None
+
+
+def test_a_holder_on_another_machine_is_watched_for_a_sign_of_life(tmp_path, monkeypatch):
+    """Its kernel lock may not be seen here."""
+    file, told = tmp_path / locks.LOCK, []
+    monkeypatch.setattr(locks, "SECONDS_BETWEEN_LOOKS", 0.05)
+    file.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
+    with monkeypatch.context() as lives:
+        lives.setattr(locks, "sleep", lambda _: os.utime(file, (time() + 1, time() + 1)))
+        with pytest.raises(locks.FolderInUseError, match="process 7 on elsewhere"):
+            locks.hold_with_process(tmp_path, told.append)
+    os.utime(file)
+    monkeypatch.setattr(locks, "SECONDS_ALIVE", 0.3)
+    lock = locks.hold_with_process(tmp_path, told.append)
+    assert json.loads(file.read_text())["pid"] == os.getpid()
+    assert len(told) == 2
+    assert "sign of life" in told[0]
+    del lock
