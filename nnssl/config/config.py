@@ -12,12 +12,13 @@ from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from nnssl.common.checks import plain
 from nnssl.config.aliases import rename_knobs
 from nnssl.config.files import ABSENT, RawConfig, find_value
-from nnssl.config.overrides import OVERRIDES, apply_overrides
+from nnssl.config.overrides import OVERRIDES, apply_overrides, write_overrides
 from nnssl.config.schema import SELECTOR, Schema, find_targets
 
 
@@ -76,7 +77,11 @@ def complete(stored: Config, schema: Schema, given: Collection[str] = ()) -> Con
 
 
 def bind(
-    raw: RawConfig, schema: Schema, given: Collection[str] = (), overrides: str | None = None
+    raw: RawConfig,
+    schema: Schema,
+    given: Collection[str] = (),
+    overrides: str | None = None,
+    stored: Mapping[str, Any] = MappingProxyType({}),
 ) -> Config:
     """Checks a file against the signatures that use it and fills in every default.
 
@@ -86,6 +91,7 @@ def bind(
             name -> callable, chosen by the section's own `name`; or section -> `Groups`.
         given: parameters that code supplies; a file cannot set them.
         overrides: as in the environment variable `nnssl_overrides`, which is read if this is None.
+        stored: overrides that a run was begun with; `overrides` come after them.
 
     Raises:
         ValueError: names every problem at once, each with file, section, knob, value and what is
@@ -93,6 +99,7 @@ def bind(
     """
     sections = deepcopy(dict(raw.sections))
     text = os.environ.get(OVERRIDES, "") if overrides is None else overrides
+    text = " ".join(filter(None, (write_overrides(stored), text)))
     applied, problems = apply_overrides(sections, schema, given, text)
     targets, wrong = find_targets(sections, schema)
     bound: dict[str, Any] = {name: {} for name in schema}

@@ -9,9 +9,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnssl.common.environment import read_variable
 from nnssl.common.locks import Lock, hold_with_process
-from nnssl.config import OVERRIDES, Config, Schema, bind, complete, read_config, write_overrides
+from nnssl.config import Config, Schema, bind, complete, read_config
 from nnssl.nnunet.checkpoint import own_part
 from nnssl.nnunet.runs import RunLocation
 from nnssl.training.identity import (
@@ -81,9 +80,7 @@ class ConfiguredTrainer(nnUNetTrainer):
 
     def bind_config(self, stored: Mapping[str, Any] | None = None) -> Config:
         """Today's configuration: YAML file, overrides that a run was begun with, and today's."""
-        texts = [write_overrides(stored or {}), read_variable(OVERRIDES) or ""]
-        raw = read_config(self.config_name)
-        return bind(raw, self.schema, self.given, " ".join(filter(None, texts)))
+        return bind(read_config(self.config_name), self.schema, self.given, stored=stored or {})
 
     # ------------------------------------------------------------------ what the run is
 
