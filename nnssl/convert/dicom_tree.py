@@ -180,6 +180,8 @@ def find_series(
         own = sorted({path for each in firsts for path in labels.get(each or "", ())})
         groups = tuple(zip(GROUPS, _names(place, key), strict=False))
         found.candidates.append(Candidate(part, groups, images, tuple(own) or None))
+    if nameless := len({place[1] for place in chosen if place[0] == place[1]}):
+        found.remarks.append(f"{nameless} studies have no PatientID; each counts as a patient")
     if label:
         _pass_over_unlabelled(found)
     _list_the_rest(tree, in_use, found)

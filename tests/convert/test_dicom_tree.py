@@ -29,7 +29,6 @@ from nnssl.convert.spec import find_specs, read_spec
 
 SHAPE = (6, 10, 8)  # z, y, x
 LABELS = ["tumour=gtv.*", "lungs=lung.*"]
-REAL = Path(__file__).parents[2] / "shared" / "data" / "dcm_qa_ct" / "In" / "GE"
 
 
 def tumour() -> np.ndarray:
@@ -348,6 +347,28 @@ def test_multi_frame_images_are_read_frame_by_frame(roots):
         assert world(image) == expected(2 * array + 10 * np.arange(SHAPE[0])[:, None, None])
         (label,) = (target.raw / "labelsTr").glob(f"{patient}_*")
         assert world(label) == expected(tumour() + 2 * lungs())
+
+
+def test_a_label_moves_with_its_tilted_series(roots):
+    root = roots / "pacs"
+    for patient in "12":
+        of = {"patient": "", "study": patient}
+        slices = h.series(root / patient, 1000 * tumour(), **of)
+        for k, each in enumerate(slices):  # a pixel sideways per slice, so that nothing is blended
+            shifted = np.array(h.place(k)) + k * h.SPACING[1] * h.OBLIQUE[1]
+            each.ImagePositionPatient = [round(v, 4) for v in shifted]
+            h.save(each, root / patient / f"IM{SHAPE[0] - k:04d}")
+        h.segmentation(root / f"seg{patient}", slices, {"GTV": tumour()})
+    assert "has a gantry tilt of 26.6 degrees" in problems_of(root, labels=["tumour=GTV"])
+    target = ConversionTarget.of(roots / "nnUNet_raw", roots / "nnUNet_preprocessed", 60, "H")
+    conversion = Conversion(spec_of(root, labels=["tumour=GTV"], slices="resample"), root)
+    convert(conversion, target)
+    for path in (target.raw / "imagesTr").iterdir():
+        label = world(target.raw / "labelsTr" / path.name.replace("_0000", ""))
+        assert label == {place: value / 1000 for place, value in world(path).items()}
+        assert len(label) == tumour().sum()
+    remark = "2 studies have no PatientID; each counts as a patient"
+    assert remark in conversion.find_series().remarks
 
 
 def reorder(masks, ds, slices):
