@@ -84,7 +84,7 @@ def test_killed_twenty_times(road: str, begin: Path) -> None:
 
 def cluster_once(begin: Path) -> None:
     variables = {"nnUNet_preprocessed": str(begin / "preprocessed")}
-    options = ["-d", "999", "-c", "2d", "-f", "0", "-k", "4", "-np", "1"]
+    options = ["-d", "999", "-c", "2d", "-f", "0", "-k", "4", "--workers", "1"]
     subprocess.run(
         [sys.executable, "-c", "from nnssl.cli.cluster import main; main()", *options],
         env={**os.environ, **variables, "PYTHONPATH": str(PROGRAM.parents[1])},

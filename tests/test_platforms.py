@@ -47,7 +47,7 @@ def test_all_roads_run(tiny_files: Path, tmp_path: Path, method: str) -> None:
         done = subprocess.run(program, env=variables, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    run("nnssl_cluster", "-d", "999", "-c", "2d", "-f", "0", "-k", "4", "-np", "2")
+    run("nnssl_cluster", "-d", "999", "-c", "2d", "-f", "0", "-k", "4", "--workers", "2")
     for trainer in ("nnSSLContrastiveTrainer", "nnSSLFinetuneTrainer", "nnSSLScratchTrainer"):
         run("nnUNetv2_train", "999", "2d", "0", "-tr", trainer, "-device", "cpu")
     (tmp_path / "study.yaml").write_text(STUDY)
