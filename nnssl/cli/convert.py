@@ -20,7 +20,7 @@ from nnssl.convert.dicom_tree import read_patient_key, read_tree
 from nnssl.convert.engine import ConversionTarget, check_source, convert
 from nnssl.convert.planning import Conversion
 from nnssl.convert.private import make_private_spec
-from nnssl.convert.records import describe_identical_images
+from nnssl.convert.records import find_doubts
 from nnssl.convert.spec import DatasetSpec, find_specs, read_spec
 from nnssl.convert.tasks import CheckedCase, list_tasks
 from nnssl.convert.volumes import FourthAxis, Headers, Overlap
@@ -67,7 +67,9 @@ def _add_options(parser: ArgumentParser) -> None:
     add("--label", metavar="WHERE", help=text)
     text = "label names; dicom: NAME=REGEX of structures"
     add("--labels", nargs="+", default=[], metavar="NAME[=VALUE]", help=text)
-    add("--overlap", choices=get_args(Overlap), help="dicom: voxels of two structures")
+    text = "folder: a file for each structure, in place of --label and --labels"
+    add("--mask", nargs="+", action="extend", default=[], metavar="NAME=WHERE", help=text)
+    add("--overlap", choices=get_args(Overlap), help="voxels of two structures")
     text = "dicom: PatientIDs in names of cases, not names made of them with a secret"
     add("--keep-ids", action="store_true", help=text)
 
@@ -107,7 +109,7 @@ def _convert(options: Namespace) -> None:
         _show(check_source(conversion), cines)
         return
     checked = convert(conversion, target)
-    warn(describe_identical_images(checked))
+    warn(find_doubts(checked))
     patients = len({each.case.patient for each in checked})
     print(f"{target.raw}: {len(checked)} cases of {patients} patients")
     groups = guess_patients(each.case.identifier for each in checked)
@@ -117,6 +119,8 @@ def _convert(options: Namespace) -> None:
     notes = [note for each in checked for of_file in each.notes.values() for note in of_file]
     for text, count in Counter(note.partition(" (")[0] for note in notes).items():
         print(f"{count} files: {text}")
+    if len({each.case.patient for each in checked if each.case.part == "Tr"}) == 1:
+        print("one training patient makes no folds; train fold all")
     print(f"please cite: {spec.citation}")
     print(f"next: nnUNetv2_plan_and_preprocess -d {options.dataset_id} -c 2d")
     if cines:
@@ -133,6 +137,8 @@ def _count_frames(cines: Sequence[Cine]) -> str:
 
 def _prepare_spec(options: Namespace) -> DatasetSpec:
     """The spec of a name, as options and source folder complete it."""
+    if options.mask and options.name != FOLDER:
+        raise ValueError(f"--mask is for {FOLDER}, not for {options.name}")
     if options.name in OWN:
         spec = _make_own_spec(options)
     else:
@@ -167,12 +173,10 @@ def _make_own_spec(options: Namespace) -> DatasetSpec:
             [] if options.images_only else options.labels,
             overlap=options.overlap,
         )
-    return {FOLDER: make_private_spec, BIDS: make_bids_spec}[options.name](
-        options.dataset_name,
-        options.images,
-        options.label,
-        options.labels,
-    )
+    files = options.dataset_name, options.images, options.label, options.labels
+    if options.name == BIDS:
+        return make_bids_spec(*files)
+    return make_private_spec(*files, options.mask, overlap=options.overlap)
 
 
 def _find_spec(name: str) -> DatasetSpec:
@@ -193,7 +197,7 @@ def _show(checked: Sequence[CheckedCase], cines: Sequence[Cine]) -> None:
         size = "x".join(map(str, cine.size))
         frames = f"{len(cine.frames)} frames of {cine.file}"
         print(f"{cine.patient}  {size}  {cine.orientation}  {frames}")
-    warn(describe_identical_images(checked))
+    warn(find_doubts(checked))
     if cines:
         print(_count_frames(cines))
     print(f"{len(checked)} cases; nothing was written (--dry-run)")

@@ -73,7 +73,7 @@ def check_cines(conversion: Conversion) -> list[Cine]:
             "to be taken from it; leave out --cine"
         )
     patterns = [spec.unlabelled]
-    candidates, problems = find_candidates(Inventory.of(source), patterns, None, spec.test)
+    candidates, problems = find_candidates(Inventory.of(source), patterns, [], spec.test)
     wanted = [each for each in candidates if each.format(spec.patient) not in conversion.leave_out]
     cases = plan_cases(conversion)[0]
     taken = {case.identifier for case in cases}.union(conversion.leave_out)

@@ -77,7 +77,8 @@ def plan_cases(conversion: Conversion) -> tuple[list[PlannedCase], list[Problem]
         found = conversion.find_series()
         candidates, problems = found.candidates, found.problems
     else:
-        candidates, problems = find_candidates(inventory, patterns, spec.label, spec.test)
+        labels = [*(spec.masks or {}).values()] or ([spec.label] if spec.label else [])
+        candidates, problems = find_candidates(inventory, patterns, labels, spec.test)
     problems += inventory.problems + _empty_folders(spec, inventory)
     names = [{each.format(spec.case), each.format(spec.patient)} for each in candidates]
     if unknown := sorted(set(conversion.leave_out).difference(*names)):
@@ -94,9 +95,6 @@ def plan_cases(conversion: Conversion) -> tuple[list[PlannedCase], list[Problem]
     if not patients:
         heading = f"{source} holds no complete training case of {spec.name}.\n{spec.guidance}"
         raise ConversionError(heading, problems)
-    if len(patients) == 1:
-        what = "is the only complete training patient; folds need at least two"
-        problems.append(Problem(next(iter(patients)), what))
     return sorted(cases, key=lambda case: (case.part, case.identifier)), problems
 
 
@@ -110,7 +108,11 @@ def _find_case(
         for name, image in zip(spec.channels, candidate.images, strict=True)
         if image is None
     ]
-    if candidate.label is None and candidate.part == "Tr" and spec.label:
+    if candidate.label and "" in candidate.label:
+        names = [n for n, f in zip(spec.masks or (), candidate.label, strict=True) if not f]
+        what = f"mask of {', '.join(names)} is missing (beside {near})"
+        missing.append(Problem(identifier, f"{what}; write an empty one, or --leave-out the case"))
+    if candidate.label is None and candidate.part == "Tr" and (spec.label or spec.masks):
         missing.append(Problem(identifier, f"label is missing (of {near})"))
     problems += missing
     images = tuple(image for image in candidate.images if image is not None)

@@ -18,6 +18,7 @@ def make_private_spec(
     images: Sequence[str],
     label: str | None = None,
     labels: Sequence[str] = (),
+    masks: Sequence[str] = (),
     **entries: Any,
 ) -> DatasetSpec:
     """A spec for files that templates describe.
@@ -32,6 +33,8 @@ def make_private_spec(
         label: Template of the labels; ``None``: images only.
         labels: Names of the labels: ``tumour`` (values 1, 2, ... in this order), ``tumour=3``
             (value in the files) or ``tumour=any`` (all but 0).
+        masks: Templates of masks, one file for each structure, each as ``NAME=TEMPLATE``; in place
+            of ``label`` and ``labels``.
         entries: Further entries of the spec.
 
     Raises:
@@ -41,6 +44,7 @@ def make_private_spec(
     found = re.findall(r"{(\w+)}", next(iter(channels.values()), ""))
     if not found:
         raise ValueError(f"--images is {list(images)}; it needs CHANNEL=TEMPLATE with {{case}}")
+    drawn = split_channels(masks, "liver={case}/liver.nii.gz", "--mask")
     groups = [name for name in dict.fromkeys(found) if name != "slice"]
     case = "_".join(f"{{{group}}}" for group in groups)
     return make_own_spec(
@@ -51,23 +55,30 @@ def make_private_spec(
         layout=LAYOUT,
         label=make_expression(label) if label else None,
         labels=labels,
+        masks={name: make_expression(each) for name, each in drawn.items()} or None,
         **entries,
     )
 
 
-def split_channels(images: Sequence[str], example: str) -> dict[str, str]:
+def split_channels(images: Sequence[str], example: str, option: str = "--images") -> dict[str, str]:
     """Channel -> where its images lie, from ``CHANNEL=WHERE`` or ``R,G,B=WHERE``."""
     pairs = [each.partition("=") for each in images]
     if wrong := [each for each, (_, mark, _) in zip(images, pairs, strict=True) if not mark]:
-        raise ValueError(f"--images has {wrong}; each is CHANNEL=WHERE, e.g. {example}")
+        raise ValueError(f"{option} has {wrong}; each is NAME=WHERE, e.g. {example}")
     return {name: where for names, _, where in pairs for name in names.split(",")}
 
 
 def make_own_spec(
-    channels: dict[str, str], label: str | None, labels: Sequence[str], **entries: Any
+    channels: dict[str, str],
+    label: str | None,
+    labels: Sequence[str],
+    masks: dict[str, str] | None = None,
+    **entries: Any,
 ) -> DatasetSpec:
     """A spec of the user's own data; entries that are None have their defaults."""
     values, remap = _labels(labels) if label else (dict(LABELS), None)
+    if masks:
+        values = {name: value for value, name in enumerate(["background", *masks])}
     return DatasetSpec(
         description="a private collection",
         modality="/".join(channels),
@@ -78,6 +89,7 @@ def make_own_spec(
         label=label,
         labels=values,
         remap=remap,
+        masks=masks,
         **{key: value for key, value in entries.items() if value is not None},
     )
 

@@ -23,7 +23,7 @@ from nnssl.nnunet.splits import draw_splits
 CONVERSION_FILE = "conversion.json"
 CHANGE_NO_CASE = {"description", "citation", "licence", "where", "layout", "unlabelled"}
 # entries that older conversions, whose hashes stay, do not know
-YOUNGER = {"dicom": False, "structures": None, "overlap": "refuse"}
+YOUNGER = {"masks": None, "dicom": False, "structures": None, "overlap": "refuse"}
 
 
 def describe_identical_images(checked: Sequence[CheckedCase]) -> list[str]:
@@ -45,6 +45,17 @@ def describe_identical_images(checked: Sequence[CheckedCase]) -> list[str]:
     return list(dict.fromkeys(sentences))
 
 
+def find_doubts(checked: Sequence[CheckedCase]) -> list[str]:
+    """Sentences on what a user should look at before training."""
+    bare = [each.case.identifier for each in checked if each.has_bare_header]
+    what = (
+        f"{len(bare)} images have headers that say nothing (voxels of 1 mm, origin 0), so "
+        f"their spacing is not known: {', '.join(bare)} (to leave out: --leave-out "
+        f"{' '.join(bare)}; or give the files their real spacing)"
+    )
+    return [*describe_identical_images(checked), *([what] if bare else [])]
+
+
 def write_records(folder: Path, spec: DatasetSpec, checked: Sequence[CheckedCase]) -> None:
     """Write ``dataset.json``, ``splits_final.json`` and ``cases.json`` into the dataset folder."""
     patients = {
@@ -62,7 +73,8 @@ def write_records(folder: Path, spec: DatasetSpec, checked: Sequence[CheckedCase
         "licence": spec.licence,
     }
     write_json(folder / DATASET_FILE, dataset)
-    write_json(folder / SPLITS_FILE, draw_splits(patients, spec.folds, spec.seed))
+    if len(set(patients.values())) > 1:  # else there is nothing to hold out: fold all
+        write_json(folder / SPLITS_FILE, draw_splits(patients, spec.folds, spec.seed))
     write_json(folder / CASES_FILE.name, _cases_json(spec, checked))
 
 
@@ -108,7 +120,7 @@ def make_conversion_record(
         for task in list_tasks(each.case)
     }
     decisions = {"n4": conversion.n4, "left_out": left_out, "spec": asdict(spec)}
-    warnings = describe_identical_images(checked)
+    warnings = find_doubts(checked)
     return describe_conversion(conversion, job, files, decisions=decisions, warnings=warnings)
 
 

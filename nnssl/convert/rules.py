@@ -54,8 +54,27 @@ def stacom_ed_es(
         yield from (phases[0], drawn[int(smallest)])
 
 
+def ct_series(candidates: list[Candidate], inventory: Inventory) -> Iterator[Candidate | Problem]:
+    """Keep series whose first file says that it is CT; radiographs (CR, DX) lie beside them."""
+    for each in candidates:
+        reader = sitk.ImageFileReader()
+        try:
+            reader.SetFileName(str(inventory.root / each.files[0]))
+            reader.ReadImageInformation()
+        except RuntimeError:
+            yield each  # its reader says what is wrong
+            continue
+        key = "0008|0060"
+        if not reader.HasMetaDataKey(key) or reader.GetMetaData(key).strip() == "CT":
+            yield each
+
+
 FrameRule = Callable[[list[Candidate], Inventory], Iterator[Candidate | Problem]]
-FRAME_RULES: dict[str, FrameRule] = {"acdc_info_cfg": acdc_info_cfg, "stacom_ed_es": stacom_ed_es}
+FRAME_RULES: dict[str, FrameRule] = {
+    "acdc_info_cfg": acdc_info_cfg,
+    "stacom_ed_es": stacom_ed_es,
+    "ct_series": ct_series,
+}
 
 
 def _by_patient(candidates: list[Candidate]) -> Iterator[tuple[str, list[Candidate]]]:

@@ -44,7 +44,8 @@ def refuse(problems: list[Problem], where: str) -> None:
 class Candidate:
     """Files that share their named groups: one possible case.
 
-    Paths are relative to the source folder; ``None`` stands for files that were not found.
+    Paths are relative to the source folder; ``None`` stands for files that were not found, an empty
+    name for a missing one of several masks.
     """
 
     part: str
@@ -55,7 +56,7 @@ class Candidate:
     @property
     def files(self) -> list[str]:
         """The files that exist."""
-        return [path for files in (*self.images, self.label) for path in files or ()]
+        return [path for files in (*self.images, self.label) for path in files or () if path]
 
     def format(self, template: str) -> str:
         """Fill a template such as ``{patient}_frame{frame}``; only safe characters stay."""
@@ -112,7 +113,10 @@ Key = tuple[str, Groups]
 
 
 def find_candidates(
-    inventory: Inventory, channels: Sequence[str], label: str | None, test: str | None
+    inventory: Inventory,
+    channels: Sequence[str],
+    labels: Sequence[str],
+    test: str | None,
 ) -> tuple[list[Candidate], list[Problem]]:
     """Bring images and labels together by their named groups.
 
@@ -121,27 +125,37 @@ def find_candidates(
 
     Args:
         inventory: The source folder.
-        channels, label: Patterns of the files of each.
+        channels: Pattern of the files of each.
+        labels: Pattern of the label files, or of the masks of each structure.
         test: Regular expression of paths that belong to the test set.
 
     Returns:
         Candidates in the order of their named groups, and a problem for every file found twice.
     """
     problems: list[Problem] = []
-    patterns = dict.fromkeys([*channels, label])
-    found = {each: _by_groups(inventory, each, test, problems) for each in patterns if each}
-    images, labels = [found[pattern] for pattern in channels], found.get(label or "", {})
-    names = set(re.compile(label or "").groupindex) - {SLICE}
+    patterns = dict.fromkeys([*channels, *labels])
+    found = {each: _by_groups(inventory, each, test, problems) for each in patterns}
+    images = [found[pattern] for pattern in channels]
+    drawn = _join([found[pattern] for pattern in labels])
+    names = set(re.compile(labels[0] if labels else "").groupindex) - {SLICE}
     used: set[Key] = set()
     candidates = []
     for part, groups in sorted({key for files in images for key in files}):
         key = part, tuple((name, value) for name, value in groups if name in names)
         used.add(key)
         files = tuple(each.get((part, groups)) for each in images)
-        candidates.append(Candidate(part, groups, files, labels.get(key)))
-    orphans = sorted(set(labels) - used)
+        candidates.append(Candidate(part, groups, files, drawn.get(key)))
+    orphans = sorted(set(drawn) - used)
     none = (None,) * len(images)
-    return candidates + [Candidate(*key, none, labels[key]) for key in orphans], problems
+    return candidates + [Candidate(*key, none, drawn[key]) for key in orphans], problems
+
+
+def _join(masks: Sequence[dict[Key, Files]]) -> dict[Key, Files]:
+    """Masks of one case, one after the other; an empty name stands for a missing one of several."""
+    if len(masks) < 2:
+        return masks[0] if masks else {}
+    keys = {key for each in masks for key in each}
+    return {key: tuple(file for each in masks for file in each.get(key, ("",))) for key in keys}
 
 
 def match_end(pattern: str, path: str) -> re.Match[str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +33,17 @@ def decathlon_dataset_json(source: Path, pattern: str) -> dict[str, Any]:
     Raises:
         ValueError: The file is missing or incomplete, or lists files that are not there.
     """
+    found, content = _read_task(source)
+    listed = [file for entry in content["training"] for file in entry.values()]
+    if missing := [file for file in listed if not (source / file).exists()]:
+        path = source / "dataset.json"
+        raise ValueError(f"{path} lists {len(missing)} files that are missing: {missing[:5]}")
+    channels = dict.fromkeys(found["channels"], pattern)
+    return {**found, "channels": channels, "fourth_axis": "channels" if len(channels) > 1 else None}
+
+
+def _read_task(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Name, description, channels and labels of a task, and all of its ``dataset.json``."""
     path = source / "dataset.json"
     if not path.exists():
         raise ValueError(f"{path} is missing; SOURCE must be the folder TaskNN_Name of one task")
@@ -40,24 +51,63 @@ def decathlon_dataset_json(source: Path, pattern: str) -> dict[str, Any]:
     try:
         channels = [content["modality"][key] for key in sorted(content["modality"], key=int)]
         labels = {name: int(value) for value, name in content["labels"].items()}
-        listed = [file for entry in content["training"] for file in entry.values()]
+        if not all(isinstance(entry, dict) for entry in content["training"]):
+            raise TypeError("an entry of training is no mapping")
+        if len(set(channels)) < len(channels):
+            raise ValueError(f"two channels have one name, {channels}; name them apart")
     except (KeyError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(f"{path} must have modality, labels and training ({error!r})") from error
-    if missing := [file for file in listed if not (source / file).exists()]:
-        raise ValueError(f"{path} lists {len(missing)} files that are missing: {missing[:5]}")
     labels = {"background" if value == 0 else name: value for name, value in labels.items()}
     task, _, name = source.resolve().name.partition("_")
-    return {
+    found = {
         "name": name if task.startswith("Task") and name else str(content.get("name")),
         "description": str(content.get("description", "Medical Segmentation Decathlon")),
         "modality": "/".join(channels),
-        "channels": dict.fromkeys(channels, pattern),
+        "channels": channels,
         "labels": dict(sorted(labels.items(), key=lambda entry: entry[1])),
-        "fourth_axis": "channels" if len(channels) > 1 else None,
+    }
+    return found, content
+
+
+def nnunet_v1_dataset_json(source: Path, pattern: str) -> dict[str, Any]:
+    """Channels, a file each, and labels of a task of nnU-Net's first version.
+
+    Args:
+        source: ``TaskNNN_Name``, whose ``dataset.json`` lists cases, not the files of channels.
+        pattern: Pattern of the images, which ends in the channel ``_0000``.
+
+    Raises:
+        ValueError: The file is missing or incomplete.
+    """
+    found = _read_task(source)[0]
+    files = [pattern.replace("_0000", f"_{k:04d}") for k in range(len(found["channels"]))]
+    channels = dict(zip(found["channels"], files, strict=True))
+    return {**found, "channels": channels, "fourth_axis": None}
+
+
+def names_of_masks(source: Path, pattern: str) -> dict[str, Any]:
+    """Structures of a dataset with a file for each, from the first subject's ``segmentations``.
+
+    Raises:
+        ValueError: There is no such folder.
+    """
+    folders = sorted(source.glob("**/segmentations"))
+    files = sorted(folders[0].glob("*.nii.gz")) if folders else []
+    names = [file.name.removesuffix(".nii.gz") for file in files if file.name[0] != "."]
+    if not names:
+        raise ValueError(f"{source} holds no folder segmentations with a file for each structure")
+    subject = pattern.partition("/")[0]
+    return {
+        "masks": {each: rf"{subject}/segmentations/{re.escape(each)}\.nii\.gz" for each in names},
+        "labels": {name: value for value, name in enumerate(["background", *names])},
     }
 
 
-DERIVATIONS: dict[str, Derivation] = {"decathlon_dataset_json": decathlon_dataset_json}
+DERIVATIONS: dict[str, Derivation] = {
+    "decathlon_dataset_json": decathlon_dataset_json,
+    "nnunet_v1_dataset_json": nnunet_v1_dataset_json,
+    "names_of_masks": names_of_masks,
+}
 
 
 PLAIN = Rule(
@@ -90,6 +140,8 @@ class DatasetSpec:
         label: Pattern of the label files. Groups of the channel patterns that it lacks mean that
             a label belongs to several images. Without it the dataset has images only, and a
             mask named ``foreground`` is made.
+        masks: Label name -> pattern of its mask (all but 0 belongs to it), in place of ``label``,
+            where each structure has a file of its own; ``overlap`` says what voxels of two become.
         labels: Label name -> value, or list of values (a region); ``background`` is 0, values are
             consecutive.
         regions_class_order: Order in which nnU-Net writes regions, where there are any.
@@ -126,6 +178,7 @@ class DatasetSpec:
     where: str
     layout: str
     label: str | None = None
+    masks: dict[str, str] | None = None
     labels: Annotated[dict[str, Any], MinLen(1)] = field(default_factory=lambda: dict(LABELS))
     regions_class_order: list[int] | None = None
     remap: dict[Any, int] | None = None
@@ -175,7 +228,7 @@ class DatasetSpec:
     def without_labels(self) -> DatasetSpec:
         """The same images, with a foreground mask in place of the labels."""
         labels: dict[str, Any] = dict.fromkeys(
-            ("label", "remap", "structures", "regions_class_order")
+            ("label", "masks", "remap", "structures", "regions_class_order")
         )
         return replace(self, labels=dict(LABELS), **labels)
 
@@ -199,6 +252,9 @@ class DatasetSpec:
         _check_patterns(self)
 
 
+NEEDED = {each.name for each in fields(DatasetSpec) if each.default is MISSING} - {"labels"}
+
+
 def find_specs(folders: Sequence[Path] = ()) -> dict[str, Path]:
     """Names and files of all dataset specs: the user's folders (the first wins), then ours."""
     found: dict[str, Path] = {}
@@ -206,7 +262,7 @@ def find_specs(folders: Sequence[Path] = ()) -> dict[str, Path]:
         for path in sorted((folder / "datasets").glob("*.yaml")):
             text = path.read_text(encoding="utf-8", errors="replace")
             entries = set(re.findall(r"^(\w+):", text, re.MULTILINE))
-            if not entries or entries & DatasetSpec.__dataclass_fields__.keys():
+            if not entries or entries & NEEDED:
                 found.setdefault(path.stem, path)  # other tables may lie beside the specs
     return found
 
@@ -239,6 +295,13 @@ def _check_labels(spec: DatasetSpec) -> None:
         raise ValueError("labels with lists (regions) need regions_class_order, others have none")
     if spec.remap is not None:
         check_remap(spec.remap, spec.values)
+    if spec.masks is not None and (
+        spec.label or set(spec.masks) != set(spec.labels) - {"background"}
+    ):
+        raise ValueError(
+            f"masks is of {sorted(spec.masks)}; it must have all names of labels but background, "
+            "and there is no label beside it"
+        )
     for pattern, value in (spec.structures or {}).items():
         _find_named_groups("structures", pattern)
         if value not in spec.values:
@@ -254,9 +317,14 @@ def _check_patterns(spec: DatasetSpec) -> None:
     if spec.dicom:
         groups = {channel: set(GROUPS) for channel in groups}
     allowed = next(iter(groups.values()))
-    label = _find_named_groups("label", spec.label) - {SLICE}
-    if any(each != allowed for each in groups.values()) or label - allowed:
-        found = {**{f"channels.{name}": each for name, each in groups.items()}, "label": label}
+    masks = {f"masks.{name}": pattern for name, pattern in (spec.masks or {}).items()}
+    labels = {
+        name: _find_named_groups(name, pattern) - {SLICE}
+        for name, pattern in (masks or {"label": spec.label or ""}).items()
+    }
+    wrong = set().union(*labels.values()) - allowed or len({*map(frozenset, labels.values())}) > 1
+    if wrong or any(each != allowed for each in groups.values()):
+        found = {**{f"channels.{name}": each for name, each in groups.items()}, **labels}
         raise ValueError(f"patterns must have the same named groups; found {found}")
     for entry in ("test", "folder"):
         _find_named_groups(entry, getattr(spec, entry))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
-from nnssl.common.files import atomic_path
+from nnssl.common.files import atomic_path, hash_json
 from nnssl.convert.labels import (
     UnknownValuesError,
     look_up,
@@ -27,6 +27,7 @@ from nnssl.convert.volumes import (
     compare_geometry,
     correct_bias_field,
     find_orientation,
+    has_bare_header,
     hash_of_voxels,
     write_image,
 )
@@ -72,7 +73,10 @@ def _read(task: VolumeTask, conversion: Conversion) -> Volume:
     """
     spec, source = conversion.spec, conversion.source
     files, like = ([source / file for file in each] for each in (task.files, task.like))
-    volume = read_volume(files, spec.reading, task.channel, like)
+    if task.role == LABEL and spec.masks:
+        volume = _join_masks(files, spec, like)
+    else:
+        volume = read_volume(files, spec.reading, task.channel, like)
     if task.role == MASK:
         return Volume(make_foreground_mask(volume.image, spec.foreground_rule), volume.sha256)
     if task.role == LABEL and spec.headers == "repair":
@@ -91,6 +95,34 @@ def _copy_geometry(label: Volume, image: Volume) -> Volume:
     return Volume(copy, label.sha256, (*label.notes, note))
 
 
+def _join_masks(files: list[Path], spec: DatasetSpec, like: list[Path]) -> Volume:
+    """One label of the masks of all structures.
+
+    Raises:
+        ValueError: Masks of different grids; voxels in two masks, where ``overlap`` refuses them.
+    """
+    masks = {
+        name: read_volume([file], spec.reading, like=like)
+        for name, file in zip(spec.masks or (), files, strict=True)
+    }
+    first = next(iter(masks.values())).image
+    values = np.zeros(first.GetSize()[::-1], np.uint16 if len(masks) > 255 else np.uint8)
+    owners = {value: name for name, value in spec.labels.items()}
+    for name, mask in masks.items():
+        if wrong := compare_geometry(first, mask.image, f"mask of {name}"):
+            raise ValueError(f"has another grid: {'; '.join(wrong)}")
+        inside = sitk.GetArrayViewFromImage(mask.image) != 0
+        if spec.overlap == "refuse" and (taken := values[inside]).any():
+            raise ValueError(
+                f"has {np.count_nonzero(taken)} voxels in {owners[taken.max()]!r} and in {name!r}; "
+                "--overlap last gives them to the label that is named last"
+            )
+        values[inside] = spec.labels[name]
+    joined = sitk.GetImageFromArray(values)
+    joined.CopyInformation(first)
+    return Volume(joined, hash_json([each.sha256 for each in masks.values()]))
+
+
 def write_volume(task: VolumeTask, conversion: Conversion, folder: Path) -> None:
     """Write one file below ``folder``, whole or not at all."""
     be_quiet()
@@ -106,7 +138,11 @@ def _is_copy(task: VolumeTask, conversion: Conversion) -> bool:
     spec = conversion.spec
     exact = spec.headers == "exact" and spec.fourth_axis is None
     whole = len(task.files) == 1 and task.files[0].endswith(FILE_ENDING)
-    changed = {IMAGE: conversion.n4, LABEL: spec.remap is not None, MASK: True}
+    changed = {
+        IMAGE: conversion.n4,
+        LABEL: spec.remap is not None or spec.masks is not None,
+        MASK: True,
+    }
     return exact and whole and not changed[task.role]
 
 
@@ -138,6 +174,7 @@ class CheckedCase:
     problems: list[Problem] = field(default_factory=list)
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     voxels: list[str] = field(default_factory=list)
+    has_bare_header: bool = False
 
 
 def check_case(case: PlannedCase, conversion: Conversion) -> CheckedCase:
@@ -161,6 +198,7 @@ def check_case(case: PlannedCase, conversion: Conversion) -> CheckedCase:
             first = image
             found.size, found.spacing = image.GetSize(), image.GetSpacing()
             found.orientation = find_orientation(image)
+            found.has_bare_header = has_bare_header(image)
         channel = list(conversion.spec.channels)[task.channel]
         what = f"channel {channel}" if task.role == IMAGE else task.role
         wrong = compare_geometry(first, image, what)

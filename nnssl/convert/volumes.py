@@ -103,6 +103,12 @@ def find_orientation(image: sitk.Image) -> str:
     return str(code)
 
 
+def has_bare_header(image: sitk.Image) -> bool:
+    """Whether a volume's geometry is what programs write that know none: the identity."""
+    unturned = np.allclose(np.abs(image.GetDirection()), np.eye(3).ravel())
+    return unturned and image.GetSpacing() == (1, 1, 1) and image.GetOrigin() == (0, 0, 0)
+
+
 def hash_of_voxels(image: sitk.Image) -> str:
     """SHA-256 of size and values: equal for equal values, whatever their type and geometry."""
     values = sitk.GetArrayViewFromImage(image).astype(np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +10,15 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnssl.common.files import put_back, read_json, write_json
 from nnssl.nnunet.cases import CaseRecord, read_all_cases, read_cases
+from nnssl.nnunet.images import list_cases
 from nnssl.nnunet.paths import CASES_FILE, RAW, SPLITS_FILE, find_root
 
 Split = list[dict[str, list[str]]]
 SIDES = ("train", "val")
+FOLDS = 5  # nnU-Net's number
 
 
-def draw_splits(patients: Mapping[str, str], folds: int = 5, seed: int = 1234) -> Split:
+def draw_splits(patients: Mapping[str, str], folds: int = FOLDS, seed: int = 1234) -> Split:
     """Draw folds by patient, as nnU-Net's own ACDC converter does with seed 1234.
 
     Args:
@@ -29,7 +31,10 @@ def draw_splits(patients: Mapping[str, str], folds: int = 5, seed: int = 1234) -
     """
     names = sorted(set(patients.values()))
     if len(names) < 2:
-        raise ValueError(f"folds need at least two patients; found {names}")
+        raise ValueError(
+            f"folds need at least two patients; found {names}, so none can be held out. Train fold "
+            "all, which validates on what it trains on"
+        )
     np.random.RandomState(seed).shuffle(names)
     cases, count = sorted(patients), min(folds, len(names))
     return [
@@ -42,8 +47,13 @@ def draw_splits(patients: Mapping[str, str], folds: int = 5, seed: int = 1234) -
 
 
 def draw_stock_splits(cases: Iterable[str]) -> Split:
-    """The folds that nnU-Net itself draws, case by case."""
-    drawn = generate_crossval_split(sorted(cases), seed=12345, n_splits=5)
+    """The folds that nnU-Net itself draws, case by case; of fewer than five cases, where it fails,
+    as many folds as cases.
+    """
+    names = sorted(cases)
+    if len(names) < FOLDS:
+        return draw_splits({case: case for case in names})
+    drawn = generate_crossval_split(names, seed=12345, n_splits=FOLDS)
     return [{side: [str(case) for case in fold[side]] for side in SIDES} for fold in drawn]
 
 
@@ -74,19 +84,21 @@ def read_fold(dataset: Path, fold: int | str) -> tuple[list[str], list[str]]:
     return sorted(split["train"]), sorted(split["val"])
 
 
-def check_fold(preprocessed: Path, fold: int | str) -> None:
+def check_fold(preprocessed: Path, fold: int | str, needed: Collection[str] = ("train",)) -> None:
     """Put the split in place if it is missing, and refuse one that cannot be honest.
 
     The converter's copy beside the raw data is put back; a dataset whose patients are known gets a
-    patient-wise split; else nnU-Net draws its own.
+    patient-wise split, one of fewer than five cases as many folds as cases (nnU-Net would fail);
+    else nnU-Net draws its own.
 
     Args:
         preprocessed: `nnUNet_preprocessed/DatasetXXX_NAME/<data_identifier>`.
         fold: number of the fold, or `all`.
+        needed: sides of the fold that must hold a case; nnU-Net's trainers fail without `val`.
 
     Raises:
-        ValueError: a split that parts a patient, or a fold beyond the file (nnU-Net would draw a
-            random one, case by case).
+        ValueError: a side without case, a split that parts a patient, or a fold beyond the file
+            (nnU-Net would draw a random one, case by case).
     """
     if fold == "all":
         return
@@ -96,6 +108,8 @@ def check_fold(preprocessed: Path, fold: int | str) -> None:
         restore_records(raw / dataset.name, dataset)
     if not file.exists() and (training := read_all_cases(dataset, "Tr")):
         write_json(file, draw_splits({case: each.patient for case, each in training.items()}))
+    if not file.exists() and len(few := list_cases(preprocessed)) < FOLDS:
+        write_json(file, draw_stock_splits(few))
     if not file.exists():
         return
     splits = read_json(file)
@@ -103,6 +117,11 @@ def check_fold(preprocessed: Path, fold: int | str) -> None:
         raise ValueError(
             f"fold {fold}: {file} has {len(splits)} folds, allowed are 0 to {len(splits) - 1} and "
             "all. (nnU-Net would silently draw a random split here, case by case.)"
+        )
+    if empty := [side for side in needed if not splits[int(fold)][side]]:
+        raise ValueError(
+            f"fold {fold} of {file} has no case in {' and '.join(empty)}; choose another fold, or "
+            "train fold all, which validates on what it trains on"
         )
     cases = {case for split in splits for side in SIDES for case in split[side]}
     check_split(splits, read_cases(dataset, cases))

@@ -157,7 +157,7 @@ class Probe:
                 ),
             },
             "settings": {
-                "patients": self.settings.probe_patients,
+                "patients": self._patients,
                 "seeds": list(self._seeds),
                 "voxels_per_class_and_volume": VOXELS,
                 "ridge": RIDGE,
@@ -172,9 +172,16 @@ class Probe:
     def _seeds(self) -> Sequence[int]:
         return range(self.seed, self.seed + self.settings.probe_draws)
 
+    @property
+    def _patients(self) -> int:
+        """As many as asked for; the default becomes 1 where the fold trains on one patient."""
+        wanted, default = self.settings.probe_patients, ProbeSettings.probe_patients
+        records = self.fold.read_records(self.fold.train).values()
+        return min(wanted, len({each.key for each in records})) if wanted == default else wanted
+
     def _draw(self) -> list[Any]:
         try:
-            return self.fold.draw_labelled(self.settings.probe_patients, self._seeds)
+            return self.fold.draw_labelled(self._patients, self._seeds)
         except ValueError as error:
             raise ValueError(
                 f"probe.probe_patients: found {self.settings.probe_patients} ({error}). Lower it, "

@@ -37,7 +37,7 @@ from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.nnunet.namesakes import describe_parts, list_cases
 from nnssl.nnunet.planned_network import check_supported
 from nnssl.nnunet.runs import WeightSource
-from nnssl.nnunet.splits import check_fold
+from nnssl.nnunet.splits import SIDES, check_fold
 from nnssl.nnunet.stock_weights import check_stock_weights
 from nnssl.training.checkpoints import (
     compose_finetuning,
@@ -164,7 +164,7 @@ class nnSSLFinetuner(Interruptible):
     def do_split(self) -> tuple[list[str], list[str]]:
         """The fold's labelled training cases, and all of its validation cases."""
         labels.refuse_budget_for_all(self.budget, self.fold)
-        check_fold(Path(self.preprocessed_dataset_folder), self.fold)
+        check_fold(Path(self.preprocessed_dataset_folder), self.fold, SIDES)
         train, val = super().do_split()
         self.fold_cases, self.fold_validation = list(train), list(val)
         records = read_cases(Path(self.preprocessed_dataset_folder_base), {*train, *val})

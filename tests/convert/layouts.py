@@ -50,7 +50,9 @@ def stacom(root: Path) -> None:
             for k in range(3):
                 stem = f"{name}_SA{order[k]}_ph{phase}"
                 place = [(0.0, 0.0, 8.0 * k)]
-                dicom(where, intensities(100 * p + 10 * phase + k)[:1], f"{stem}.dcm", place)
+                ending = "DCM" if p == 2 else "dcm"
+                slices = intensities(100 * p + 10 * phase + k)[:1]
+                dicom(where, slices, f"{stem}.{ending}", place)
                 ring = np.full(SHAPE[1:], 0)
                 ring[1:-1, 1:-1] = 255
                 ring[2 + (phase == 2) : -2, 2:-2] = 0
@@ -169,6 +171,7 @@ def lidc(root: Path) -> None:
     for n in (1, 2, 3):
         study = root / f"LIDC-IDRI-000{n}" / "1.3.6.1.4"
         dicom(study / f"1.3.6.{n}", intensities(n), "1-{:03d}.dcm")
+        dicom(root / f"LIDC-IDRI-000{n}" / "1.9" / "1.9.1", intensities(n)[:1], modality="DX")
         label = sitk.GetImageFromArray(values_in((0, 1)))
         label.SetSpacing((1.5, 1.25, 3.0))
         label.SetOrigin((-50.0, -60.0, -20.0))
@@ -192,6 +195,70 @@ def retina(root: Path) -> None:
     photograph(root / "test" / "1_left.jpeg", 6)
 
 
+def kits(root: Path) -> None:
+    for n in (0, 1, 2):
+        home = root / "dataset" / f"case_0000{n}"
+        write(home / "imaging.nii.gz", intensities(n))
+        write(home / "segmentation.nii.gz", values_in((0, 1, 2, 3)))
+        write(home / "instances" / "tumor_instance-1_annotation-1.nii.gz", values_in((0, 1)))
+
+
+def amos(root: Path) -> None:
+    """CT below number 500, MR from there on; validation cases have labels."""
+    for part, number in (("Tr", 1), ("Va", 8), ("Tr", 507), ("Va", 540), ("Ts", 2), ("Ts", 541)):
+        name = f"amos_{number:04d}.nii.gz"
+        write(root / "amos22" / f"images{part}" / name, intensities(number))
+        if part != "Ts":
+            write(root / "amos22" / f"labels{part}" / name, values_in(range(16)))
+
+
+def flare(root: Path) -> None:
+    for n in (1, 2, 3):
+        write(root / "images" / f"FLARE22_Tr_000{n}_0000.nii.gz", intensities(n))
+        write(root / "labels" / f"FLARE22_Tr_000{n}.nii.gz", values_in(range(14)))
+
+
+def autopet(root: Path) -> None:
+    """Two visits of the first patient; the CT on its own grid is passed over."""
+    for patient, study in (("a1", "1"), ("a1", "2"), ("b2", "1")):
+        home = root / f"PETCT_{patient}" / f"0{study}-23-2003-NA-PET-CT Ganz KM-1"
+        for name in ("CTres", "SUV"):
+            write(home / f"{name}.nii.gz", intensities(ord(patient[0]) * int(study) + len(name)))
+        write(home / "SEG.nii.gz", values_in((0, 1)))
+        write(home / "CT.nii.gz", intensities(1, (9, 8, 7)))
+
+
+def brats_after_treatment(root: Path) -> None:
+    for n, each in enumerate(("00005-100", "00005-101", "00006-100", "00008-100")):
+        stem = root / "training_data1_v2" / f"BraTS-GLI-{each}" / f"BraTS-GLI-{each}"
+        for channel, name in enumerate(("t1n", "t1c", "t2w", "t2f")):
+            write(Path(f"{stem}-{name}.nii.gz"), intensities(10 * n + channel))
+        write(Path(f"{stem}-seg.nii.gz"), values_in((0, 1, 2, 3, 4)))
+
+
+def total_segmentator(root: Path) -> None:
+    for n in (0, 1, 2):
+        home = root / f"s000{n}"
+        write(home / "ct.nii.gz", intensities(n))
+        for value, name in enumerate(("adrenal_gland_left", "aorta", "spleen"), 1):
+            mask = (values_in(range(4)) == value).astype(np.uint8)
+            write(home / "segmentations" / f"{name}.nii.gz", mask)
+
+
+def first_nnunet(root: Path) -> None:
+    training = []
+    for n in (1, 2, 3):
+        for channel in range(2):
+            write(root / "imagesTr" / f"x_{n}_{channel:04d}.nii.gz", intensities(10 * n + channel))
+        write(root / "labelsTr" / f"x_{n}.nii.gz", values_in((0, 1, 2)))
+        training.append({"image": f"./imagesTr/x_{n}.nii.gz", "label": f"./labelsTr/x_{n}.nii.gz"})
+    for channel in range(2):
+        write(root / "imagesTs" / f"x_9_{channel:04d}.nii.gz", intensities(90 + channel))
+    content = {"name": "X", "modality": {"0": "T1", "1": "FLAIR"}, "training": training}
+    content |= {"labels": {"0": "background", "1": "A", "2": "B"}, "test": [], "numTraining": 3}
+    (root / "dataset.json").write_text(json.dumps(content))
+
+
 LAYOUTS = {
     "MMWHS_CT": Layout(mmwhs("ct"), 3, 3, 8, test=1),
     "MMWHS_MR": Layout(mmwhs("mr"), 3, 3, 8, test=1),
@@ -212,5 +279,13 @@ LAYOUTS = {
     "LIDC": Layout(lidc, 3, 3, 2),
     "UKBiobank_brain": Layout(biobank, 3, 3, 4),
     "UKBiobank_brain_FLAIR": Layout(biobank, 3, 3, 4),
+    "KiTS23": Layout(kits, 3, 3, 4),
+    "AMOS22_CT": Layout(amos, 2, 2, 16, test=1),
+    "AMOS22_MR": Layout(amos, 2, 2, 16, test=1),
+    "FLARE22": Layout(flare, 3, 3, 14),
+    "AutoPET": Layout(autopet, 3, 2, 2),
+    "BraTS2024": Layout(brats_after_treatment, 4, 3, 5),
+    "TotalSegmentator": Layout(total_segmentator, 3, 3, 4),
+    "nnUNet_v1": Layout(first_nnunet, 3, 3, 3, test=1),
     "Retinopathy": Layout(retina, 7, 4, 2, test=1),
 }

@@ -62,7 +62,8 @@ def dicom(
 ) -> list[Path]:
     """A series, slice k (of z) at ``places[k]``; file names count against the slices' order.
 
-    Options: ``first`` and ``step`` of names and instance numbers, ``series``, ``instances``.
+    Options: ``first`` and ``step`` of names and instance numbers, ``series``, ``instances``,
+    ``modality``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     places = places or [(-50.0, -60.0, 3.0 * k - 20) for k in range(len(array))]
@@ -75,7 +76,7 @@ def dicom(
         image = sitk.GetImageFromArray(values)
         image.SetSpacing(SPACING[:2])
         tags = {
-            "0008|0060": "CT",
+            "0008|0060": options.get("modality", "CT"),
             "0020|000e": options.get("series", "1.2.826.1").format(k),
             "0020|0013": str(options.get("instances", {}).get(k, number)),
             "0020|0032": "\\".join(map(str, place)),

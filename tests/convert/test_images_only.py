@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from nnssl.convert.labels import UnknownValuesError, look_up, make_foreground_ma
 from nnssl.convert.planning import Conversion
 from nnssl.convert.private import make_expression, make_private_spec
 from nnssl.convert.spec import find_specs, read_spec
+from nnssl.nnunet.splits import check_fold
 
 
 def body(air: float, tissue: float, lung: float) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +136,7 @@ def test_private_labels(tmp_path: Path):
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (["{case}.nii"], [], r"each is CHANNEL=WHERE"),
+        (["{case}.nii"], [], r"each is NAME=WHERE"),
         (["CT=x.nii"], [], r"needs CHANNEL=TEMPLATE with \{case\}"),
         (["CT={case}.nii"], [], "--labels is missing"),
         (["CT={case}.nii"], ["a=b"], "allowed: NAME, NAME=VALUE"),
@@ -155,9 +158,66 @@ def test_cases_can_be_left_out(tmp_path: Path):
 
 
 def test_one_patient_makes_no_folds(tmp_path: Path):
-    write(tmp_path / "a.nii.gz", intensities(1))
-    with pytest.raises(ValueError, match="a: is the only complete training patient"):
-        check_source(Conversion(make_private_spec("X", ["CT={case}.nii.gz"]), tmp_path))
+    """Fold ``all`` needs none, and nnU-Net would part the patient's cases."""
+    for frame in (1, 2):
+        write(tmp_path / "source" / f"a_{frame}.nii.gz", intensities(frame))
+    spec = make_private_spec("X", ["CT={patient}_{frame}.nii.gz"])
+    target = ConversionTarget.of(tmp_path / "raw", tmp_path / "preprocessed", 1, "X")
+    assert len(convert(Conversion(spec, tmp_path / "source"), target)) == 2
+    assert not (target.raw / "splits_final.json").exists()
+    assert (target.preprocessed / "nnssl" / "cases.json").exists()
+    (target.preprocessed / "nnUNetPlans_2d").mkdir()
+    with pytest.raises(ValueError, match="Train fold all"):
+        check_fold(target.preprocessed / "nnUNetPlans_2d", 0)
+
+
+def one_file_per_structure(root: Path) -> None:
+    """Three subjects in TotalSegmentator's layout: image, and a mask for each structure."""
+    for number in (1, 2, 3):
+        home = root / f"s000{number}"
+        write(home / "ct.nii.gz", intensities(number))
+        for value, name in enumerate(("liver", "spleen", "stomach"), 1):
+            mask = (values_in(range(5)) == value).astype(np.uint8) * (255 if value == 3 else 1)
+            write(home / "segmentations" / f"{name}.nii.gz", mask)
+
+
+def masks(*names: str) -> list[str]:
+    return [f"{name}={{case}}/segmentations/{name}.nii.gz" for name in names]
+
+
+def test_one_file_for_each_structure_becomes_one_label(tmp_path: Path):
+    one_file_per_structure(tmp_path / "source")
+    spec = make_private_spec("X", ["CT={case}/ct.nii.gz"], masks=masks("liver", "stomach"))
+    target = ConversionTarget.of(tmp_path / "raw", tmp_path / "pre", 50, spec.name)
+    convert(Conversion(spec, tmp_path / "source"), target)
+    label = sitk.ReadImage(str(target.raw / "labelsTr" / "s0001.nii.gz"))
+    expected = np.array([0, 1, 0, 2, 0])[values_in(range(5))]
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(label), expected)
+    image = sitk.ReadImage(str(target.raw / "imagesTr" / "s0001_0000.nii.gz"))
+    assert label.GetDirection() == pytest.approx(image.GetDirection())
+    dataset = json.loads((target.raw / "dataset.json").read_text())
+    assert dataset["labels"] == {"background": 0, "liver": 1, "stomach": 2}
+
+
+def test_masks_that_are_missing_overlap_or_lie_elsewhere_are_named(tmp_path: Path):
+    one_file_per_structure(tmp_path)
+    folder = tmp_path / "s0002" / "segmentations"
+    spec = make_private_spec("X", ["CT={case}/ct.nii.gz"], masks=masks("liver", "spleen"))
+    shutil.copy(folder / "liver.nii.gz", folder / "spleen.nii.gz")
+    with pytest.raises(ValueError, match=r"voxels in 'liver' and in 'spleen'; --overlap last"):
+        check_source(Conversion(spec, tmp_path))
+    assert check_source(Conversion(replace(spec, overlap="last"), tmp_path))[1].values == (0, 2)
+    write(folder / "spleen.nii.gz", values_in((0,), (5, 8, 6)))
+    with pytest.raises(ValueError, match=r"another grid: size .* of the mask of spleen"):
+        check_source(Conversion(spec, tmp_path))
+    (folder / "spleen.nii.gz").unlink()
+    with pytest.raises(ValueError, match=r"s0002: mask of spleen is missing .* --leave-out"):
+        check_source(Conversion(spec, tmp_path))
+    assert len(check_source(Conversion(spec, tmp_path, leave_out=["s0002"]))) == 2
+    with pytest.raises(ValueError, match="there is no label beside it"):
+        replace(spec, label="x")
+    with pytest.raises(ValueError, match="same named groups"):
+        make_private_spec("X", ["CT={case}/ct.nii.gz"], masks=["liver={other}.nii.gz"])
 
 
 STOCK = """

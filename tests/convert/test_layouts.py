@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from layouts import LAYOUTS
+from native import intensities, values_in, write
 
-from nnssl.convert.engine import ConversionTarget, convert
+from nnssl.convert.engine import ConversionTarget, check_source, convert
 from nnssl.convert.planning import Conversion, plan_cases
+from nnssl.convert.records import find_doubts
 from nnssl.convert.sources import Inventory
 from nnssl.convert.spec import DatasetSpec, find_specs, read_spec
 from nnssl.convert.tasks import CheckedCase
@@ -94,6 +96,48 @@ def test_planning_time_grows_with_the_number_of_files(monkeypatch):
         return process_time() - start
 
     assert min(seconds(4000) for _ in range(2)) < 24 * min(seconds(500) for _ in range(3))
+
+
+def test_volumes_whose_header_says_nothing_are_named(tmp_path: Path):
+    """As LiTS' volumes 28 to 47: identity affines, in NIfTI's world."""
+    LAYOUTS["LiTS17"].make(tmp_path)
+    nothing = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
+    for kind, array in (("volume", intensities(28)), ("segmentation", values_in((0, 1, 2)))):
+        folder = "ct" if kind == "volume" else "seg"
+        path = write(tmp_path / "val" / folder / f"{kind}-28.nii", array, nothing, (0, 0, 0))
+        image = sitk.ReadImage(str(path))
+        image.SetSpacing((1, 1, 1))
+        sitk.WriteImage(image, str(path))
+    checked = check_source(Conversion(read_spec(find_specs()["LiTS17"]), tmp_path))
+    (doubt,) = find_doubts(checked)
+    assert doubt.startswith("1 images have headers that say nothing")
+    assert "--leave-out volume-28;" in doubt
+
+
+def test_radiographs_beside_ct_are_passed_over(tmp_path: Path):
+    LAYOUTS["LIDC"].make(tmp_path)
+    cases, problems = plan_cases(Conversion(read_spec(find_specs()["LIDC"]), tmp_path))
+    assert [case.identifier for case in cases] == [f"LIDC-IDRI-000{n}_1.3.6.{n}" for n in (1, 2, 3)]
+    assert problems == []
+
+
+def test_what_a_dataset_does_not_say_of_itself_is_named(tmp_path: Path):
+    for name, message in (
+        ("TotalSegmentator", "no folder segmentations"),
+        ("nnUNet_v1", "is miss"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_spec(find_specs()[name]).derive_from(tmp_path)
+    LAYOUTS["nnUNet_v1"].make(tmp_path)
+    file = tmp_path / "dataset.json"
+    file.write_text(file.read_text().replace('"FLAIR"', '"T1"'))
+    with pytest.raises(ValueError, match="two channels have one name"):
+        read_spec(find_specs()["nnUNet_v1"]).derive_from(tmp_path)
+
+
+def test_every_licence_is_named_or_said_to_be_unknown():
+    for path in find_specs().values():
+        assert "as the provider states" not in read_spec(path).licence
 
 
 def test_what_a_mac_puts_into_archives_is_passed_over(tmp_path: Path):

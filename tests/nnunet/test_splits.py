@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nnssl.nnunet.cases import CaseRecord
-from nnssl.nnunet.splits import check_fold, check_split, draw_splits, restore_records
+from nnssl.nnunet.splits import SIDES, check_fold, check_split, draw_splits, restore_records
 
 PATIENTS = {f"p{n:02d}_{frame}": f"p{n:02d}" for n in range(12) for frame in ("a", "b", "c")}
 
@@ -44,6 +44,51 @@ def test_few_patients_give_fewer_folds():
     assert len(draw_splits({"a": "p", "b": "q", "c": "r"})) == 3
     with pytest.raises(ValueError, match="at least two patients; found \\['p'\\]"):
         draw_splits({"a": "p", "b": "p"})
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_fewer_than_five_cases_without_records_give_as_many_folds(tmp_path: Path, count: int):
+    """nnU-Net's own rule fails there: five folds of at least five cases."""
+    folder = tmp_path / "Dataset001_Few" / "nnUNetPlans_2d"
+    folder.mkdir(parents=True)
+    for number in range(count):
+        (folder / f"c{number}.b2nd").touch()
+        (folder / f"c{number}_seg.b2nd").touch()
+    check_fold(folder, count - 1)
+    splits = json.loads((folder.parent / "splits_final.json").read_text())
+    assert sorted(case for fold in splits for case in fold["val"]) == [
+        f"c{k}" for k in range(count)
+    ]
+    assert all(sorted(f["train"] + f["val"]) == [f"c{k}" for k in range(count)] for f in splits)
+    with pytest.raises(ValueError, match=f"{count} folds"):
+        check_fold(folder, count)
+
+
+def test_one_case_is_told_of_fold_all_and_five_are_left_to_nnunet(tmp_path: Path):
+    folder = tmp_path / "Dataset001_Few" / "nnUNetPlans_2d"
+    folder.mkdir(parents=True)
+    (folder / "c0.b2nd").touch()
+    with pytest.raises(ValueError, match="none can be held out"):
+        check_fold(folder, 0)
+    check_fold(folder, "all")
+    for number in range(1, 5):
+        (folder / f"c{number}.b2nd").touch()
+    check_fold(folder, 0)
+    assert not (folder.parent / "splits_final.json").exists()
+
+
+@pytest.mark.parametrize("side", ["train", "val"])
+def test_a_fold_without_cases_on_a_side_is_refused_where_it_is_needed(
+    tiny_dataset: Any, side: str
+) -> None:
+    split = tiny_dataset.preprocessed / "splits_final.json"
+    folds = json.loads(split.read_text())
+    folds[0][side] = []
+    split.write_text(json.dumps(folds))
+    with pytest.raises(ValueError, match=f"fold 0 .* has no case in {side}; .* fold all"):
+        check_fold(data_folder(tiny_dataset), 0, SIDES)
+    if side == "val":
+        check_fold(data_folder(tiny_dataset), 0)  # pre-training goes on without
 
 
 def test_a_parted_patient_is_named():

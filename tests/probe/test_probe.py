@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import blosc2
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from nnssl.nnunet.cases import CaseRecord
 from nnssl.nnunet.checkpoint import read_checkpoint, save_atomically
 from nnssl.probe import during_training
-from nnssl.probe.probe import ProbeSettings
+from nnssl.probe.probe import Probe, ProbeSettings
 from nnssl.training import pretraining_loop
 from nnssl.training.factory import trainer_class
 from nnssl.training.history import History
@@ -192,6 +194,13 @@ def test_a_failure_is_logged_and_training_goes_on(
     assert "no memory left for the probe" in log
     assert final(trainer)["nnssl"]["finished"]
     assert "probe_dice" not in trainer.history.values
+
+
+def test_the_default_number_of_patients_becomes_the_one_that_is_there() -> None:
+    one = {case: CaseRecord("p", "D") for case in ("a", "b")}
+    fold: Any = SimpleNamespace(train=list(one), read_records=lambda cases: one)
+    assert Probe(fold, ProbeSettings(), torch.device("cpu"))._patients == 1
+    assert Probe(fold, ProbeSettings(probe_patients=3), torch.device("cpu"))._patients == 3
 
 
 @pytest.mark.parametrize(
