@@ -78,10 +78,11 @@ def cluster(_: Path) -> None:
 
 
 def cluster_anew(root: Path) -> None:
-    """Maps of another recipe take the place of those that are there."""
+    """Maps of another recipe take the place of those that are there, once they are whole."""
     from nnssl.cli.cluster import main
 
-    assert main(["-d", "999", "-c", "2d", "-f", "0", "-k", "3", "--workers", "1"]) == 0
+    recipe = ["-k", "3", "--overwrite"]
+    assert main(["-d", "999", "-c", "2d", "-f", "0", *recipe, "--workers", "1"]) == 0
 
 
 ROADS: dict[str, Callable[[Path], None]] = {
