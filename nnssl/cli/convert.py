@@ -15,6 +15,7 @@ from nnssl.cli.command import WORKERS, command, dataset_id, warn
 from nnssl.config.files import user_folders
 from nnssl.convert.bids import make_bids_spec
 from nnssl.convert.cine import Cine, check_cines, make_patient_pattern, write_cines
+from nnssl.convert.datalist import make_datalist_spec
 from nnssl.convert.dicom_spec import make_dicom_spec
 from nnssl.convert.dicom_tree import read_patient_key, read_tree
 from nnssl.convert.engine import ConversionTarget, check_source, convert
@@ -27,12 +28,14 @@ from nnssl.convert.volumes import FourthAxis, Headers, Overlap
 from nnssl.nnunet.namesakes import SAY, describe_groups, guess_patients, suggest_rule
 from nnssl.nnunet.paths import PREPROCESSED, RAW, root_folder
 
-FOLDER, BIDS, DICOM = "folder", "bids", "dicom"
+FOLDER, BIDS, DICOM, DATALIST = "folder", "bids", "dicom", "datalist"
 OWN = {  # data of the user's own, and a line to copy
     FOLDER: "nnssl_convert folder /data/usz -d 50 --name USZ "
     "--images T1={case}/vol.nii.gz --label {case}/seg.nii.gz --labels tumour=any",
     BIDS: "nnssl_convert bids /data/stroke -d 51 --name Stroke --images T1=T1w FLAIR=FLAIR "
     "--label derivatives/manual/label-lesion_mask --labels lesion=any",
+    DATALIST: "nnssl_convert datalist /data/x -d 53 --name X --images T1,FLAIR=dataset.json "
+    "--labels tumour=1",
     DICOM: "nnssl_convert dicom /data/pacs -d 52 --name Lung --series 'CT.*thorax' "
     "--labels tumour='GTV-?1' lungs='lung.*'",
 }
@@ -40,7 +43,7 @@ OWN = {  # data of the user's own, and a line to copy
 
 def _add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("name", nargs="?", help="dataset, see --list; or 'folder', 'bids', 'dicom'")
+    add("name", nargs="?", help="dataset, see --list; or 'folder', 'bids', 'dicom', 'datalist'")
     add("source", nargs="?", type=Path, help="folder of the native download")
     add("-d", type=dataset_id, dest="dataset_id", help="nnU-Net dataset, id or full name")
     text = "also write the time frames without labels, for nnssl_preprocess_unlabelled"
@@ -174,8 +177,8 @@ def _make_own_spec(options: Namespace) -> DatasetSpec:
             overlap=options.overlap,
         )
     files = options.dataset_name, options.images, options.label, options.labels
-    if options.name == BIDS:
-        return make_bids_spec(*files)
+    if options.name != FOLDER:
+        return {BIDS: make_bids_spec, DATALIST: make_datalist_spec}[options.name](*files)
     return make_private_spec(*files, options.mask, overlap=options.overlap)
 
 

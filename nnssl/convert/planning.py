@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from nnssl.convert.datalist import read_datalist
 from nnssl.convert.dicom_tree import Found, find_series, read_tree
 from nnssl.convert.rules import FRAME_RULES
 from nnssl.convert.sources import (
@@ -76,6 +77,8 @@ def plan_cases(conversion: Conversion) -> tuple[list[PlannedCase], list[Problem]
     if spec.dicom:
         found = conversion.find_series()
         candidates, problems = found.candidates, found.problems
+    elif spec.datalist:
+        candidates, problems = read_datalist(spec, source)
     else:
         labels = [*(spec.masks or {}).values()] or ([spec.label] if spec.label else [])
         candidates, problems = find_candidates(inventory, patterns, labels, spec.test)

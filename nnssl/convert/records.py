@@ -23,7 +23,7 @@ from nnssl.nnunet.splits import draw_splits
 CONVERSION_FILE = "conversion.json"
 CHANGE_NO_CASE = {"description", "citation", "licence", "where", "layout", "unlabelled"}
 # entries that older conversions, whose hashes stay, do not know
-YOUNGER = {"masks": None, "dicom": False, "structures": None, "overlap": "refuse"}
+YOUNGER = {"masks": None, "datalist": None, "dicom": False, "structures": None, "overlap": "refuse"}
 
 
 def describe_identical_images(checked: Sequence[CheckedCase]) -> list[str]:

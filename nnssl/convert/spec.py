@@ -160,6 +160,7 @@ class DatasetSpec:
         structures: Regular expression of a structure's whole name in DICOM SEG and RTSTRUCT ->
             value in ``labels``; structures that match none are passed over.
         overlap: ``refuse`` structures that share voxels, or give these to the ``last`` label.
+        datalist: File of MONAI's kind that names images and labels in place of patterns.
         slices: ``refuse`` or ``resample`` DICOM series with gantry tilt or uneven distances.
         foreground: Rule of the mask for images only: ``otsu`` or ``hounsfield`` (default for CT).
         derive: Name of a registered function that completes the spec from the source folder.
@@ -192,6 +193,7 @@ class DatasetSpec:
     dicom: bool = False
     structures: dict[str, int] | None = None
     overlap: Overlap = "refuse"
+    datalist: str | None = None
     foreground: Annotated[str, one_of(FOREGROUND_RULES)] | None = None
     derive: Annotated[str, one_of(DERIVATIONS)] | None = None
     folds: Annotated[int, Ge(2)] = 5

@@ -16,6 +16,7 @@ import SimpleITK as sitk  # noqa: N813
 from layouts import LAYOUTS
 from native import dicom, intensities, photograph, values_in, write
 
+from nnssl.convert.datalist import make_datalist_spec
 from nnssl.convert.engine import ConversionTarget, check_source, convert
 from nnssl.convert.labels import UnknownValuesError, look_up, make_foreground_mask
 from nnssl.convert.planning import Conversion
@@ -218,6 +219,36 @@ def test_masks_that_are_missing_overlap_or_lie_elsewhere_are_named(tmp_path: Pat
         replace(spec, label="x")
     with pytest.raises(ValueError, match="same named groups"):
         make_private_spec("X", ["CT={case}/ct.nii.gz"], masks=["liver={other}.nii.gz"])
+
+
+def test_a_datalist_names_files_freely(tmp_path: Path):
+    """Of two folders with files of one name, channels in files of their own; one file is lost."""
+    entries = []
+    for place in ("a", "b"):
+        names = [f"{place}/scan_{kind}.nii.gz" for kind in ("t1", "flair", "drawn")]
+        for number, name in enumerate(names):
+            array = intensities(number + ord(place)) if number < 2 else values_in((0, 4))
+            write(tmp_path / "source" / name, array)
+        entries.append({"fold": 0, "image": [f"./{names[0]}", names[1]], "label": names[2]})
+    content = {"training": entries[:1], "validation": entries[1:], "testing": []}
+    file = tmp_path / "source" / "dataset.json"
+    file.write_text(json.dumps(content))
+    spec = make_datalist_spec("X", ["T1,FLAIR=dataset.json"], None, ["tumour=4"])
+    target = ConversionTarget.of(tmp_path / "raw", tmp_path / "pre", 50, spec.name)
+    convert(Conversion(spec, tmp_path / "source"), target)
+    assert sorted(os.listdir(target.raw / "labelsTr")) == ["a_scan_t1.nii.gz", "b_scan_t1.nii.gz"]
+    label = sitk.ReadImage(str(target.raw / "labelsTr" / "b_scan_t1.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(label), values_in((0, 1)))
+    flair = sitk.ReadImage(str(target.raw / "imagesTr" / "a_scan_t1_0001.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(flair), intensities(1 + ord("a")))
+    (tmp_path / "source" / "b" / "scan_drawn.nii.gz").unlink()
+    with pytest.raises(ValueError, match=r"b_scan_t1: b/scan_drawn\.nii\.gz is not there"):
+        check_source(Conversion(spec, tmp_path / "source"))
+    file.write_text('{"training": [{"img": "x"}]}')
+    with pytest.raises(ValueError, match="is no datalist"):
+        check_source(Conversion(spec, tmp_path / "source"))
+    with pytest.raises(ValueError, match="once, and no --label"):
+        make_datalist_spec("X", ["T1=a.json", "FLAIR=b.json"])
 
 
 STOCK = """
