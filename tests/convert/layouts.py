@@ -236,13 +236,16 @@ def brats_after_treatment(root: Path) -> None:
         write(Path(f"{stem}-seg.nii.gz"), values_in((0, 1, 2, 3, 4)))
 
 
-def total_segmentator(root: Path) -> None:
-    for n in (0, 1, 2):
-        home = root / f"s000{n}"
-        write(home / "ct.nii.gz", intensities(n))
-        for value, name in enumerate(("adrenal_gland_left", "aorta", "spleen"), 1):
-            mask = (values_in(range(4)) == value).astype(np.uint8)
-            write(home / "segmentations" / f"{name}.nii.gz", mask)
+def total_segmentator(kind: str) -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        for n in (0, 1, 2):
+            home = root / f"s000{n}"
+            write(home / f"{kind}.nii.gz", intensities(n))
+            for value, name in enumerate(("adrenal_gland_left", "aorta", "spleen"), 1):
+                mask = (values_in(range(4)) == value).astype(np.uint8)
+                write(home / "segmentations" / f"{name}.nii.gz", mask)
+
+    return make
 
 
 def first_nnunet(root: Path) -> None:
@@ -285,7 +288,8 @@ LAYOUTS = {
     "FLARE22": Layout(flare, 3, 3, 14),
     "AutoPET": Layout(autopet, 3, 2, 2),
     "BraTS2024": Layout(brats_after_treatment, 4, 3, 5),
-    "TotalSegmentator": Layout(total_segmentator, 3, 3, 4),
+    "TotalSegmentator": Layout(total_segmentator("ct"), 3, 3, 4),
+    "TotalSegmentator_MR": Layout(total_segmentator("mri"), 3, 3, 4),
     "nnUNet_v1": Layout(first_nnunet, 3, 3, 3, test=1),
     "Retinopathy": Layout(retina, 7, 4, 2, test=1),
 }
