@@ -29,6 +29,8 @@ def test_groups_follow_what_was_transferred(make_unet):
         "encoder",
         "random",
     ]
+    plain = group_parameters(unet, wanted_keys(unet, None, "trained"))
+    assert [(group["lr_scale"], group["frozen_epochs"]) for group in plain] == [(1.0, 0)] * 3
     groups = group_parameters(unet, wanted_keys(unet, None, "trained"), 0.1, 0.2, 0.3, 5)
     assert names(groups) == ["encoder", "decoder", "random"]
     assert [group["lr_scale"] for group in groups] == [0.1, 0.2, 0.3]
