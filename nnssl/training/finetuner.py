@@ -33,7 +33,7 @@ from nnssl.leakage.check import Evaluation
 from nnssl.modules import unet
 from nnssl.modules.memory import MomentumCopy
 from nnssl.nnunet.cases import read_cases
-from nnssl.nnunet.checkpoint import read_checkpoint
+from nnssl.nnunet.checkpoint import make_plain, read_checkpoint
 from nnssl.nnunet.namesakes import describe_parts, list_cases
 from nnssl.nnunet.planned_network import check_supported
 from nnssl.nnunet.runs import WeightSource
@@ -333,6 +333,8 @@ class nnSSLFinetuner(Interruptible):
     def on_epoch_end(self) -> None:
         """As nnU-Net's, but the file that a resume takes is the last: a kill forgets no best."""
         self.epoch_losses, self._epoch_ended = [], True
+        # as a resumed run has it: nnU-Net's running mean of float32 rounds differently
+        self.logger.load_checkpoint(make_plain(self.logger.get_checkpoint()))
         self.save_every = self.num_epochs + 1
         super().on_epoch_end()
         self.save_every = self.settings.save_every
