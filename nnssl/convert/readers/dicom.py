@@ -115,16 +115,19 @@ def _read_headers(path: Path) -> list[Slice]:
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
-        if reader.GetMetaData(SOP_CLASS).strip("\0 ") in MANY_FRAMES:
-            return _read_frame_headers(path)
-        position, axes = (_numbers(reader, key) for key in (POSITION, ORIENTATION))
-        rows, columns = _numbers(reader, SPACING)
+        keys = (INSTANCE, SERIES, FRAME_OF_REFERENCE, SOP_CLASS)
+        known = {key: reader.GetMetaData(key) for key in keys if reader.HasMetaDataKey(key)}
+        known = {key: value.strip("\0 ") for key, value in known.items()}
+        many = known.get(SOP_CLASS) in MANY_FRAMES
+        if not many:
+            position, axes = (_numbers(reader, key) for key in (POSITION, ORIENTATION))
+            rows, columns = _numbers(reader, SPACING)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"cannot be read in {path.name} (no image with position, orientation and pixel spacing)"
         ) from error
-    keys = (INSTANCE, SERIES, FRAME_OF_REFERENCE)
-    known = {key: reader.GetMetaData(key) for key in keys if reader.HasMetaDataKey(key)}
+    if many:
+        return _read_frame_headers(path)
     size = reader.GetSize()
     header = Slice(
         path,
@@ -132,9 +135,9 @@ def _read_headers(path: Path) -> list[Slice]:
         axes.reshape(2, 3),
         (float(columns), float(rows)),
         (size[0], size[1]),
-        int(known.get(INSTANCE, "0").strip() or 0),
-        known.get(SERIES, "").strip(),
-        known.get(FRAME_OF_REFERENCE, "").strip("\0 "),
+        int(known.get(INSTANCE) or 0),
+        known.get(SERIES, ""),
+        known.get(FRAME_OF_REFERENCE, ""),
     )
     return [header]
 
