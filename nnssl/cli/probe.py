@@ -91,6 +91,8 @@ def _print_scores(record: Mapping[str, Any], columns: Sequence[str]) -> None:
     for name, entry in record["checkpoints"].items():
         for reason in entry["contamination"]:
             print(f"CONTAMINATED: {name}: {reason}")
+        for reason in entry["cannot_be_told"]:
+            print(f"contamination cannot be told: {name}: {reason}")
     print(record["why_no_labels"] or "Scored on validation cases: do not choose by it (--choose)")
 
 

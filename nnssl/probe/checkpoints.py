@@ -57,6 +57,7 @@ def probe_checkpoints(
             "contaminated": judgement.contaminated,
             "seen_validation_cases": list(judgement.cases),
             "contamination": list(judgement.reasons),
+            "cannot_be_told": [] if judgement.reasons else list(judgement.untold),
         }
         results[name] = probe.probe(
             lambda: build_network_with(content["network_weights"], probe.fold, probe.device, name),  # noqa: B023

@@ -21,7 +21,9 @@ from nnssl.training.finetuner import nnSSLFinetuner
 from nnssl.training.pretrainer import nnSSLPretrainer
 
 HOME, ELSEWHERE = "Dataset001_Home", "Dataset002_Elsewhere"
-SHORT = "num_epochs: 1, num_iterations_per_epoch: 1, num_val_iterations_per_epoch: 1"
+SHORT = (
+    "warmup_epochs: 0, num_epochs: 1, num_iterations_per_epoch: 1, num_val_iterations_per_epoch: 1"
+)
 TRAIN, VAL = ["p1", "p2"], ["p3", "p4"]
 
 
@@ -237,6 +239,17 @@ def test_the_trainers_hand_it_over(tiny_dataset, trainer_yaml, pretrain, monkeyp
     monkeypatch.setenv("nnssl_pretrained_weights", str(tuned))
     with pytest.raises(ValueError, match="have seen what this fold evaluates"):
         tune("nnSSLTuneCTrainer", "").run_training()
+
+
+def test_pretraining_tells_of_parts_of_patients_that_nobody_told_of(tiny_dataset, pretrain):
+    for folder in (tiny_dataset.preprocessed / "nnssl", tiny_dataset.raw):
+        (folder / "cases.json").unlink()
+    trainer = pretrain(0)
+    trainer.on_train_start()
+    trainer.close()
+    log = Path(trainer.log_file).read_text()
+    assert "10 cases look like parts of 5 patients (p0: p0_f0, p0_f1;" in log
+    assert "records" not in trainer.seen_record
 
 
 def test_a_real_stock_checkpoint_of_another_fold_is_refused(tiny_dataset, trainer_yaml):

@@ -287,13 +287,21 @@ def test_the_log_says_what_is_used_and_left_out(
     )
 
 
+@pytest.mark.parametrize("signed", [False, True], ids=["images at hand", "signatures"])
 def test_the_contamination_check_sees_them(
-    tiny_dataset: Any, pretrainer: Callable[..., Any], add_cine: Callable[..., Path]
+    tiny_dataset: Any, pretrainer: Callable[..., Any], add_cine: Callable[..., Path], signed: bool
 ) -> None:
     """p0 and p1 validate folds 0 and 1; fold 0 trained on cines of p1 and, unnamed, of p2."""
     add_cine("cine", "p1", KNOWN)
     pool = add_cine("stranger", "p2")
-    own = pretrainer().compose_checkpoint()["nnssl"]
+    trainer = pretrainer()
+    if signed:
+        trainer._record_seen()
+    own = trainer.compose_checkpoint()["nnssl"]
+    if signed:
+        kept = [own["cases"]["train"].index("p3_f0"), *range(-4, 0)]
+        own["cases"]["signatures"] = own["cases"]["signatures"][kept]
+        del own["cases"]["records"]
     own["cases"]["train"] = ["p3_f0"]
 
     def found(validation: list[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -308,7 +316,8 @@ def test_the_contamination_check_sees_them(
     leaks = [cases for verdict, cases in found(["p2_f1"]).values() if verdict == "contaminated"]
     assert leaks == [("p2_f1",)]
     shutil.rmtree(pool)
-    assert "unknown" in {verdict for verdict, _ in found(["p0_f0"]).values()}
+    unknown = "unknown" in {verdict for verdict, _ in found(["p0_f0"]).values()}
+    assert unknown is not signed
 
 
 def test_a_run_trains_on_them_and_says_so_in_its_checkpoint(
