@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import nibabel
@@ -24,11 +25,12 @@ from nnssl.data.unlabelled.preprocess import (
     preprocess_unlabelled,
     remove_collection,
 )
-from nnssl.data.unlabelled.records import encode_thumbnail
+from nnssl.data.unlabelled.records import UnlabelledImage, encode_thumbnail
 from nnssl.data.unlabelled.sources import FileChoice
 from nnssl.leakage import unlabelled
 from nnssl.leakage.check import Evaluation, check
 from nnssl.leakage.seen import Seen
+from nnssl.leakage.unlabelled import ChosenImage, ChosenImages
 from nnssl.nnunet.images import open_image
 from nnssl.training import pretraining_loop
 from nnssl.training.factory import trainer_class
@@ -396,3 +398,18 @@ def test_test_images_are_left_out_by_patient_and_by_content_with_fold_all_too(
     for cache in (trainer.folders.own).glob("thumbnails_imagesTs_*"):
         cache.unlink()
     assert pretrainer("all").unlabelled.left_out[unlabelled.NOT_COMPARED] == 2
+
+
+def test_time_grows_with_the_number_of_images(tmp_path: Path) -> None:
+    """Eight times as many images take eight times as long, not 64; numbers follow in turn."""
+    entries = ("", (), None, 1, 1, (1, 1, 1), (1.0,), (1.0, 0, 0, 0, 1, 0, 0, 0, 1), "LPS", "", "")
+
+    def seconds(count: int) -> float:
+        images = [UnlabelledImage(f"i{k}", f"p{k}", *entries) for k in range(count)]
+        chosen = ChosenImages(tuple(ChosenImage(tmp_path, image, "more") for image in images))
+        start = process_time()
+        cases = chosen.make_cases([], tmp_path, (0, 1, 2), "head_feet")
+        assert [case.patient for case in cases] == list(range(count))
+        return process_time() - start
+
+    assert min(seconds(4000) for _ in range(2)) < 24 * min(seconds(500) for _ in range(3))
