@@ -53,11 +53,14 @@ def _add_options(parser: ArgumentParser) -> None:
     text = "read no labels; make a foreground mask instead"
     add("--images-only", action="store_true", help=text)
     add("--resample", action="store_true", help="straighten tilted or uneven DICOM series")
+    text = "mend skewed axes, and labels that lie on other axes or have no header"
+    add("--headers", choices=get_args(Headers), help=text)
+    text = "what values that are not finite become (none: they are refused)"
+    add("--nan", type=float, metavar="VALUE", help=text)
     text = "cases or patients to leave out"
     add("--leave-out", nargs="+", default=[], metavar="CASE", help=text)
     add("--test", metavar="REGEX", help="paths of the test set (not the spec's)")
     add("--fourth-axis", choices=get_args(FourthAxis), help="what a fourth axis is")
-    add("--headers", choices=get_args(Headers), help="repair broken headers")
     add("--workers", type=int, default=WORKERS, help="processes (%(default)s)")
     add("--list", action="store_true", help="show the known datasets")
     group = parser.add_argument_group("any collection of your own", "; ".join(OWN.values()))
@@ -154,11 +157,12 @@ def _prepare_spec(options: Namespace) -> DatasetSpec:
         spec = spec.derive_from(options.source) if options.source.is_dir() else spec
     chosen = {
         "slices": "resample" if options.resample else None,
-        "test": options.test,
+        "test": options.test or None,
         "fourth_axis": options.fourth_axis,
         "headers": options.headers,
+        "nan": options.nan,
     }
-    spec = replace(spec, **{key: value for key, value in chosen.items() if value})
+    spec = replace(spec, **{key: value for key, value in chosen.items() if value is not None})
     return spec.without_labels() if options.images_only else spec
 
 

@@ -93,7 +93,7 @@ def plan_cases(conversion: Conversion) -> tuple[list[PlannedCase], list[Problem]
         problems += [each for each in chosen if isinstance(each, Problem)]
         candidates = [each for each in chosen if isinstance(each, Candidate)]
     cases = [case for each in candidates if (case := _find_case(spec, each, problems))]
-    problems += _test_labels(cases) + _collisions(cases)
+    problems += _test_labels(cases) + _collisions(cases) + _merged_patients(spec, candidates)
     patients = {case.patient for case in cases if case.part == "Tr"}
     if not patients:
         heading = f"{source} holds no complete training case of {spec.name}.\n{spec.guidance}"
@@ -144,6 +144,16 @@ def _test_labels(cases: list[PlannedCase]) -> list[Problem]:
     bare = [case for case in test if case.label is None]
     what = "label is missing; other test cases have one"
     return [Problem(case.identifier, what) for case in bare if len(bare) < len(test)]
+
+
+def _merged_patients(spec: DatasetSpec, candidates: list[Candidate]) -> list[Problem]:
+    """Patients whose names differ in nothing that a name of a file keeps."""
+    names: dict[str, set[str]] = defaultdict(set)
+    for each in candidates:
+        names[each.format(spec.patient)].add(each.fill(spec.patient))
+    what = "would be the name of several patients, {}; rename them: letters, digits and _.+- stay"
+    many = {name: sorted(found) for name, found in names.items() if len(found) > 1}
+    return [Problem(name, what.format(found)) for name, found in many.items()]
 
 
 def _collisions(cases: list[PlannedCase]) -> list[Problem]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nnssl.convert.labels import LABELS, OTHER
+from nnssl.convert.sources import match_end
 from nnssl.convert.spec import DatasetSpec
 
 ANY = "any"
@@ -47,15 +48,20 @@ def make_private_spec(
     drawn = split_channels(masks, "liver={case}/liver.nii.gz", "--mask")
     groups = [name for name in dict.fromkeys(found) if name != "slice"]
     case = "_".join(f"{{{group}}}" for group in groups)
+
+    def expression(template: str) -> str:
+        others = {each for each in (*channels.values(), *drawn.values(), label) if each}
+        return make_expression(template, [each for each in others if _is_narrower(each, template)])
+
     return make_own_spec(
         name=name,
-        channels={channel: make_expression(template) for channel, template in channels.items()},
+        channels={channel: expression(template) for channel, template in channels.items()},
         case=case,
         patient="{patient}" if "patient" in groups else case,
         layout=LAYOUT,
-        label=make_expression(label) if label else None,
+        label=expression(label) if label else None,
         labels=labels,
-        masks={name: make_expression(each) for name, each in drawn.items()} or None,
+        masks={name: expression(each) for name, each in drawn.items()} or None,
         **entries,
     )
 
@@ -94,8 +100,21 @@ def make_own_spec(
     )
 
 
-def make_expression(template: str) -> str:
-    """The regular expression of a template such as ``{patient}/**/{case}_*.nii.gz``."""
+def _is_narrower(template: str, than: str) -> bool:
+    """Whether its files are files of the other too: ``{case}_seg.nii.gz`` of ``{case}.nii.gz``."""
+    one, other = (re.sub(r"{\w+}|\*\*/|\*", "x", each) for each in (template, than))
+    takes_more = bool(match_end(make_expression(than), one))
+    return takes_more and not match_end(make_expression(template), other)
+
+
+def make_expression(template: str, others: Sequence[str] = ()) -> str:
+    """The regular expression of a template such as ``{patient}/**/{case}_*.nii.gz``.
+
+    Files of ``others``, narrower templates, are not meant.
+    """
+    narrow = [re.sub(r"\(\?P=\w+\)", "[^/]+?", make_expression(each)) for each in sorted(others)]
+    nameless = [re.sub(r"\(\?P<\w+>", "(?:", each) for each in narrow]
+    refused = "".join(f"(?!(?:.+/)?{each}$)" for each in nameless)
     seen: set[str] = set()
     parts = []
     for part in re.split(r"({\w+}|\*\*/|\*)", template):
@@ -105,7 +124,7 @@ def make_expression(template: str) -> str:
             parts.append(f"(?P={match[1]})" if again else f"(?P<{match[1]}>[^/]+?)")
         else:
             parts.append({"**/": "(?:.+/)?", "*": "[^/]*"}.get(part, re.escape(part)))
-    return "".join(parts)
+    return refused + "".join(parts)
 
 
 def _labels(labels: Sequence[str]) -> tuple[dict[str, int], dict[Any, int] | None]:

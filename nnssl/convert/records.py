@@ -23,7 +23,10 @@ from nnssl.nnunet.splits import draw_splits
 CONVERSION_FILE = "conversion.json"
 CHANGE_NO_CASE = {"description", "citation", "licence", "where", "layout", "unlabelled"}
 # entries that older conversions, whose hashes stay, do not know
-YOUNGER = {"masks": None, "datalist": None, "dicom": False, "structures": None, "overlap": "refuse"}
+YOUNGER = dict.fromkeys(("masks", "datalist", "structures", "nan")) | {
+    "dicom": False,
+    "overlap": "refuse",
+}
 
 
 def describe_identical_images(checked: Sequence[CheckedCase]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -60,9 +61,16 @@ class Candidate:
 
     def format(self, template: str) -> str:
         """Fill a template such as ``{patient}_frame{frame}``; only safe characters stay."""
-        blank = defaultdict(str, self.groups)  # a label lacks groups that the image alone has
-        filled = re.sub("_+", "_", template.format_map(blank)).strip("_-")
-        return re.sub(r"[^\w.+-]", "-", filled, flags=re.ASCII)
+        return make_safe(re.sub("_+", "_", self.fill(template)).strip("_-"))
+
+    def fill(self, template: str) -> str:
+        """Fill a template with the groups as they are; a label may lack groups of its images."""
+        return template.format_map(defaultdict(str, self.groups))
+
+
+def make_safe(name: str) -> str:
+    """A name for files: letters of any script (composed, so that equal ones are), digits, _.+-"""
+    return re.sub(r"[^\w.+-]", "-", unicodedata.normalize("NFC", name))
 
 
 @dataclass
@@ -180,7 +188,8 @@ def _by_groups(
     twice: dict[str, str] = {}
     for path in inventory.files:
         if match := match_end(pattern, path):
-            named = {name: value or "" for name, value in match.groupdict().items()}
+            groups = match.groupdict().items()
+            named = {name: unicodedata.normalize("NFC", value or "") for name, value in groups}
             slot = named.pop(SLICE, "")
             part = "Ts" if test and re.search(test, f"{home}/{path}") else "Tr"
             key = part, tuple(sorted(named.items()))

@@ -153,7 +153,7 @@ class DatasetSpec:
             labels. The number of a frame (``01``, ``02``, ...) fills ``{frame}`` of ``case``;
             frames that are cases already are left out.
         fourth_axis: What a fourth axis is: ``channels``, or ``first`` (first time frame is taken).
-        headers: ``exact``, or ``repair`` (skewed axes, labels whose header disagrees).
+        headers: ``exact``, or ``repair`` (skewed axes, labels on other axes or without header).
         dicom: Whether ``channels`` and ``label`` are regular expressions of what DICOM series say
             of themselves (``MR t1_tse_tra transversal``) instead of paths; ``case`` and
             ``patient`` are then made of ``patient``, ``study`` and ``series``.
@@ -162,6 +162,7 @@ class DatasetSpec:
         overlap: ``refuse`` structures that share voxels, or give these to the ``last`` label.
         datalist: File of MONAI's kind that names images and labels in place of patterns.
         slices: ``refuse`` or ``resample`` DICOM series with gantry tilt or uneven distances.
+        nan: What values that are not finite become; without it they are refused.
         foreground: Rule of the mask for images only: ``otsu`` or ``hounsfield`` (default for CT).
         derive: Name of a registered function that completes the spec from the source folder.
         folds: Number of folds.
@@ -194,6 +195,7 @@ class DatasetSpec:
     structures: dict[str, int] | None = None
     overlap: Overlap = "refuse"
     datalist: str | None = None
+    nan: float | None = None
     foreground: Annotated[str, one_of(FOREGROUND_RULES)] | None = None
     derive: Annotated[str, one_of(DERIVATIONS)] | None = None
     folds: Annotated[int, Ge(2)] = 5
@@ -209,6 +211,7 @@ class DatasetSpec:
             len(self.channels),
             self.structures or {},
             self.overlap,
+            self.nan,
         )
 
     @property

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
@@ -29,6 +30,8 @@ from nnssl.convert.volumes import (
     find_orientation,
     has_bare_header,
     hash_of_voxels,
+    lacks_header,
+    lie_on_one_box,
     write_image,
 )
 
@@ -80,19 +83,27 @@ def _read(task: VolumeTask, conversion: Conversion) -> Volume:
     if task.role == MASK:
         return Volume(make_foreground_mask(volume.image, spec.foreground_rule), volume.sha256)
     if task.role == LABEL and spec.headers == "repair":
-        return _copy_geometry(volume, read_volume(like, spec.reading))
+        return _repair_geometry(volume, read_volume(like, spec.reading).image)
     return volume
 
 
-def _copy_geometry(label: Volume, image: Volume) -> Volume:
-    """A label whose header disagrees takes the geometry of its image, if sizes agree."""
-    wrong = compare_geometry(image.image, label.image)
-    if not wrong or label.image.GetSize() != image.image.GetSize():
+def _repair_geometry(label: Volume, image: sitk.Image) -> Volume:
+    """A label on other axes is turned to its image; one without header takes the image's.
+
+    Any other label stays as it is, and is refused for its geometry.
+    """
+    wrong = compare_geometry(image, label.image)
+    if not wrong:
         return label
-    copy = sitk.Image(label.image)
-    copy.CopyInformation(image.image)
-    note = f"label took the geometry of its image ({'; '.join(wrong)})"
-    return Volume(copy, label.sha256, (*label.notes, note))
+    new = sitk.DICOMOrient(label.image, find_orientation(image))
+    if lie_on_one_box(image, new):
+        note = "label was turned to its image"
+    elif lacks_header(image, label.image):
+        new, note = sitk.Image(label.image), "label took the geometry of its image"
+    else:
+        return label
+    new.CopyInformation(image)
+    return Volume(new, label.sha256, (*label.notes, f"{note} ({'; '.join(wrong)})"))
 
 
 def _join_masks(files: list[Path], spec: DatasetSpec, like: list[Path]) -> Volume:
@@ -135,15 +146,21 @@ def write_volume(task: VolumeTask, conversion: Conversion, folder: Path) -> None
 
 def _is_copy(task: VolumeTask, conversion: Conversion) -> bool:
     """Whether the file is compressed NIfTI that need not be opened."""
-    spec = conversion.spec
-    exact = spec.headers == "exact" and spec.fourth_axis is None
+    spec, source = conversion.spec, conversion.source
+    exact = spec.headers == "exact" and spec.fourth_axis is None and spec.nan is None
     whole = len(task.files) == 1 and task.files[0].endswith(FILE_ENDING)
     changed = {
         IMAGE: conversion.n4,
         LABEL: spec.remap is not None or spec.masks is not None,
         MASK: True,
     }
-    return exact and whole and not changed[task.role]
+    return exact and whole and not changed[task.role] and _is_one_volume(source / task.files[0])
+
+
+def _is_one_volume(path: Path) -> bool:
+    """Whether a NIfTI file has three axes, and one number for each voxel."""
+    image = nibabel.Nifti1Image.from_filename(path)
+    return len(image.shape) == 3 and image.get_data_dtype().kind in "iuf"
 
 
 def _make_image(task: VolumeTask, conversion: Conversion) -> sitk.Image:
@@ -202,8 +219,9 @@ def check_case(case: PlannedCase, conversion: Conversion) -> CheckedCase:
         channel = list(conversion.spec.channels)[task.channel]
         what = f"channel {channel}" if task.role == IMAGE else task.role
         wrong = compare_geometry(first, image, what)
-        if wrong and task.role == LABEL and conversion.spec.headers != "repair":
-            wrong[-1] += " (--headers repair, where the label's header is missing or turned)"
+        may_repair = wrong and task.role == LABEL
+        if may_repair and not compare_geometry(first, _repair_geometry(volume, first).image):
+            wrong[-1] += " (--headers repair would mend this)"
         found.problems += [Problem(case.identifier, difference) for difference in wrong]
         if task.role == IMAGE:
             found.voxels.append(hash_of_voxels(image))

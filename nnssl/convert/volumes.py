@@ -14,6 +14,8 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 FILE_ENDING = ".nii.gz"
+LARGEST = 1e15  # of a value; nnU-Net adds up to 1e8 squares in float32, which ends at 3e38
+SPACINGS = (1e-5, 1e4)  # mm; a header beyond is damaged, and resampling by it would take all memory
 FourthAxis = Literal["channels", "first"]
 Headers = Literal["exact", "repair"]
 Slices = Literal["refuse", "resample"]
@@ -27,12 +29,14 @@ class Reading:
     Args:
         fourth_axis: Meaning of a fourth axis: ``channels`` (file k of a case is its k-th entry)
             or ``first`` (the first time frame is taken); ``None``: refused.
-        headers: ``repair`` takes the nearest rotation for slightly skewed axes, and gives a label
-            whose header disagrees the geometry of its image (sizes must agree); ``exact`` refuses.
+        headers: ``repair`` takes the nearest rotation for slightly skewed axes, turns a label that
+            is stored on other axes to its image, and gives a label without header (origin 0,
+            spacing 1, axes along the world's) the image's; ``exact`` refuses.
         slices: What happens to DICOM series with gantry tilt or uneven slice distance.
         channels: Number of channels of a case.
         structures: Regular expression of a structure's name in DICOM SEG and RTSTRUCT -> value.
         overlap: What happens to voxels of two structures: ``refuse``, or ``last`` (largest value).
+        nan: What values that are not finite become; ``None``: refused.
     """
 
     fourth_axis: FourthAxis | None = None
@@ -41,6 +45,7 @@ class Reading:
     channels: int = 1
     structures: Mapping[str, int] = field(default_factory=dict)
     overlap: Overlap = "refuse"
+    nan: float | None = None
 
 
 ImageAndNotes = tuple[sitk.Image, tuple[str, ...]]  # what a reader reads, and what it did to it
@@ -53,6 +58,41 @@ class Volume:
     image: sitk.Image
     sha256: str
     notes: tuple[str, ...] = ()
+
+
+def settle_values(image: sitk.Image, nan: float | None) -> ImageAndNotes:
+    """An image of finite real values on a grid of finite steps; ``nan`` replaces other values.
+
+    Raises:
+        ValueError: Complex numbers; values that are not finite, or that nnU-Net's arithmetic in 32
+            bits cannot square and add; a grid without size in mm.
+    """
+    if "complex" in image.GetPixelIDTypeAsString():
+        raise ValueError("holds complex numbers; write their magnitude or phase")
+    geometry = (*image.GetOrigin(), *image.GetDirection())
+    low, high = SPACINGS
+    if not (all(low <= s <= high for s in image.GetSpacing()) and np.isfinite(geometry).all()):
+        raise ValueError(
+            f"has spacing {image.GetSpacing()} mm, origin {image.GetOrigin()}; allowed are "
+            f"spacings from {low:g} to {high:g} mm and finite numbers"
+        )
+    array = sitk.GetArrayViewFromImage(image)
+    notes: tuple[str, ...] = ()
+    bad = ~np.isfinite(array) if array.dtype.kind == "f" else np.zeros(0, bool)
+    if count := int(bad.sum()):
+        what = f"{count} of {array.size}"
+        if nan is None:
+            raise ValueError(f"holds values that are not finite ({what}); --nan 0 makes them 0")
+        array = np.where(bad, nan, array).astype(array.dtype)
+        settled = sitk.GetImageFromArray(array, image.GetNumberOfComponentsPerPixel() > 1)
+        settled.CopyInformation(image)
+        image, notes = settled, (f"values that are not finite became {nan:g} ({what})",)
+    if (largest := max(float(array.max()), -float(array.min()))) > LARGEST:
+        raise ValueError(
+            f"holds values up to {largest:g}; allowed are {LARGEST:g}, which 32 bits "
+            "can square and add"
+        )
+    return image, notes
 
 
 def hash_files(paths: Iterable[Path]) -> str:
@@ -95,6 +135,32 @@ def compare_geometry(image: sitk.Image, label: sitk.Image, what: str = "label") 
             shown = [tuple(round(value, 4) for value in each) for each in (one, other)]
             differences.append(f"{name.lower()} {shown[0]} of the image, {shown[1]} of the {what}")
     return differences
+
+
+def lie_on_one_box(image: sitk.Image, label: sitk.Image) -> bool:
+    """Whether two grids of one size have their corners in the same places (a tenth of a voxel)."""
+    if image.GetSize() != label.GetSize():
+        return False
+    corners = np.array([*np.ndindex(2, 2, 2)]) * (np.array(image.GetSize()) - 1)
+    one, other = (
+        np.array([each.TransformIndexToPhysicalPoint(corner.tolist()) for corner in corners])
+        for each in (image, label)
+    )
+    return bool(np.abs(one - other).max() <= 0.1 * min(image.GetSpacing()))
+
+
+def lacks_header(image: sitk.Image, label: sitk.Image) -> bool:
+    """Whether all that a label's header says otherwise than its image's is what no header says."""
+    if image.GetSize() != label.GetSize():
+        return False
+    nothing = {"Spacing": np.ones(3), "Origin": np.zeros(3), "Direction": np.eye(3).ravel()}
+    return all(
+        np.allclose(
+            getattr(image, f"Get{name}")(), own := getattr(label, f"Get{name}")(), atol=1e-4
+        )
+        or np.allclose(np.abs(own), default)
+        for name, default in nothing.items()
+    )
 
 
 def find_orientation(image: sitk.Image) -> str:

@@ -15,7 +15,7 @@ from nnssl.data.case_table import Case, DataFolders, dense_target_folder
 from nnssl.data.sampling import Sampler, Sampling
 from nnssl.data.tissue_share import CACHE, MOST_KEPT, TissueShare
 from nnssl.modules.positions import extent3
-from nnssl.nnunet.images import CaseError, image_file, open_image
+from nnssl.nnunet.images import CaseError, check_finite, image_file, open_image
 
 VALIDATION_SEED = 1_000_003  # keeps validation batches apart from training batches
 
@@ -42,7 +42,7 @@ class RawPatchReader:
     ) -> np.ndarray:
         """float32 (C, Z, Y, X) of the box (3, 2), zero outside the volume; folder: see `Case`."""
         file = image_file(folder or self.folder, identifier)
-        return self._cut(file, identifier, box, 0).astype(np.float32)
+        return check_finite(self._cut(file, identifier, box, 0).astype(np.float32), identifier)
 
     def read_dense_target(
         self, name: str, identifier: str, box: np.ndarray, folder: Path | None = None

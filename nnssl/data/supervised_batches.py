@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from nnssl.common.environment import set_variables
-from nnssl.nnunet.images import open_image
+from nnssl.nnunet.images import check_finite, open_image
 
 Stream = Literal["train", "validation", "unlabelled"]
 STREAMS = {"train": 0, "validation": 1, "step": 2, "network": 3, "unlabelled": 4}
@@ -27,6 +27,7 @@ class SeededBatches:
 
     The loader and its transforms draw from the global generators of NumPy, torch and Python; all
     three are seeded before each batch, so that it depends on seed, stream, rank and step only.
+    A case with values that are not finite is refused by its name.
     """
 
     loader: Any  # an `nnUNetDataLoader`
@@ -36,7 +37,10 @@ class SeededBatches:
 
     def __call__(self, step: int) -> dict[str, Any]:
         seed_everything(self.seed, self.stream, self.rank, step)
-        return dict(self.loader.generate_train_batch())
+        batch = dict(self.loader.generate_train_batch())
+        for case, image in zip(batch["keys"], batch["data"], strict=True):
+            check_finite(np.asarray(image), case)
+        return batch
 
 
 def seed_everything(seed: int, stream: str, *numbers: int) -> None:

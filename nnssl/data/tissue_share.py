@@ -10,7 +10,7 @@ import numpy as np
 
 from nnssl.common.files import atomic_path, stamp_file
 from nnssl.common.tissue import find_tissue
-from nnssl.nnunet.images import CaseError, image_file, open_image
+from nnssl.nnunet.images import CaseError, check_finite, image_file, open_image
 from nnssl.nnunet.paths import cache_places
 
 CACHE = "occupancy"  # folder of the tables; the name is older than the word
@@ -68,7 +68,7 @@ class TissueShare:
             ):
                 if np.array_equal(archive["source"], stamp):
                     return np.asarray(archive["cells"])
-        cells = measure_cells(_read_all(source))
+        cells = measure_cells(check_finite(_read_all(source), identifier))
         with suppress(OSError), atomic_path(places[0]) as part:
             np.savez_compressed(part, cells=cells, source=stamp)
         return cells

@@ -39,6 +39,17 @@ def list_cases(folder: Path) -> list[str]:
     return sorted(name for name in list_images(folder) if not name.endswith(SEGMENTATION))
 
 
+def check_finite(voxels: np.ndarray, case: str) -> np.ndarray:
+    """The voxels of a case, refused (`CaseError`) where one is not finite."""
+    if not np.isfinite(voxels).all():
+        count = int((~np.isfinite(voxels)).sum())
+        raise CaseError(
+            f"case {case}: {count} preprocessed voxels are not finite. Mend its image (convert it "
+            "with --nan 0) and preprocess it again, or take the case out of the fold"
+        )
+    return voxels
+
+
 def open_image(file: Path) -> Any:
     """Array-like (C, Z, Y, X) that decompresses only what is indexed."""
     try:

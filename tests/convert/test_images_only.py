@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -289,3 +290,35 @@ def test_stock_planning_takes_a_dataset_without_labels(flat: bool, tmp_path: Pat
     assert lowest > (100 if flat else -500)
     plans = json.loads((target.preprocessed / "nnUNetPlans.json").read_text())
     assert ("3d_fullres" in plans["configurations"]) == (not flat)
+
+
+def test_labels_beside_their_images_are_no_images(tmp_path: Path):
+    """One template may take the files of another; the narrower one has them."""
+    for case in ("a", "b"):
+        for ending in ("", "_t2"):
+            write(tmp_path / f"{case}{ending}.nii.gz", intensities(1))
+        write(tmp_path / f"{case}_seg.nii.gz", values_in((0, 1)))
+    images = ["T1={case}.nii.gz", "T2={case}_t2.nii.gz"]
+    spec = make_private_spec("X", images, "{case}_seg.nii.gz", ["tumour"])
+    for each in (spec, spec.without_labels()):
+        cases = [found.case for found in check_source(Conversion(each, tmp_path))]
+        assert [case.images for case in cases] == [
+            (("a.nii.gz",), ("a_t2.nii.gz",)),
+            (("b.nii.gz",), ("b_t2.nii.gz",)),
+        ]
+
+
+def test_names_in_any_script_stay_apart(tmp_path: Path):
+    """Composed and decomposed letters are the same; names that would become one are refused."""
+    names = ["Müller", "Möller", "王伟", "李娜", "Ωmega"]
+    for name in names:
+        write(tmp_path / unicodedata.normalize("NFD", name) / "t1.nii.gz", intensities(1))
+        write(tmp_path / unicodedata.normalize("NFC", name) / "seg.nii.gz", values_in((0, 1)))
+    spec = make_private_spec("X", ["T1={patient}/t1.nii.gz"], "{patient}/seg.nii.gz", ["tumour"])
+    cases = [found.case for found in check_source(Conversion(spec, tmp_path))]
+    assert [case.patient for case in cases] == sorted(names)
+    for name in ("p 1", "p#1"):
+        write(tmp_path / name / "t1.nii.gz", intensities(1))
+        write(tmp_path / name / "seg.nii.gz", values_in((0, 1)))
+    with pytest.raises(ValueError, match=r"p-1: would be the name of several patients, \['p #?1"):
+        check_source(Conversion(spec, tmp_path))

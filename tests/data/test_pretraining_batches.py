@@ -280,3 +280,18 @@ def test_directions_of_letters() -> None:
 def test_a_case_without_an_image_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(CaseError, match="nnUNetv2_preprocess"):
         image_file(tmp_path, "gone")
+
+
+def test_a_case_with_values_that_are_not_finite_is_named(tiny_dataset: Any) -> None:
+    """In the patch that is read, and where tissue is looked for."""
+    folder = tiny_dataset.preprocessed / "nnUNetPlans_2d"
+    file = image_file(folder, "p0_f0")
+    voxels = blosc2.open(str(file))[:]
+    voxels[0, 2, 3, 4:6] = np.nan
+    file.unlink()
+    blosc2.asarray(voxels, urlpath=str(file))
+    whole = np.array([[0, n] for n in voxels.shape[1:]])
+    with pytest.raises(CaseError, match="case p0_f0: 2 preprocessed voxels are not finite"):
+        RawPatchReader(folder).read_image("p0_f0", whole)
+    with pytest.raises(CaseError, match="case p0_f0: 2 preprocessed voxels are not finite"):
+        TissueShare(folder, tiny_dataset.preprocessed / "cache").find_share("p0_f0", whole)

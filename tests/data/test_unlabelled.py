@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+from damaged import make_damaged
+from judging import ACCEPTED, REFUSED, judge, preprocess_image
+from native import dicom
 
 from nnssl.cli.preprocess_unlabelled import main
 from nnssl.convert.sources import ConversionError
@@ -194,8 +199,10 @@ def broken(folder: Path, what: str) -> str:
         shutil.copy(image, image.with_name("p1_again_0001.nii.gz"))
         return "has 2 channels, the plans have 1"
     if what == "twice":
-        shutil.copy(image, folder / "b" / image.name)
-        return "p1_again: is there 2 times"
+        for name in ("a_b/p1.nii.gz", "a/b_p1.nii.gz", "a/b/p1.nii.gz"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copy(image, folder / name)
+        return "a_b_p1: is there 2 times"
     if what == "frame twice":
         shutil.copy(image, folder / "a" / f"{FRAMES[1]}.nii.gz")
         return f"{FRAMES[1]}: is there twice"
@@ -319,3 +326,39 @@ def test_leftovers_of_a_dead_process_go_when_they_are_old(task: UnlabelledTask) 
     unlabelled._prepare(task)
     assert not old.exists()
     assert young.exists()
+
+
+def test_what_folder_reads_is_read(task: UnlabelledTask, folder: Path) -> None:
+    """Series without ending and of Siemens, and names that are not their own but by their path."""
+    shutil.rmtree(folder / "b")
+    voxels = np.random.default_rng(0).integers(0, 900, (6, 20, 20)).astype(np.int16)
+    for name, stem in (("s1", "IM_{:04d}"), ("s2", "x.{:04d}.IMA"), ("s3", "1.2.840.{}")):
+        dicom(folder / "c" / name, voxels, f"{name}_{{}}.dcm")
+        for number, path in enumerate(sorted((folder / "c" / name).iterdir())):
+            path.rename(path.with_name(stem.format(number)))
+    (folder / "c" / "s1" / "LICENSE").write_text("no image")
+    for where in ("d", "e"):
+        (folder / where).mkdir()
+        shutil.copy(folder / "a" / "p1_again_0000.nii.gz", folder / where / "T1_0000.nii.gz")
+    preprocess_unlabelled(replace(task, choice=replace(task.choice, patient=None)), 1)
+    assert names(task) == ["d_T1", "e_T1", "p1_again", "s1", "s2", "s3"]
+    series = [open_image(task.folder / f"s{k}.b2nd")[:] for k in (1, 2, 3)]
+    assert all(np.array_equal(series[0], each) for each in series)
+
+
+@pytest.mark.parametrize(
+    "step", [pytest.param(24, id="a sample"), pytest.param(1, id="all", marks=pytest.mark.slow)]
+)
+def test_damaged_images_are_refused_clearly_or_read_rightly(
+    tiny_dataset: Any, step: int, tmp_path: Path
+) -> None:
+    plans = deepcopy(tiny_dataset.plans)
+    plans["configurations"]["3d_fullres"]["spacing"] = [3.0, 1.25, 1.5]
+    road = partial(
+        preprocess_image, plan=PreprocessingPlan(plans, "3d_fullres", tiny_dataset.dataset_json)
+    )
+    damaged = make_damaged(tmp_path / "damaged")[5::step]
+    found = {each.name: judge(each, road, tmp_path / "work") for each in damaged}
+    wrong = {name: what for name, what in found.items() if what not in (REFUSED, ACCEPTED)}
+    assert wrong == {}
+    assert set(found.values()) == {REFUSED, ACCEPTED}

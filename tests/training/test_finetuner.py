@@ -18,8 +18,10 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+from nnssl.data.supervised_batches import SeededBatches
 from nnssl.modules.unet import Trained, inputs_without_skips, plain_state_dict, trained_keys
 from nnssl.nnunet.checkpoint import read_checkpoint, save_atomically
+from nnssl.nnunet.images import CaseError
 from nnssl.training.factory import trainer_class
 from nnssl.training.finetuner import nnSSLFinetuner
 
@@ -476,3 +478,16 @@ def test_parts_of_patients_that_nobody_told_of_are_said(finetune, tiny_dataset, 
     trainer.close()
     assert "10 cases look like parts of 5 patients (p0: p0_f0, p0_f1;" in log_of(trainer)
     assert "nnssl_cases -d 999 --patient '(.+)_'" in log_of(trainer)
+
+
+def test_a_case_with_values_that_are_not_finite_is_named() -> None:
+    """nnU-Net would log a loss of nan, and go on."""
+
+    class Loader:
+        def generate_train_batch(self):
+            image = torch.zeros(2, 1, 4, 4)
+            image[1, 0, 0, 0] = float("nan")
+            return {"data": image, "target": image, "keys": ["good", "bad"]}
+
+    with pytest.raises(CaseError, match="case bad: 1 preprocessed voxels are not finite"):
+        SeededBatches(Loader(), 0, "train")(0)

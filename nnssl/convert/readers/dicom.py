@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ MANY_FRAMES = (  # MR, CT, PET; those that were converted from single slices
     *(f"1.2.840.10008.5.1.4.1.1.{each}" for each in ("4.4", "2.2", "128.1")),
 )
 INSTANCE, SERIES, SPACING = "0020|0013", "0020|000e", "0028|0030"
+THICKNESS, KIND = "0018|0050", "0008|0008"
+BITS, SCALING = "0028|0100", ("0028|1052", "0028|1053")
+PIXELS = re.compile(rb"\xe0\x7f\x10\x00(?:O[BW]\0\0)?(....)", re.DOTALL)  # tag and length
+PACKED = 0xFFFFFFFF  # length of compressed pixels
 EVEN = 0.02  # largest deviation of a slice distance from the median that counts as even, share
 TILT = 0.02  # largest sideways shift per slice, in slice distances
 
@@ -44,6 +49,7 @@ class Slice:
     series: str
     frame_of_reference: str = ""
     frame: int | None = None
+    thickness: float = 0.0  # mm; 0: not known
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,10 @@ class Series:
 
     @property
     def distance(self) -> float:
-        """Median distance of neighbouring slices, mm."""
-        return float(np.median(np.diff(self.places))) if len(self.slices) > 1 else 1.0
+        """Median distance of neighbouring slices, or thickness of a single one, mm."""
+        if len(self.slices) > 1:
+            return float(np.median(np.diff(self.places)))
+        return self.slices[0].thickness or 1.0
 
 
 def is_dicom(path: Path) -> bool:
@@ -115,20 +123,29 @@ def _read_headers(path: Path) -> list[Slice]:
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
-        keys = (INSTANCE, SERIES, FRAME_OF_REFERENCE, SOP_CLASS)
+        keys = (INSTANCE, SERIES, FRAME_OF_REFERENCE, SOP_CLASS, THICKNESS, KIND)
         known = {key: reader.GetMetaData(key) for key in keys if reader.HasMetaDataKey(key)}
         known = {key: value.strip("\0 ") for key, value in known.items()}
         many = known.get(SOP_CLASS) in MANY_FRAMES
         if not many:
             position, axes = (_numbers(reader, key) for key in (POSITION, ORIENTATION))
             rows, columns = _numbers(reader, SPACING)
+            scaling = [_numbers(reader, key)[0] for key in SCALING if reader.HasMetaDataKey(key)]
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"cannot be read in {path.name} (no image with position, orientation and pixel spacing)"
         ) from error
     if many:
         return _read_frame_headers(path)
+    if "MOSAIC" in known.get(KIND, ""):
+        raise ValueError(
+            f"is a mosaic of many slices in one picture ({path.name}); convert it by dcm2niix and "
+            "give its NIfTI files"
+        )
+    if not np.isfinite([*position, *axes, *scaling]).all():
+        raise ValueError(f"has numbers that are not finite in its header ({path.name})")
     size = reader.GetSize()
+    _check_length(path, reader)
     header = Slice(
         path,
         position,
@@ -138,6 +155,7 @@ def _read_headers(path: Path) -> list[Slice]:
         int(known.get(INSTANCE) or 0),
         known.get(SERIES, ""),
         known.get(FRAME_OF_REFERENCE, ""),
+        thickness=float(known.get(THICKNESS) or 0),
     )
     return [header]
 
@@ -152,6 +170,17 @@ def _read_frame_headers(path: Path) -> list[Slice]:
         Slice(path, each.position, each.axes, each.spacing, size, number, *uids, number)
         for number, each in enumerate(planes)
     ]
+
+
+def _check_length(path: Path, reader: sitk.ImageFileReader) -> None:
+    """As many bytes of pixels as the header says; GDCM fills or cuts off."""
+    bytes_each = int(reader.GetMetaData(BITS)) // 8 * reader.GetNumberOfComponents()
+    expected = math.prod(reader.GetSize()) * bytes_each
+    lengths = [int.from_bytes(each, "little") for each in PIXELS.findall(path.read_bytes())]
+    if lengths and PACKED not in lengths and expected + expected % 2 not in lengths:
+        raise ValueError(
+            f"holds {lengths[-1]} bytes of pixels, its header says {expected} ({path.name})"
+        )
 
 
 def _numbers(reader: sitk.ImageFileReader, key: str) -> np.ndarray:
@@ -242,7 +271,9 @@ def assemble(array: np.ndarray, series: Series, how: str, label: bool = False) -
     direction = np.column_stack([*first.axes, normal]).ravel()
     spacing = (*first.spacing, series.distance)
     if not notes:
-        return make_image(array, spacing, first.position, direction), ()
+        unknown = len(array) == 1 and not first.thickness
+        said = ("slice thickness is not known, 1 mm taken",) if unknown else ()
+        return make_image(array, spacing, first.position, direction), said
     if how != "resample":
         raise ValueError(
             f"has {' and '.join(notes)}: no straight grid holds these slices; allow resampling "

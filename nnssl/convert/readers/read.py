@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
@@ -17,8 +16,16 @@ from nnssl.convert.readers import pictures
 from nnssl.convert.readers.dicom import read_pictures_of, read_series, read_slices
 from nnssl.convert.readers.dicom_labels import holds_label, read_label
 from nnssl.convert.readers.dicom_objects import explain_damage
-from nnssl.convert.readers.nifti import read_mgz, read_nifti
-from nnssl.convert.volumes import ImageAndNotes, Reading, Volume, hash_files, last_line
+from nnssl.convert.readers.itk import find_partner, read_itk
+from nnssl.convert.readers.nifti import read_mgz, read_nifti, read_pair
+from nnssl.convert.volumes import (
+    ImageAndNotes,
+    Reading,
+    Volume,
+    hash_files,
+    last_line,
+    settle_values,
+)
 
 BROKEN = (OSError, zlib.error, RuntimeError, HeaderDataError, WrapStructError, ImageFileError)
 
@@ -42,8 +49,8 @@ def read_volume(
     how = how or Reading()
     with explain_broken():
         image, notes = _read(paths, how, like)
-        one = _take_channel(image, how, channel)
-        return Volume(one, hash_files(_with_raw_data(paths)), notes)
+        one, more = settle_values(_take_channel(image, how, channel), how.nan)
+        return Volume(one, hash_files(with_partners(paths)), (*notes, *more))
 
 
 def read_frames(path: Path, how: Reading | None = None) -> Volume:
@@ -53,10 +60,12 @@ def read_frames(path: Path, how: Reading | None = None) -> Volume:
         ValueError: Unreadable, truncated, or without a fourth axis.
     """
     with explain_broken():
-        image, notes = _read([path], how or Reading(), ())
+        how = how or Reading()
+        image, notes = _read([path], how, ())
         if image.GetDimension() != 4 or image.GetNumberOfComponentsPerPixel() != 1:
             raise ValueError(f"has size {image.GetSize()}; a fourth axis of frames is needed")
-        return Volume(image, hash_files(_with_raw_data([path])), notes)
+        image, more = settle_values(image, how.nan)
+        return Volume(image, hash_files(with_partners([path])), (*notes, *more))
 
 
 @contextmanager
@@ -82,11 +91,10 @@ def _read(paths: Sequence[Path], how: Reading, like: Sequence[Path]) -> ImageAnd
         return read_nifti(first, how.headers)
     if ending in (".mgz", ".mgh"):
         return read_mgz(first)
-    if ending in (".mha", ".mhd", ".nrrd", ".nhdr", ".gipl", ".img", ".hdr"):
-        image = sitk.ReadImage(str(first))
-        if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
-            raise ValueError("holds values that are not finite")
-        return image, ()
+    if ending in (".hdr", ".img"):
+        return read_pair(first, how.headers)
+    if ending in (".mha", ".mhd", ".nrrd", ".nhdr", ".gipl"):
+        return read_itk(first)
     if how.structures and any(map(holds_label, paths)):
         with explain_damage():
             return read_label(paths, read_series(like), how)
@@ -102,15 +110,10 @@ def _ending(path: Path) -> str:
     return ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix.lower()
 
 
-def _with_raw_data(paths: Sequence[Path]) -> list[Path]:
-    """The files themselves, and the file of voxels that a MetaImage header names."""
-    beside = [
-        path.with_suffix(ending)
-        for path in paths
-        for ending in (".raw", ".zraw")
-        if path.suffix.lower() == ".mhd"
-    ]
-    return [*paths, *(path for path in beside if path.exists())]
+def with_partners(paths: Sequence[Path]) -> list[Path]:
+    """The files themselves, and those of voxels that lie beside their headers."""
+    beside = [partner for path in paths if (partner := find_partner(path))]
+    return [*paths, *(path for path in beside if path.exists() and path not in paths)]
 
 
 def _take_channel(image: sitk.Image, how: Reading, channel: int) -> sitk.Image:

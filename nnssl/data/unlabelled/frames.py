@@ -10,10 +10,11 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
+from nnssl.convert.readers.nifti import read_shape
 from nnssl.convert.readers.read import explain_broken, read_volume
 
 NIFTI = (".nii.gz", ".nii")
-ITK = (".mha", ".mhd", ".nrrd", ".nhdr", ".gipl", ".hdr")
+ITK = (".mha", ".mhd", ".nrrd", ".nhdr", ".gipl")
 
 
 class FrameVolume(NamedTuple):
@@ -33,7 +34,7 @@ def count_frames(files: Collection[Path]) -> int | None:
     shape: tuple[int, ...] = ()
     with explain_broken():
         if path.name.lower().endswith(NIFTI):
-            shape = tuple(int(n) for n in nibabel.Nifti1Image.from_filename(path).shape)
+            shape = read_shape(path)
         elif path.name.lower().endswith(ITK):
             shape = tuple(_read_header(path).GetSize())
     if len(shape) > 4:

@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -16,10 +16,12 @@ import SimpleITK as sitk  # noqa: N813
 
 from nnssl.common.files import TEMPORARY, hash_file
 from nnssl.convert.readers.pictures import ENDINGS as PICTURES
+from nnssl.convert.readers.read import read_frames as read_whole_cine
+from nnssl.convert.readers.read import read_volume, with_partners
 from nnssl.convert.sources import Problem
-from nnssl.convert.volumes import be_quiet, last_line
+from nnssl.convert.volumes import Reading, be_quiet, last_line
 from nnssl.data.thumbnails import read_thumbnail
-from nnssl.data.unlabelled.frames import NIFTI, count_frames, read_frames
+from nnssl.data.unlabelled.frames import count_frames, read_frames
 from nnssl.data.unlabelled.records import (
     SourceFile,
     UnlabelledImage,
@@ -33,7 +35,6 @@ from nnssl.nnunet.images import image_file, open_image, read_direction
 from nnssl.nnunet.plans import count_channels
 
 IMAGE = "image"  # name of what is being preprocessed
-BESIDE = {".mhd": (".raw", ".zraw"), ".hdr": (".img",)}  # voxels in a file of their own
 READS_PICTURES = "NaturalImage2DIO"
 
 
@@ -128,13 +129,8 @@ class CheckedImage:
 
 def stamp_files(root: Path, source: ImageSource) -> tuple[SourceFile, ...]:
     """Path, size and time of the files of a source."""
-    beside = [
-        str(PurePosixPath(path).with_suffix(ending))
-        for path in source.files
-        for ending in BESIDE.get(PurePosixPath(path).suffix.lower(), ())
-    ]
-    paths = [*source.files, *(path for path in beside if (root / path).is_file())]
-    found = [(path, (root / path).stat()) for path in paths]
+    paths = with_partners([root / path for path in source.files])
+    found = [(Path(os.path.relpath(path, root)).as_posix(), path.stat()) for path in paths]
     return tuple(SourceFile(path, each.st_size, each.st_mtime_ns) for path, each in found)
 
 
@@ -148,7 +144,10 @@ def check_source(source: ImageSource, root: Path, plan: PreprocessingPlan) -> Ch
         channels = source.locate(root)
         frames = _count_frames(channels)
         for paths in channels:
-            _check_voxels(paths)
+            if frames is None:
+                read_volume(paths, Reading(channels=plan.channels))
+            else:
+                read_whole_cine(paths[0])
         with TemporaryDirectory() as folder:
             first = next(iter(_make_readable(channels, plan, Path(folder), {1})))[1]
             _check_reading(first, plan)
@@ -220,14 +219,6 @@ def _count_frames(channels: list[list[Path]]) -> int | None:
     if len(counts) > 1:
         raise ValueError(f"has channels with different numbers of frames: {counts}")
     return counts.pop()
-
-
-def _check_voxels(paths: list[Path]) -> None:
-    """NIfTI and cines are complete and finite (ITK fills what is missing); see `_check_reading`."""
-    if paths[0].name.lower().endswith(NIFTI) or count_frames(paths) is not None:
-        for number, volume in read_frames(paths):
-            if not np.isfinite(volume.array).all():
-                raise ValueError(f"holds values that are not finite (volume {number})")
 
 
 def _check_reading(files: list[Path], plan: PreprocessingPlan) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from nnssl.convert.readers.dicom import is_dicom
 from nnssl.convert.readers.pictures import ENDINGS as PICTURES
-from nnssl.convert.sources import Files, Inventory, Problem
+from nnssl.convert.sources import SLICE_FILE, Files, Inventory, Problem, make_safe
 
 VOLUMES = (
     *(".nii.gz", ".nii", ".mgz", ".mgh", ".mha", ".mhd", ".nrrd", ".nhdr", ".gipl", ".hdr"),
@@ -78,6 +79,7 @@ def find_sources(folder: Path, choice: FileChoice) -> tuple[list[ImageSource], l
             f"{folder} holds no image{f' that matches --files {pattern}' * bool(pattern)}; looked "
             f"for {', '.join(known)}"
         )
+    sources = _name_twins(sources)
     problems = [*inventory.problems, *_find_twins(sources)]
     if choice.patient is None:
         return sources, problems
@@ -99,6 +101,9 @@ def _group(paths: Sequence[str], endings: Sequence[str], root: Path) -> list[Ima
     `x_0001` is a channel of `x` where there is an `x_0000` too; other numbers belong to the name.
     """
     parts = {path: _split(path, endings) for path in paths}
+    for path, (folder, name, ending) in parts.items():
+        if not ending and SLICE_FILE.search(path) and _is_slice(root / path):
+            parts[path] = folder, name, SERIES
     known = set(parts.values())
     groups: dict[tuple[PurePosixPath, str, str], list[str]] = defaultdict(list)
     for path, (parent, stem, ending) in parts.items():
@@ -119,6 +124,14 @@ def _group(paths: Sequence[str], endings: Sequence[str], root: Path) -> list[Ima
     return sorted(sources, key=lambda source: (source.identifier, source.place))
 
 
+def _is_slice(path: Path) -> bool:
+    """Whether a file without a known ending (``IM_0001``, ``1.2.840.113.5``, ``.IMA``) is DICOM."""
+    try:
+        return path.name != "DICOMDIR" and is_dicom(path)
+    except OSError:
+        return False
+
+
 def _split(path: str, endings: Sequence[str]) -> tuple[PurePosixPath, str, str]:
     """Folder, stem, and the longest known ending in lower case; no ending if it is unknown."""
     folder, name = PurePosixPath(path).parent, PurePosixPath(path).name
@@ -126,6 +139,19 @@ def _split(path: str, endings: Sequence[str]) -> tuple[PurePosixPath, str, str]:
         if name.lower().endswith(ending) and len(name) > len(ending):
             return folder, name[: -len(ending)], ending
     return folder, name, ""
+
+
+def _name_twins(sources: Sequence[ImageSource]) -> list[ImageSource]:
+    """Images whose names are not their own are named by their path below the folder."""
+    count = Counter(source.identifier for source in sources)
+    named = []
+    for source in sources:
+        if count[source.identifier] > 1:
+            folder = PurePosixPath(source.place).parent
+            name = make_safe("_".join([*folder.parts, source.identifier]))
+            source = replace(source, identifier=name, patient=name)
+        named.append(source)
+    return sorted(named, key=lambda source: (source.identifier, source.place))
 
 
 def _find_patient(source: ImageSource, pattern: str) -> str:
