@@ -48,6 +48,7 @@ setup(
         "blosc2>=3.0.0b1",
         "PyYAML>=6.0",
         "annotated-types>=0.6",
+        "typing_extensions>=4.6",
         "pydantic>=2.5",
         "scikit-image>=0.19",
         "scipy>=1.12",  # isotonic_regression

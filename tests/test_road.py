@@ -24,6 +24,7 @@ import torch
 
 from nnssl.common.locks import hold_with_process
 from nnssl.nnunet import registration
+from nnssl.nnunet.splits import read_splits
 
 DATASET, NAME, PLANS = "27", "Dataset027_ACDC", "nnUNetPlansTiny"
 PRETRAINER = "nnSSLContrastiveTrainer"
@@ -190,7 +191,7 @@ def finetuned(road, pretrained) -> Path:
 
 
 def test_the_folds_part_patients_and_lie_where_nnunet_reads_them(road):
-    for fold in read_json(road.root / "preprocessed" / NAME / "splits_final.json"):
+    for fold in read_splits(road.root / "preprocessed" / NAME / "splits_final.json"):
         train, val = ({case.split("_")[0] for case in fold[part]} for part in ("train", "val"))
         assert train
         assert val

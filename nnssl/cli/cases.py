@@ -11,11 +11,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from nnssl.cli.command import command, dataset_id, warn
-from nnssl.common.files import read_json
 from nnssl.nnunet.cases import CaseRecord
 from nnssl.nnunet.namesakes import describe_parts
 from nnssl.nnunet.paths import SPLITS_FILE, Roots
-from nnssl.nnunet.splits import check_split, draw_splits
+from nnssl.nnunet.splits import check_split, draw_splits, read_splits
 from nnssl.nnunet.telling import (
     Told,
     find_cases,
@@ -105,6 +104,6 @@ def _check_folds(roots: Roots, name: str, records: Mapping[str, CaseRecord]) -> 
         )
         return
     try:
-        check_split(read_json(file), records)
+        check_split(read_splits(file), records)
     except ValueError as error:
         warn([f"{file}: {error} (--folds 5 does, and sets the former file aside)"])

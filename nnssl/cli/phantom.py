@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -21,4 +22,4 @@ def _add_options(parser: ArgumentParser) -> None:
 def main(options: Namespace) -> None:
     write_phantom(options.out, options.patients, options.seed, options.size, options.workers)
     print(f"{options.out}: {options.patients} SYNTHETIC patients; next:")
-    print(f"nnssl_convert ACDC {options.out} -d 27")
+    print(f"nnssl_convert ACDC {shlex.quote(str(options.out))} -d 27")

@@ -15,12 +15,11 @@ from pathlib import Path
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnssl.cli.command import command, dataset_id, warn
-from nnssl.common.files import read_json
-from nnssl.nnunet.checkpoint import read_checkpoint
-from nnssl.nnunet.paths import DATASET_FILE, WEIGHTS, plans_file
+from nnssl.nnunet.checkpoint import read_checkpoint, speaking_of
+from nnssl.nnunet.paths import WEIGHTS, plans_file
 from nnssl.nnunet.plan_like import KEEPABLE, plan_like, read_source
 from nnssl.nnunet.planned_network import build_planned_network
-from nnssl.nnunet.plans import write_new_plans
+from nnssl.nnunet.plans import read_description, read_plans, write_new_plans
 from nnssl.nnunet.runs import WeightSource
 from nnssl.training.finetuning_weights import compare_inputs, plan_transfer
 
@@ -40,19 +39,18 @@ def _add_options(parser: ArgumentParser) -> None:
 def main(options: Namespace) -> None:
     path = plans_file(options.dataset_id, options.plans)
     checkpoint = read_checkpoint(options.checkpoint)
-    try:
+    with speaking_of(options.checkpoint):
         source = read_source(checkpoint)
-    except ValueError as error:
-        raise ValueError(f"{options.checkpoint} cannot be planned after: {error}") from error
     configuration = options.configuration or source.name
     origin = re.sub(r"^Dataset[0-9]{3}_", "", source.dataset)
     name = options.name or f"nnUNetPlansLike{origin}"
-    target, dataset = read_json(path), read_json(path.with_name(DATASET_FILE))
-    plans, remarks = plan_like(target, dataset, source, configuration, name, options.keep)
-    network = build_planned_network(plans, configuration, dataset)
-    # less than everything is an error
-    loads = plan_transfer(network, checkpoint, WeightSource(min_share=1.0), cascade=False)
-    remarks += compare_inputs(checkpoint, PlansManager(plans), configuration)
+    target, dataset = read_plans(path), read_description(path.parent)
+    with speaking_of(options.checkpoint):
+        plans, remarks = plan_like(target, dataset, source, configuration, name, options.keep)
+        network = build_planned_network(plans, configuration, dataset)
+        # less than everything is an error
+        loads = plan_transfer(network, checkpoint, WeightSource(min_share=1.0), cascade=False)
+        remarks += compare_inputs(checkpoint, PlansManager(plans), configuration)
     written = write_new_plans(path.parent, plans)
     warn(remarks, "note")
     new = plans["configurations"][configuration]

@@ -8,9 +8,8 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from nnssl.cli.command import command, dataset_id, warn
-from nnssl.common.files import read_json
 from nnssl.nnunet.paths import plans_file
-from nnssl.nnunet.plans import write_new_plans
+from nnssl.nnunet.plans import read_plans, write_new_plans
 from nnssl.nnunet.small_plans import shrink_plans
 
 
@@ -34,7 +33,7 @@ def _add_options(parser: ArgumentParser) -> None:
 def main(options: Namespace) -> None:
     path = plans_file(options.dataset_id, options.plans)
     sizes = {key: getattr(options, key) for key in ("spacing", "patch", "batch", "features")}
-    plans, warnings = shrink_plans(read_json(path), options.configuration, options.name, **sizes)
+    plans, warnings = shrink_plans(read_plans(path), options.configuration, options.name, **sizes)
     written = write_new_plans(path.parent, plans)
     warn(warnings)
     small = plans["configurations"][options.configuration]

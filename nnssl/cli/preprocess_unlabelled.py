@@ -12,7 +12,6 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from nnssl.cli.command import WORKERS, command, dataset_id
-from nnssl.common.files import read_json
 from nnssl.data.unlabelled.job import PreprocessingPlan
 from nnssl.data.unlabelled.preprocess import (
     UnlabelledTask,
@@ -22,8 +21,8 @@ from nnssl.data.unlabelled.preprocess import (
 from nnssl.data.unlabelled.records import find_collections, read_images, read_manifest
 from nnssl.data.unlabelled.sources import FileChoice
 from nnssl.leakage.test_set import load_test_thumbnails, read_test_set
-from nnssl.nnunet.paths import DATASET_FILE, own_folder, plans_file
-from nnssl.nnunet.plans import read_plans
+from nnssl.nnunet.paths import own_folder, plans_file
+from nnssl.nnunet.plans import read_description, read_plans
 
 
 def _add_options(parser: ArgumentParser) -> None:
@@ -51,7 +50,7 @@ def _add_options(parser: ArgumentParser) -> None:
 def main(options: Namespace) -> None:
     file = plans_file(options.dataset_id, options.plans)
     plans = read_plans(file, options.configuration)
-    plan = PreprocessingPlan(plans, options.configuration, read_json(file.with_name(DATASET_FILE)))
+    plan = PreprocessingPlan(plans, options.configuration, read_description(file.parent))
     own = own_folder(file.parent / plan.data_identifier)
     if options.remove:
         print(f"{remove_collection(own, options.remove)} is deleted")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnssl.modules import unet
-from nnssl.nnunet.checkpoint import own_part, read_checkpoint
+from nnssl.nnunet.checkpoint import own_part, read_checkpoint, speaking_of
 from nnssl.nnunet.planned_network import build_network
 
 Window = tuple[slice, slice, slice]
@@ -238,11 +238,12 @@ def _read_network(checkpoint: str) -> nn.Module:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     content = read_checkpoint(checkpoint)
-    own, weights = own_part(content, "pretrain"), content["network_weights"]
-    manager = PlansManager(own["plans"]).get_configuration(own["configuration"])
-    outputs = len(weights["decoder.seg_layers.0.weight"])
-    network = build_network(manager, own["input_channels"], outputs)
-    network.load_state_dict(weights)
+    with speaking_of(checkpoint):
+        own, weights = own_part(content, "pretrain"), content["network_weights"]
+        manager = PlansManager(own["plans"]).get_configuration(own["configuration"])
+        outputs = len(weights["decoder.seg_layers.0.weight"])
+        network = build_network(manager, own["input_channels"], outputs)
+        network.load_state_dict(weights)
     return network
 
 

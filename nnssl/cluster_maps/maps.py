@@ -223,7 +223,7 @@ def save_map(clusters: np.ndarray, file: Path) -> None:
 
 
 def _count(file: Path, clusters: int) -> np.ndarray:
-    found = np.asarray(open_image(file)[:]).reshape(-1).astype(np.int64)
+    found = np.asarray(open_image(file, "iu")[:]).reshape(-1).astype(np.int64)
     return np.bincount(found + 1, minlength=clusters + 1)[1:]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, MinLen
+from typing_extensions import TypedDict
 
 from nnssl.common.checks import Count, NotNegative, Positive, Whole, checked, plain
 from nnssl.common.files import hash_file, hash_json, read_json
@@ -90,10 +91,16 @@ def hash_cases(preprocessed: Path, identifiers: Sequence[str]) -> str:
     )
 
 
+class _Manifest(TypedDict):
+    recipe: dict[str, Any]
+    plans: str
+    cases: str
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder of maps; empty where there is none."""
     file = folder / MANIFEST
-    return read_json(file) if file.is_file() else {}
+    return read_json(file, _Manifest) if file.is_file() else {}
 
 
 def is_same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

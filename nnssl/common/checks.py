@@ -48,6 +48,26 @@ class Rule(Predicate):
 
     words: str = ""
 
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        """Lets the words be the message where content of files is checked."""
+        from pydantic_core import core_schema
+
+        def check(value: Any) -> Any:
+            if not self.func(value):
+                raise ValueError(self.words)
+            return value
+
+        return core_schema.no_info_after_validator_function(check, handler(source))
+
+
+def _is_name(text: str) -> bool:
+    return text.isprintable() and not set(text) & set("/\\") and text.strip(". ") != ""
+
+
+ONE_LINE = "one line, without control characters"
+Line = Annotated[str, Rule(str.isprintable, ONE_LINE)]  # what is printed, or written into a script
+Name = Annotated[str, Rule(_is_name, "a name: one line without / and \\")]  # of a file, a folder
+
 
 def one_of(options: Mapping[str, Any]) -> Rule:
     """The condition that a text is a name of a registry."""

@@ -6,14 +6,19 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import time
 from typing import Any
 from uuid import uuid4
+from zipfile import BadZipFile
+
+from nnssl.common.content import check_content
 
 TEMPORARY = ".part_"  # prefix of a file that is being written
+DAMAGED = (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error)  # of NumPy's archives
 SECONDS_IN_WORK = 3600.0  # a part that nobody has written to for so long is a killed run's
 
 
@@ -56,22 +61,29 @@ def write_json(path: Path, content: Any) -> None:
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a broken one is named.
+def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
+    """Read a JSON file that holds what is expected.
+
+    Args:
+        path: the file.
+        kind: what its content must be, as an annotation, see `check_content`.
 
     Raises:
-        ValueError: The file is not valid JSON.
+        ValueError: it is not valid JSON, or holds something else; names file, place, what was
+            found and what is allowed.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error})") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        found = str(error).replace("(decode using utf-8-sig)", "(save it as UTF-8 without BOM)")
+        raise ValueError(f"{path} is not valid JSON ({found})") from error
+    return check_content(content, kind, str(path))
 
 
 def put_back(copy: Path, target: Path) -> None:
     """Write the JSON of ``copy`` to ``target`` if nothing is there."""
     if copy.exists() and not target.exists():
-        write_json(target, read_json(copy))
+        write_json(target, read_json(copy, Any))
 
 
 def stamp_file(path: Path) -> list[int]:

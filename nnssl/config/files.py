@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from nnssl.common.checks import suggest
+from nnssl.common.content import check_size
 from nnssl.config.aliases import rename_knobs
 
 ABSENT = object()
@@ -60,19 +61,38 @@ def find_value(content: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-3 is a number and a key that stands twice is an error."""
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Safe YAML in which 1e-3 is a number and a key that stands twice is an error.
+
+    The compiled one is ten times faster.
+    """
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        """Aliases are written out only if that fits into memory."""
+        try:
+            check_size(node, "it", _open_node)
+        except ValueError as error:
+            raise yaml.YAMLError(str(error)) from None
+        return super().construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if key in seen:
+            wrong = "" if isinstance(key, str | int | float) else "is no text or number"
+            if wrong or key in seen:
                 raise yaml.MarkedYAMLError(
-                    problem=f"key {key!r} stands twice", problem_mark=key_node.start_mark
+                    problem=f"key {key!r} {wrong or 'stands twice'}",
+                    problem_mark=key_node.start_mark,
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _open_node(value: Any) -> Any:
+    """A node of YAML holds nodes, or pairs of them."""
+    inside = value.value if isinstance(value, yaml.Node) else value
+    return inside if isinstance(inside, list | tuple) else None
 
 
 _Loader.add_implicit_resolver(
@@ -143,7 +163,10 @@ def _find_files() -> dict[str, list[Path]]:
                 f"environment variable {CONFIG_FOLDERS} names {str(folder)!r}, which is not a "
                 f"folder; name existing folders, joined by {os.pathsep!r}"
             )
-        found = _trainers_in(folder) | found
+        here: dict[str, list[Path]] = {}
+        for path in filter(_is_trainer, sorted((*folder.rglob("*.yaml"), *folder.rglob("*.yml")))):
+            here.setdefault(path.stem, []).append(path)
+        found = here | found
     return dict(sorted(found.items()))
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import pickle
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
+from annotated_types import Len
+from typing_extensions import TypedDict
 
+from nnssl.common.checks import Count
 from nnssl.common.files import read_json, stamp_file, write_json
 from nnssl.data.unlabelled.records import UNLABELLED
 from nnssl.nnunet.cases import read_cases
-from nnssl.nnunet.images import CaseError, image_file, open_image, read_direction
+from nnssl.nnunet.images import CaseError, image_file, open_image, read_direction, read_properties
 from nnssl.nnunet.paths import cache_places, own_folder
 
 PositionAxis = Literal["head_feet", "slice", 0, 1, 2]
@@ -36,6 +38,14 @@ class Case:
     axis: int  # array axis along which position is measured
     sign: int  # +1 if position grows with the index, else -1
     folder: Path | None = None  # of its image; None: that of the configuration
+
+
+class _Geometry(TypedDict):
+    """What is kept of an image: see `stamp_file` and `read_direction`."""
+
+    stamp: list[int]
+    shape: Annotated[list[Count], Len(3, 3)]
+    direction: Annotated[list[float], Len(9, 9)]
 
 
 def dense_target_folder(maps: Path, folder: Path | None) -> Path:
@@ -140,7 +150,7 @@ def _read_cached_geometry(
     known: dict[str, Any] = {}
     for place in reversed(places):
         with suppress(OSError, ValueError, TypeError):
-            known.update(read_json(place))
+            known.update(read_json(place, dict[str, _Geometry]))
     for identifier, orientation in orientations.items():
         file = image_file(folder, identifier)
         stamp = stamp_file(file)
@@ -163,11 +173,10 @@ def _read_geometry(file: Path, identifier: str, orientation: str | None) -> dict
         shape = [int(n) for n in open_image(file).shape[1:]]
         if orientation is not None:
             return {"shape": shape, "direction": parse_orientation(orientation)}
-        with file.with_name(f"{identifier}.pkl").open("rb") as stream:
-            properties = pickle.load(stream)
+        direction = read_direction(read_properties(file.with_name(f"{identifier}.pkl")))
     except Exception as error:
-        raise CaseError(f"case {identifier}, file {file}: cannot be read ({error})") from error
-    return {"shape": shape, "direction": read_direction(properties)}
+        raise CaseError(f"case {identifier}: {error}") from error
+    return {"shape": shape, "direction": direction}
 
 
 def parse_orientation(orientation: str) -> list[float]:

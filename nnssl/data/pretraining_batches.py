@@ -42,18 +42,20 @@ class RawPatchReader:
     ) -> np.ndarray:
         """float32 (C, Z, Y, X) of the box (3, 2), zero outside the volume; folder: see `Case`."""
         file = image_file(folder or self.folder, identifier)
-        return check_finite(self._cut(file, identifier, box, 0).astype(np.float32), identifier)
+        return check_finite(self._cut(file, identifier, box, 0, "f").astype(np.float32), identifier)
 
     def read_dense_target(
         self, name: str, identifier: str, box: np.ndarray, folder: Path | None = None
     ) -> np.ndarray:
         """int64 (Z, Y, X) of the box, -1 outside the volume; folder: see `Case`."""
         file = image_file(dense_target_folder(self.dense_targets[name], folder), identifier)
-        return self._cut(file, identifier, box, -1).astype(np.int64)[0]
+        return self._cut(file, identifier, box, -1, "iu").astype(np.int64)[0]
 
-    def _cut(self, file: Path, identifier: str, box: np.ndarray, fill: float) -> np.ndarray:
+    def _cut(
+        self, file: Path, identifier: str, box: np.ndarray, fill: float, kinds: str
+    ) -> np.ndarray:
         try:
-            array = self._open_array(file)
+            array = self._open_array(file, kinds)
             low = np.maximum(box[:, 0], 0)
             high = np.minimum(box[:, 1], array.shape[1:])
             ends = np.maximum(low, high)
@@ -68,11 +70,11 @@ class RawPatchReader:
         pad = [(0, 0), *zip(low - box[:, 0], np.maximum(box[:, 1] - high, 0), strict=True)]
         return np.pad(part, pad, constant_values=fill)
 
-    def _open_array(self, file: Path) -> Any:
+    def _open_array(self, file: Path, kinds: str) -> Any:
         if file not in self._open:
             if len(self._open) >= MOST_KEPT:
                 self._open.clear()
-            self._open[file] = open_image(file)
+            self._open[file] = open_image(file, kinds)
         return self._open[file]
 
 

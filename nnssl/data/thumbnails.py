@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from scipy import ndimage, stats
 
-from nnssl.common.files import atomic_path, stamp_file
+from nnssl.common.files import DAMAGED, atomic_path, stamp_file
 from nnssl.common.parallel import for_each
 from nnssl.nnunet.images import CaseError, open_image
 from nnssl.nnunet.paths import cache_places
@@ -145,7 +144,7 @@ def _read_file(cache: Path) -> dict[str, tuple[list[int], np.ndarray]]:
             if not np.array_equal(archive["recipe"], RECIPE):
                 return {}
             names, stamps, images = (archive[key] for key in ("names", "stamps", "images"))
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+    except DAMAGED:
         return {}
     return {
         str(name): (stamp.tolist(), image)

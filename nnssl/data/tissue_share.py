@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
-from nnssl.common.files import atomic_path, stamp_file
+from nnssl.common.files import DAMAGED, atomic_path, stamp_file
 from nnssl.common.tissue import find_tissue
 from nnssl.nnunet.images import CaseError, check_finite, image_file, open_image
 from nnssl.nnunet.paths import cache_places
@@ -63,7 +62,7 @@ class TissueShare:
         places = cache_places(cache / f"{identifier}.npz")
         for place in places:
             with (
-                suppress(OSError, ValueError, KeyError, EOFError, BadZipFile),
+                suppress(*DAMAGED),
                 np.load(place, allow_pickle=False) as archive,
             ):
                 if np.array_equal(archive["source"], stamp):

@@ -19,9 +19,9 @@ import torch
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from nnssl.common.environment import set_variables
-from nnssl.common.files import read_json
 from nnssl.config import TRAINER_PREFIX
-from nnssl.nnunet.paths import DATASET_FILE, OWN, PREPROCESSED, RESULTS, plans_file, root_folder
+from nnssl.nnunet.paths import OWN, PREPROCESSED, RESULTS, plans_file, root_folder
+from nnssl.nnunet.plans import read_description, read_plans
 from nnssl.training.factory import trainer_class
 from nnssl.training.pretraining_setup import PretrainingSetup
 
@@ -117,7 +117,7 @@ def build_trainer(name: str, job: DryRun) -> Any:
         ValueError, RuntimeError: what nnU-Net or the trainer refuses.
     """
     source = job.find_source()
-    plans = {**read_json(source / f"{job.plans}.json"), "continue_training": False}
+    plans = {**read_plans(source / f"{job.plans}.json"), "continue_training": False}
     fold = "all" if job.fold == "all" else int(job.fold)
     kind = find_trainer_class(name)
     with redirect_stdout(StringIO()):
@@ -125,7 +125,7 @@ def build_trainer(name: str, job: DryRun) -> Any:
             plans=plans,
             configuration=job.configuration,
             fold=fold,
-            dataset_json=read_json(source / DATASET_FILE),
+            dataset_json=read_description(source),
             device=job.device,
         )
         folder = Path(trainer.preprocessed_dataset_folder)

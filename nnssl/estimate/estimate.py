@@ -248,7 +248,7 @@ def _touch(file: Path, raw_patch: Sequence[int]) -> float:
     size = file.stat().st_size
     if file.suffix == ".npz":  # has to be read as a whole
         return size
-    array = open_image(file)
+    array = open_image(file, "fiu")
     shape = np.array(array.shape[1:])
     blocks = np.array(getattr(array, "blocks", (1,) * array.ndim)[1:])
     read = np.minimum(shape, np.array([int(p) for p in raw_patch]) + blocks - 1)

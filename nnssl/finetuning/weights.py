@@ -18,6 +18,7 @@ from nnssl.modules.unet import Trained, lies_in, trained_keys
 
 Part = Literal["encoder", "trained"]
 NewChannels = Literal["mean", "zero"]
+LARGEST = 1e8  # no training arrives there, and activations soon overflow
 OUTPUT_LAYERS = ".seg_layers."
 OUTCOMES = ("loaded", "adapted", "skipped", "random")  # of tensors of the target
 NO_PLACE = "trained by the source, but this network has no such place"
@@ -253,15 +254,19 @@ def _match_one(
         return KeyMatch(key, size, "random", reason), None
     if source is None:
         return KeyMatch(key, size, "skipped", "not in the source"), None
-    if not bool(torch.isfinite(source).all()):
-        raise ValueError(f"The weights of {key} hold NaN or infinity; this pre-training diverged.")
-    if source.shape == target.shape:
-        return KeyMatch(key, size, "loaded"), source
     shapes = f"{list(source.shape)} to {list(target.shape)}"
-    adapted = _adapt_channels(source, target, adapt) if adapt else None
-    if adapted is None:
+    same = source.shape == target.shape
+    fitted = source if same else _adapt_channels(source, target, adapt) if adapt else None
+    if fitted is None:
         return KeyMatch(key, size, "skipped", f"shape {shapes}"), None
-    return KeyMatch(key, size, "adapted", f"input channels {shapes}, {adapt}"), adapted
+    if not bool((fitted.abs() < LARGEST).all()):  # NaN too
+        raise ValueError(
+            f"The weights of {key} hold NaN, infinity or numbers of {LARGEST:.0e} and more; this "
+            "pre-training diverged."
+        )
+    if same:
+        return KeyMatch(key, size, "loaded"), fitted
+    return KeyMatch(key, size, "adapted", f"input channels {shapes}, {adapt}"), fitted
 
 
 def _trained_half(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nnssl.common.files import hash_json, read_json
+from nnssl.common.files import hash_json
 from nnssl.data.copies import THRESHOLD, find_copies, load_case_thumbnails, make_signatures
 from nnssl.data.thumbnails import stack_thumbnails
 from nnssl.data.unlabelled.records import read_records
@@ -19,6 +19,7 @@ from nnssl.leakage.seen import Seen, SeenImage, find_images
 from nnssl.nnunet.cases import CaseRecord, read_all_cases, read_cases
 from nnssl.nnunet.images import CaseError
 from nnssl.nnunet.paths import CASES_FILE, SPLITS_FILE, dataset_number, own_folder
+from nnssl.nnunet.splits import read_splits
 
 MOST_NAMED = 5
 ALIKE = 0.6  # rank correlation from which an image may be a cropped copy; docs/leakage.md
@@ -119,7 +120,7 @@ def _check_fold(seen: Seen, evaluation: Evaluation) -> Iterator[Finding]:
             f"its fold {fold}: nnUNetv2_train {pool} {seen.configuration} {fold} -p {seen.plans} "
             "-tr ..."
         )
-    elif not seen.has_records and file.exists() and hash_json(read_json(file)) != folds:
+    elif not seen.has_records and file.exists() and hash_json(read_splits(file)) != folds:
         text = f"The folds of {name} are not those that {pool} was made from ({file})."
     else:
         return

@@ -14,6 +14,7 @@ from nnssl.data.pool.preprocess import measure_files
 from nnssl.leakage.overlaps import find_overlaps
 from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.nnunet.paths import FINAL, SPLITS_FILE, Roots, dataset_number
+from nnssl.nnunet.splits import read_splits
 
 
 def describe_overlaps(pool: DatasetPool) -> list[str]:
@@ -53,7 +54,7 @@ def _find_changes(pool: DatasetPool, content: Mapping[str, Any], splits: Path) -
             yield f"the folds of {member.folder} have changed since the pool was made; make it anew"
     if pool.job != content["job"]:
         yield "members, images or folds have changed since the pool was made; make it anew"
-    if not splits.exists() or read_json(splits) != pool.splits:
+    if not splits.exists() or read_splits(splits) != pool.splits:
         yield f"{splits} is not the union of the members' folds; run nnssl_pool again"
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import NotRequired, TypedDict
+
 from nnssl.common.files import read_json
 from nnssl.nnunet.paths import CASES_FILE
 
@@ -51,14 +53,14 @@ def read_cases(preprocessed_folder: Path, identifiers: Iterable[str]) -> dict[st
     if not path.exists():
         name = preprocessed_folder.name.split("_", 1)[-1]
         return {each: CaseRecord(patient=each, dataset=name) for each in identifiers}
-    known = read_json(path).get("cases", {})
+    known = _read_entries(path)
     wanted = list(identifiers)
     if missing := sorted(set(wanted) - set(known)):
         raise ValueError(
             f"{path} has no entry for {missing[:10]}; add patient and dataset of these cases, "
             "or convert the dataset again"
         )
-    return {each: _record(path, each, known[each]) for each in wanted}
+    return {each: _record(known[each]) for each in wanted}
 
 
 def read_all_cases(preprocessed_folder: Path, part: str | None = None) -> dict[str, CaseRecord]:
@@ -69,9 +71,9 @@ def read_all_cases(preprocessed_folder: Path, part: str | None = None) -> dict[s
         part: ``Ts``: the cases of imagesTs only; ``Tr``: the others. ``None``: both.
     """
     path = preprocessed_folder / CASES_FILE
-    known = read_json(path).get("cases", {}) if path.is_file() else {}
+    known = _read_entries(path) if path.is_file() else {}
     return {
-        case: _record(path, case, entry)
+        case: _record(entry)
         for case, entry in known.items()
         if part is None or entry.get("part", "Tr") == part
     }
@@ -96,11 +98,25 @@ def make_cases_file(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {"cases": cases, "version": 1}
 
 
-def _record(path: Path, identifier: str, entry: dict[str, Any]) -> CaseRecord:
+class _Entry(TypedDict):
+    patient: str
+    dataset: str
+    modality: NotRequired[str]
+    orientation: NotRequired[str | None]
+    part: NotRequired[str]
+    sha256: NotRequired[str | None]
+
+
+class _CasesFile(TypedDict):
+    cases: NotRequired[dict[str, _Entry]]
+
+
+def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
+    """Case -> its entry in a ``cases.json``."""
+    found: dict[str, dict[str, Any]] = read_json(path, _CasesFile).get("cases", {})
+    return found
+
+
+def _record(entry: Mapping[str, Any]) -> CaseRecord:
     known = {field.name for field in fields(CaseRecord)}
-    try:
-        return CaseRecord(**{key: value for key, value in entry.items() if key in known})
-    except TypeError as error:
-        raise ValueError(
-            f"{path}: entry {identifier} needs patient and dataset: {entry}"
-        ) from error
+    return CaseRecord(**{key: value for key, value in entry.items() if key in known})

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from typing_extensions import Required, TypedDict
 
+from nnssl.common.checks import Name, Whole
+from nnssl.common.content import check_content
 from nnssl.common.files import atomic_path, remove_old_parts
+from nnssl.nnunet.archives import check_weights, load_plain
 from nnssl.nnunet.paths import WEIGHTS
+from nnssl.nnunet.plans import Plans
 
-_NUMPY_TYPES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64"
 # kind of a run -> its name, and what names the weights that it starts from
 RUNS = {
     "pretrain": ("pre-training", "training.initial_weights"),
@@ -100,6 +105,75 @@ def save_atomically(checkpoint: dict[str, Any], filename: str | Path) -> None:
         ) from error
 
 
+class StoredConfiguration(TypedDict, total=False):
+    """The resolved configuration of a run, see `Config.to_dict`."""
+
+    name: Required[str]
+    kind: Required[str]
+    about: Required[dict[str, Any]]
+    sections: Required[dict[str, dict[str, Any]]]
+    sources: Required[list[str]]
+    overrides: dict[str, Any]
+
+
+class _Images(TypedDict, total=False):
+    images: dict[str, dict[str, list[str]]]
+    left_out: dict[str, Any]
+
+
+class _Cases(TypedDict, total=False):
+    train: list[str] | None
+    left_out: list[str]
+    unlabelled: _Images
+    records: dict[str, list[Any]]
+
+
+class _Own(TypedDict, total=False):
+    """Everything of nnSSL's; former versions wrote less."""
+
+    kind: str
+    dataset: Name
+    configuration: str
+    fold: Any
+    plans: Plans
+    config: StoredConfiguration
+    versions: dict[str, str]
+    objective: str
+    objective_state: dict[str, Any]
+    trained: dict[str, Any]
+    trained_keys: list[str]
+    trained_inputs: dict[str, int]
+    input_channels: int
+    step: Whole
+    epoch: Whole
+    epoch_terms: list[dict[str, float]]
+    skipped_steps: Whole
+    history: dict[str, list[float | None]]
+    cases: _Cases
+    ancestors: list[dict[str, Any]]
+    epoch_losses: list[float]
+    weights: dict[str, Any]
+    labels: dict[str, Any] | None
+
+
+class _Arguments(TypedDict, total=False):
+    plans: Plans
+    configuration: str
+    dataset_json: dict[str, Any]
+
+
+class _Checkpoint(TypedDict, total=False):
+    """What is read of a checkpoint of nnSSL or nnU-Net."""
+
+    network_weights: Required[dict[str, Any]]
+    nnssl: _Own
+    init_args: _Arguments
+    optimizer_state: dict[str, Any] | None
+    logging: dict[str, Any]
+    current_epoch: Whole
+    trainer_name: str
+
+
 def read_checkpoint(filename: str | Path, mmap: bool = False) -> dict[str, Any]:
     """Reads a checkpoint of nnSSL or nnU-Net onto the CPU, without running any code that it holds.
 
@@ -107,17 +181,22 @@ def read_checkpoint(filename: str | Path, mmap: bool = False) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no checkpoint, is cut off, or holds more than plain values.
+        ValueError: the file is no checkpoint, is damaged or cut off, or holds more than plain
+            values, or others than expected.
     """
     path = Path(filename)
     require_file(path)
     try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # damaged and hostile files fail in many ways; all get one sentence
-        raise ValueError(_unreadable(path, f"{type(error).__name__}: {error}")) from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), dict):
-        raise ValueError(_unreadable(path, "it holds no 'network_weights'"))
+        checkpoint: dict[str, Any] = load_plain(path, mmap)
+        if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
+            raise ValueError("it holds no 'network_weights'")
+        check_content(checkpoint, _Checkpoint, "it is not as nnSSL or nnU-Net writes it")
+        check_weights(checkpoint["network_weights"])
+    except ValueError as error:
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint: {error}. Copy it again if it was cut off or "
+            "damaged on its way, or name a checkpoint that nnU-Net or nnSSL wrote."
+        ) from error
     return checkpoint
 
 
@@ -131,6 +210,21 @@ def require_file(path: Path, what: str = "the checkpoint") -> None:
         raise FileNotFoundError(
             f"{what}: {path} does not exist; give the path of a checkpoint (*.pth)."
         )
+
+
+@contextmanager
+def speaking_of(file: str | Path) -> Iterator[None]:
+    """What goes wrong with the content of a checkpoint is a ValueError that names the file.
+
+    torch and nnU-Net fail in many ways when they take up what does not fit.
+    """
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        if isinstance(error, ValueError) and str(file) in str(error):
+            raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{file}: {kind}{error}") from error
 
 
 def own_part(
@@ -159,24 +253,3 @@ def find_plans(checkpoint: Mapping[str, Any]) -> tuple[Mapping[str, Any], str] |
     if not isinstance(plans, Mapping) or name not in plans.get("configurations", {}):
         return None
     return plans, str(name)
-
-
-def _unreadable(path: Path, cause: str) -> str:
-    first_line = cause.strip().splitlines()[0]
-    return (
-        f"{path} cannot be read as a checkpoint ({first_line}). It is another kind of file, was "
-        "cut off while it was written or copied, or holds objects that nnSSL refuses to load, "
-        "because loading them could run code. Copy it again, or name a checkpoint that nnU-Net or "
-        "nnSSL wrote."
-    )
-
-
-def _numpy_scalars() -> list[Any]:
-    """What stock checkpoints need beyond tensors: NumPy's scalar and dtype constructors.
-
-    The scalar constructor has one name in files of NumPy 1 and another in files of NumPy 2.
-    """
-    scalar = np.float64(0).__reduce__()[0]
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    dtypes = {type(np.dtype(name)) for name in _NUMPY_TYPES.split()}
-    return [*((scalar, name) for name in names), np.dtype, *dtypes]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from nnssl.common.content import check_size
 
 SEGMENTATION = "_seg"  # ends the names of nnU-Net's files of labels
 ENDINGS = (".b2nd", ".npy", ".npz")  # blosc2, or NumPy of older versions
@@ -50,19 +53,85 @@ def check_finite(voxels: np.ndarray, case: str) -> np.ndarray:
     return voxels
 
 
-def open_image(file: Path) -> Any:
-    """Array-like (C, Z, Y, X) that decompresses only what is indexed."""
-    try:
-        if file.suffix == ".b2nd":
-            import blosc2
+def open_image(file: Path, kinds: str = "f") -> Any:
+    """Array-like (C, Z, Y, X) that decompresses only what is indexed.
 
-            return blosc2.open(urlpath=str(file), mode="r", dparams={"nthreads": 1})
-        if file.suffix == ".npy":
-            return np.load(file, mmap_mode="r", allow_pickle=False)
-        with np.load(file, allow_pickle=False) as archive:
-            return archive["data"]
+    Args:
+        file: of an image, or of something else on its voxels.
+        kinds: of NumPy's numbers that are allowed: `f` for images, `iu` for labels and maps.
+
+    Raises:
+        CaseError: it cannot be opened, or its header tells that it is no image of nnU-Net's. Voxels
+            that were damaged are not noticed: nnU-Net's files hold no checksum.
+    """
+    try:
+        image = _open(file)
+        shape, kind = tuple(image.shape), np.dtype(image.dtype)
     except Exception as error:
-        raise CaseError(f"{file.name}: {type(error).__name__}: {error}") from error
+        raise CaseError(f"{file}: {type(error).__name__}: {error}") from error
+    if len(shape) != 4 or 0 in shape or kind.kind not in kinds:
+        raise CaseError(
+            f"{file}: found an array of shape {shape} and type {kind}; allowed are four axes "
+            f"(channels and three of the volume), none of length 0, and NumPy's kinds {kinds!r}"
+        )
+    return image
+
+
+def _open(file: Path) -> Any:
+    if file.suffix == ".b2nd":
+        import blosc2
+
+        return blosc2.open(urlpath=str(file), mode="r", dparams={"nthreads": 1})
+    if file.suffix == ".npy":
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    with np.load(file, allow_pickle=False) as archive:
+        return archive["data"]
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Makes NumPy arrays, numbers, texts and containers only; every other name is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        place = module.replace("numpy._core", "numpy.core"), name
+        if place not in PLAIN:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, which could run code")
+        return PLAIN[place]
+
+
+def _make_empty_array(*_: Any) -> np.ndarray:
+    """What a pickled array is before its content is set, whose size is then that of the file."""
+    return np.empty(0)
+
+
+PLAIN = {
+    ("numpy.core.multiarray", "_reconstruct"): _make_empty_array,
+    ("numpy.core.multiarray", "scalar"): np.float64(0).__reduce__()[0],
+    ("numpy.core.numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0],
+    ("numpy", "ndarray"): _make_empty_array,
+    ("numpy", "dtype"): np.dtype,
+    ("builtins", "set"): set,
+    ("collections", "OrderedDict"): dict,
+    ("_codecs", "encode"): str.encode,
+}
+
+
+def read_properties(file: Path) -> dict[str, Any]:
+    """What nnU-Net keeps of a case beside its image, read without running any code.
+
+    nnU-Net itself reads the file with Python's pickle, which runs what it says.
+
+    Raises:
+        CaseError: it is damaged, or holds more than arrays, numbers, texts and containers.
+    """
+    try:
+        with file.open("rb") as stream:
+            properties = _PlainUnpickler(stream).load()
+        check_size(properties, "it")
+        if not isinstance(properties, dict):
+            raise TypeError(f"it holds a {type(properties).__name__}, allowed is a mapping")
+    except Exception as error:  # damaged and hostile files fail in many ways
+        raise CaseError(f"{file} cannot be read: {error}") from error
+    return properties
 
 
 def read_direction(properties: Mapping[str, Any]) -> list[float]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -25,6 +26,17 @@ PARTS = {
     "dropout_op": ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d"),
     "nonlin": ("LeakyReLU", "ReLU", "ELU", "GELU", "SiLU", "Mish", "PReLU"),
 }
+# The most of what makes a network large. nnU-Net plans at most 8 stages, 512 features, 9 blocks.
+MOST = {
+    "n_stages": 16,
+    "features_per_stage": 8192,
+    "stem_channels": 8192,
+    "bottleneck_channels": 8192,
+    "n_conv_per_stage": 64,
+    "n_blocks_per_stage": 64,
+    "n_conv_per_stage_decoder": 64,
+}
+MOST_WEIGHTS = 5 * 10**8  # 2 GB; ten times nnU-Net's largest encoder
 
 
 def check_supported(configuration_manager: Any) -> None:
@@ -54,6 +66,36 @@ def check_supported(configuration_manager: Any) -> None:
             raise ValueError(
                 f"The plans ask for {part} = {found!r}; allowed: {', '.join(allowed)} of torch.nn"
             )
+    for knob, most in MOST.items():
+        found = knobs.get(knob)
+        numbers = found if isinstance(found, list | tuple) else [found]
+        if found is not None and not _are_counts(numbers, most):
+            raise ValueError(
+                f"The plans ask for {knob} = {found!r:.80}; allowed: whole numbers from 1 to "
+                f"{most}, for at most {MOST['n_stages']} stages"
+            )
+
+
+def _check_size(knobs: Mapping[str, Any]) -> None:
+    """Refuse (``ValueError``) an encoder that no memory holds; the decoder is as large."""
+    layers = knobs.get("n_conv_per_stage") or knobs["n_blocks_per_stage"]
+    values = (layers, knobs["features_per_stage"], knobs["kernel_sizes"])
+    lists = (
+        each if isinstance(each, list | tuple) else [each] * knobs["n_stages"] for each in values
+    )
+    weights = sum(
+        count
+        * features**2
+        * math.prod(kernel if isinstance(kernel, list | tuple) else [kernel] * 3)
+        for count, features, kernel in zip(*lists, strict=True)
+    )
+    if weights > MOST_WEIGHTS:
+        raise ValueError(f"{weights:,} weights; allowed are {MOST_WEIGHTS:,}")
+
+
+def _are_counts(numbers: Sequence[Any], most: int) -> bool:
+    fit = all(type(number) is int and 1 <= number <= most for number in numbers)
+    return fit and len(numbers) <= MOST["n_stages"]
 
 
 def _is_layer(name: Any, allowed: Collection[str]) -> bool:
@@ -88,6 +130,7 @@ def build_network(
     """
     check_supported(configuration_manager)
     try:
+        _check_size(configuration_manager.network_arch_init_kwargs)
         network = get_network_from_plans(
             configuration_manager.network_arch_class_name,
             configuration_manager.network_arch_init_kwargs,

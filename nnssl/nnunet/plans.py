@@ -5,22 +5,91 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
+from typing_extensions import NotRequired, TypedDict
+
+from nnssl.common.checks import Count, Name, Positive, Whole
+from nnssl.common.content import check_content
 from nnssl.common.files import read_json, write_json
-from nnssl.nnunet.paths import check_name
+from nnssl.nnunet.paths import DATASET_FILE, check_name
 
 NOT_PLANS = ("dataset", "dataset_fingerprint", "splits_final")  # JSON files beside plans
 PADDING_WARNING = 1.5  # a patch this many times the median image is mostly padding
 
+Sizes = list[Count]
+Numbers = list[Annotated[float, Ge(0)]]  # of a cascade's low resolution too, whose median is none
 
-def read_plans(file: Path, configuration: str) -> dict[str, Any]:
+
+class _Architecture(TypedDict, total=False):
+    network_class_name: str
+    arch_kwargs: dict[str, Any]  # see `check_supported`
+    _kw_requires_import: list[str]
+
+
+class _Configuration(TypedDict, total=False):
+    """What nnSSL reads of a configuration; the first version of nnU-Net's plans had other keys."""
+
+    data_identifier: Name
+    inherits_from: str
+    patch_size: Sizes
+    batch_size: Count
+    spacing: list[Positive]
+    median_image_size_in_voxels: Numbers
+    normalization_schemes: list[str]
+    use_mask_for_norm: list[bool]
+    architecture: _Architecture
+
+
+class _Pool(TypedDict, total=False):
+    members: dict[str, list[str]]
+    splits: dict[str, str]
+
+
+class Plans(TypedDict):
+    """What nnSSL reads of plans; nnU-Net reads more."""
+
+    plans_name: Name
+    dataset_name: NotRequired[Name]
+    configurations: dict[Name, _Configuration]
+    image_reader_writer: NotRequired[str]
+    transpose_forward: NotRequired[list[Whole]]
+    transpose_backward: NotRequired[list[Whole]]
+    foreground_intensity_properties_per_channel: NotRequired[dict[str, dict[str, Any]]]
+    nnssl_pool: NotRequired[_Pool]
+
+
+class Description(TypedDict):
+    labels: dict[str, Any]
+    channel_names: NotRequired[dict[str, Any]]
+    modality: NotRequired[dict[str, Any]]  # the former name
+    file_ending: NotRequired[str]
+
+
+def check_plans(plans: Any, where: str) -> dict[str, Any]:
+    """Returns plans if their entries are of the types that they must have, else ValueError."""
+    return check_content(plans, Plans, where)
+
+
+def check_description(description: Any, where: str) -> dict[str, Any]:
+    """As `check_plans`, of the content of a ``dataset.json``."""
+    return check_content(description, Description, where)
+
+
+def read_plans(file: Path, configuration: str | None = None) -> dict[str, Any]:
     """The content of a plans file; raises ValueError where it lacks the configuration."""
-    plans: dict[str, Any] = read_json(file)
-    if configuration not in plans["configurations"]:
+    plans = check_plans(read_json(file, Any), str(file))
+    if configuration is not None and configuration not in plans["configurations"]:
         known = ", ".join(plans["configurations"])
         raise ValueError(f"configuration is {configuration!r}; {file.name} has {known} (-c)")
     return plans
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Content of the ``dataset.json`` of a raw or preprocessed dataset."""
+    file = folder / DATASET_FILE
+    return check_description(read_json(file, Any), str(file))
 
 
 def count_channels(dataset: Mapping[str, Any]) -> int:
@@ -93,7 +162,7 @@ def write_new_plans(folder: Path, plans: Mapping[str, Any]) -> Path:
         )
     own = _data_folders(plans)
     for other in sorted(folder.glob("*.json")):
-        if other != path and (shared := own & _data_folders(read_json(other))):
+        if other != path and (shared := own & _data_folders(read_json(other, Any))):
             raise ValueError(
                 f"{other} keeps its cases in {sorted(shared)} too; give another --name"
             )
@@ -112,7 +181,7 @@ def _name_plans_file(folder: Path, name: str) -> Path:
         raise ValueError(f"--name: found {name!r}; nnU-Net splits folders of results at '__'")
     path = folder / f"{name}.json"
     if path.exists():
-        content = read_json(path)
+        content = read_json(path, Any)
         if not isinstance(content, Mapping) or content.get("plans_name") != name:
             raise ValueError(f"{path} does not hold plans {name}; give another --name")
     return path

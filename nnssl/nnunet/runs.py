@@ -11,14 +11,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Literal
 
-import yaml
 from annotated_types import Interval
+from typing_extensions import TypedDict
 
 from nnssl.common.checks import Count, checked
+from nnssl.common.content import check_content
 from nnssl.common.environment import read_variable
 from nnssl.common.files import read_json
 from nnssl.config import TRAINER_PREFIX
-from nnssl.nnunet.checkpoint import own_part, read_checkpoint, require_file
+from nnssl.config.files import read_yaml
+from nnssl.nnunet.checkpoint import StoredConfiguration, own_part, read_checkpoint, require_file
 from nnssl.nnunet.paths import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -34,7 +36,6 @@ from nnssl.nnunet.paths import (
 )
 
 SEARCH, NONE = "search", "none"
-YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # compiled: ten times faster
 ANY_TRAINER = f"{TRAINER_PREFIX}*"
 FINETUNER = "nnSSLFinetuneTrainer"
 State = Literal["finished", "unfinished", "not begun", "broken"]
@@ -185,12 +186,9 @@ def _read_config(file: Path) -> tuple[dict[str, Any], str]:
     if not file.is_file():
         return {}, ""
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), YAML_LOADER)
-        if not isinstance(content, dict) or not isinstance(content["sections"]["training"], dict):
-            raise ValueError("it is no configuration")
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        return {}, f"{file.name} cannot be read: {str(error).splitlines()[0]}"
-    return content, ""
+        return check_content(read_yaml(file), StoredConfiguration, str(file)), ""
+    except ValueError as error:
+        return {}, str(error).splitlines()[0]
 
 
 def _add_checkpoint(run: Run, file: Path) -> Run | None:
@@ -207,13 +205,11 @@ def _add_checkpoint(run: Run, file: Path) -> Run | None:
             epochs=_find_epochs(own.get("config", {})) or run.epochs,
             metrics={
                 **_find_metrics(own.get("history", {})),
-                **_read_probe(run.folder / PROBE_FILE),
+                **read_probe(run.folder / PROBE_FILE),
             },
         )
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        named = not isinstance(error, TypeError | AttributeError)  # readers name the file
-        text = str(error) if named else f"{file} holds something unexpected ({error})"
-        return replace(run, state="broken", problem=text)
+    except (OSError, ValueError) as error:
+        return replace(run, state="broken", problem=str(error))
 
 
 def _find_epochs(config: Mapping[str, Any]) -> int | None:
@@ -229,13 +225,19 @@ def _find_metrics(history: Mapping[str, Sequence[float | None]]) -> dict[str, fl
     return {**{key: known[key] for key in METRICS if key in known}, **mean}
 
 
-def _read_probe(file: Path) -> dict[str, float]:
+class _Features(TypedDict, total=False):
+    dice: float | None
+
+
+class _Probe(TypedDict, total=False):
+    encoders: dict[str, _Features]
+
+
+def read_probe(file: Path) -> dict[str, float]:
     """Mean Dice of the frozen features, where the probe has run and read labels."""
     if not file.is_file():
         return {}
-    content = read_json(file)
-    encoders = content.get("encoders", {}) if isinstance(content, dict) else {}
-    value = encoders.get("pretrained", {}).get("dice")
+    value = read_json(file, _Probe).get("encoders", {}).get("pretrained", {}).get("dice")
     return {} if value is None else {"probe_dice": float(value)}
 
 

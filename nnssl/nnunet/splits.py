@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from nnunetv2.utilities.crossval_split import generate_crossval_split
+from typing_extensions import TypedDict
 
 from nnssl.common.files import put_back, read_json, write_json
 from nnssl.nnunet.cases import CaseRecord, read_all_cases, read_cases
@@ -16,6 +17,17 @@ from nnssl.nnunet.paths import CASES_FILE, RAW, SPLITS_FILE, find_root
 Split = list[dict[str, list[str]]]
 SIDES = ("train", "val")
 FOLDS = 5  # nnU-Net's number
+
+
+class _Fold(TypedDict):
+    train: list[str]
+    val: list[str]
+
+
+def read_splits(file: Path) -> Split:
+    """The folds in ``splits_final.json``; ValueError where it holds something else."""
+    found: Split = read_json(file, list[_Fold])
+    return found
 
 
 def draw_splits(patients: Mapping[str, str], folds: int = FOLDS, seed: int = 1234) -> Split:
@@ -68,8 +80,7 @@ def foresee_splits(dataset: Path, records: Mapping[str, CaseRecord]) -> Split:
     copies = [raw / dataset.name / SPLITS_FILE] if raw else []
     for file in (dataset / SPLITS_FILE, *copies):
         if file.exists():
-            found: Split = read_json(file)
-            return found
+            return read_splits(file)
     if (dataset / CASES_FILE).exists():
         return draw_splits({case: record.patient for case, record in records.items()})
     return draw_stock_splits(records)
@@ -80,7 +91,7 @@ def read_fold(dataset: Path, fold: int | str) -> tuple[list[str], list[str]]:
     file = dataset / SPLITS_FILE
     if not file.is_file():
         raise ValueError(f"{file} does not exist; train the fold once, which writes it")
-    split = read_json(file)[int(fold)]
+    split = _find_fold(file, fold)[int(fold)]
     return sorted(split["train"]), sorted(split["val"])
 
 
@@ -112,12 +123,7 @@ def check_fold(preprocessed: Path, fold: int | str, needed: Collection[str] = ("
         write_json(file, draw_stock_splits(few))
     if not file.exists():
         return
-    splits = read_json(file)
-    if not 0 <= int(fold) < len(splits):
-        raise ValueError(
-            f"fold {fold}: {file} has {len(splits)} folds, allowed are 0 to {len(splits) - 1} and "
-            "all. (nnU-Net would silently draw a random split here, case by case.)"
-        )
+    splits = _find_fold(file, fold)
     if empty := [side for side in needed if not splits[int(fold)][side]]:
         raise ValueError(
             f"fold {fold} of {file} has no case in {' and '.join(empty)}; choose another fold, or "
@@ -125,6 +131,17 @@ def check_fold(preprocessed: Path, fold: int | str, needed: Collection[str] = ("
         )
     cases = {case for split in splits for side in SIDES for case in split[side]}
     check_split(splits, read_cases(dataset, cases))
+
+
+def _find_fold(file: Path, fold: int | str) -> Split:
+    """All folds of the file, of which this is one."""
+    splits = read_splits(file)
+    if not 0 <= int(fold) < len(splits):
+        raise ValueError(
+            f"fold {fold}: {file} has {len(splits)} folds, allowed are 0 to {len(splits) - 1} and "
+            "all. (nnU-Net would silently draw a random split here, case by case.)"
+        )
+    return splits
 
 
 def check_split(

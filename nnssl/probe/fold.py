@@ -10,13 +10,12 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnssl.common.files import read_json
 from nnssl.data.case_table import Case, PositionAxis, read_case_table
 from nnssl.data.labels import LabelBudget, Labelled, choose_labelled
 from nnssl.nnunet.cases import CaseRecord, read_cases
-from nnssl.nnunet.paths import DATASET_FILE, plans_file
+from nnssl.nnunet.paths import plans_file
 from nnssl.nnunet.planned_network import check_supported, refuse_cascade
-from nnssl.nnunet.plans import read_plans
+from nnssl.nnunet.plans import read_description, read_plans
 from nnssl.nnunet.splits import check_fold, read_fold
 
 
@@ -56,7 +55,7 @@ class ProbeFold:
         folder = base / manager.data_identifier
         check_fold(folder, fold)
         train, val = map(tuple, read_fold(base, fold))
-        described = read_json(base / DATASET_FILE)
+        described = read_description(base)
         return cls(content, described, configuration, fold, folder, train, val)
 
     @cached_property

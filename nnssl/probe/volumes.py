@@ -105,7 +105,7 @@ def _read_segmentation(folder: Path, identifier: str) -> np.ndarray:
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as archive:
                 return np.asarray(archive["seg"][0])
-        return np.asarray(open_image(file)[:][0])
+        return np.asarray(open_image(file, "iu")[:][0])
     except Exception as error:
         raise CaseError(
             f"case {identifier}: its segmentation in {folder} cannot be read "

@@ -33,7 +33,7 @@ from nnssl.leakage.check import Evaluation
 from nnssl.modules import unet
 from nnssl.modules.memory import MomentumCopy
 from nnssl.nnunet.cases import read_cases
-from nnssl.nnunet.checkpoint import make_plain, read_checkpoint
+from nnssl.nnunet.checkpoint import make_plain, read_checkpoint, speaking_of
 from nnssl.nnunet.namesakes import describe_parts, list_cases
 from nnssl.nnunet.planned_network import check_supported
 from nnssl.nnunet.runs import WeightSource
@@ -396,9 +396,10 @@ class nnSSLFinetuner(Interruptible):
             self.initialize()
         self.do_split()
         self.check_cases()
-        super().load_checkpoint(str(filename_or_checkpoint))
-        self._begin_average()
-        if self.average is not None:
-            restore_average(self.average, self.planned_network, own)
-        self.epoch_losses = list(own["epoch_losses"])
-        forget_open_epoch(self.logger, self.current_epoch)
+        with speaking_of(filename_or_checkpoint):
+            super().load_checkpoint(str(filename_or_checkpoint))
+            self._begin_average()
+            if self.average is not None:
+                restore_average(self.average, self.planned_network, own)
+            self.epoch_losses = list(own["epoch_losses"])
+            forget_open_epoch(self.logger, self.current_epoch)

@@ -23,7 +23,7 @@ from nnssl.leakage.ancestry import ANCESTORS, trace_ancestry
 from nnssl.leakage.check import Evaluation
 from nnssl.leakage.policy import SourceJudgement, judge
 from nnssl.nnunet import runs
-from nnssl.nnunet.checkpoint import find_plans, read_checkpoint
+from nnssl.nnunet.checkpoint import find_plans, read_checkpoint, speaking_of
 from nnssl.nnunet.paths import WEIGHTS
 from nnssl.nnunet.runs import WeightSource
 from nnssl.nnunet.stock_weights import OPTION, find_stock_weights
@@ -138,10 +138,11 @@ class StartingWeights:
 
     def _load_file(self, file: str, how: str) -> dict[str, Any]:
         checkpoint = read_checkpoint(file)
-        judgement = self._judge(checkpoint)
-        found = plan_transfer(self.network, checkpoint, self.knobs, self._is_cascaded)
-        load(self.network, found)
-        warnings = compare_inputs(checkpoint, self.plans, self.configuration)
+        with speaking_of(file):
+            judgement = self._judge(checkpoint)
+            found = plan_transfer(self.network, checkpoint, self.knobs, self._is_cascaded)
+            load(self.network, found)
+            warnings = compare_inputs(checkpoint, self.plans, self.configuration)
         self.log(f"Weights from {file} ({how}):\n{found.table()}")
         for line in (*warnings, *judgement.warnings):
             self.log(f"WARNING: {line}")

@@ -18,7 +18,7 @@ from nnssl.data.pool.settings import MARK
 from nnssl.leakage.ancestry import record_patients, record_signatures, trace_ancestry
 from nnssl.leakage.check import Evaluation
 from nnssl.leakage.policy import judge
-from nnssl.nnunet.checkpoint import read_checkpoint
+from nnssl.nnunet.checkpoint import read_checkpoint, speaking_of
 from nnssl.nnunet.namesakes import describe_parts
 from nnssl.nnunet.paths import DATASET_FILE, FINAL, LATEST, PLANS_FILE, cache_places
 from nnssl.nnunet.planned_network import build_network
@@ -257,17 +257,18 @@ class nnSSLPretrainer(PretrainingLoop):
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Bind the stored configuration, then initialise and restore everything."""
-        checkpoint = filename_or_checkpoint
+        name, checkpoint = "the checkpoint", filename_or_checkpoint
         if not isinstance(checkpoint, dict):
-            checkpoint = read_checkpoint(checkpoint)
+            name, checkpoint = checkpoint, read_checkpoint(checkpoint)
         own = self.take_up(checkpoint, "pretrain")
         if not self.was_initialized:
             self.initialize()
         self.check_cases()
-        self._take_same_images(own["cases"].get("unlabelled", NO_IMAGES))
-        self.ancestors = trace_ancestry(checkpoint)[1:]
-        self.seen_record = {key: own["cases"][key] for key in SEEN if key in own["cases"]}
-        progress = restore_pretraining(checkpoint, self, self.objective)
+        with speaking_of(name):
+            self._take_same_images(own["cases"].get("unlabelled", NO_IMAGES))
+            self.ancestors = trace_ancestry(checkpoint)[1:]
+            self.seen_record = {key: own["cases"][key] for key in SEEN if key in own["cases"]}
+            progress = restore_pretraining(checkpoint, self, self.objective)
         self.step, self.skipped_steps = progress.step, progress.skipped_steps
         self.epoch_terms, self.history = list(progress.epoch_terms), History(progress.history)
 

@@ -41,7 +41,7 @@ from nnssl.leakage.unlabelled import (
 )
 from nnssl.modules import unet
 from nnssl.modules.cpu_bfloat16 import float32_where_shallow
-from nnssl.nnunet.checkpoint import read_checkpoint
+from nnssl.nnunet.checkpoint import read_checkpoint, speaking_of
 from nnssl.nnunet.planned_network import build_network, check_supported, refuse_cascade
 from nnssl.nnunet.splits import check_fold
 from nnssl.nnunet.stock_weights import refuse_stock_weights
@@ -111,9 +111,10 @@ class PretrainingSetup(Interruptible):
         file = self.settings.initial_weights
         if file is not None and (self.begun is None or Path(file).is_file()):
             initial = read_checkpoint(file)
-            loaded = load_initial(self.objective, initial)
+            with speaking_of(file):
+                loaded = load_initial(self.objective, initial)
+                self.ancestors = trace_ancestry(initial)
             self.print_to_log_file(f"Initial weights from {file}:\n{loaded}")
-            self.ancestors = trace_ancestry(initial)
         self.weight_change = WeightChange(self.objective.network)
         if super()._do_i_compile():
             unet.compile_parts(self.objective.network)

@@ -53,7 +53,7 @@ def test_patients_origin_and_modality_are_written(folders, capsys):
     record = read_cases(preprocessed, CASES)["patient003_MR"]
     assert (record.key, record.modality) == (("Clinic", "patient003"), "MR")
     assert read_json(raw / "cases.json")["cases"]["patient900_CT"]["part"] == "Ts"
-    assert len(read_json(preprocessed / "splits_final.json")) == 1
+    assert len(read_json(preprocessed / "splits_final.json", list)) == 1
 
 
 def test_what_was_known_stays_and_the_former_file_is_set_aside(folders):
@@ -70,16 +70,16 @@ def test_what_was_known_stays_and_the_former_file_is_set_aside(folders):
 
 def test_folds_are_written_only_when_asked_for(folders):
     raw, preprocessed = folders
-    before = read_json(preprocessed / "splits_final.json")
+    before = read_json(preprocessed / "splits_final.json", list)
     main(["-d", "30", "--patient", r"(patient\d+)", "--folds", "3"])
-    splits = read_json(preprocessed / "splits_final.json")
+    splits = read_json(preprocessed / "splits_final.json", list)
     assert len(splits) == 3
-    assert splits == read_json(raw / "splits_final.json")
+    assert splits == read_json(raw / "splits_final.json", list)
     for split in splits:
         assert not {c[:10] for c in split["train"]} & {c[:10] for c in split["val"]}
         assert "patient900_CT" not in split["train"]
     (aside,) = preprocessed.glob("splits_final_before_*.json")
-    assert read_json(aside) == before
+    assert read_json(aside, list) == before
 
 
 @pytest.mark.parametrize(

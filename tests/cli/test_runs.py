@@ -17,7 +17,8 @@ def results(tmp_path, monkeypatch):
     """A finished run of dataset 999 and a damaged one."""
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "300")
-    config = {"kind": "pretrain", "sections": {"training": {"num_epochs": 3}}}
+    config = {"name": "nnSSLATrainer", "kind": "pretrain", "about": {}, "sources": []}
+    config["sections"] = {"training": {"num_epochs": 3}}
     own = {"kind": "pretrain", "epoch": 3, "config": config}
     own["history"] = {"train_loss": [1.25], "weight_change_stage_0": [0.5]}
     for name in ("nnSSLATrainer", "nnSSLBTrainer"):

@@ -24,7 +24,7 @@ def test_what_cannot_be_written_leaves_nothing_and_keeps_what_was_there(tmp_path
     write_json(file, [1])
     with pytest.raises(TypeError):
         write_json(file, [object()])
-    assert read_json(file) == [1]
+    assert read_json(file, list) == [1]
     assert [each.name for each in tmp_path.iterdir()] == ["cases.json"]
 
 

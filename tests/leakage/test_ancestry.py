@@ -10,13 +10,14 @@ import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from scipy import ndimage
 
-from nnssl.common.files import read_json, write_json
+from nnssl.common.files import write_json
 from nnssl.data.copies import make_signatures
 from nnssl.data.thumbnails import make_thumbnail
 from nnssl.leakage.ancestry import record_patients, trace_ancestry
 from nnssl.leakage.check import Evaluation
 from nnssl.leakage.policy import SourceJudgement, judge
 from nnssl.nnunet.checkpoint import read_checkpoint, save_atomically
+from nnssl.nnunet.splits import read_splits
 from nnssl.training.finetuner import nnSSLFinetuner
 from nnssl.training.pretrainer import nnSSLPretrainer
 
@@ -258,7 +259,7 @@ def test_a_real_stock_checkpoint_of_another_fold_is_refused(tiny_dataset, traine
     stock = tiny_dataset.trainer(nnUNetTrainer, "2d", 1, continue_training=False)
     stock.initialize()
     stock.save_checkpoint(str(tiny_dataset.configs / "stock.pth"))
-    val = read_json(tiny_dataset.preprocessed / "splits_final.json")[0]["val"]
+    val = read_splits(tiny_dataset.preprocessed / "splits_final.json")[0]["val"]
     evaluation = Evaluation(tiny_dataset.preprocessed, 0, val)
     checkpoint = read_checkpoint(tiny_dataset.configs / "stock.pth")
     assert judge(trace_ancestry(checkpoint), evaluation).contaminated

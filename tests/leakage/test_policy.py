@@ -22,6 +22,7 @@ from nnssl.leakage.pool_check import check_runs
 from nnssl.modules.unet import Trained, plain_state_dict, trained_keys
 from nnssl.nnunet.checkpoint import read_checkpoint, save_atomically
 from nnssl.nnunet.paths import Roots
+from nnssl.nnunet.splits import read_splits
 from nnssl.training.finetuner import nnSSLFinetuner
 
 POOL = "Dataset900_Pool"
@@ -161,7 +162,7 @@ def pool_weights(tiny_dataset):
         source.output_folder = str(tiny_dataset.results)
         source.initialize()
         records = read_json(tiny_dataset.preprocessed / "nnssl" / "cases.json")["cases"]
-        splits = read_json(tiny_dataset.preprocessed / "splits_final.json")
+        splits = read_splits(tiny_dataset.preprocessed / "splits_final.json")
         pooled = {f"999_{c}": (e["patient"], e["dataset"], "Tr") for c, e in records.items()}
         write_cases(tiny_dataset.preprocessed.parent, POOL, pooled)
         train = [f"999_{case}" for case in splits[fold]["train"]]

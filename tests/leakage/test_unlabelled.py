@@ -32,6 +32,7 @@ from nnssl.leakage.check import Evaluation, check
 from nnssl.leakage.seen import Seen
 from nnssl.leakage.unlabelled import ChosenImage, ChosenImages
 from nnssl.nnunet.images import open_image
+from nnssl.nnunet.splits import read_splits
 from nnssl.training import pretraining_loop
 from nnssl.training.factory import trainer_class
 from nnssl.training.history import History
@@ -258,7 +259,7 @@ def test_runs_with_companion_arrays_draw_them_with_theirs(
         for found, box, name in zip(maps, batch["box"], batch["identifier"], strict=True):
             if name in frames:
                 file = folder / "unlabelled" / "cine" / f"{name}.b2nd"
-                check_voxels(found[None] + 1, box, open_image(file)[:] + 1)  # padded by -1
+                check_voxels(found[None] + 1, box, open_image(file, "iu")[:] + 1)  # padded by -1
                 seen.add(name)
     assert seen == frames
     image, made = pool / "p1_4d_frame01.b2nd", folder / "unlabelled" / "cine"
@@ -372,7 +373,7 @@ def without_p3(tiny_dataset: Any, name: str, patient: str) -> None:
         content["cases"][f"{name}_f{k}"] = entry
     write_json(file, content)
     splits = tiny_dataset.preprocessed / "splits_final.json"
-    kept = [{s: [c for c in f[s] if c[:2] != "p3"] for s in f} for f in read_json(splits)]
+    kept = [{s: [c for c in f[s] if c[:2] != "p3"] for s in f} for f in read_splits(splits)]
     write_json(splits, kept)
 
 

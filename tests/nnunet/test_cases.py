@@ -33,7 +33,7 @@ def test_without_a_file_each_case_is_a_patient(tmp_path: Path):
     ("cases", "message"),
     [
         ({}, "no entry for \\['c'\\]"),
-        ({"c": {"patient": "p"}}, "entry c needs patient and dataset"),
+        ({"c": {"patient": "p"}}, r"cases.c.dataset: is missing"),
         ("{", "cases.json is not valid JSON"),
     ],
 )

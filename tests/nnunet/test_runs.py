@@ -33,7 +33,8 @@ def write(tmp_path):
     def make(trainer, file="checkpoint_final.pth", kind="pretrain", fold="0", dataset=DATASET):
         folder = tmp_path / dataset / f"{trainer}__nnUNetPlans__2d" / f"fold_{fold}"
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"kind": kind, "sections": {"training": TRAINING}}
+        head = {"name": trainer, "kind": kind, "about": {}, "sources": []}
+        config = {**head, "sections": {"training": TRAINING}}
         (folder / "resolved_config.yaml").write_text(yaml.safe_dump(config))
         if file:
             own = {"kind": kind, "epoch": 2, "history": HISTORY, "config": config}
@@ -132,8 +133,8 @@ def damage_probe(folder: Path) -> None:
         (empty_checkpoint, "checkpoint_final.pth cannot be read"),
         (foreign_checkpoint, "not one of an nnSSL pre-training run"),
         (strange_checkpoint, "checkpoint_final.pth"),
-        (damage_config, "resolved_config.yaml cannot be read"),
-        (strange_config, "resolved_config.yaml cannot be read"),
+        (damage_config, "resolved_config.yaml, line 2: not valid YAML"),
+        (strange_config, "resolved_config.yaml"),
         (damage_probe, "probe.json is not valid JSON"),
     ],
 )

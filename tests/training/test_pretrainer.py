@@ -139,7 +139,7 @@ def test_the_closing_line_suggests_what_makes_sense(
     told = trainer._suggest_next()
     assert "no labels but masks of the foreground, so fine-tune these weights on another" in told
     assert f"nnssl_plan_like {trainer.output_folder}/checkpoint_final.pth -d DATASET" in told
-    pool = tiny_dataset.trainer(short(), nnssl_pool={"members": []})
+    pool = tiny_dataset.trainer(short(), nnssl_pool={"members": {}})
     assert "is a pool" in pool._suggest_next()
 
 

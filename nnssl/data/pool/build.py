@@ -234,5 +234,8 @@ def _write_plans(made: PoolDraft, plans: Mapping[str, Any]) -> None:
     path = made.target.preprocessed / f"{made.request.plans}.json"
     content = copy.deepcopy(dict(plans))
     if path.exists():
-        content["configurations"] = {**read_json(path)["configurations"], **plans["configurations"]}
+        content["configurations"] = {
+            **read_plans(path)["configurations"],
+            **plans["configurations"],
+        }
     write_json(path, content)

@@ -14,6 +14,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+from typing_extensions import TypedDict
 
 from nnssl.common.files import hash_json, read_json
 from nnssl.convert.volumes import be_quiet
@@ -27,6 +28,7 @@ from nnssl.nnunet.paths import (
     dataset_number,
     find_raw_images,
 )
+from nnssl.nnunet.plans import Description
 from nnssl.nnunet.splits import (
     SIDES,
     Split,
@@ -89,9 +91,9 @@ def read_member(roots: Roots, number: int) -> PoolMember:
     be_quiet()
     folder = roots.dataset(number)
     raw, preprocessed = roots.raw / folder, roots.preprocessed / folder
-    description = _read(raw / DATASET_FILE, "it is not converted (nnssl_convert)")
+    description = _read(raw / DATASET_FILE, "it is not converted (nnssl_convert)", Description)
     advice = f"run first: nnUNetv2_extract_fingerprint -d {number}"
-    fingerprint = _read(preprocessed / FINGERPRINT, advice)
+    fingerprint = _read(preprocessed / FINGERPRINT, advice, _Fingerprint)
     files = _find_files(raw, description)
     if not files:
         raise ValueError(f"{raw} has no training images")
@@ -116,6 +118,14 @@ def read_member(roots: Roots, number: int) -> PoolMember:
     )
 
 
+class _Fingerprint(TypedDict):
+    """What is read of nnU-Net's fingerprint."""
+
+    spacings: list[list[float]]
+    shapes_after_crop: list[list[int]]
+    median_relative_size_after_cropping: float
+
+
 def _find_files(raw: Path, description: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What nnU-Net takes for training cases; its own listing starts twelve processes."""
     if "dataset" in description:
@@ -133,10 +143,10 @@ def _find_files(raw: Path, description: dict[str, Any]) -> dict[str, dict[str, A
     }
 
 
-def _read(path: Path, advice: str) -> Any:
+def _read(path: Path, advice: str, kind: Any) -> Any:
     if not path.exists():
         raise ValueError(f"{path} does not exist; {advice}")
-    return read_json(path)
+    return read_json(path, kind)
 
 
 @dataclass(frozen=True)

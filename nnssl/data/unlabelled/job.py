@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -31,7 +30,7 @@ from nnssl.data.unlabelled.records import (
     write_image_record,
 )
 from nnssl.data.unlabelled.sources import ImageSource
-from nnssl.nnunet.images import image_file, open_image, read_direction
+from nnssl.nnunet.images import image_file, open_image, read_direction, read_properties
 from nnssl.nnunet.plans import count_channels
 
 IMAGE = "image"  # name of what is being preprocessed
@@ -104,8 +103,7 @@ class PreprocessingPlan:
         preprocessor.run_case_save(
             target, names, None, self.manager, self.configured, self.dataset_json
         )
-        with Path(f"{target}.pkl").open("rb") as stream:
-            return image_file(scratch, IMAGE), pickle.load(stream)
+        return image_file(scratch, IMAGE), read_properties(Path(f"{target}.pkl"))
 
 
 @dataclass(frozen=True)

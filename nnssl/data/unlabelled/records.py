@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from nnssl.common.files import hash_json, read_json, write_json
 from nnssl.nnunet.images import CaseError, image_file, list_images
@@ -96,10 +97,15 @@ def find_collections(own: Path) -> dict[str, Path]:
     return {file.parent.name: file.parent for file in found}
 
 
+class _Manifest(TypedDict):
+    source: str
+    voxels: str
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What a collection was made by; empty where there is none."""
     file = folder / MANIFEST
-    return dict(read_json(file)) if file.is_file() else {}
+    return dict(read_json(file, _Manifest)) if file.is_file() else {}
 
 
 def write_image_record(folder: Path, image: UnlabelledImage) -> None:

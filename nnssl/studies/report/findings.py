@@ -12,8 +12,8 @@ from typing import Literal
 
 import pandas as pd
 
-from nnssl.common.files import read_json
 from nnssl.nnunet.paths import PROBE_FILE
+from nnssl.nnunet.runs import read_probe
 from nnssl.studies.analysis.comparisons import Arms, Comparison, compare, compare_labels
 from nnssl.studies.analysis.labels_saved import LabelsSaved
 from nnssl.studies.analysis.statistics import LEAST_REPETITIONS
@@ -209,9 +209,7 @@ class Findings:
         dices: list[tuple[str, float]] = []
         for method, record in self._pretrainings:
             path = self.folder.fold_folder(record.cell) / PROBE_FILE
-            encoders = read_json(path).get("encoders", {}) if path.is_file() else {}
-            dice = encoders.get("pretrained", {}).get("dice")
-            dices += [(method, float(dice))] if isinstance(dice, int | float) else []
+            dices += [(method, dice) for dice in read_probe(path).values()]
         return _average(dices)
 
     @cached_property

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from nnssl.common.files import hash_json, read_json
+from nnssl.common.files import hash_json
 from nnssl.leakage.ancestry import trace_ancestry
 from nnssl.leakage.check import Contamination, Evaluation, Finding, check
 from nnssl.leakage.seen import Seen
@@ -24,6 +24,8 @@ from nnssl.nnunet.paths import (
     find_data_identifier,
     find_training_logs,
 )
+from nnssl.nnunet.plans import read_plans
+from nnssl.nnunet.splits import read_splits
 from nnssl.studies.analysis.validation import Validation
 from nnssl.studies.run.folder import State, StudyFolder
 from nnssl.studies.run.grid import Cell
@@ -121,7 +123,7 @@ def hash_splits(folder: StudyFolder) -> str:
         if cell.kind == "finetune" and folder.state(cell) == "done":
             preprocessed = Validation(folder.fold_folder(cell)).preprocessed
             if preprocessed is not None and (preprocessed / SPLITS_FILE).is_file():
-                return hash_json(read_json(preprocessed / SPLITS_FILE))
+                return hash_json(read_splits(preprocessed / SPLITS_FILE))
     return f"{SPLITS_FILE} is not at hand"
 
 
@@ -180,7 +182,7 @@ def _check(folder: StudyFolder, source: Cell, cell: Cell) -> Contamination:
     checkpoint = folder.fold_folder(source) / FINAL
     validated = sorted(Validation(fold).scores)
     try:
-        plans = read_json(fold.parent / PLANS_FILE)
+        plans = read_plans(fold.parent / PLANS_FILE)
         identifier = find_data_identifier(plans, folder.study.configuration)
         images = None if identifier is None else dataset / identifier
         evaluation = Evaluation(dataset, cell.fold, validated, images)

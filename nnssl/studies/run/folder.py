@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from typing_extensions import TypedDict
+
 from nnssl.common.files import read_json
 from nnssl.config import OVERRIDES, write_overrides
 from nnssl.nnunet import paths
@@ -23,6 +25,24 @@ PROGRAM = "nnUNetv2_train"
 EPOCH = re.compile(r": Epoch (\d+)\s*$", re.M)
 MOST_LINES = 10
 State = Literal["done", "unfinished", "failed", "missing"]
+
+
+class _Attempt(TypedDict):
+    done: bool
+    interrupted: bool
+    log: str
+
+
+class _Record(TypedDict, total=False):
+    attempts: list[_Attempt]
+
+
+class _Mean(TypedDict):
+    Dice: float | None
+
+
+class _Summary(TypedDict):
+    foreground_mean: _Mean
 
 
 @dataclass(frozen=True)
@@ -106,7 +126,7 @@ class StudyFolder:
     def record(self, cell: Cell) -> dict[str, Any]:
         """The content of `cell.json`; empty before the first attempt has ended."""
         file = self.cell_folder(cell) / RECORD
-        return read_json(file) if file.is_file() else {}
+        return read_json(file, _Record) if file.is_file() else {}
 
     def attempts(self, cell: Cell) -> list[dict[str, Any]]:
         """The attempts at a cell so far."""
@@ -115,7 +135,7 @@ class StudyFolder:
     def dice(self, cell: Cell) -> float | None:
         """Mean foreground Dice of nnU-Net's own validation, if there is one."""
         file = self.fold_folder(cell) / SUMMARY
-        return float(read_json(file)["foreground_mean"]["Dice"]) if _is_whole(file) else None
+        return read_json(file, _Summary)["foreground_mean"]["Dice"] if _is_whole(file) else None
 
     def epoch(self, cell: Cell) -> int | None:
         """The epoch that the newest training log is in, if it is in one."""

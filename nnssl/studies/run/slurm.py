@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import Any
 
 from nnssl.common import locks
+from nnssl.common.checks import ONE_LINE, Count, Line, Positive, Whole, checked
 from nnssl.common.environment import set_default
 from nnssl.studies.run import attempts
 from nnssl.studies.run.attempts import TRIES, Attempt, read_log_end
@@ -68,16 +70,17 @@ class CellJob:
         return attempt.finish()
 
 
+@checked
 @dataclass(frozen=True)
 class JobLimits:
-    """What Slurm is asked for."""
+    """What Slurm is asked for; a text becomes a line of the job's script."""
 
-    partition: str | None = None
-    hours: float = 24.0  # limit of a job; it is queued again when that is over
-    memory: int = 32  # GB of a job
-    gpus_per_task: int = 1  # 0 trains on the CPU
-    cpus_per_task: int = 12
-    processes: int | None = None  # jobs at once; None: Slurm's own limit
+    partition: Line | None = None
+    hours: Positive = 24.0  # limit of a job; it is queued again when that is over
+    memory: Count = 32  # GB of a job
+    gpus_per_task: Whole = 1  # 0 trains on the CPU
+    cpus_per_task: Count = 12
+    processes: Count | None = None  # jobs at once; None: Slurm's own limit
 
     def parameters(self) -> dict[str, Any]:
         """As submitit names them."""
@@ -113,6 +116,8 @@ def submit(
             "--executor slurm needs the package submitit: pip install submitit (or run on this "
             "machine: --executor local)"
         ) from None
+    if not str(folder.path).isprintable():
+        raise ValueError(f"the study's folder is {str(folder.path)!r}; its path must be {ONE_LINE}")
     timeouts = {"slurm_max_num_timeout": MOST_TIMEOUTS} if cluster == "slurm" else {}
     executor = submitit.AutoExecutor(folder.path / "slurm", cluster=cluster, **timeouts)
     executor.update_parameters(**limits.parameters())
@@ -126,7 +131,10 @@ def submit(
         jobs |= {cell.id: job for cell, job in zip(group, submitted, strict=True)}
     for cell_id, job in jobs.items():
         print(f"{job.job_id}  {cell_id}")
-    print(f"{len(jobs)} jobs are submitted; see them with: nnssl_study status {folder.path}")
+    print(
+        f"{len(jobs)} jobs are submitted; see them with: nnssl_study status "
+        + shlex.quote(str(folder.path))
+    )
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from annotated_types import Gt, MinLen
 
-from nnssl.common.checks import Count, Rule, Whole, plain, suggest
+from nnssl.common.checks import Count, Name, Rule, Whole, plain, suggest
 from nnssl.common.files import atomic_path
 from nnssl.config import Groups, RawConfig, Schema, bind, find_configs
 from nnssl.config.files import INSTALLED, check_about, read_yaml, user_folders
@@ -46,8 +46,8 @@ class PretrainingArm:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     seeds: Annotated[Sequence[Whole], MinLen(1)] = (0,)
     finetuning: Mapping[str, Any] = field(default_factory=dict)
-    dataset: int | str | None = None
-    plans: str | None = None
+    dataset: int | Name | None = None
+    plans: Name | None = None
     fold: Whole | Literal["all"] | None = None
     waits: Literal["trainer", "dataset"] | None = None
 
@@ -106,11 +106,11 @@ class Study:
     summary: str
     pretraining: Mapping[str, PretrainingArm]
     schedules: Mapping[str, FinetuningArm]
-    dataset: int | str
+    dataset: int | Name
     budgets: Annotated[Sequence[Annotated[int | float, Gt(0)]], MinLen(1), ONCE]
     unit: Unit = "patients"
-    configuration: str = "2d"
-    plans: str = "nnUNetPlans"
+    configuration: Name = "2d"
+    plans: Name = "nnUNetPlans"
     folds: Annotated[Sequence[Whole], MinLen(1), ONCE] = (0,)
     repetitions: Count = 3
     scratch_added_steps: bool = False

@@ -27,7 +27,14 @@ class Status:
 def read_status(folder: str | Path) -> Status:
     """Where every cell stands of the study that a folder holds."""
     study = open_study(folder)
-    states = {cell.id: describe_state(study, cell) for cell in study.cells}
+    states: dict[str, str] = {}
+    problems = []
+    for cell in study.cells:
+        try:
+            states[cell.id] = describe_state(study, cell)
+        except ValueError as error:  # a damaged file hides no other cell
+            states[cell.id] = "DAMAGED"
+            problems.append(f"DAMAGED: {cell.id}: {error}")
     for cell in study.cells:
         if cell.needs and states[cell.needs] == "FAILED" and states[cell.id] == "waiting":
             states[cell.id] = "blocked"
@@ -45,13 +52,17 @@ def read_status(folder: str | Path) -> Status:
             if cell.kind == "pretrain"
         ],
         _tabulate_finetunings(study, states),
-        _write_remarks(study, states),
+        [*_write_remarks(study, states), *problems],
         Counter(words),
     )
 
 
 def describe_state(folder: StudyFolder, cell: Cell) -> str:
-    """The Dice (`done` for pre-training), or: running, FAILED, stopped, waiting."""
+    """The Dice (`done` for pre-training), or: running, FAILED, stopped, waiting.
+
+    Raises:
+        ValueError: a file of the run is damaged.
+    """
     try:
         fold = folder.fold_folder(cell)
     except ValueError:  # no dataset of that number is anywhere: nothing can have run
