@@ -140,7 +140,7 @@ def _write_both(
     aside = []
     for file in (folder / where for folder, where in folders if folder.is_dir()):
         if file.is_file():
-            if read_json(file) == content:
+            if read_json(file, Any) == content:
                 continue
             now = datetime.now().strftime("%Y%m%dT%H%M%S")
             aside.append(file.rename(file.with_name(f"{file.stem}_before_{now}{file.suffix}")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -118,6 +119,8 @@ class Harness:
     def try_one(self, payload: str, file: Path, door: str, must_refuse: bool = False) -> str:
         """`refused` with the file's name, `accepted`, or `bare` for anything else."""
         verdict, text = "accepted", ""
+        for left in (self.dataset.results, *self.dataset.preprocessed.glob("nnssl/*/hostile")):
+            shutil.rmtree(left, ignore_errors=True)
         try:
             DOORS[door](self.dataset, file, self.patch)
         except SystemExit as error:
