@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from os import SEEK_END
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
@@ -31,13 +32,15 @@ def load_plain(path: Path, mmap: bool = False) -> Any:
             than its size allows; says why.
     """
     try:
-        room = _check_archive(path, whole=not mmap)
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        # one opened file, which stays the same when another run replaces it
+        with path.open("rb") as stream, torch.serialization.safe_globals(_numpy_scalars()):
+            room = _check_archive(stream, whole=not mmap)
+            source = path if mmap else stream
+            content = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # damaged and hostile files fail in many ways
         raise ValueError(_explain(error)) from error
     check_size(content, "it")
-    _check_tensors(content, room)
+    _check_tensors(content, None if mmap else room)
     return content
 
 
@@ -57,32 +60,34 @@ def check_weights(weights: dict[str, Any]) -> None:
             )
 
 
-def _check_archive(path: Path, whole: bool) -> int:
+def _check_archive(stream: BinaryIO, whole: bool) -> int:
     """Checks the checksums of a file of torch.save, which is a zip archive without compression.
 
     Args:
-        path: the file.
+        stream: the file, which is at its beginning again afterwards.
         whole: of the tensors too.
 
     Returns:
         Bytes of all tensors.
     """
-    with ZipFile(path) as archive:
+    size = stream.seek(0, SEEK_END)
+    with ZipFile(stream) as archive:
         entries = archive.infolist()
         names = {entry.filename for entry in entries}
         stored = sum(entry.file_size for entry in entries)
         packed = any(entry.compress_type != ZIP_STORED for entry in entries)
-        if packed or len(names) < len(entries) or stored > path.stat().st_size:
+        if packed or len(names) < len(entries) or stored > size:
             raise ValueError("its parts are compressed or overlap, as torch.save never writes them")
         for entry in entries:
             if whole or "/data/" not in entry.filename:
                 with archive.open(entry) as part:
                     while part.read(BLOCK):
                         pass  # reading to the end compares the checksum
-        return sum(entry.file_size for entry in entries if "/data/" in entry.filename)
+    stream.seek(0)
+    return sum(entry.file_size for entry in entries if "/data/" in entry.filename)
 
 
-def _check_tensors(content: Any, room: int) -> None:
+def _check_tensors(content: Any, room: int | None) -> None:
     """Refuse tensors that are larger than their bytes in the file, or of another make."""
     storages: dict[int, int] = {}
     for tensor in _find_tensors(content, set()):
@@ -98,7 +103,7 @@ def _check_tensors(content: Any, room: int) -> None:
                 f"it holds a tensor of shape {list(tensor.shape)} on {storage.nbytes()} bytes"
             )
         storages[storage.data_ptr()] = storage.nbytes()
-    if sum(storages.values()) > room:
+    if room is not None and sum(storages.values()) > room:
         raise ValueError(f"its tensors need {sum(storages.values())} bytes, it holds {room}")
 
 
