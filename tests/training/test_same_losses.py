@@ -27,7 +27,12 @@ from tests.training.recorded_losses import Losses, Records, draw_nothing, run
 
 FILE = Path(__file__).parent / "recorded" / "losses.json"
 LENGTH = "num_epochs=4 num_iterations_per_epoch=5 num_val_iterations_per_epoch=1"
-KNOBS = {"pretrain": f"{LENGTH} probe_at_end=false", "finetune": LENGTH}
+KNOBS = {
+    "pretrain": f"{LENGTH} probe_at_end=false",
+    "finetune": LENGTH,
+    "semi_supervised": f"{LENGTH} labels.patients=1",
+}
+FINDING = ("nnSSLFinetuneTrainer", "nnSSLSemiSupervisedTrainer")  # find a run by themselves
 SOURCE = "nnSSLMAETrainer"  # gives fine-tuning its weights
 CONFIGURATIONS = ("2d", "3d_fullres")
 
@@ -59,7 +64,7 @@ def losses_of(
 def test_same_seed_same_losses(
     tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch, name: str, configuration: str
 ) -> None:
-    if name == "nnSSLFinetuneTrainer":  # finds the run by itself
+    if name in FINDING:
         losses_of(SOURCE, configuration, tiny_dataset, monkeypatch)
     found = losses_of(name, configuration, tiny_dataset, monkeypatch)
     assert len(found.train) == 20
