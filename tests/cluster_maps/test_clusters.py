@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 from nnssl.cluster_maps.features import HandcraftedFeatures, TransformerFeatures, upsample, windows
 from nnssl.cluster_maps.maps import find_body, k_means
 from nnssl.cluster_maps.recipe import ClusterRecipe
-from nnssl.training.pictures import _save
+from nnssl.training.pictures import save_panel
 
 
 def whole(features: HandcraftedFeatures, image: np.ndarray) -> np.ndarray:
@@ -150,11 +150,11 @@ def test_coloured_panels_keep_their_colours_and_order(tmp_path: Path) -> None:
 
     panel = torch.zeros(2, 3, 4, 5, 3)
     panel[1, 2, :, :, 0] = 1.0  # red at the bottom right
-    _save(panel, tmp_path / "colours.png")
+    save_panel(panel, tmp_path / "colours.png")
     picture = plt.imread(tmp_path / "colours.png")
     assert picture.shape[:2] == (8, 15)
     assert picture[4:, 10:, :3].reshape(-1, 3).tolist() == [[1, 0, 0]] * 20
     assert picture[:, :10, :3].max() == 0
-    _save(panel[..., 0], tmp_path / "grey.png")
+    save_panel(panel[..., 0], tmp_path / "grey.png")
     grey = plt.imread(tmp_path / "grey.png")
     assert grey[5, 12, :3].tolist() == [1, 1, 1]

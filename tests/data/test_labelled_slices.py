@@ -98,9 +98,9 @@ def test_poison_is_felt_without_the_restriction(train_slices, monkeypatch):
     for case, slices in trainer.labelled.slices.items():
         poison(Path(trainer.preprocessed_dataset_folder) / f"{case}.b2nd", slices)
     trainer.on_train_start()
-    batches = [next(trainer.dataloader_train)["data"] for _ in range(3)]
+    with pytest.raises(RuntimeError, match=r"NaN|finite"):
+        [next(trainer.dataloader_train) for _ in range(3)]
     trainer.close()
-    assert any(batch.isnan().any() for batch in batches)
 
 
 def test_slices_are_refused_in_3d(train_slices):

@@ -198,7 +198,7 @@ def pretrain(tiny_dataset, trainer_yaml):
     def build(fold: int, more: str = "") -> nnSSLPretrainer:
         name = f"nnSSLPre{fold}{'B' if more else 'A'}Trainer"
         trainer_yaml(
-            name, f"extends: nnSSLMAETrainer\ntraining: {{{SHORT}, warmup_epochs: 0{more}}}"
+            name, f"extends: nnSSLMAETrainer\ntraining: {{{SHORT}{more}}}"
         )
         trainer = tiny_dataset.trainer(
             type(name, (nnSSLPretrainer,), {"config_name": name}), "2d", fold
