@@ -143,10 +143,10 @@ class PseudoLabelling:
         prepared.mkdir(parents=True)
         plans = {**self.own["plans"], "dataset_name": name}
         write_json(prepared / f"{plans['plans_name']}.json", plans)
-        write_json(prepared / DATASET_FILE, read_json(partial / DATASET_FILE))
+        write_json(prepared / DATASET_FILE, read_json(partial / DATASET_FILE, Any))
         for file in (SPLITS_FILE, CASES_FILE):
             if (partial / file).is_file():
-                write_json(prepared / file, read_json(partial / file))
+                write_json(prepared / file, read_json(partial / file, Any))
         os.replace(partial, target)
         return target
 

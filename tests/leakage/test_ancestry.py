@@ -197,9 +197,7 @@ def test_within_one_dataset_images_are_left_to_its_records(home):
 def pretrain(tiny_dataset, trainer_yaml):
     def build(fold: int, more: str = "") -> nnSSLPretrainer:
         name = f"nnSSLPre{fold}{'B' if more else 'A'}Trainer"
-        trainer_yaml(
-            name, f"extends: nnSSLMAETrainer\ntraining: {{{SHORT}{more}}}"
-        )
+        trainer_yaml(name, f"extends: nnSSLMAETrainer\ntraining: {{{SHORT}{more}}}")
         trainer = tiny_dataset.trainer(
             type(name, (nnSSLPretrainer,), {"config_name": name}), "2d", fold
         )

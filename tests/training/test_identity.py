@@ -30,6 +30,13 @@ from nnssl.training.identity import (
 )
 
 CONFIG = {"training": {"num_epochs": 5, "overwrite": False}, "views": {"a": {"scale": (0.8, 1.2)}}}
+OLD = {
+    "name": "nnSSLOldTrainer",
+    "kind": "pretrain",
+    "about": {},
+    "sections": CONFIG,
+    "sources": [],
+}
 COMMAND = "nnUNetv2_train 27 2d 0"
 PRETRAINING = """
 extends: nnSSLContrastiveTrainer
@@ -131,7 +138,7 @@ def test_resolved_config_is_readable_yaml(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- a fresh run in a folder
 
 
-def occupy(folder: Path, name: str = "checkpoint_final.pth", config: Any = CONFIG) -> None:
+def occupy(folder: Path, name: str = "checkpoint_final.pth", config: Any = OLD) -> None:
     nnssl = {"nnssl": {"config": config}} if config is not None else {}
     weights = {"network_weights": {"a": torch.zeros(1)}, "current_epoch": 2}
     save_atomically({**weights, **nnssl}, folder / name)
@@ -144,7 +151,7 @@ def refusal(folder: Path, settings: Any = CONFIG) -> str:
 
 
 def test_another_run_is_refused_with_the_ways_out(tmp_path: Path) -> None:
-    occupy(tmp_path, config={"name": "nnSSLOldTrainer", "sections": CONFIG})
+    occupy(tmp_path, config=OLD)
     text = refusal(tmp_path, {**CONFIG, "views": {"a": {"scale": [0.5, 1.2]}}})
     difference = "views.a.scale: stored [0.8, 1.2], today [0.5, 1.2]"
     for expected in (

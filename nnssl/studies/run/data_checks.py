@@ -34,7 +34,7 @@ def _find_images(dataset: int | str, plans: str, configuration: str) -> Path:
     folder = root / dataset_name(dataset, root)
     file = folder / f"{plans}.json"
     if not file.is_file():
-        known = sorted(f.stem for f in folder.glob("*.json") if "configurations" in read_json(f))
+        known = [f.stem for f in sorted(folder.glob("*.json")) if _holds_plans(f)]
         raise ValueError(f"plans: {file} does not exist; {folder.name} has {known or 'none'}")
     content: dict[str, Any] = read_json(file)
     if configuration not in content["configurations"]:
@@ -50,6 +50,11 @@ def _find_images(dataset: int | str, plans: str, configuration: str) -> Path:
             f"-plans_name {plans} -c {configuration}"
         )
     return images
+
+
+def _holds_plans(file: Path) -> bool:
+    content = read_json(file, Any)
+    return isinstance(content, dict) and "configurations" in content
 
 
 def _check_folds(cells: Sequence[Cell], images: Path, slices: bool) -> Iterator[str]:
