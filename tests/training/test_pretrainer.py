@@ -242,7 +242,7 @@ def test_a_stop_signal_is_heard_while_a_batch_is_awaited(
         trainer.run_training()
     assert left.value.code == 128 + signal.SIGTERM
     stored = read_checkpoint(Path(trainer.output_folder) / "checkpoint_latest.pth")["nnssl"]
-    assert stored["step"] == 4
+    assert 1 <= stored["step"] <= 4  # a busy machine has not taken all steps before
     assert not multiprocessing.active_children()
 
 
