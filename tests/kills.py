@@ -29,7 +29,14 @@ MEASURED = {
     *("images_per_second", "seconds_per_step", "seconds_waited", "epoch_seconds", "probe_seconds"),
     *("epoch_start_timestamps", "epoch_end_timestamps", "seconds"),
 }
-VOLATILE = ("training_log_", "progress.png", "debug.json", "cell.lock", "output.txt")
+VOLATILE = (  # records.json holds the times of files that it makes quicker to read
+    "training_log_",
+    "progress.png",
+    "debug.json",
+    "cell.lock",
+    "output.txt",
+    "records.json",
+)
 UNFINISHED = ".part_"  # a conversion leaves none
 MOST_SECONDS_OUTLIVED = 30.0
 
@@ -116,6 +123,10 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
         yield from _flatten(torch.load(path, weights_only=True))
     elif path.suffix == ".json":
         yield from _flatten(json.loads(path.read_text()))
+    elif path.suffix == ".b2nd":  # several threads write the blocks of a chunk in any order
+        import blosc2
+
+        yield "", hashlib.sha256(blosc2.open(str(path), mode="r")[:].tobytes()).hexdigest()
     else:
         yield "", hashlib.sha256(path.read_bytes()).hexdigest()
 
