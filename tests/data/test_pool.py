@@ -256,6 +256,16 @@ def test_check_sees_changed_folds_files_and_images(places):
     assert "folds of Dataset998_Two have changed" in found
 
 
+def test_check_sees_folds_that_are_not_those_of_the_members(places):
+    file = places.preprocessed / POOL / "splits_final.json"
+    before = json.loads(file.read_text())
+    _json(file, [{**before[0], "val": before[0]["val"][:1]}, *before[1:]])
+    (found,) = check_pool(places, 900)
+    assert "is not the union of the members' folds" in found
+    file.unlink()
+    assert "is not the union of the members' folds" in "".join(check_pool(places, 900))
+
+
 def test_nnunets_planner_plans_the_mix(no_pool, monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # the planner gives torch this many threads
     folder = made(no_pool, members=(998,), plans_of=None, plans="Mixed")

@@ -60,6 +60,17 @@ def test_trained_part_takes_the_decoder_but_never_segmentation_layers(make_unet)
     assert not torch.any(state["decoder.seg_layers.0.weight"] == 0.5)
 
 
+def test_the_table_says_why_a_key_stays_random(make_unet):
+    network = make_unet(2)
+    keys = trained_keys(network, Trained())
+    found = match(make_unet(2).state_dict(), network.state_dict(), wanted_keys(network, keys))
+    reasons = {
+        each.key.split(".")[1]: each.reason for each in found.matches if each.outcome == "random"
+    }
+    assert reasons["seg_layers"] == "depends on the labels"
+    assert reasons["transpconvs"] == "not asked for"
+
+
 def test_only_what_was_trained_is_wanted(make_unet):
     _, target = pair(make_unet)
     trained = trained_keys(target, Trained(encoder_stages=2, decoder_levels=1))

@@ -145,6 +145,13 @@ def test_what_cannot_be_told_is_said(dataset, tmp_path):
     assert "patient of its own" in finding(found, "patient").text
 
 
+def test_a_dataset_is_its_whole_name_where_nothing_says_whose_the_cases_are(tmp_path):
+    name = "Dataset002_Two_Sites"
+    seen = Seen.of(source(name, seen=["a1", "a2"]), tmp_path)
+    assert seen.keys == {"a1": ("Two_Sites", "a1"), "a2": ("Two_Sites", "a2")}
+    assert seen.origins == {"Two_Sites"}
+
+
 def test_the_report_is_plain_and_nothing_lands_among_the_images(dataset):
     found = check(source(), dataset, 1).to_dict()
     assert found["contaminated"] is True
