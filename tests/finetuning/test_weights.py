@@ -63,7 +63,9 @@ def test_trained_part_takes_the_decoder_but_never_segmentation_layers(make_unet)
 def test_the_table_says_why_a_key_stays_random(make_unet):
     network = make_unet(2)
     keys = trained_keys(network, Trained())
-    found = match(make_unet(2).state_dict(), network.state_dict(), wanted_keys(network, keys))
+    found = match(
+        make_unet(2).state_dict(), network.state_dict(), wanted_keys(network, keys, "encoder")
+    )
     reasons = {
         each.key.split(".")[1]: each.reason for each in found.matches if each.outcome == "random"
     }
