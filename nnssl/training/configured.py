@@ -12,7 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnssl.common.locks import Lock, hold_with_process
 from nnssl.config import Config, Schema, bind, complete, read_config
 from nnssl.nnunet.checkpoint import own_part
-from nnssl.nnunet.paths import DATASET_FILE
+from nnssl.nnunet.paths import DATASET_FILE, PREPROCESSED, RESULTS, root_folder
 from nnssl.nnunet.plans import check_description, check_plans
 from nnssl.nnunet.runs import RunLocation
 from nnssl.training.identity import (
@@ -56,6 +56,8 @@ class ConfiguredTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
+        for variable in (PREPROCESSED, RESULTS):  # nnU-Net would end in a bare TypeError
+            root_folder(variable)
         check_plans(plans, "the plans")
         check_description(dataset_json, DATASET_FILE)
         plans.setdefault("continue_training", False)  # for code that builds a trainer by hand

@@ -50,6 +50,7 @@ from nnssl.training.interruptible import Interruptible, limit_threads
 from nnssl.training.lessons import LessonTarget, make_lesson_loss
 from nnssl.training.settings import FinetuningSettings
 
+MOST_BAD_LOSSES = 10  # steps without a finite loss, after which the run stops
 SCHEMA: Schema = {"training": FinetuningSettings, "weights": WeightSource, "labels": LabelBudget}
 
 
@@ -298,8 +299,19 @@ class nnSSLFinetuner(Interruptible):
             decay = min(1 - 1 / (self.step + 1), self.settings.average_decay)
             self.average.update(decay)
         self.epoch_losses.append(float(output["loss"]))
+        self._refuse_nan()
         self.save_or_leave()
         return output
+
+    def _refuse_nan(self) -> None:
+        """nnU-Net itself trains on for ever."""
+        last = self.epoch_losses[-MOST_BAD_LOSSES:]
+        if len(last) == MOST_BAD_LOSSES and not np.isfinite(last).any():
+            raise RuntimeError(
+                f"the loss was not finite in {MOST_BAD_LOSSES} steps on end (up to step "
+                f"{self.step}): the weights are lost. Look at the images and at the weights that "
+                "the run began with, or lower training.initial_lr; checkpoints of before are kept."
+            )
 
     def make_lesson(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What nnU-Net's training step gets: the batch, or labelled images mixed in pairs."""

@@ -491,3 +491,24 @@ def test_a_case_with_values_that_are_not_finite_is_named() -> None:
 
     with pytest.raises(CaseError, match="case bad: 1 preprocessed voxels are not finite"):
         SeededBatches(Loader(), 0, "train")(0)
+
+
+def test_a_loss_that_stays_nan_stops_the_run(finetune):
+    text = "extends: nnSSLScratchTrainer" + SHORT.removeprefix("\nkind: finetune")
+    trainer = finetune(text.replace("per_epoch: 2", "per_epoch: 20", 1))
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    with torch.no_grad():
+        next(trainer.network.parameters()).fill_(float("nan"))
+    for _ in range(9):
+        trainer.train_step(next(trainer.dataloader_train))
+    with pytest.raises(RuntimeError, match="not finite in 10 steps on end"):
+        trainer.train_step(next(trainer.dataloader_train))
+    trainer.close()
+
+
+@pytest.mark.parametrize("variable", ["nnUNet_results", "nnUNet_preprocessed"])
+def test_a_variable_that_is_not_set_is_named(finetune, monkeypatch, variable):
+    monkeypatch.delenv(variable)
+    with pytest.raises(ValueError, match=f"variable {variable} is not set"):
+        finetune()
