@@ -128,6 +128,10 @@ class _Cases(TypedDict, total=False):
     records: dict[str, list[Any]]
 
 
+class _Weights(TypedDict, total=False):
+    loaded: Required[list[str]]
+
+
 class _Own(TypedDict, total=False):
     """Everything of nnSSL's; former versions wrote less."""
 
@@ -152,7 +156,8 @@ class _Own(TypedDict, total=False):
     cases: _Cases
     ancestors: list[dict[str, Any]]
     epoch_losses: list[float]
-    weights: dict[str, Any]
+    identity: dict[str, dict[str, Any]]
+    weights: _Weights
     labels: dict[str, Any] | None
 
 

@@ -11,7 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnssl.common.locks import Lock, hold_with_process
 from nnssl.config import Config, Schema, bind, complete, read_config
-from nnssl.nnunet.checkpoint import own_part
+from nnssl.nnunet.checkpoint import own_part, speaking_of
 from nnssl.nnunet.paths import DATASET_FILE, PREPROCESSED, RESULTS, root_folder
 from nnssl.nnunet.plans import check_description, check_plans
 from nnssl.nnunet.runs import RunLocation
@@ -139,18 +139,23 @@ class ConfiguredTrainer(nnUNetTrainer):
                 self.print_to_log_file(f"The former run is kept in {kept}, which may be deleted")
 
     def take_up(
-        self, checkpoint: Mapping[str, Any], kind: Literal["pretrain", "finetune"]
+        self, checkpoint: Mapping[str, Any], kind: Literal["pretrain", "finetune"], file: str
     ) -> dict[str, Any]:
         """Binds the configuration that a checkpoint was begun with; returns our part of it.
 
         Raises:
-            ValueError: the checkpoint is of another kind, or plans or dataset have changed.
+            ValueError: the checkpoint is of another kind or damaged, or plans or dataset have
+                changed; it names `file`.
             RuntimeError: another process works in the folder.
         """
         self.take_folder()
-        own, begun = own_part(checkpoint, kind), read_identity(checkpoint)
-        refuse_changes(begun, self.describe_data())
-        self.config = complete(Config.from_dict(own["config"]), self.schema, self.given)
+        with speaking_of(file):
+            own, begun = own_part(checkpoint, kind), read_identity(checkpoint)
+            refuse_changes(begun, self.describe_data())
+            self.config = complete(Config.from_dict(own["config"]), self.schema, self.given)
+            sections = self.config.sections
+            if strange := [k for k in self.config.overrides if k.split(".")[0] not in sections]:
+                raise ValueError(f"config.overrides: {strange} belong to none of its sections")
         self.stored, self.begun = own, {**begun, "settings": self.config.sections}
         return own
 

@@ -402,7 +402,7 @@ class nnSSLFinetuner(Interruptible):
         if isinstance(filename_or_checkpoint, dict):
             raise TypeError("load_checkpoint takes the path of a checkpoint, as nnU-Net's does")
         checkpoint = read_checkpoint(filename_or_checkpoint)
-        own = self.take_up(checkpoint, "finetune")
+        own = self.take_up(checkpoint, "finetune", filename_or_checkpoint)
         self.weights_record = own["weights"]
         if not self.was_initialized:
             self.initialize()

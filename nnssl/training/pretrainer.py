@@ -260,7 +260,7 @@ class nnSSLPretrainer(PretrainingLoop):
         name, checkpoint = "the checkpoint", filename_or_checkpoint
         if not isinstance(checkpoint, dict):
             name, checkpoint = checkpoint, read_checkpoint(checkpoint)
-        own = self.take_up(checkpoint, "pretrain")
+        own = self.take_up(checkpoint, "pretrain", str(name))
         if not self.was_initialized:
             self.initialize()
         self.check_cases()
