@@ -118,9 +118,8 @@ import os, sys, time
 from pathlib import Path
 from nnssl.common.locks import hold_with_process
 lock = hold_with_process(Path(sys.argv[1]))
-worker = os.fork()
-if worker:
-    print(worker, flush=True)
+if os.fork() == 0:
+    print(os.getpid(), flush=True)  # it has come as far as to let go
 time.sleep(60)
 """
 
