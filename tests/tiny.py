@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from copy import deepcopy
@@ -107,6 +109,18 @@ def trainer_yaml(tiny_dataset: TinyDataset) -> Callable[[str, str], str]:
         return name
 
     return write
+
+
+def stop_after(trainer: Any, steps: int) -> None:
+    """The trainer gets SIGTERM in the step of this number, counted from 1."""
+    step = trainer.train_step
+
+    def counted(batch: Any) -> Any:
+        if trainer.step == steps - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(batch)
+
+    trainer.train_step = counted
 
 
 def point_nnunet_to(variable: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

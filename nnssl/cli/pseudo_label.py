@@ -18,7 +18,7 @@ import torch
 
 from nnssl.cli.command import command, dataset_id
 from nnssl.common.files import read_json
-from nnssl.nnunet.paths import WEIGHTS, Roots, dataset_prefix, fold_folder
+from nnssl.nnunet.paths import WEIGHTS, Roots, dataset_number, dataset_prefix, fold_folder
 from nnssl.training.pseudo_labels import RECORD_FILE, PseudoLabelling, find_checkpoint
 
 
@@ -52,7 +52,11 @@ def main(options: Namespace) -> None:
         f"{len(values)} pseudo-labels (agreement of mirrored predictions {values[0]:.3f} to "
         f"{values[-1]:.3f}), {len(labelling.split[1])} validation cases, in fold 0"
     )
-    number, plans, configuration = name[7:10], own["plans"]["plans_name"], own["configuration"]
+    number, plans, configuration = (
+        dataset_number(name),
+        own["plans"]["plans_name"],
+        own["configuration"],
+    )
     first = fold_folder(Path("$nnUNet_results") / name, "nnUNetTrainer", plans, configuration, 0)
     cases = " ".join(f"labels.{unit}={value}" for unit, value in _budget(labelling).items())
     line = f"-p {plans}" if plans != "nnUNetPlans" else ""
@@ -62,7 +66,7 @@ def main(options: Namespace) -> None:
         + "\n"
         "fine-tune on true labels: "
         f"{WEIGHTS}={first}/checkpoint_final.pth nnssl_overrides={shlex.quote(cases)} "
-        f"nnUNetv2_train {int(labelling.dataset[7:10])} {configuration} {own['fold']} "
+        f"nnUNetv2_train {dataset_number(labelling.dataset)} {configuration} {own['fold']} "
         f"-tr nnSSLFinetuneTrainer {line}".rstrip()
     )
 
@@ -70,7 +74,7 @@ def main(options: Namespace) -> None:
 def _check(options: Namespace, labelling: PseudoLabelling) -> None:
     """Refuses options that contradict the runs."""
     own = labelling.own
-    told = {"-c": own["configuration"], "-f": own["fold"], "-d": int(labelling.dataset[7:10])}
+    told = {"-c": own["configuration"], "-f": own["fold"], "-d": dataset_number(labelling.dataset)}
     given = {"-c": options.configuration, "-f": options.fold, "-d": options.dataset}
     for option, value in given.items():
         if value is not None and str(value) != str(told[option]):

@@ -54,8 +54,7 @@ def make_pseudo_labels(
         probabilities = logits.sigmoid()
         labels = probabilities > 0.5
         sure = torch.maximum(probabilities, 1 - probabilities).amin(1)
-        codes = 2 ** torch.arange(labels.shape[1], device=labels.device)
-        classes = torch.tensordot(labels.movedim(1, -1).long(), codes, dims=1)
+        classes = number_combinations(labels)[:, 0]
     else:
         probabilities = logits.softmax(1)
         sure, classes = probabilities.max(1)
@@ -64,6 +63,12 @@ def make_pseudo_labels(
     threshold = _find_thresholds(sure, numbers, confidence, least_share)
     counted = sure >= threshold[numbers]
     return PseudoLabels(labels, counted[:, None], probabilities, classes[:, None])
+
+
+def number_combinations(regions: Tensor) -> Tensor:
+    """Number of the combination of regions at every voxel: bool (n, R, *S) to int64 (n, 1, *S)."""
+    codes = 2 ** torch.arange(regions.shape[1], device=regions.device)
+    return torch.tensordot(regions.movedim(1, -1).long(), codes, dims=1)[:, None]
 
 
 def _find_thresholds(sure: Tensor, classes: Tensor, confidence: float, share: float) -> Tensor:

@@ -12,7 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnssl.finetuning.semi_supervised import LabelForm, Lesson, TeacherView, downsample
-from nnssl.losses.pseudo_labels import squared_difference
+from nnssl.losses.pseudo_labels import number_combinations, squared_difference
 
 Outputs = Tensor | Sequence[Tensor]  # with deep supervision the finest comes first
 
@@ -85,8 +85,7 @@ def find_classes(logits: Tensor, regions: bool) -> Tensor:
     """The class of every voxel, or the number of its combination of regions, (n, 1, *S)."""
     if not regions:
         return logits.argmax(1, keepdim=True)
-    codes = 2 ** torch.arange(logits.shape[1], device=logits.device)
-    return torch.tensordot((logits > 0).movedim(1, -1).long(), codes, dims=1)[:, None]
+    return number_combinations(logits > 0)
 
 
 def find_label_form(trainer: nnUNetTrainer) -> LabelForm:

@@ -17,7 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
-from nnssl.common.files import atomic_path, hash_json, read_json, write_json
+from nnssl.common.files import atomic_path, hash_json, put_back, read_json, write_json
 from nnssl.nnunet.cases import make_cases_file
 from nnssl.nnunet.checkpoint import own_part, read_checkpoint
 from nnssl.nnunet.paths import (
@@ -143,10 +143,8 @@ class PseudoLabelling:
         prepared.mkdir(parents=True)
         plans = {**self.own["plans"], "dataset_name": name}
         write_json(prepared / f"{plans['plans_name']}.json", plans)
-        write_json(prepared / DATASET_FILE, read_json(partial / DATASET_FILE, Any))
-        for file in (SPLITS_FILE, CASES_FILE):
-            if (partial / file).is_file():
-                write_json(prepared / file, read_json(partial / file, Any))
+        for file in (DATASET_FILE, SPLITS_FILE, CASES_FILE):
+            put_back(partial / file, prepared / file)
         os.replace(partial, target)
         return target
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import signal
 import sys
 from copy import deepcopy
@@ -24,6 +23,7 @@ from nnssl.nnunet.checkpoint import read_checkpoint, save_atomically
 from nnssl.nnunet.images import CaseError
 from nnssl.training.factory import trainer_class
 from nnssl.training.finetuner import nnSSLFinetuner
+from tests.tiny import stop_after
 
 SHORT = """
 kind: finetune
@@ -159,17 +159,6 @@ def test_stopped_anywhere_the_run_ends_with_the_same_weights(finetune, pretraine
     groups = [final_of(trainer)["optimizer_state"]["param_groups"] for trainer in (whole, again)]
     assert groups[0] == groups[1]
     assert "logging issue" not in capsys.readouterr().out
-
-
-def stop_after(trainer, steps):
-    step = trainer.train_step
-
-    def counted(batch):
-        if trainer.step == steps - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(batch)
-
-    trainer.train_step = counted
 
 
 def test_stopped_at_the_first_batch_of_an_epoch_or_in_its_validation(finetune):

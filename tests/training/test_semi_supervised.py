@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import signal
 from copy import deepcopy
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.training.finetuner import nnSSLFinetuner
 from nnssl.training.lessons import LessonTarget
 from nnssl.training.semi_supervised import nnSSLSemiSupervised
+from tests.tiny import stop_after
 
 SHORT = """
 extends: nnSSLSemiSupervisedScratchTrainer
@@ -104,17 +103,6 @@ def test_stopped_anywhere_the_run_ends_with_the_same_weights(semi):
         assert same(ends[0]["network_weights"], ends[1]["network_weights"])
         assert same(ends[0]["nnssl"]["other_weights"], ends[1]["nnssl"]["other_weights"])
         assert ends[0]["nnssl"]["history"] == ends[1]["nnssl"]["history"]
-
-
-def stop_after(trainer, steps):
-    step = trainer.train_step
-
-    def counted(batch):
-        if trainer.step == steps - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(batch)
-
-    trainer.train_step = counted
 
 
 def test_labels_of_unlabelled_cases_are_never_read(semi, tiny_dataset):
