@@ -78,6 +78,10 @@ class MemoryBank(nn.Module):
         """A copy of what is stored, (up to `size`, D), in no particular order."""
         return self.values[: int(self.seen)].clone()
 
+    def is_filled(self) -> Tensor:
+        """Which of `values` are embeddings, (size,) bool, without waiting for a GPU."""
+        return torch.arange(len(self.values), device=self.values.device) < self.seen
+
     @torch.no_grad()
     def enqueue(self, embeddings: Tensor) -> None:
         """Gathers (n, D) embeddings of every rank, the same n on each; the oldest go."""

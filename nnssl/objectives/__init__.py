@@ -3,6 +3,7 @@
 from nnssl.objectives.base import Batch, Context, DenseTargets, Objective
 from nnssl.objectives.clustering import ClusteringObjective
 from nnssl.objectives.contrastive import ContrastiveObjective
+from nnssl.objectives.exemplar import ExemplarObjective
 from nnssl.objectives.mae import MAEObjective
 from nnssl.objectives.models_genesis import ModelsGenesisObjective
 from nnssl.objectives.pcrlv2 import PCRLv2Objective
@@ -17,6 +18,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "models_genesis": ModelsGenesisObjective,
     "spark": SparkObjective,
     "pcrlv2": PCRLv2Objective,
+    "exemplar": ExemplarObjective,
 }
 
 __all__ = ["OBJECTIVES", "Batch", "Context", "DenseTargets", "Objective"]

@@ -114,6 +114,7 @@ def test_keeps_the_newest():
         start += count
         assert _stored(bank) == sorted(expected)
         assert torch.equal(bank.read()[:, 0], bank.read()[:, 1])
+        assert torch.equal(bank.values[bank.is_filled()], bank.read())
 
 
 def test_begins_empty():

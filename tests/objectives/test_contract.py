@@ -205,6 +205,8 @@ BAD = [
     ("models_genesis", {"nonlinear": 1.5, "paint": -1}, "nonlinear = 1.5 .*; paint = -1 "),
     ("models_genesis", {"outpaint": 1.5}, "outpaint = 1.5"),
     ("pcrlv2", {"swap": 1.5}, "swap = 1.5"),
+    ("exemplar", {"margin": 0}, "margin = 0 must be a number above 0"),
+    ("exemplar", {"mining": "hard"}, "mining = 'hard' must be one of 'all', 'semi_hard'"),
     ("pcrlv2", {"noise": [0.5, 0.3, 0.1]}, r"noise = \[0.5, 0.3, 0.1\] .*the smaller first"),
 ]
 
