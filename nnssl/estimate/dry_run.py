@@ -135,7 +135,7 @@ def build_trainer(name: str, job: DryRun) -> Any:
                 f"run first: nnUNetv2_preprocess -d {job.dataset} -plans_name {job.plans} "
                 f"-c {job.configuration}"
             )
-        trainer.disable_checkpointing = True
+        trainer.disable_checkpointing, trainer.takes_weights = True, False
         trainer.initialize()
         if isinstance(trainer, PretrainingSetup):
             trainer.check_dense_targets()

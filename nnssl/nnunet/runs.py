@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from nnssl.common.checks import Count, checked
 from nnssl.common.content import check_content
 from nnssl.common.environment import read_variable
-from nnssl.common.files import read_json
+from nnssl.common.files import hash_file, read_json
 from nnssl.config import TRAINER_PREFIX
 from nnssl.config.files import read_yaml
 from nnssl.nnunet.checkpoint import StoredConfiguration, own_part, read_checkpoint, require_file
@@ -39,6 +39,10 @@ SEARCH, NONE = "search", "none"
 ANY_TRAINER = f"{TRAINER_PREFIX}*"
 FINETUNER = "nnSSLFinetuneTrainer"
 State = Literal["finished", "unfinished", "not begun", "broken"]
+OTHERWISE = (
+    f"Or name a file: export {WEIGHTS}=/path/to/{FINAL}, or `source:` in the section `weights`. "
+    "From random weights: -tr nnSSLScratchTrainer."
+)
 METRICS = ("train_loss", "val_loss", "weight_change", "effective_rank", "probe_dice")
 
 
@@ -144,8 +148,20 @@ def list_runs(results: Path, dataset: str | None = None) -> list[Run]:
     folders = [folder for each in datasets for folder in find_fold_folders(each, ANY_TRAINER)]
     found = [run for run in map(_read_run, folders) if run is not None]
     found.sort(key=lambda run: (run.dataset, run.plans, run.configuration, run.fold, run.trainer))
-    final = Counter(run.location for run in found if (run.folder / FINAL).is_file())
-    return [replace(run, command=_make_line(run, final[run.location] == 1)) for run in found]
+    final: dict[RunLocation, list[Path]] = {}
+    for run in found:
+        if (run.folder / FINAL).is_file():
+            final.setdefault(run.location, []).append(run.folder / FINAL)
+    taken = {place: _find_taken(files) for place, files in final.items()}
+    return [replace(r, command=_make_line(r, taken.get(r.location) == r.folder)) for r in found]
+
+
+def _find_taken(files: Sequence[Path]) -> Path | None:
+    """Folder of the run that fine-tuning finds by itself among those of one place."""
+    with suppress(OSError, ValueError):
+        last = find_last_stages(files)
+        return last[0].parent if len(last) == 1 else None
+    return None
 
 
 def _find_datasets(results: Path, dataset: str | None) -> list[Path]:
@@ -283,17 +299,20 @@ def find_named_file(knobs: WeightSource) -> Path | None:
     return file
 
 
-def find_finished_run(place: RunLocation, trainer: str | None) -> Path:
+def find_finished_run(place: RunLocation, trainer: str | None, otherwise: str = OTHERWISE) -> Path:
     """The final checkpoint of the one finished pre-training run, of any or of one trainer.
 
+    Of runs that started one from another, the last is taken.
+
     Raises:
-        FileNotFoundError: there is none; the message has the command that makes one.
+        FileNotFoundError: there is none; the message has the command that makes one, and ends with
+            `otherwise`.
         ValueError: there are several; the message has the lines that choose one.
     """
     files = [folder / FINAL for folder in place.find_folders(trainer or ANY_TRAINER)]
-    found = [file for file in files if file.is_file() and _is_pretraining(file)]
+    found = find_last_stages([f for f in files if f.is_file() and _is_pretraining(f)])
     if not found:
-        raise FileNotFoundError(_say_none(place, trainer))
+        raise FileNotFoundError(_say_none(place, trainer, otherwise))
     if len(found) > 1:
         raise ValueError(_say_several(found))
     return found[0]
@@ -304,7 +323,16 @@ def _is_pretraining(file: Path) -> bool:
     return read_checkpoint(file, mmap=True).get("nnssl", {}).get("kind") == "pretrain"
 
 
-def _say_none(place: RunLocation, trainer: str | None) -> str:
+def find_last_stages(files: Sequence[Path]) -> list[Path]:
+    """Of final checkpoints those from whose weights no other of them started."""
+    if len(files) < 2:
+        return list(files)
+    own = [read_checkpoint(file, mmap=True).get("nnssl", {}) for file in files]
+    begun = {each.get("identity", {}).get("weights", {}).get("sha256") for each in own}
+    return [file for file in files if hash_file(file) not in begun]
+
+
+def _say_none(place: RunLocation, trainer: str | None, otherwise: str) -> str:
     name = trainer or ANY_TRAINER
     where = fold_folder(place.results, name, place.plans, place.configuration, place.fold)
     unfinished = [f for f in place.find_folders(name) if (f / LATEST).is_file()]
@@ -314,11 +342,7 @@ def _say_none(place: RunLocation, trainer: str | None) -> str:
         lines.append(f"{folder} is not finished; finish it with: {place.make_command(name)} --c")
     if not unfinished:
         lines.append(f"Pre-train first: {place.make_command(trainer or 'nnSSLContrastiveTrainer')}")
-    lines.append(
-        f"Or name a file: export {WEIGHTS}=/path/to/{FINAL}, or `source:` in the section "
-        "`weights`. From random weights: -tr nnSSLScratchTrainer."
-    )
-    return "\n".join(lines)
+    return "\n".join([*lines, otherwise])
 
 
 def _say_several(files: list[Path]) -> str:

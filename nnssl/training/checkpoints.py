@@ -16,17 +16,16 @@ from torch import nn
 
 from nnssl.common.versions import versions
 from nnssl.config import Config
-from nnssl.finetuning.weights import find_missing, load, match
 from nnssl.leakage.ancestry import ANCESTORS, Ancestor
 from nnssl.modules import unet
 from nnssl.modules.memory import MomentumCopy
+from nnssl.modules.unet import Trained
 from nnssl.nnunet.checkpoint import make_plain, own_part
 from nnssl.nnunet.paths import CONFIG_FILE
 from nnssl.objectives import Objective
 from nnssl.training.identity import Identity
 
 STOCK_TRAINER = "nnUNetTrainer"  # prediction builds the network through it, without nnssl
-LEAST_SHARE = 0.5  # of the wanted parameters, for `training.initial_weights`
 
 
 @dataclass(frozen=True)
@@ -53,18 +52,22 @@ class Progress:
 def compose_pretraining(
     trainer: nnUNetTrainer,
     objective: Objective,
+    trained: Trained,
     config: Config,
     identity: Identity,
     progress: Progress,
     cases: Mapping[str, Any],
     ancestors: Sequence[Ancestor],
+    inherited: Sequence[str] = (),
 ) -> dict[str, Any]:
     """A stock checkpoint of the planned U-Net, and everything else of a pre-training run.
 
-    `identity` is what a resume is compared with, `cases` says what was trained on and left out,
-    `ancestors` what the initial weights have seen.
+    `trained` are the parts that learn, `identity` is what a resume is compared with, `cases` says
+    what was trained on and left out, `ancestors` what the initial weights have seen, `inherited`
+    which keys they gave.
     """
     plans, network = trainer.plans_manager.plans, objective.network
+    learned = [*unet.trained_keys(network, trained), *inherited]
     own = {
         "kind": "pretrain",
         "objective": config.chosen("objective")[0],
@@ -72,10 +75,10 @@ def compose_pretraining(
         "objective_state": {
             k: v for k, v in objective.state_dict().items() if not k.startswith("network.")
         },
-        "trained_keys": unet.trained_keys(network, objective.trained),
-        "trained": vars(objective.trained),
+        "trained_keys": list(dict.fromkeys(learned)),  # here, or by what this run started from
+        "trained": vars(trained),
         # weights of the decoder of which only so many leading input channels are trained
-        "trained_inputs": {} if objective.trained.skips else unet.inputs_without_skips(network),
+        "trained_inputs": {} if trained.skips else unet.inputs_without_skips(network),
         "plans": plans,
         "input_channels": objective.context.input_channels,
         **vars(progress),
@@ -202,27 +205,6 @@ def restore_pretraining(
 
     epoch_terms = [rename(terms) for terms in progress.epoch_terms]
     return replace(progress, epoch_terms=epoch_terms, history=rename(progress.history))
-
-
-def load_initial(objective: Objective, checkpoint: Mapping[str, Any]) -> str:
-    """Start from the weights of another run: the parts of the U-Net that this objective trains.
-
-    Returns:
-        What was loaded, as a table.
-
-    Raises:
-        ValueError: less than half of them fits these plans.
-    """
-    network = objective.network
-    own, source = checkpoint.get("nnssl", {}), checkpoint["network_weights"]
-    trained, target = own.get("trained_keys"), network.state_dict()
-    asked = unet.trained_keys(network, objective.trained)
-    wanted = [key for key in asked if trained is None or key in trained]
-    missing = find_missing(source, target, trained, "trained" if objective.decodes else "encoder")
-    transfer = match(source, target, wanted, "mean", own.get("trained_inputs"), missing)
-    transfer.require(LEAST_SHARE)
-    load(network, transfer)
-    return transfer.table()
 
 
 def restore_average(average: MomentumCopy, network: nn.Module, own: Mapping[str, Any]) -> None:

@@ -188,11 +188,13 @@ class ConfiguredTrainer(nnUNetTrainer):
         for line in changes:
             self.print_to_log_file(f"Resume: {line}")
 
+    @property
+    def location(self) -> RunLocation:
+        """Where the runs of other trainers on this fold lie."""
+        results, plans = Path(self.output_folder_base).parent, self.plans_manager.plans_name
+        return RunLocation(results, plans, self.configuration_name, self.fold)
+
     def make_command(self) -> str:
         """The command of this run, without `--c`."""
-        base = Path(self.output_folder_base)
-        place = RunLocation(
-            base.parent, self.plans_manager.plans_name, self.configuration_name, self.fold
-        )
         device = "" if self.device.type == "cuda" else f" -device {self.device.type}"
-        return place.make_command(type(self).__name__) + device
+        return self.location.make_command(type(self).__name__) + device

@@ -33,6 +33,7 @@ from nnssl.training.checkpoints import (
 )
 from nnssl.training.history import History
 from nnssl.training.identity import TARGETS, Identity, describe_weights, refuse_changes
+from nnssl.training.initial_weights import describe_named
 from nnssl.training.pretraining_loop import PretrainingLoop
 
 SEEN = ("records", "signatures")  # of training cases and images, in a checkpoint
@@ -222,7 +223,7 @@ class nnSSLPretrainer(PretrainingLoop):
 
     def find_named_weights(self) -> Mapping[str, str]:
         assert self.config is not None
-        return describe_weights(self.config.sections["training"]["initial_weights"])
+        return describe_named(self.config.sections["training"]["initial_weights"])
 
     def go_on(self) -> None:
         super().go_on()
@@ -232,7 +233,7 @@ class nnSSLPretrainer(PretrainingLoop):
     @cached_property
     def _first_weights(self) -> Mapping[str, str]:
         known = self.begun and self.begun.get("weights")
-        return known or describe_weights(self.settings.initial_weights)
+        return known or describe_weights(self.initial_file)
 
     def compose_checkpoint(self) -> dict[str, Any]:
         assert self.config is not None
@@ -252,7 +253,15 @@ class nnSSLPretrainer(PretrainingLoop):
             finished=self.step >= self.settings.steps,
         )
         return compose_pretraining(
-            self, self.objective, self.config, self.identify(), progress, cases, self.ancestors
+            self,
+            self.objective,
+            self.trained,
+            self.config,
+            self.identify(),
+            progress,
+            cases,
+            self.ancestors,
+            self.inherited,
         )
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
@@ -266,7 +275,7 @@ class nnSSLPretrainer(PretrainingLoop):
         self.check_cases()
         with speaking_of(name):
             self._take_same_images(own["cases"].get("unlabelled", NO_IMAGES))
-            self.ancestors = trace_ancestry(checkpoint)[1:]
+            self.ancestors, self.inherited = trace_ancestry(checkpoint)[1:], own["trained_keys"]
             self.seen_record = {key: own["cases"][key] for key in SEEN if key in own["cases"]}
             progress = restore_pretraining(checkpoint, self, self.objective)
         self.step, self.skipped_steps = progress.step, progress.skipped_steps

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from nnssl.losses.contrastive import NoSignalError
+from nnssl.modules import unet
 from nnssl.nnunet.paths import BEST
 from nnssl.probe.during_training import TrainingProbe
 from nnssl.training.history import History
@@ -45,6 +46,9 @@ class PretrainingLoop(PretrainingSetup):
 
     def on_train_epoch_start(self) -> None:
         self.network.train()
+        if self.trained.encoder_stages == 0:  # frozen with its running statistics
+            for module in unet.encoder_parts(self.objective.network):
+                module.eval()
         self.print_to_log_file("")
         self.print_to_log_file(f"Epoch {self.current_epoch}")
         self._waited = self.dataloader_train.seconds_waited
@@ -56,7 +60,7 @@ class PretrainingLoop(PretrainingSetup):
     def train_step(self, batch: dict[str, Any]) -> Mapping[str, float]:
         rate = self.settings.learning_rate(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         prepared = self.prepare(batch)
         self.optimizer.zero_grad(set_to_none=True)
         statistics = self._copy_statistics()

@@ -48,8 +48,13 @@ from nnssl.nnunet.stock_weights import refuse_stock_weights
 from nnssl.objectives import OBJECTIVES, Context, Objective
 from nnssl.probe.fold import ProbeFold
 from nnssl.probe.probe import ProbeSettings
-from nnssl.training.checkpoints import load_initial
 from nnssl.training.history import WeightChange
+from nnssl.training.initial_weights import (
+    find_initial,
+    leave_out_encoder,
+    load_initial,
+    refuse_random_encoder,
+)
 from nnssl.training.interruptible import Interruptible, limit_threads
 from nnssl.training.preflight import refuse_single_slices
 from nnssl.training.settings import PretrainingSettings
@@ -75,12 +80,16 @@ class PretrainingSetup(Interruptible):
     config_name = "nnSSLContrastiveTrainer"
     schema, given, may_change = SCHEMA, GIVEN, PretrainingSettings.may_change
     settings: PretrainingSettings
+    trained: unet.Trained  # parts of the U-Net that learn
 
     def begin_state(self) -> None:
         super().begin_state()
         self.enable_deep_supervision = False
         self.step = 0
         self.recorded_unlabelled: Mapping[str, Any] | None = None  # of a resumed run's checkpoint
+        self.takes_weights = True  # a dry run does not look for those that it would start from
+        self.initial_file: str | None = None
+        self.inherited: list[str] = []  # keys that the initial weights gave
         self.ancestors: list[Ancestor] = []  # of the initial weights
         self.seen_record: dict[str, Any] = {}  # whose images are trained on, and their signatures
 
@@ -107,14 +116,8 @@ class PretrainingSetup(Interruptible):
         refuse_single_slices(self.drawn_cases, self.sampling)
         torch.manual_seed(self.settings.seed)
         self.network: nn.Module = self._build_objective().to(self.device)
-        # a resume has its own weights; the file then only says where the first ones came from
-        file = self.settings.initial_weights
-        if file is not None and (self.begun is None or Path(file).is_file()):
-            initial = read_checkpoint(file)
-            with speaking_of(file):
-                loaded = load_initial(self.objective, initial)
-                self.ancestors = trace_ancestry(initial)
-            self.print_to_log_file(f"Initial weights from {file}:\n{loaded}")
+        if self.takes_weights:
+            self._take_initial_weights()
         self.weight_change = WeightChange(self.objective.network)
         if super()._do_i_compile():
             unet.compile_parts(self.objective.network)
@@ -124,6 +127,23 @@ class PretrainingSetup(Interruptible):
             devices = [self.local_rank] if self.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.network, device_ids=devices)
         self.was_initialized = True
+
+    def _take_initial_weights(self) -> None:
+        """A resume has its own weights; the file then only says where the first came from."""
+        if self.begun is None:
+            refuse_random_encoder(self.trained, self.settings.initial_weights)
+            file = find_initial(self.settings.initial_weights, self.location)
+        else:
+            file = self.begun.get("weights", {}).get("file")
+            file = file if file is not None and Path(file).is_file() else None
+        self.initial_file = file
+        if file is None:
+            return
+        initial = read_checkpoint(file)
+        with speaking_of(file):
+            loaded = load_initial(self.objective, self.trained, initial)
+            self.inherited, self.ancestors = loaded.loaded, trace_ancestry(initial)
+        self.print_to_log_file(f"Initial weights from {file}:\n{loaded.table()}")
 
     def _apply(self, config: Config) -> None:
         sections = config.sections
@@ -187,7 +207,8 @@ class PretrainingSetup(Interruptible):
             self.sampling.partitions,
         )
         objective = kind(network, context, **knobs)
-        unet.freeze_untrained(network, objective.trained)
+        self.trained = leave_out_encoder(objective.trained, self.settings.encoder_lr_scale)
+        unet.freeze_untrained(network, self.trained)
         if self.device.type == "cpu":
             float32_where_shallow(objective)
         return objective
@@ -266,13 +287,20 @@ class PretrainingSetup(Interruptible):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
         trainable = [p for p in self.network.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": trainable}]
+        if (scale := self.settings.encoder_lr_scale) not in (0, 1):
+            stages = unet.encoder_stage_parameters(self.objective.network)
+            encoder = [p for stage in stages for p in stage if p.requires_grad]
+            known = {id(p) for p in encoder}
+            rest = [p for p in trainable if id(p) not in known]
+            groups = [{"params": rest}, {"params": encoder, "lr_scale": scale}]
         kind, more = {
             "adam": (torch.optim.Adam, {}),
             "adamw": (torch.optim.AdamW, {}),
             "sgd": (torch.optim.SGD, {"momentum": 0.99, "nesterov": True}),
         }[self.settings.optimizer]
         rate, decay = self.settings.initial_lr, self.settings.weight_decay
-        return kind(trainable, rate, weight_decay=decay, **more), None
+        return kind(groups, rate, weight_decay=decay, **more), None
 
     @property
     def objective(self) -> Objective:

@@ -23,6 +23,7 @@ class PretrainingSettings:
         num_val_iterations_per_epoch: validation batches per epoch, the same ones every epoch.
         optimizer: `adamw`, `adam`, or `sgd` (Nesterov momentum 0.99, as nnU-Net).
         initial_lr: learning rate after the warm-up.
+        encoder_lr_scale: factor for the encoder; 0 freezes it, running statistics included.
         weight_decay: decoupled for `adamw`, added to the gradient otherwise.
         schedule: course of the learning rate after the warm-up.
         warmup_epochs: epochs of linear increase from 0.
@@ -32,7 +33,8 @@ class PretrainingSettings:
         seed: run seed, of weights, sampling and views.
         patch_size: size of a full view in voxels, or null for what the budget allows.
         voxel_budget: multiple of the voxels that nnU-Net's plan allows.
-        initial_weights: checkpoint to start from, or null.
+        initial_weights: checkpoint to start from; or the name of a pre-training trainer, whose
+            finished run of the same dataset, plans, configuration and fold is taken; null: random.
         save_every: epochs between two `checkpoint_latest` (ten minutes at the latest).
         picture_every: epochs between two pictures of what the objective does.
         overwrite: whether a run that is there is set aside (`former_1`) and a new one begun.
@@ -44,6 +46,7 @@ class PretrainingSettings:
     num_val_iterations_per_epoch: Whole = 10
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     initial_lr: Positive = 1e-3
+    encoder_lr_scale: NotNegative = 1.0
     weight_decay: NotNegative = 1e-4
     schedule: Literal["constant", "cosine", "poly"] = "cosine"
     warmup_epochs: NotNegative = 2
