@@ -8,6 +8,8 @@ from nnssl.objectives.mae import MAEObjective
 from nnssl.objectives.models_genesis import ModelsGenesisObjective
 from nnssl.objectives.pcrlv2 import PCRLv2Objective
 from nnssl.objectives.pixel_clustering import PixelClusteringObjective
+from nnssl.objectives.relative_patch import RelativePatchObjective
+from nnssl.objectives.rotation import RotationObjective
 from nnssl.objectives.spark import SparkObjective
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -19,6 +21,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "spark": SparkObjective,
     "pcrlv2": PCRLv2Objective,
     "exemplar": ExemplarObjective,
+    "rotation": RotationObjective,
+    "relative_patch": RelativePatchObjective,
 }
 
 __all__ = ["OBJECTIVES", "Batch", "Context", "DenseTargets", "Objective"]

@@ -64,6 +64,8 @@ class Objective(nn.Module):
         validated: terms that are also logged for the validation, as `val_<term>`.
         panels: title -> terms that share a panel of `progress.png` (`loss`: beside the losses);
             every other term gets a panel of its own.
+        audited: whether it must be at chance where nothing is to be seen (terms `accuracy` and
+            `chance`); `nnssl.probe.shortcuts` looks.
         former_terms: names of terms in the checkpoints of older versions -> today's.
 
     Attributes:
@@ -78,6 +80,7 @@ class Objective(nn.Module):
     best: ClassVar[Literal["val_loss"] | None] = "val_loss"
     validated: ClassVar[tuple[str, ...]] = ()
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    audited: ClassVar[bool] = False
     former_terms: ClassVar[Mapping[str, str]] = {}
 
     dense_targets: tuple[DenseTargets, ...] = ()
@@ -98,6 +101,10 @@ class Objective(nn.Module):
     def output_channels(cls, input_channels: int) -> int | None:
         """Channels of the U-Net's last layer, or None where the planned number may stay."""
         return None
+
+    def describe(self) -> str:
+        """What it made of patch and plan, as a line for the log; empty where that goes without."""
+        return ""
 
     @property
     def trained(self) -> Trained:

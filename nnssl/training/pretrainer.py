@@ -116,6 +116,8 @@ class nnSSLPretrainer(PretrainingLoop):
         if (place := cache_places(self.folders.own)[0]) != self.folders.own:
             log(f"{self.folders.own} cannot be written: caches and dense targets go to {place}")
         log(self.budget.describe(self.num_input_channels, world))
+        if text := self.objective.describe():
+            log(f"Task: {text}")
         log(f"Position along {describe_axes(self.train_cases)}")
         log(
             f"{len(self.train_cases)} training cases and {len(self.unlabelled.members)} images "

@@ -1,0 +1,103 @@
+"""What objectives share that look at pieces of a view: one pass of the encoder, and questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from nnssl.losses.classification import classify, count_confusions
+from nnssl.modules import unet
+from nnssl.modules.cluster_metrics import PICTURES, take_middle_slice
+from nnssl.modules.grids import resize
+from nnssl.modules.heads import MLP, SpatialPooling
+from nnssl.objectives.base import Batch, Context, Objective
+
+HIDDEN = 512
+EMBEDDING = 128
+CONFUSION_CELL = 8  # pixels of a cell in the picture
+
+
+class PiecesObjective(Objective):
+    """Embeds pieces of an image (or one whole view) in one pass of the encoder.
+
+    Pieces are folded into the batch, and resampled where the strides do not divide them or where
+    they would keep less than two bottleneck cells per axis. The head reads a coarse grid of the
+    bottleneck: InstanceNorm leaves little to an average over space.
+    """
+
+    pooling_cells: ClassVar[int] = 2  # per axis
+
+    def __init__(self, network: torch.nn.Module, context: Context) -> None:
+        super().__init__(network, context)
+        width, dimension = unet.output_channels(network)[-1], len(context.patch_size)
+        self.pool = SpatialPooling(width, "grid", dimension, self.pooling_cells)
+        self.project = MLP(self.pool.out_features, HIDDEN, EMBEDDING, normalisation="layer")
+
+    def embed(self, pieces: Tensor) -> Tensor:
+        """(B, N, C, *S) to (B, N, D)."""
+        images, size = pieces.flatten(0, 1), pieces.shape[3:]
+        fitting = unet.fitting_size(self.network, size)
+        if list(size) != fitting:
+            images = resize(images, fitting)
+        features = unet.encode(self.network, images)[-1]
+        return self.project(self.pool(features)).unflatten(0, pieces.shape[:2])
+
+
+class ClassificationObjective(PiecesObjective):
+    r"""A question about pieces whose answer is one of K classes.
+
+    .. math:: L = -\frac{1}{Q} \sum_q \ln \mathrm{softmax}(h(c_q))_{y_q}
+
+    with c the embeddings of a question's pieces, joined. A subclass cuts the pieces, says which of
+    them a question is about, and what the answer is. A network that cannot tell has the loss ln K.
+
+    Attributes:
+        classes: number K of possible answers.
+    """
+
+    validated = ("accuracy",)
+    audited = True
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {"accuracy": ("accuracy", "chance")}
+    default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "global": {"count": 1, "rotation": 10.0, "scale": (0.9, 1.1), "shift": 0.0, "flip": 0.0}
+    }
+
+    def __init__(
+        self, network: torch.nn.Module, context: Context, pieces: int, classes: int
+    ) -> None:
+        """`pieces` is the number of pieces that one question is about."""
+        super().__init__(network, context)
+        self.classes = classes
+        self.head = MLP(pieces * EMBEDDING, HIDDEN, classes, normalisation="layer")
+
+    def cut(self, batch: Batch) -> Tensor:
+        """The pieces that the encoder sees, (B, N, C, *S)."""
+        raise TypeError(f"{type(self).__name__} does not say which pieces it sees")
+
+    def ask(self, codes: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Questions (Q, pieces, D) about embeddings (B, N, D), and the answers (Q,) int64."""
+        raise TypeError(f"{type(self).__name__} asks no question")
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        questions, answers = self.ask(self.embed(self.cut(batch)), batch)
+        return classify(self.head(questions.flatten(1)), answers)
+
+    def compare(self, target: Tensor, answer: Tensor) -> tuple[Tensor, Tensor, int]:
+        """What the confusion is drawn of: right classes, answers, and the number of classes."""
+        return target, answer, self.classes
+
+    @torch.no_grad()
+    def illustrate(self, batch: Batch) -> dict[str, Tensor]:
+        """`pieces`, (samples, N, H, W), as the encoder sees them, and `confusion` of the batch: a
+        row for each right class, bright where it was answered so."""
+        pieces = self.cut(batch)
+        questions, target = self.ask(self.embed(pieces), batch)
+        answer = self.head(questions.flatten(1)).argmax(1)
+        table = count_confusions(*self.compare(target, answer))
+        cells = table.repeat_interleave(CONFUSION_CELL, 0).repeat_interleave(CONFUSION_CELL, 1)
+        shown = pieces[:PICTURES, :, 0].float()
+        middle = take_middle_slice(shown.flatten(0, 1)).unflatten(0, shown.shape[:2])
+        return {"pieces": middle, "confusion": cells[None, None]}
