@@ -39,14 +39,14 @@ def main(options: Namespace) -> int:
 
 def explain_trainer(name: str) -> list[Explanation]:
     """Every knob of a trainer, the views included that its objective makes by default."""
-    from nnssl.objectives import OBJECTIVES  # loads torch
+    from nnssl.objectives import find_objective  # loads torch
     from nnssl.training.factory import schema_of  # and nnU-Net
 
     raw = read_config(name)
     schema, given = schema_of(raw.kind)
     config = bind(raw, schema, given, overrides="")
     if config.sections.get("views") == {}:
-        objective = OBJECTIVES[config.chosen("objective")[0]]
+        objective = find_objective(*config.chosen("objective"))
         raw = replace(raw, sections={**raw.sections, "views": objective.default_views})
         config = bind(raw, schema, given, overrides="")
     return list(explain_knobs(config, schema, given))

@@ -18,7 +18,7 @@ from typing import Any
 from nnssl.common.checks import plain
 from nnssl.config.aliases import rename_knobs
 from nnssl.config.files import ABSENT, RawConfig, find_value
-from nnssl.config.overrides import OVERRIDES, apply_overrides, write_overrides
+from nnssl.config.overrides import OVERRIDES, apply_overrides, place, write_overrides
 from nnssl.config.schema import SELECTOR, Schema, find_targets
 
 
@@ -88,7 +88,8 @@ def bind(
     Args:
         raw: what `read_config` returned.
         schema: section -> callable whose keyword parameters are the knobs; or section -> mapping of
-            name -> callable, chosen by the section's own `name`; or section -> `Groups`.
+            name -> callable, chosen by the section's own `name`; or section -> `Groups`. A chosen
+            callable that has a `Part` joins others of its section, see `find_targets`.
         given: parameters that code supplies; a file cannot set them.
         overrides: as in the environment variable `nnssl_overrides`, which is read if this is None.
         stored: overrides that a run was begun with; `overrides` come after them.
@@ -105,8 +106,7 @@ def bind(
     bound: dict[str, Any] = {name: {} for name in schema}
     for target in targets:
         values, wrong_here = target.bind(given)
-        section, _, group = target.path.partition(".")
-        (bound[section] if group else bound).update({group or section: values})
+        place(bound, target.path, values)
         wrong |= wrong_here
     for path, what in wrong.items():
         origin = f"environment variable {OVERRIDES}" if path in applied else raw.origin(path)

@@ -30,7 +30,8 @@ def explain_knobs(
 ) -> Iterator[Explanation]:
     """Yields every knob of a configuration that was bound to `schema`, in its order."""
     for target in find_targets(config.sections, schema)[0]:
-        meanings = read_meanings(target.function)
+        beside = {} if target.beside is None else read_meanings(target.beside)
+        meanings = beside | read_meanings(target.function)
         if target.choices:
             allowed = f"one of {', '.join(target.choices)}"
             text = inspect.getdoc(target.function) or ""

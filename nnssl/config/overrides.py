@@ -31,7 +31,7 @@ def apply_overrides(
         if target.choices and path in pairs:
             applied[path] = choice = pairs.pop(path)
             same = target.values[SELECTOR] == choice  # another one has other knobs
-            _set(sections, target.path, {**(target.values if same else {}), SELECTOR: choice})
+            place(sections, target.path, {**(target.values if same else {}), SELECTOR: choice})
     paths = [
         f"{target.path}.{name}"
         for target in find_targets(sections, schema)[0]
@@ -41,7 +41,7 @@ def apply_overrides(
         matches = _matches(key, paths) or _former_matches(key, paths)
         if len(matches) == 1:
             applied[matches[0]] = value
-            _set(sections, matches[0], value)
+            place(sections, matches[0], value)
         else:
             problems.append(_no_match(key, matches, paths))
     return applied, problems
@@ -95,7 +95,8 @@ def _parse_overrides(text: str, problems: list[str]) -> Iterator[tuple[str, Any]
             problems.append(f"{OVERRIDES}: {word!r} must be knob=value")
 
 
-def _set(sections: dict[str, Any], path: str, value: Any) -> None:
+def place(sections: dict[str, Any], path: str, value: Any) -> None:
+    """Sets the value at a dotted path; what is missing on the way is made."""
     *parents, last = path.split(".")
     for parent in parents:
         if not isinstance(sections.get(parent), dict):

@@ -117,11 +117,12 @@ def take_every_second(maps: Tensor) -> Tensor:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradient; afterwards every part of the module is in the mode it had."""
-    modes = [(part, part.training) for part in module.modules()]
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradient; afterwards every part of the modules is in the mode it had."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
     try:
-        module.eval()
+        for module in modules:
+            module.eval()
         with torch.no_grad():
             yield
     finally:

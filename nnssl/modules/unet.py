@@ -61,7 +61,11 @@ def encode(network: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def decode(
-    network: nn.Module, skips: Sequence[Tensor], levels: int | None = None, use_skips: bool = True
+    network: nn.Module,
+    skips: Sequence[Tensor],
+    levels: int | None = None,
+    use_skips: bool = True,
+    done: Sequence[Tensor] = (),
 ) -> list[Tensor]:
     """Outputs of the decoder stages, from the bottleneck upwards.
 
@@ -71,13 +75,15 @@ def decode(
         levels: number of decoder stages to run, None: all.
         use_skips: False puts zeros in the place of the skip connections (and does not compute with
             them: the halves of the convolutions that read them are left out).
+        done: outputs of the first stages, which are not computed again.
 
     Raises:
         ValueError: more levels than the decoder has.
     """
     decoder = _decoder(network)
-    x, outputs = skips[-1], []
-    for level in range(_count("levels", levels, len(decoder.stages))):
+    outputs = list(done[: _count("levels", levels, len(decoder.stages))])
+    x = [*skips[-1:], *outputs][-1]
+    for level in range(len(outputs), _count("levels", levels, len(decoder.stages))):
         x, stage = decoder.transpconvs[level](x), decoder.stages[level]
         if use_skips:
             x = stage(torch.cat((x, skips[-(level + 2)]), 1))

@@ -1,9 +1,13 @@
 """Pretext tasks: one file per method, one line in `OBJECTIVES`, one YAML, one test."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from nnssl.objectives.base import Batch, Context, DenseTargets, Objective
 from nnssl.objectives.clustering import ClusteringObjective
 from nnssl.objectives.contrastive import ContrastiveObjective
 from nnssl.objectives.exemplar import ExemplarObjective
+from nnssl.objectives.joint import JointObjective
 from nnssl.objectives.mae import MAEObjective
 from nnssl.objectives.models_genesis import ModelsGenesisObjective
 from nnssl.objectives.pcrlv2 import PCRLv2Objective
@@ -23,6 +27,20 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "exemplar": ExemplarObjective,
     "rotation": RotationObjective,
     "relative_patch": RelativePatchObjective,
+    "joint": JointObjective,
 }
 
-__all__ = ["OBJECTIVES", "Batch", "Context", "DenseTargets", "Objective"]
+
+def find_objective(name: str, knobs: Mapping[str, Any]) -> type[Objective]:
+    """The class of an objective; that of a joint one follows from its parts.
+
+    Raises:
+        ValueError: parts that cannot be joined.
+    """
+    kind = OBJECTIVES[name]
+    if issubclass(kind, JointObjective):
+        return kind.of({part: OBJECTIVES[part] for part in knobs.get("parts", {})})
+    return kind
+
+
+__all__ = ["OBJECTIVES", "Batch", "Context", "DenseTargets", "Objective", "find_objective"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from nnssl.common.checks import checked
@@ -13,6 +14,7 @@ from nnssl.modules import unet
 from nnssl.modules.unet import Trained
 
 Batch = Mapping[str, Any]
+SHARED = "shared_maps"  # key of a batch that several objectives see
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Objective(nn.Module):
         least_samples: raw patches per step that it needs before views may grow; None: as planned.
         default_views: view groups used where the YAML names none (group name -> knobs).
         decodes: whether the decoder runs; the budget counts its activations then.
+        shares: whether the network sees the views as they are, through `encode_views` and
+            `decode_views`, so that the parts of a joint objective can share what it computes.
         best: criterion of `checkpoint_best`; None where the lowest loss is no sign of quality.
         validated: terms that are also logged for the validation, as `val_<term>`.
         panels: title -> terms that share a panel of `progress.png` (`loss`: beside the losses);
@@ -77,6 +81,7 @@ class Objective(nn.Module):
     least_samples: ClassVar[int | None] = None
     default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {"global": {"count": 1}}
     decodes: ClassVar[bool] = False
+    shares: ClassVar[bool] = False
     best: ClassVar[Literal["val_loss"] | None] = "val_loss"
     validated: ClassVar[tuple[str, ...]] = ()
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -119,6 +124,24 @@ class Objective(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} has no forward pass")
 
+    def encode_views(self, batch: Batch) -> list[Tensor]:
+        """Outputs of all encoder stages for all views, (V * B, F, *S) each."""
+        maps = _shared_maps(batch)
+        if "encoder" not in maps:
+            images = torch.cat([view.image for view in batch["views"].values()])
+            maps["encoder"] = unet.encode(self.network, images)
+        return maps["encoder"]
+
+    def decode_views(
+        self, batch: Batch, levels: int | None = None, use_skips: bool = True
+    ) -> list[Tensor]:
+        """Outputs of the decoder stages for all views, see `unet.decode`."""
+        maps, key = _shared_maps(batch), "decoder" if use_skips else "decoder without skips"
+        skips, done = self.encode_views(batch), maps.get(key, [])
+        outputs = unet.decode(self.network, skips, levels, use_skips, done)
+        maps[key] = max(outputs, done, key=len)
+        return outputs
+
     def after_step(self, batch: Batch, progress: float) -> None:
         """Update banks, targets and running means, equally on all ranks.
 
@@ -135,3 +158,9 @@ class Objective(nn.Module):
     def illustrate(self, batch: Batch) -> dict[str, Tensor]:
         """Pictures for the output folder: name -> (rows, columns, H, W) of grey values."""
         return {}
+
+
+def _shared_maps(batch: Batch) -> dict[str, list[Tensor]]:
+    """Where the parts of a joint objective find what one of them computed; else nowhere."""
+    shared: dict[bool, dict[str, list[Tensor]]] = batch.get(SHARED, {})
+    return shared.setdefault(torch.is_grad_enabled(), {})

@@ -20,6 +20,7 @@ from nnssl.modules.heads import MLP, Normalisation, Prototypes
 from nnssl.modules.memory import MemoryBank, MomentumCopy
 from nnssl.modules.tissue import weigh_tokens
 from nnssl.objectives.base import Batch, Context, Objective
+from nnssl.views import View
 
 TOKEN_STRIDE = 8  # voxels per token and axis by default, as in the thesis
 BANK_STEPS = 8  # a full memory bank holds tokens of at least so many steps
@@ -73,6 +74,7 @@ class ClusteringObjective(Objective):
     """
 
     best = None
+    shares = True
     validated = ("accuracy",)
     default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {"global": {"count": 2}}
 
@@ -125,11 +127,12 @@ class ClusteringObjective(Objective):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         views = list(batch["views"].values())
-        images = torch.cat([view.image for view in views])  # (V*B, C, *S)
-        embedding, cells = self._embed(self.network, self.projector, images)  # (N, D), T
+        tokens = self.encode_views(batch)[self.stage]  # (V*B, F, *T)
+        cells = list(tokens.shape[2:])
+        embedding: Tensor = self.projector(_to_rows(tokens))  # (N, D)
         scores: Tensor = self.prototypes(embedding)  # (N, K)
         weights = self._weights(batch, cells)  # (V, B, *T)
-        codes = self._codes(images, embedding, scores, weights.flatten())  # (N, K)
+        codes = self._codes(views, embedding, scores, weights.flatten())  # (N, K)
         maps = [_to_maps(x, len(views), cells) for x in (scores, codes)]  # (V, B, K, *T) each
         losses, agreements, shares = [], [], []
         for a, b in permutations(range(len(views)), 2):
@@ -158,9 +161,10 @@ class ClusteringObjective(Objective):
 
     def clusters(self, image: Tensor) -> Tensor:
         """Nearest prototype of every voxel's token, (B, *S) int64."""
-        with metrics.evaluating(self):
-            embedding, cells = self._embed(self.network, self.projector, image)
-            tokens = self.prototypes(embedding).argmax(1).reshape(len(image), 1, *cells)
+        with metrics.evaluating(self, self.network):
+            features = unet.encode(self.network, image)[self.stage]
+            scores = self.prototypes(self.projector(_to_rows(features)))
+            tokens = scores.argmax(1).reshape(len(image), 1, *features.shape[2:])
         return functional.interpolate(tokens.float(), image.shape[2:]).long()[:, 0]
 
     def illustrate(self, batch: Batch) -> dict[str, Tensor]:
@@ -172,21 +176,15 @@ class ClusteringObjective(Objective):
             rows += [cluster_metrics.shade(image), painted]
         return {"clusters": torch.stack(rows)}
 
-    def _embed(
-        self, network: Module, projector: Module, images: Tensor
-    ) -> tuple[Tensor, list[int]]:
-        """One embedding per token, (images * T, D), last image axis fastest; and T."""
-        features = unet.encode(network, images)[self.stage]
-        tokens = features.movedim(1, -1).flatten(0, -2)
-        embedding: Tensor = projector(tokens)
-        return embedding, list(features.shape[2:])
-
     @torch.no_grad()
-    def _codes(self, images: Tensor, embedding: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
+    def _codes(
+        self, views: list[View], embedding: Tensor, scores: Tensor, weights: Tensor
+    ) -> Tensor:
         prototypes: Module = self.prototypes
         if self.target is not None:
             network, projector, prototypes = (copy.module for copy in self.target)
-            embedding, _ = self._embed(network, projector, images)
+            images = torch.cat([view.image for view in views])
+            embedding = projector(_to_rows(unet.encode(network, images)[self.stage]))
             scores = prototypes(embedding)
         shared: dict[str, Tensor] = {}
         if self.codes_from == "memory_bank":

@@ -62,6 +62,7 @@ class ContrastiveObjective(Objective):
 
     sampling = "partitioned"
     least_samples = 12
+    shares = True
     validated = ("accuracy",)
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "alignment and uniformity": ("alignment", "uniformity"),
@@ -107,9 +108,8 @@ class ContrastiveObjective(Objective):
         return unet.Trained(encoder_stages=stages, decoder_levels=0)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        views = list(batch["views"].values())
-        images = torch.cat([view.image for view in views])  # (V*B, C, *S)
-        representation = unet.encode(self.network, images)[-1 if self.stage is None else self.stage]
+        stages = self.encode_views(batch)  # (V*B, F, *S) each
+        representation = stages[-1 if self.stage is None else self.stage]
         embedding = self.projector(self.pool(representation))  # (V*B, D)
         positive, negative = self._masks(batch)
         embeddings = distributed.all_gather(embedding.float())

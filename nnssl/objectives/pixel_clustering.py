@@ -58,6 +58,7 @@ class PixelClusteringObjective(Objective):
     """
 
     decodes = True
+    shares = True
     validated = ("accuracy",)
     default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {"global": {"count": 1}}
 
@@ -87,7 +88,7 @@ class PixelClusteringObjective(Objective):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         views = list(batch["views"].values())
-        logits = self._logits(torch.cat([view.image for view in views]))  # (V*B, K, *S)
+        logits = self._logits(self.decode_views(batch, use_skips=self.skips))  # (V*B, K, *S)
         parts = list(logits.chunk(len(views)))
         pairs = [(parts[b], self._target(views[a], views[b])) for a, b in self._pairs(len(views))]
         losses = [map_cross_entropy(part, target, self.balanced) for part, target in pairs]
@@ -102,8 +103,10 @@ class PixelClusteringObjective(Objective):
 
     def clusters(self, image: Tensor) -> Tensor:
         """Most likely cluster of every voxel, (B, *S) int64."""
-        with metrics.evaluating(self):
-            return self._logits(image).argmax(1)
+        with metrics.evaluating(self, self.network):
+            stages = unet.encode(self.network, image)
+            levels = unet.decode(self.network, stages, use_skips=self.skips)
+            return self._logits(levels).argmax(1)
 
     def illustrate(self, batch: Batch) -> dict[str, Tensor]:
         """`clusters`: three rows per view, image, target and prediction in fixed colours."""
@@ -117,9 +120,8 @@ class PixelClusteringObjective(Objective):
             ]
         return {"clusters": torch.stack(rows)}
 
-    def _logits(self, images: Tensor) -> Tensor:
-        skips = unet.encode(self.network, images)
-        logits: Tensor = self.head(unet.decode(self.network, skips, use_skips=self.skips)[-1])
+    def _logits(self, levels: list[Tensor]) -> Tensor:
+        logits: Tensor = self.head(levels[-1])
         return logits
 
     def _pairs(self, views: int) -> list[tuple[int, int]]:

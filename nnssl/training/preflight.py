@@ -19,7 +19,7 @@ from nnssl.data.case_table import Case
 from nnssl.data.sampling import Sampling
 from nnssl.losses.contrastive import NoSignalError
 from nnssl.nnunet.checkpoint import save_atomically
-from nnssl.objectives import OBJECTIVES
+from nnssl.objectives import find_objective
 
 TRIES = 3  # batches that may be without signal by chance
 COPIES = 3  # checkpoints that lie side by side: best, latest or final, and the one being written
@@ -69,15 +69,17 @@ def name_trainers_without_positions() -> str:
     """A sentence on the pre-training trainers that suit images of any kind, pictures too."""
     names = []
     for name in find_configs():
-        with suppress(ValueError):
+        with suppress(ValueError, KeyError):  # files that no trainer can be made of
             names += [name] if _needs_no_positions(read_config(name)) else []
     return f"Trainers that need no positions in a volume: {', '.join(names)}."
 
 
 def _needs_no_positions(raw: RawConfig) -> bool:
-    objective = OBJECTIVES.get((raw.sections.get("objective") or {}).get("name", ""))
-    mode = (raw.sections.get("sampling") or {}).get("mode") or getattr(objective, "sampling", None)
-    return raw.kind == "pretrain" and mode == "random"
+    if raw.kind != "pretrain":
+        return False
+    knobs = raw.sections["objective"]
+    mode = (raw.sections.get("sampling") or {}).get("mode")
+    return (mode or find_objective(knobs["name"], knobs).sampling) == "random"
 
 
 def refuse_single_slices(cases: Sequence[Case], sampling: Sampling) -> None:

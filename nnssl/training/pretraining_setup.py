@@ -45,7 +45,7 @@ from nnssl.nnunet.checkpoint import read_checkpoint, speaking_of
 from nnssl.nnunet.planned_network import build_network, check_supported, refuse_cascade
 from nnssl.nnunet.splits import check_fold
 from nnssl.nnunet.stock_weights import refuse_stock_weights
-from nnssl.objectives import OBJECTIVES, Context, Objective
+from nnssl.objectives import OBJECTIVES, Context, Objective, find_objective
 from nnssl.probe.fold import ProbeFold
 from nnssl.probe.probe import ProbeSettings
 from nnssl.training.history import WeightChange
@@ -149,9 +149,9 @@ class PretrainingSetup(Interruptible):
         sections = config.sections
         self.settings = PretrainingSettings(**sections["training"])
         self.probe_settings = ProbeSettings(**sections["probe"])
-        objective = OBJECTIVES[config.chosen("objective")[0]]
-        self.sampling = Sampling(**sections["sampling"]).with_default(objective.sampling)
-        groups = sections["views"] or objective.default_views
+        self.kind = find_objective(*config.chosen("objective"))
+        self.sampling = Sampling(**sections["sampling"]).with_default(self.kind.sampling)
+        groups = sections["views"] or self.kind.default_views
         self.views = {name: RandomView(**knobs) for name, knobs in groups.items()}
         self.apply_schedule()
 
@@ -194,12 +194,11 @@ class PretrainingSetup(Interruptible):
 
     def _build_objective(self) -> Objective:
         assert self.config is not None
-        name, knobs = self.config.chosen("objective")
-        kind = OBJECTIVES[name]
+        kind, knobs = self.kind, self.config.chosen("objective")[1]
         planned_channels = self.label_manager.num_segmentation_heads
         channels = kind.output_channels(self.num_input_channels) or planned_channels
         network = build_network(self.configuration_manager, self.num_input_channels, channels)
-        self.budget = self._divide_budget(network, kind)
+        self.budget = self._divide_budget(network)
         context = Context(
             self.num_input_channels,
             self.budget.patch_size,
@@ -213,21 +212,21 @@ class PretrainingSetup(Interruptible):
             float32_where_shallow(objective)
         return objective
 
-    def _divide_budget(self, network: nn.Module, kind: type[Objective]) -> Budget:
+    def _divide_budget(self, network: nn.Module) -> Budget:
         """Patch, raw patch and number of raw patches per step (the only place that sets them)."""
         manager, sampling = self.configuration_manager, self.sampling
         planned = tuple(int(n) for n in manager.patch_size)
         views = sum(v.count * v.size_fraction ** len(planned) for v in self.views.values())
         axis = self.train_cases[0].axis
         parts = sampling.partitions if sampling.structured else 1
-        share = 1.0 if kind.decodes else unet.encoder_share(network, planned)
+        share = 1.0 if self.kind.decodes else unet.encoder_share(network, planned)
         request = BudgetRequest(
             planned,
             manager.batch_size,
             tuple(unet.total_stride(network)),
             views,
             share / self.settings.voxel_budget,
-            kind.least_samples,
+            self.kind.least_samples,
             parts,
             complete_median_shape(manager.median_image_size_in_voxels, len(planned)),
             axis,

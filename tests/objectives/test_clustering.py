@@ -69,12 +69,15 @@ def test_codes_stay_with_their_tokens() -> None:
 
 
 class Quadrants(nn.Module):
-    """In the place of network and projector: each cell's embedding is its quadrant of the patch."""
+    """In the place of the projector: the embedding of a token is its quadrant of the patch."""
 
-    def __call__(self, network: Any, projector: Any, images: Tensor) -> tuple[Tensor, list[int]]:
-        cells = avg_pool2d(images, 4)
-        quadrant = cells.round().long().clamp(0, 3)[:, 0]
-        return one_hot(quadrant, 4).float().flatten(0, -2), list(cells.shape[2:])
+    def forward(self, tokens: Tensor) -> Tensor:
+        return one_hot(tokens.round().long().clamp(0, 3)[:, 0], 4).float()
+
+
+def mean_grey(whole: dict[str, Any]) -> list[Tensor]:
+    """In the place of the network: tokens of 4 x 4 voxels."""
+    return [avg_pool2d(torch.cat([view.image for view in whole["views"].values()]), 4)]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +93,8 @@ def test_places_of_two_views_meet_through_rotation_and_flip(
     """Perfect embeddings agree where views are aligned, and only there."""
     made = objective(make_unet, prototypes=4, embedding_features=4, background_weight=1.0)
     made.prototypes.weight.data = torch.eye(4)
-    object.__setattr__(made, "_embed", Quadrants())
+    made.projector, made.stage = Quadrants(), 0
+    object.__setattr__(made, "encode_views", mean_grey)
     image = torch.zeros(4, 1, 64, 64)
     image[..., 32:] += 1
     image[..., 32:, :] += 2

@@ -12,10 +12,11 @@ from torch import nn
 from toys import TOYS
 
 from nnssl.modules import unet
-from nnssl.objectives import OBJECTIVES, Context, Objective
+from nnssl.objectives import OBJECTIVES, Context, Objective, find_objective
 from nnssl.views import RandomView
 
-ALL = {**OBJECTIVES, **TOYS}
+PARTS = {"parts": {"pixel_clustering": {}, "contrastive": {}}}
+ALL = {**OBJECTIVES, "joint": find_objective("joint", PARTS), **TOYS}
 SAMPLES, PARTS = 4, 2
 KINDS = {
     "2d": (2, False, 1),
