@@ -1,0 +1,177 @@
+"""Data sets for the check: made of noise and balls, preprocessed by nnU-Net's own code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from io import StringIO
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnssl.common.files import write_json
+
+PATIENTS, FRAMES, PLANS = 5, 2, "nnUNetPlans"
+NAMES = {"tiny": "Dataset999_Tiny", "real": "Dataset998_Real"}
+CONFIGURATIONS, SIDES = ("2d", "3d_fullres"), ("train", "val")
+DATASET_JSON = {
+    "channel_names": {"0": "MRI"},
+    "labels": {"background": 0, "shell": 1, "core": 2},
+    "numTraining": PATIENTS * FRAMES,
+    "file_ending": ".nii.gz",
+}
+# shape of a volume, patch and batch of nnU-Net's default ACDC plan (2D) and of a 128^3 plan
+SIZES = {
+    "tiny": {
+        "2d": ((8, 40, 40), (32, 32), 4, (4, 6, 8)),
+        "3d_fullres": ((8, 40, 40), (8, 32, 32), 2, (4, 6, 8)),
+    },
+    "real": {
+        "2d": ((10, 256, 256), (256, 224), 56, (32, 64, 128, 256, 512, 512)),
+        "3d_fullres": ((144, 160, 160), (128, 128, 128), 2, (32, 64, 128, 256, 320, 320)),
+    },
+}
+
+
+def make_datasets(root: Path, sizes: Sequence[str], processes: int) -> None:
+    """Writes `root/raw`, `root/preprocessed` and an empty `root/results` for nnU-Net."""
+    for name in ("raw", "preprocessed", "results"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    cases = [f"p{patient}_f{frame}" for patient in range(PATIENTS) for frame in range(FRAMES)]
+    jobs = [(root, size, c, case) for size in sizes for c in CONFIGURATIONS for case in cases]
+    for size in sizes:
+        _describe(root, size, cases)
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        list(pool.map(_make_case, jobs))
+
+
+def make_plans(size: str) -> dict[str, Any]:
+    """Plans as nnU-Net makes them by default, with a 2D and a 3D configuration."""
+    statistics = {"max": 600.0, "mean": 300.0, "median": 300.0, "min": 100.0}
+    statistics |= {"percentile_00_5": 150.0, "percentile_99_5": 450.0, "std": 50.0}
+    shape = SIZES[size]["3d_fullres"][0]
+    return {
+        "dataset_name": NAMES[size],
+        "plans_name": PLANS,
+        "original_median_spacing_after_transp": [1.5] * 3,
+        "original_median_shape_after_transp": list(shape),
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {"0": statistics},
+        "configurations": {c: _configuration(c, *SIZES[size][c]) for c in CONFIGURATIONS},
+    }
+
+
+def _configuration(
+    name: str, shape: Sequence[int], patch: Sequence[int], batch: int, features: Sequence[int]
+) -> dict[str, Any]:
+    dimension, stages = len(patch), len(features)
+    later = [1, 2, 2] if patch[0] < 16 else [2, 2, 2]
+    kind = "resample_data_or_seg_to_shape"
+    resampling = {"order_z": 0, "force_separate_z": None}
+    return {
+        "data_identifier": f"{PLANS}_{name}",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": batch,
+        "patch_size": list(patch),
+        "median_image_size_in_voxels": list(shape)[-dimension:],
+        "spacing": [1.5] * dimension,
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "resampling_fn_data": kind,
+        "resampling_fn_seg": kind,
+        "resampling_fn_probabilities": kind,
+        "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, **resampling},
+        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, **resampling},
+        "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, **resampling},
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": {
+                "n_stages": stages,
+                "features_per_stage": list(features),
+                "conv_op": f"torch.nn.modules.conv.Conv{dimension}d",
+                "kernel_sizes": [[3] * dimension] * stages,
+                "strides": [[1] * dimension, *[later[-dimension:]] * (stages - 1)],
+                "n_conv_per_stage": [2] * stages,
+                "n_conv_per_stage_decoder": [2] * (stages - 1),
+                "conv_bias": True,
+                "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimension}d",
+                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+                "dropout_op": None,
+                "dropout_op_kwargs": None,
+                "nonlin": "torch.nn.LeakyReLU",
+                "nonlin_kwargs": {"inplace": True},
+            },
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+        "batch_dice": dimension == 2,
+    }
+
+
+def _describe(root: Path, size: str, cases: Sequence[str]) -> None:
+    preprocessed = root / "preprocessed" / NAMES[size]
+    splits = [
+        {side: [c for c in cases if c.startswith(f"p{fold}") == (side == "val")] for side in SIDES}
+        for fold in range(2)
+    ]
+    origin = {case: {"patient": case[:2], "dataset": size, "part": "Tr"} for case in cases}
+    for name, content in (
+        ("dataset.json", DATASET_JSON),
+        ("splits_final.json", splits),
+        ("nnssl/cases.json", {"cases": origin, "version": 1}),
+        (f"{PLANS}.json", make_plans(size)),
+        ("dataset_fingerprint.json", {}),
+    ):
+        (preprocessed / name).parent.mkdir(parents=True, exist_ok=True)
+        write_json(preprocessed / name, content)
+    for configuration in CONFIGURATIONS:
+        (preprocessed / f"{PLANS}_{configuration}").mkdir(exist_ok=True)
+    for name in ("imagesTr", "labelsTr"):
+        for configuration in CONFIGURATIONS:
+            (root / "raw" / NAMES[size] / configuration / name).mkdir(parents=True, exist_ok=True)
+    (preprocessed / "gt_segmentations").mkdir(exist_ok=True)
+
+
+def _make_case(job: tuple[Path, str, str, str]) -> None:
+    """A noisy ball with a core, written and preprocessed."""
+    root, size, configuration, case = job
+    shape = SIZES[size][configuration][0]
+    rng = np.random.default_rng([*os.fsencode(case)])
+    centre = np.array(shape) * rng.uniform(0.45, 0.55, 3)
+    axes = np.ogrid[tuple(slice(n) for n in shape)]
+    far = sum(((a - c) / (0.4 * n)) ** 2 for a, c, n in zip(axes, centre, shape, strict=True))
+    label = (far < 0.8).astype(np.uint8) + (far < 0.25).astype(np.uint8)
+    image = 100 * label + rng.standard_normal(shape, np.float32) * 20 + 200
+    raw = root / "raw" / NAMES[size] / configuration
+    files = raw / "imagesTr" / f"{case}_0000.nii.gz", raw / "labelsTr" / f"{case}.nii.gz"
+    for array, file in zip((image.astype(np.float32), label), files, strict=True):
+        volume = SimpleITK.GetImageFromArray(array)
+        volume.SetSpacing((1.5, 1.5, 1.5))
+        SimpleITK.WriteImage(volume, str(file), useCompression=False)
+    preprocessed = root / "preprocessed" / NAMES[size]
+    truth = preprocessed / "gt_segmentations" / f"{case}.nii.gz"
+    if configuration == "3d_fullres":
+        truth.write_bytes(files[1].read_bytes())
+    plans = PlansManager(json.loads((preprocessed / f"{PLANS}.json").read_text()))
+    manager = plans.get_configuration(configuration)
+    target = str(preprocessed / manager.data_identifier / case)
+    with redirect_stdout(StringIO()):
+        DefaultPreprocessor(verbose=False).run_case_save(
+            target, [str(files[0])], str(files[1]), plans, manager, DATASET_JSON
+        )
+
+
+if __name__ == "__main__":
+    make_datasets(Path(sys.argv[1]), sys.argv[2:], os.cpu_count() or 1)
