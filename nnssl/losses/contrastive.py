@@ -1,7 +1,8 @@
-"""The contrastive loss, and the pairs it is taken over (SimCLR, G^R, G^D-, G^D)."""
+"""The contrastive loss, and the pairs it is taken over (SimCLR, G^R, G^D-, G^D, PCL)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,7 +14,28 @@ class NoSignalError(ValueError):
     """A batch holds nothing to learn from; the message says why."""
 
 
-Pairs = Literal["instances", "partitions", "partitions_across"]
+Pairs = Literal["instances", "partitions", "partitions_across", "positions"]
+
+
+@dataclass(frozen=True)
+class Near:
+    """What counts as the same place.
+
+    Attributes:
+        distance: places less than this apart are the same, as share of the reachable positions.
+        soft: weights fall linearly to 0 at that distance instead of being 1 within it.
+    """
+
+    distance: float = 0.1
+    soft: bool = False
+
+    def weigh(self, apart: Tensor) -> Tensor:
+        """Weights 0 to 1 of distances, float32."""
+        within = (1 - apart / self.distance).clamp_min(0)
+        return within if self.soft else (within > 0).float()
+
+
+NEAR = Near()
 
 
 def contrastive_loss(
@@ -22,6 +44,7 @@ def contrastive_loss(
     negative: Tensor,
     temperature: float,
     rows: tuple[int, int] | None = None,
+    candidates: Tensor | None = None,
 ) -> Tensor:
     """Mean of `-log(e^s_ap / (e^s_ap + sum_{n in N_a} e^s_an))` over positive pairs (a, p).
 
@@ -44,10 +67,12 @@ def contrastive_loss(
 
     Args:
         embeddings: z, (N, D), any floating type; only the direction of a row counts.
-        positive: (N, N) weights >= 0 of the terms (a, p), row a the anchor, zero on the diagonal.
-        negative: (N, N) bool; `negative[a, n]` puts n into N_a. Disjoint from the positives.
+        positive: (N, M) weights >= 0 of the terms (a, p), row a the anchor, zero on the diagonal.
+        negative: (N, M) bool; `negative[a, n]` puts n into N_a. Disjoint from the positives.
         temperature: divisor of the cosine similarity, above 0.
         rows: begin and end (exclusive) of the anchors that count, default all.
+        candidates: (M, D), what anchors are compared with: keys of a target network, a memory bank;
+            default the embeddings themselves.
 
     Returns:
         Scalar, float32 or float64.
@@ -68,7 +93,8 @@ def contrastive_loss(
     """
     count = len(embeddings)
     begin, end = rows or (0, count)
-    _check(embeddings, positive, negative)
+    candidates = embeddings if candidates is None else candidates
+    _check(embeddings, candidates, positive, negative)
     if not 0 <= begin < end <= count:
         raise ValueError(f"rows: found {rows}, allowed: 0 <= begin < end <= {count} (embeddings)")
     weight = float(positive.sum())
@@ -85,7 +111,8 @@ def contrastive_loss(
     with torch.autocast(embeddings.device.type, enabled=False):
         wide = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         z = functional.normalize(wide, dim=1)
-        similarity = z[begin:end] @ z.T / temperature  # (rows, N)
+        others = z if candidates is embeddings else functional.normalize(candidates.to(z), dim=1)
+        similarity = z[begin:end] @ others.T / temperature  # (rows, M)
         blocked = similarity.masked_fill(~negative[begin:end], torch.finfo(z.dtype).min)
         terms = functional.softplus(blocked.logsumexp(dim=1, keepdim=True) - similarity)
         total = (positive[begin:end].to(z.dtype) * terms).sum()
@@ -100,6 +127,9 @@ def find_pairs(
     *,
     dataset_similar: bool = True,
     within_dataset: bool = False,
+    position: Tensor | None = None,
+    near: Near = NEAR,
+    anchors: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Which pairs of a batch are positive and which negative.
 
@@ -111,6 +141,8 @@ def find_pairs(
       volumes are neither positive nor negative.
     - `partitions_across` (G^D): as `partitions`, and the same part of other volumes of the dataset
       is positive too.
+    - `positions` (PCL): as `partitions_across`, but instead of the same part the same place: closer
+      than `near.distance` on every axis. Every anchor has the same sum of weights.
 
     Args:
         kind: one of these.
@@ -120,38 +152,56 @@ def find_pairs(
         dataset_similar: the datasets show the same anatomy, so that a part of one is not negative
             to the same part of another; False: it is.
         within_dataset: negatives come from the anchor's own dataset only.
+        position: (N, A), place in the volume along A axes, 0 to 1; for `positions`.
+        near: what `positions` takes for the same place.
+        anchors: number of leading members that are anchors (of N, which then are M); the others (of
+            a memory bank) are no instance of this batch and never positive. None: all.
 
     Returns:
-        `positive` (N, N) float32 and `negative` (N, N) bool, row a the anchor.
+        `positive` (N, M) float32 and `negative` (N, M) bool, row a the anchor.
 
     Raises:
         ValueError: vectors of different length.
 
-    Reference: as `contrastive_loss`.
+    Reference: as `contrastive_loss`; for `positions` Zeng et al.: Positional contrastive learning
+    for volumetric medical image segmentation. MICCAI 2021, arXiv:2106.09157.
+
+    Differs from the paper: its denominator also holds the anchor's other positives.
     """
     shapes = [tuple(vector.shape) for vector in (instance, part, dataset)]
     if len(set(shapes)) > 1 or len(shapes[0]) != 1:
         raise ValueError(
             f"instance, part, dataset: found shapes {shapes}, allowed: vectors (N,) of one length"
         )
+    count = len(instance) if anchors is None else anchors
     same_instance, same_part, same_dataset = (
-        vector[:, None] == vector[None, :] for vector in (instance, part, dataset)
+        vector[:count, None] == vector[None, :] for vector in (instance, part, dataset)
     )
+    same_instance[:, count:] = False
+    closeness = same_part.float()  # 0: another place
+    if kind == "positions":
+        assert position is not None
+        apart = (position[:count, None] - position[None, :]).abs().amax(-1)  # (N, M)
+        closeness = near.weigh(apart)
+        same_part = closeness > 0
     similar = same_part if dataset_similar else same_part & same_dataset
     negative = ~same_instance if kind == "instances" else ~similar & ~same_instance
-    across = kind == "partitions_across"
-    positive = same_instance | (same_part & same_dataset) if across else same_instance
-    return positive.float().fill_diagonal_(
-        0
-    ), negative & same_dataset if within_dataset else negative
+    positive = same_instance.float()
+    if kind in ("partitions_across", "positions"):
+        positive = torch.maximum(positive, closeness * same_dataset)
+    positive = positive.fill_diagonal_(0)
+    positive[:, count:] = 0
+    if kind == "positions":
+        positive = positive / positive.sum(1, keepdim=True).clamp_min(1e-6)
+    return positive, negative & same_dataset if within_dataset else negative
 
 
-def _check(embeddings: Tensor, positive: Tensor, negative: Tensor) -> None:
+def _check(embeddings: Tensor, candidates: Tensor, positive: Tensor, negative: Tensor) -> None:
     if embeddings.ndim != 2:
         raise ValueError(f"embeddings: found shape {tuple(embeddings.shape)}, allowed: (N, D)")
-    square = (len(embeddings), len(embeddings))
+    pairs = (len(embeddings), len(candidates))
     for name, mask in (("positive", positive), ("negative", negative)):
-        if tuple(mask.shape) != square:
-            raise ValueError(f"{name}: found shape {tuple(mask.shape)}, allowed: {square}, (N, N)")
+        if tuple(mask.shape) != pairs:
+            raise ValueError(f"{name}: found shape {tuple(mask.shape)}, allowed: {pairs}, (N, M)")
     if negative.dtype != torch.bool:
         raise ValueError(f"negative: found dtype {negative.dtype}, allowed: torch.bool")

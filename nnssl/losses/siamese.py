@@ -1,7 +1,8 @@
-"""Agreement of predicted and embedded views (SimSiam), one value per sample."""
+"""Agreement of predicted and embedded views (SimSiam, BYOL), one value per sample."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -30,3 +31,28 @@ def symmetric_loss(
     there = -cosine_similarity(prediction_a.float(), embedding_b.detach().float(), dim=-1)
     back = -cosine_similarity(prediction_b.float(), embedding_a.detach().float(), dim=-1)
     return (there + back) / 2
+
+
+def byol_loss(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """`2 - 2 cos(q, sg(z))`, the squared distance of the directions, as mean over the places.
+
+    0 where directions agree, 4 where they are opposite, 2 where they have nothing in common.
+
+    Args:
+        prediction: q, (B, D, *T), one vector per place of the map, or (B, D).
+        target: z of the same places, of the target network; it receives no gradient.
+        weights: of the places, (B, *T) >= 0; a sample without any has the loss 0. None: equal.
+
+    Returns:
+        (B,) float32.
+
+    Reference:
+        Grill et al.: Bootstrap your own latent. NeurIPS 2020, arXiv:2006.07733.
+
+    Differs from the paper: one direction, not averaged over the samples.
+    """
+    distance = 2 - 2 * cosine_similarity(prediction.float(), target.detach().float(), dim=1)
+    if weights is None:
+        return distance.flatten(1).mean(1) if distance.ndim > 1 else distance
+    total = weights.flatten(1).sum(1).clamp_min(torch.finfo(weights.dtype).tiny)
+    return (distance * weights).flatten(1).sum(1) / total

@@ -116,6 +116,24 @@ def overlap(matrix_a: Tensor, matrix_b: Tensor, size: Sequence[int]) -> Tensor:
     return (coordinates(compose(invert(matrix_a), matrix_b), size).abs() <= 1).all(-1)
 
 
+def find_shared(matrix_a: Tensor, matrix_b: Tensor, size: Sequence[int], least: float) -> Tensor:
+    """Cells of b inside a, as weights; none of a pair of which either view sees too little.
+
+    Args:
+        matrix_a: (B, d, d+1), view a to raw patch.
+        matrix_b: (B, d, d+1), view b to raw patch.
+        size: cells of either view per array axis (d,).
+        least: share of each other that both views must see.
+
+    Returns:
+        (B, *size) float32.
+    """
+    b_in_a = overlap(matrix_a, matrix_b, size).float()
+    a_in_b = overlap(matrix_b, matrix_a, size).float()
+    shared = torch.minimum(b_in_a.flatten(1).mean(1), a_in_b.flatten(1).mean(1))
+    return b_in_a * (shared >= least).float().reshape(-1, *[1] * len(size))
+
+
 def volume_centre(matrix: Tensor, box: Tensor) -> Tensor:
     """Centre of a view in the whole volume; a 2D view lies in its raw patch's slice.
 

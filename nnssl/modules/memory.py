@@ -10,6 +10,7 @@ Reference:
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,15 @@ class MomentumCopy(nn.Module):
             before = kept.clone()
             kept.copy_(current)
             current.copy_(before)
+
+
+def rise_to_one(momentum: float, progress: float) -> float:
+    """Momentum of a target network: `momentum` at the beginning, along a cosine to 1 at the end.
+
+    Reference:
+        Grill et al.: Bootstrap your own latent. NeurIPS 2020, arXiv:2006.07733.
+    """
+    return 1 - (1 - momentum) * (math.cos(math.pi * min(progress, 1)) + 1) / 2
 
 
 class MemoryBank(nn.Module):

@@ -33,15 +33,45 @@ def find_parts(
     Returns:
         (B,) int64 on the device of `matrix`.
     """
-    device = matrix.device
-    axis, sign = batch["axis"].to(device), batch["sign"].to(device)
-    extent = torch.tensor(extent3(patch_size), device=device)
-    first = volume_centre(matrix, batch["box"].to(device)) - extent / 2  # (B, 3)
-    length = batch["shape"].to(device).gather(1, axis[:, None])[:, 0]
-    places = (length - extent.to(length)[axis] + 1).clamp_min(1)  # where a patch fits
-    part = ((first.gather(1, axis[:, None])[:, 0] + 0.5) * parts / places).floor()
-    part = part.clamp(0, parts - 1).long()
+    axis, sign = (batch[key].to(matrix.device) for key in ("axis", "sign"))
+    first, places = (
+        x.gather(1, axis[:, None])[:, 0] for x in _find_places(batch, matrix, patch_size)
+    )
+    part = ((first + 0.5) * parts / places).floor().clamp(0, parts - 1).long()
     return torch.where(sign > 0, part, parts - 1 - part)
+
+
+def find_positions(
+    batch: Mapping[str, Any], matrix: Tensor, patch_size: Sequence[int], every_axis: bool = False
+) -> Tensor:
+    """Where each view's centre lies among the reachable ones, 0 to 1; 1 is the head.
+
+    Args:
+        batch: a loader's batch (`box`, `shape`, `axis`, `sign`).
+        matrix: (B, d, d+1) of the view.
+        patch_size: nominal size of a view, length d.
+        every_axis: on all axes, of which only the position axis knows a direction of the body.
+
+    Returns:
+        (B, 1), with `every_axis` (B, 3) in the order of the array axes.
+    """
+    axis, sign = (batch[key].to(matrix.device) for key in ("axis", "sign"))
+    first, places = _find_places(batch, matrix, patch_size)
+    position = ((first + 0.5) / places).clamp(0, 1)  # (B, 3)
+    along = torch.arange(3, device=matrix.device) == axis[:, None]
+    position = torch.where(along & (sign < 0)[:, None], 1 - position, position)
+    return position if every_axis else position.gather(1, axis[:, None])
+
+
+def _find_places(
+    batch: Mapping[str, Any], matrix: Tensor, patch_size: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """First voxel of each view, and how many there are to choose from: (B, 3) each."""
+    device = matrix.device
+    extent = torch.tensor(extent3(patch_size), device=device)
+    first = volume_centre(matrix, batch["box"].to(device)) - extent / 2
+    length = batch["shape"].to(device)
+    return first, (length - extent.to(length) + 1).clamp_min(1)
 
 
 def voxel_positions(batch: Mapping[str, Any], matrix: Tensor, size: Sequence[int]) -> Tensor:

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnssl.objectives.base import Batch, Context, DenseTargets, Objective
+from nnssl.objectives.byol import BYOLObjective
 from nnssl.objectives.clustering import ClusteringObjective
 from nnssl.objectives.contrastive import ContrastiveObjective
+from nnssl.objectives.dense_byol import DenseBYOLObjective
 from nnssl.objectives.exemplar import ExemplarObjective
 from nnssl.objectives.joint import JointObjective
 from nnssl.objectives.mae import MAEObjective
@@ -27,6 +29,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "exemplar": ExemplarObjective,
     "rotation": RotationObjective,
     "relative_patch": RelativePatchObjective,
+    "byol": BYOLObjective,
+    "dense_byol": DenseBYOLObjective,
     "joint": JointObjective,
 }
 

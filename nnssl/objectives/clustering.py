@@ -15,9 +15,9 @@ from torch.nn import Module, ModuleList, functional
 from nnssl.common.checks import Count, Fraction, Positive, Whole
 from nnssl.losses.clustering import cluster_shares, sinkhorn, swapped_prediction
 from nnssl.modules import cluster_metrics, metrics, unet
-from nnssl.modules.grids import align, overlap
+from nnssl.modules.grids import align, find_shared
 from nnssl.modules.heads import MLP, Normalisation, Prototypes
-from nnssl.modules.memory import MemoryBank, MomentumCopy
+from nnssl.modules.memory import MemoryBank, MomentumCopy, rise_to_one
 from nnssl.modules.tissue import weigh_tokens
 from nnssl.objectives.base import Batch, Context, Objective
 from nnssl.views import View
@@ -137,7 +137,7 @@ class ClusteringObjective(Objective):
         losses, agreements, shares = [], [], []
         for a, b in permutations(range(len(views)), 2):
             code = align(maps[1][a], views[a].matrix, views[b].matrix)
-            seen = self._seen(views[a].matrix, views[b].matrix, cells)  # (B, *T)
+            seen = find_shared(views[a].matrix, views[b].matrix, cells, self.min_overlap)
             counted = (weights[b] * seen).flatten()
             pair = _to_rows(maps[0][b]), _to_rows(code)
             losses.append(swapped_prediction(pair[0] / self.temperature, pair[1], counted))
@@ -152,9 +152,8 @@ class ClusteringObjective(Objective):
 
     def after_step(self, batch: Batch, progress: float) -> None:
         if self.momentum is not None:
-            distance = (1 - self.momentum) * (math.cos(math.pi * min(progress, 1)) + 1) / 2
             for copy in self.target:
-                copy.update(1 - distance)
+                copy.update(rise_to_one(self.momentum, progress))
         if self.codes_from == "memory_bank":
             self.bank.enqueue(self._newest)
         self.change.after_step(next(iter(batch["views"].values())).image, self.clusters)
@@ -214,15 +213,6 @@ class ClusteringObjective(Objective):
             for v in batch["views"].values()
         ]
         return torch.stack(weights)
-
-    @torch.no_grad()
-    def _seen(self, matrix_a: Tensor, matrix_b: Tensor, cells: list[int]) -> Tensor:
-        """Cells of b that lie in a, (B, *T); none of a pair that overlaps too little."""
-        b_in_a = overlap(matrix_a, matrix_b, cells).float()
-        a_in_b = overlap(matrix_b, matrix_a, cells).float()
-        shared = torch.minimum(b_in_a.flatten(1).mean(1), a_in_b.flatten(1).mean(1))
-        enough = (shared >= self.min_overlap).float()
-        return b_in_a * enough.reshape(-1, *[1] * len(cells))
 
     @torch.no_grad()
     def _metrics(

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from nnssl.common import distributed
-from nnssl.common.checks import Count, Positive, Whole
-from nnssl.losses.contrastive import Pairs, contrastive_loss, find_pairs
+from nnssl.common.checks import Count, Fraction, Positive, Whole
+from nnssl.losses.contrastive import NEAR, Near, Pairs, contrastive_loss, find_pairs
 from nnssl.modules import metrics, unet
 from nnssl.modules.heads import MLP, Normalisation, Pooling, SpatialPooling
-from nnssl.modules.positions import find_parts
+from nnssl.modules.memory import MemoryBank, MomentumCopy, rise_to_one
+from nnssl.modules.positions import find_parts, find_positions
 from nnssl.objectives.base import Batch, Context, Objective
 
 
 class ContrastiveObjective(Objective):
-    r"""Contrast of views, G^R, G^D- and G^D, in one vectorised loss.
+    r"""Contrast of views, G^R, G^D-, G^D and PCL, in one vectorised loss.
 
     .. math:: \ell(a, p) = -\log \frac{e^{s(a,p)}}{e^{s(a,p)} + \sum_{n \in N(a)} e^{s(a,n)}},
         \quad s(a, b) = \cos(z_a, z_b) / \tau
@@ -28,10 +30,18 @@ class ContrastiveObjective(Objective):
     - `instances` (G^R): positive are the views of one raw patch, negative those of all others.
     - `partitions` (G^D-): positive are the views of one raw patch, negative those of other parts.
     - `partitions_across` (G^D): positive are also views of the same part of other volumes.
+    - `positions` (PCL): the same with places less than `near` apart instead of parts; every anchor
+      counts equally.
+
+    With a memory bank, embeddings of earlier steps are negatives too (never positives); with a
+    target network, anchors are compared with its embeddings, and these are remembered (MoCo).
 
     Reference: Chaitanya et al., *Contrastive learning of global and local features for medical
     image segmentation with limited annotations*, NeurIPS 2020, arXiv:2006.10511; for `instances`
-    Chen et al., *A simple framework for contrastive learning*, ICML 2020, arXiv:2002.05709.
+    Chen et al., *A simple framework for contrastive learning*, ICML 2020, arXiv:2002.05709; for
+    `positions` Zeng et al., *Positional contrastive learning for volumetric medical image
+    segmentation*, MICCAI 2021, arXiv:2106.09157; for bank and target network He et al., *Momentum
+    contrast for unsupervised visual representation learning*, CVPR 2020, arXiv:1911.05722.
 
     Differs from the paper: every group of the batch is used, no image is zero, any number of
     partitions works, a part is a quantile of reachable positions, all pairs that qualify count; the
@@ -39,7 +49,8 @@ class ContrastiveObjective(Objective):
     rotated, zoomed, shifted and mirrored instead of cropped (in 3D along the position axis too: the
     part of a view is that of its centre), and besides brightness and contrast they change by noise,
     blur, resolution and gamma. G^D- has no unaugmented image beside the views, as the published
-    code has, unless the views say `original_first`. AdamW instead of Adam.
+    code has, unless the views say `original_first`. AdamW instead of Adam. PCL's denominator also
+    holds the anchor's other positives. MoCo's momentum is constant, here it rises to 1.
 
     Shapes: views (B, C, *S) each, V of them; embeddings (V * B, D).
 
@@ -58,6 +69,13 @@ class ContrastiveObjective(Objective):
         dataset_similar: the datasets show the same anatomy, so that the same part of another one is
             no negative.
         within_dataset: negatives come from the anchor's own dataset only.
+        near: distance below which two places are the same for `positions`, as share of the
+            reachable ones (the paper's code: 0.1 for CT of 160 slices, 0.35 for ACDC).
+        soft: for `positions`: weights of positives fall linearly to 0 at that distance.
+        every_axis: for `positions`: places are compared on all three axes, not on the position axis
+            only.
+        memory_bank: embeddings of earlier steps that are negatives too; 0: none.
+        momentum: of a target network, 1 at the end of the training; null: there is none.
     """
 
     sampling = "partitioned"
@@ -86,10 +104,16 @@ class ContrastiveObjective(Objective):
         stage: Whole | None = None,
         dataset_similar: bool = True,
         within_dataset: bool = False,
+        near: Annotated[float, Interval(gt=0, le=1)] = NEAR.distance,
+        soft: bool = False,
+        every_axis: bool = False,
+        memory_bank: Whole = 0,
+        momentum: Fraction | None = None,
     ) -> None:
         super().__init__(network, context)
         if stage is not None:
             unet.check_stage(network, stage)
+        self.near, self.every_axis, self.momentum = Near(near, soft), every_axis, momentum
         self.pairs, self.temperature, self.stage = pairs, temperature, stage
         self.dataset_similar, self.within_dataset = dataset_similar, within_dataset
         width = unet.output_channels(network)[-1 if stage is None else stage]
@@ -101,6 +125,11 @@ class ContrastiveObjective(Objective):
             layers=projector_layers,
             normalisation=normalisation,
         )
+        self.target: Any = None
+        if momentum is not None:
+            self.target = nn.ModuleList(MomentumCopy(m) for m in (self.network, self.projector))
+        member = 3 + (3 if every_axis else 1)  # instance, part, dataset, place
+        self.bank = MemoryBank(memory_bank, embedding_features + member) if memory_bank else None
 
     @property
     def trained(self) -> unet.Trained:
@@ -108,46 +137,81 @@ class ContrastiveObjective(Objective):
         return unet.Trained(encoder_stages=stages, decoder_levels=0)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        stages = self.encode_views(batch)  # (V*B, F, *S) each
-        representation = stages[-1 if self.stage is None else self.stage]
-        embedding = self.projector(self.pool(representation))  # (V*B, D)
-        positive, negative = self._masks(batch)
-        embeddings = distributed.all_gather(embedding.float())
+        embedding = self._embed(self.projector, self.encode_views(batch))  # (V*B, D)
+        own = self._describe(batch)  # (V*B, M)
+        embeddings = distributed.all_gather(embedding)  # (N, D), of all ranks
+        candidates, members = embeddings, distributed.all_gather_no_grad(own)
+        key = embedding.detach()
+        if self.target is not None:
+            network, projector = (copy.module for copy in self.target)
+            images = torch.cat([view.image for view in batch["views"].values()])  # (V*B, C, *S)
+            with torch.no_grad():
+                key = self._embed(projector, unet.encode(network, images))
+            candidates = distributed.all_gather_no_grad(key)
+        anchors = len(embeddings)
+        if self.bank is not None:
+            self._newest = torch.cat([key, own], 1)
+            kept, kept_members = self.bank.values.clone().split([key.shape[1], own.shape[1]], 1)
+            candidates, members = torch.cat([candidates, kept]), torch.cat([members, kept_members])
+        positive, negative = self._find_pairs(members, anchors)
+        if self.bank is not None:
+            negative[:, anchors:] &= self.bank.is_filled()
         rows = distributed.local_rows(len(embedding))
-        loss = contrastive_loss(embeddings, positive, negative, self.temperature, rows)
+        loss = contrastive_loss(embeddings, positive, negative, self.temperature, rows, candidates)
         return {"loss": loss, **self._metrics(embeddings.detach(), positive, negative)}
 
-    def _masks(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Positive weights and negatives (N, N) over the views of all ranks."""
-        views = list(batch["views"].values())
+    def after_step(self, batch: Batch, progress: float) -> None:
+        if self.momentum is not None:
+            for copy in self.target:
+                copy.update(rise_to_one(self.momentum, progress))
+        if self.bank is not None:
+            self.bank.enqueue(self._newest)
+
+    def _embed(self, projector: nn.Module, stages: list[Tensor]) -> Tensor:
+        representation = stages[-1 if self.stage is None else self.stage]
+        embedding: Tensor = projector(self.pool(representation))
+        return embedding.float()
+
+    def _describe(self, batch: Batch) -> Tensor:
+        """Instance, part, dataset and place of every view, (V * B, M) float32."""
+        views, context = list(batch["views"].values()), self.context
         device, samples = views[0].image.device, len(views[0].image)
         instance = torch.arange(samples, device=device) + distributed.rank() * samples
-        context = self.context
-        parts = [find_parts(batch, v.matrix, context.patch_size, context.partitions) for v in views]
-        dataset = batch["dataset"].to(device)
-        members = torch.stack(
-            [instance.repeat(len(views)), torch.cat(parts), dataset.repeat(len(views))], 1
-        )
-        members = distributed.all_gather_no_grad(members)
+        members = []
+        for view in views:
+            place = batch, view.matrix, context.patch_size
+            part = find_parts(*place, context.partitions)
+            numbers = torch.stack([instance, part, batch["dataset"].to(device)], 1)
+            members.append(torch.cat([numbers, find_positions(*place, self.every_axis)], 1))
+        return torch.cat(members).float()
+
+    def _find_pairs(self, members: Tensor, anchors: int) -> tuple[Tensor, Tensor]:
+        """Positive weights and negatives of the anchors among all members, (N, M) each."""
+        instance, part, dataset = members[:, :3].unbind(1)
         return find_pairs(
             self.pairs,
-            *members.unbind(1),
+            instance,
+            part,
+            dataset,
             dataset_similar=self.dataset_similar,
             within_dataset=self.within_dataset,
+            position=members[:, 3:],
+            near=self.near,
+            anchors=anchors,
         )
 
     @torch.no_grad()
     def _metrics(self, z: Tensor, positive: Tensor, negative: Tensor) -> dict[str, Tensor]:
-        per_anchor = positive.gt(0).sum(1).float()
-        negatives = negative.sum(1).float()
-        collapse = (per_anchor * torch.log1p(negatives)).sum() / per_anchor.sum().clamp_min(1)
+        weights, negatives = positive.sum(1), negative.sum(1).float()
+        collapse = (weights * torch.log1p(negatives)).sum() / weights.sum().clamp_min(1)
+        positive, among = positive[:, : len(z)], negative[:, : len(z)]  # without the bank
         return {
-            "accuracy": metrics.contrastive_accuracy(z, positive, negative),
+            "accuracy": metrics.contrastive_accuracy(z, positive, among),
             "alignment": metrics.alignment(z, positive > 0),
             "uniformity": metrics.uniformity(z),
             "embedding_std": metrics.embedding_std(z),
             "effective_rank": metrics.effective_rank(z),
-            "positives": per_anchor.mean(),
+            "positives": positive.gt(0).sum(1).float().mean(),
             "negatives": negatives.mean(),
             "collapse_loss": collapse,
         }

@@ -56,6 +56,7 @@ from nnssl.training.initial_weights import (
     refuse_random_encoder,
 )
 from nnssl.training.interruptible import Interruptible, limit_threads
+from nnssl.training.lars import LARS
 from nnssl.training.preflight import refuse_single_slices
 from nnssl.training.settings import PretrainingSettings
 from nnssl.views import RandomView
@@ -297,6 +298,7 @@ class PretrainingSetup(Interruptible):
             "adam": (torch.optim.Adam, {}),
             "adamw": (torch.optim.AdamW, {}),
             "sgd": (torch.optim.SGD, {"momentum": 0.99, "nesterov": True}),
+            "lars": (LARS, {}),
         }[self.settings.optimizer]
         rate, decay = self.settings.initial_lr, self.settings.weight_decay
         return kind(groups, rate, weight_decay=decay, **more), None

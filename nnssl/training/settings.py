@@ -21,8 +21,9 @@ class PretrainingSettings:
         num_epochs: epochs of the run.
         num_iterations_per_epoch: optimiser steps per epoch.
         num_val_iterations_per_epoch: validation batches per epoch, the same ones every epoch.
-        optimizer: `adamw`, `adam`, or `sgd` (Nesterov momentum 0.99, as nnU-Net).
-        initial_lr: learning rate after the warm-up.
+        optimizer: `adamw`, `adam`, `sgd` (Nesterov momentum 0.99, as nnU-Net), or `lars` (momentum
+            0.9, steps scaled by layer).
+        initial_lr: learning rate after the warm-up; `lars` wants 0.1 to 1.
         encoder_lr_scale: factor for the encoder; 0 freezes it, running statistics included.
         weight_decay: decoupled for `adamw`, added to the gradient otherwise.
         schedule: course of the learning rate after the warm-up.
@@ -44,7 +45,7 @@ class PretrainingSettings:
     num_epochs: Count = 400
     num_iterations_per_epoch: Count = 250
     num_val_iterations_per_epoch: Whole = 10
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd", "lars"] = "adamw"
     initial_lr: Positive = 1e-3
     encoder_lr_scale: NotNegative = 1.0
     weight_decay: NotNegative = 1e-4

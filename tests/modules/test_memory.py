@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnssl.modules.memory import MemoryBank, MomentumCopy
+from nnssl.modules.memory import MemoryBank, MomentumCopy, rise_to_one
 
 
 def _online():
@@ -43,6 +43,11 @@ def test_update_is_the_moving_average():
         target.update(0.9)
         for old, new in zip(before, target.parameters(), strict=True):
             torch.testing.assert_close(new, old + step)
+
+
+def test_momentum_rises_along_a_cosine():
+    shares = [rise_to_one(0.9, progress) for progress in (0, 1 / 3, 0.5, 1, 1.5)]
+    assert shares == pytest.approx([0.9, 0.925, 0.95, 1, 1])  # cos(60 deg) = 1/2
 
 
 def test_ends_of_the_range():

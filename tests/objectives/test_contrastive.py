@@ -14,6 +14,7 @@ from halves import check_halves
 from test_contract import make_batch
 from torch import nn
 
+from nnssl.losses.contrastive import NoSignalError
 from nnssl.modules import unet
 from nnssl.objectives.contrastive import ContrastiveObjective
 from nnssl.views import RandomView
@@ -93,3 +94,59 @@ def test_two_processes_equal_one_in_value_and_gradient(
     make_unet: Callable[..., nn.Module], two_processes: Callable[..., list[Any]]
 ) -> None:
     check_halves(partial(objective, make_unet, normalisation="layer"), batch, two_processes)
+
+
+# ---------------------------------------------------------------- places, bank, target network
+
+
+def test_places_give_the_positives(make_unet: Callable[..., nn.Module]) -> None:
+    """Samples lie at slices 0, 12, 0, 12 of 24: 0.02 and 0.52; 3 positives and 4 negatives each."""
+    terms = objective(make_unet, pairs="positions")(batch())
+    assert terms["positives"] == 3
+    assert terms["negatives"] == 4
+    assert float(terms["collapse_loss"]) == pytest.approx(math.log(5))
+    with pytest.raises(NoSignalError, match="negative: found none"):
+        objective(make_unet, pairs="positions", near=0.6)(batch())
+
+
+def test_places_on_every_axis_part_what_one_axis_does_not(
+    make_unet: Callable[..., nn.Module],
+) -> None:
+    apart = batch()
+    apart["box"][2:, 1] += 8  # the second volume's patches lie elsewhere in the slice
+    for every_axis, positives in ((False, 3), (True, 1)):
+        made = objective(make_unet, pairs="positions", every_axis=every_axis)
+        assert made(apart)["positives"] == positives
+
+
+def test_a_bank_adds_the_negatives_of_earlier_steps(make_unet: Callable[..., nn.Module]) -> None:
+    """8 views per step, half of them in the anchor's part; a bank of 20 holds 2.5 steps."""
+    made = objective(make_unet, pairs="partitions", memory_bank=20)
+    for negatives in (4, 8, 12, 14, 14):
+        terms = made(batch())
+        assert terms["negatives"] == pytest.approx(negatives)
+        assert terms["positives"] == 1
+        made.after_step(batch(), 0.1)
+
+
+def test_anchors_are_compared_with_the_target_network(make_unet: Callable[..., nn.Module]) -> None:
+    """Equal at first, with half the gradient; then the target follows, and 1 stays behind."""
+    plain, made = objective(make_unet), objective(make_unet, momentum=0.9)
+    made.load_state_dict(plain.state_dict(), strict=False)
+    for copy in made.target:
+        copy.update(0)
+    assert torch.equal(plain(batch())["loss"], made(batch())["loss"])
+    with torch.no_grad():
+        made.projector[0].weight.add_(1.0)
+    before = made.target[1].module[0].weight.clone()
+    made.after_step(batch(), 1.0)
+    assert torch.equal(made.target[1].module[0].weight, before)
+    made.after_step(batch(), 0.0)
+    torch.testing.assert_close(made.target[1].module[0].weight, before + 0.1)
+
+
+def test_two_processes_equal_one_with_places_and_target(
+    make_unet: Callable[..., nn.Module], two_processes: Callable[..., list[Any]]
+) -> None:
+    knobs = {"pairs": "positions", "momentum": 0.9, "memory_bank": 16, "normalisation": "layer"}
+    check_halves(partial(objective, make_unet, **knobs), batch, two_processes)
