@@ -9,6 +9,7 @@ from nnssl.objectives.clustering import ClusteringObjective
 from nnssl.objectives.contrastive import ContrastiveObjective
 from nnssl.objectives.dense_byol import DenseBYOLObjective
 from nnssl.objectives.exemplar import ExemplarObjective
+from nnssl.objectives.jigsaw import JigsawObjective
 from nnssl.objectives.joint import JointObjective
 from nnssl.objectives.mae import MAEObjective
 from nnssl.objectives.models_genesis import ModelsGenesisObjective
@@ -32,6 +33,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "byol": BYOLObjective,
     "dense_byol": DenseBYOLObjective,
     "joint": JointObjective,
+    "jigsaw": JigsawObjective,
 }
 
 

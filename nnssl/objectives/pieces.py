@@ -14,6 +14,7 @@ from nnssl.modules.cluster_metrics import PICTURES, take_middle_slice
 from nnssl.modules.grids import resize
 from nnssl.modules.heads import MLP, SpatialPooling
 from nnssl.objectives.base import Batch, Context, Objective
+from nnssl.views.pieces import PieceGrid, cut_pieces, standardise
 
 HIDDEN = 512
 EMBEDDING = 128
@@ -101,3 +102,31 @@ class ClassificationObjective(PiecesObjective):
         shown = pieces[:PICTURES, :, 0].float()
         middle = take_middle_slice(shown.flatten(0, 1)).unflatten(0, shown.shape[:2])
         return {"pieces": middle, "confusion": cells[None, None]}
+
+
+class PuzzleObjective(ClassificationObjective):
+    """Questions about the pieces of a grid over the view.
+
+    Against shortcuts, pieces move in their windows, windows have gaps between them, and every piece
+    has its own contrast, so that neither lines that go on from one piece to the next, nor the
+    brightness tell the answer.
+
+    Args:
+        gap: voxels between windows, as a share of a window.
+        jitter: share of a window by which a piece is smaller, and in which it moves.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        context: Context,
+        grid: PieceGrid,
+        pieces: int,
+        classes: int,
+    ) -> None:
+        super().__init__(network, context, pieces, classes)
+        self.grid = grid
+
+    def cut(self, batch: Batch) -> Tensor:
+        begins = self.grid.draw_begins(batch["key"], "puzzle")
+        return standardise(cut_pieces(batch["views"]["global_0"].image, begins, self.grid.side))

@@ -8,21 +8,17 @@ from torch import Tensor, nn
 from nnssl.common.checks import Fraction
 from nnssl.modules import unet
 from nnssl.objectives.base import Batch, Context
-from nnssl.objectives.pieces import ClassificationObjective
-from nnssl.views.pieces import cut_pieces, plan_pieces, standardise
+from nnssl.objectives.pieces import PuzzleObjective
+from nnssl.views.pieces import plan_pieces
 
 
-class RelativePatchObjective(ClassificationObjective):
+class RelativePatchObjective(PuzzleObjective):
     r"""Classify the place of a query piece about the central one: 8 classes in 2D, 26 in 3D.
 
     .. math:: L = -\frac{1}{B K} \sum_b \sum_{k=1}^K \ln \mathrm{softmax}(h(c_{b0}, c_{bk}))_k
 
     c_0 is the embedding of the central piece of a 3 x 3 (x 3) grid, c_k that of its k-th neighbour.
     Where the patch is too flat for three pieces along an axis, the grid has one there.
-
-    Against shortcuts, pieces move in their windows, windows have gaps between them, and every piece
-    has its own contrast, so that neither lines that go on from one piece to the next, nor the
-    brightness tell the place.
 
     Reference: Doersch, Gupta, Efros, *Unsupervised visual representation learning by context
     prediction*, ICCV 2015, arXiv:1505.05192; in 3D Taleb et al., *3D self-supervised methods for
@@ -33,25 +29,17 @@ class RelativePatchObjective(ClassificationObjective):
     each piece; places are drawn from the step in validation; AdamW in the place of Adam.
 
     Shapes: view (B, C, *S).
-
-    Args:
-        gap: voxels between windows, as a share of a window.
-        jitter: share of a window by which a piece is smaller, and in which it moves.
     """
 
     def __init__(
         self, network: nn.Module, context: Context, *, gap: Fraction = 0.1, jitter: Fraction = 0.1
     ) -> None:
         least = unet.total_stride(network)
-        self.grid = plan_pieces(context.patch_size, (1, 3), least, overlap=-gap, jitter=jitter)
-        super().__init__(network, context, pieces=2, classes=self.grid.pieces - 1)
+        grid = plan_pieces(context.patch_size, (1, 3), least, overlap=-gap, jitter=jitter)
+        super().__init__(network, context, grid, pieces=2, classes=grid.pieces - 1)
 
     def describe(self) -> str:
         return f"{self.grid}; {self.classes} places about the central one"
-
-    def cut(self, batch: Batch) -> Tensor:
-        begins = self.grid.draw_begins(batch["key"], "relative patch")
-        return standardise(cut_pieces(batch["views"]["global_0"].image, begins, self.grid.side))
 
     def ask(self, codes: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         centre = self.classes // 2

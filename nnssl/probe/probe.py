@@ -60,6 +60,8 @@ class ProbeSettings:
             as in section `labels` of fine-tuning (draw r: `labels.seed=r`).
         probe_draws: how many times they are drawn; the Dice is the mean over draws.
         probe_volumes: validation volumes at most, of as many patients as possible.
+        probe_shortcut: whether a task with right and wrong answers is also asked about images that
+            show nothing (`nnssl.probe.shortcuts`), and the log warns where it is not guessing.
         reference: another checkpoint (nnSSL's or nnU-Net's, of the same plans) to probe as well.
     """
 
@@ -68,6 +70,7 @@ class ProbeSettings:
     probe_patients: Count = 2
     probe_draws: Count = 4
     probe_volumes: Count = 20
+    probe_shortcut: bool = True
     reference: str | None = None
 
     @property

@@ -32,6 +32,11 @@ PANELS = {
         "probe_nmi_balanced_clusters",
         *_encoders("probe_nmi_balanced"),
     ),
+    "probe: accuracy where nothing is to be seen": (
+        "probe_noise_accuracy",
+        "probe_flat_accuracy",
+        "probe_accuracy_limit",
+    ),
     "learning rate": ("learning_rate",),
     "images per second": ("images_per_second",),
     "seconds per epoch": ("epoch_seconds", "seconds_waited", "probe_seconds"),

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from nnssl.data.pretraining_batches import make_validation_batches
 from nnssl.losses.contrastive import NoSignalError
 from nnssl.modules import unet
+from nnssl.modules.metrics import evaluating
 from nnssl.nnunet.paths import BEST
+from nnssl.probe import shortcuts
 from nnssl.probe.during_training import TrainingProbe
 from nnssl.training.history import History
 from nnssl.training.pictures import save_pictures
@@ -215,11 +218,23 @@ class PretrainingLoop(PretrainingSetup):
         if self.current_epoch == self.num_epochs:
             self.save_checkpoint(self.latest_checkpoint)
         if self.local_rank == 0:
-            terms = self.probe.run(self.current_epoch, self.step)
+            terms = {**self.probe.run(self.current_epoch, self.step), **self._find_shortcuts()}
             self.history.add(self.current_epoch - 1, terms)
             self._report(terms)
         if self.is_ddp:
             dist.barrier()
+
+    def _find_shortcuts(self) -> dict[str, float]:
+        """How the task fares on images that show nothing, where it has right and wrong answers."""
+        if not (self.objective.audited and self.probe_settings.probe_shortcut):
+            return {}
+        count, maker = shortcuts.BATCHES, self.batch_maker
+        held_out = make_validation_batches(maker, self.val_cases, count)
+        with evaluating(self.objective):
+            found = shortcuts.audit(self.validation_step, map(held_out or maker, range(count)))
+        if text := shortcuts.warn(found):
+            self.print_to_log_file(f"WARNING: {text}")
+        return found
 
     def _is_better(self) -> bool:
         """Whether the smoothed validation loss fell; without a criterion the latest is the best."""

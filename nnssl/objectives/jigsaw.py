@@ -1,0 +1,85 @@
+"""Jigsaw: tell in which order the pieces of an image were laid out."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from nnssl.common.checks import Fraction
+from nnssl.modules import unet
+from nnssl.modules.permutations import choose_permutations, least_distance
+from nnssl.objectives.base import Batch, Context
+from nnssl.objectives.pieces import PuzzleObjective
+from nnssl.views.pieces import plan_pieces
+from nnssl.views.randomness import generator
+
+QUESTIONS = 8  # permutations of each image in a step
+
+
+class JigsawObjective(PuzzleObjective):
+    r"""Classify the permutation of an image's pieces: P classes, far from each other.
+
+    .. math:: L = -\frac{1}{B Q} \sum_b \sum_q \ln \mathrm{softmax}
+        (h(c_{b \pi_{y_{bq}}(1)}, \dots, c_{b \pi_{y_{bq}}(N)}))_{y_{bq}}
+
+    c_n is the embedding of piece n, and the permutations stand in the checkpoint. The encoder sees
+    every piece alone, so that it needs to be asked once for all Q permutations of an image.
+
+    Reference: Noroozi, Favaro, *Unsupervised learning of visual representations by solving jigsaw
+    puzzles*, ECCV 2016, arXiv:1603.09246; in 3D Taleb et al., *3D self-supervised methods for
+    medical imaging*, NeurIPS 2020, arXiv:2006.03829.
+
+    Differs from the paper: several permutations of each image; any patch (fewer pieces where it is
+    flat); a gap beside the jitter; permutations for 3D are as far apart as those for 2D; AdamW in
+    the place of Adam.
+
+    Shapes: view (B, C, *S).
+
+    Args:
+        pieces: per axis, where the patch is long enough.
+        permutations: P; fewer where the pieces have no more.
+    """
+
+    permutations: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        context: Context,
+        *,
+        pieces: Annotated[int, Ge(2)] = 3,
+        permutations: Annotated[int, Ge(2)] = 100,
+        gap: Fraction = 0.1,
+        jitter: Fraction = 0.1,
+    ) -> None:
+        counts, least = range(1, pieces + 1), unet.total_stride(network)
+        grid = plan_pieces(context.patch_size, counts, least, overlap=-gap, jitter=jitter)
+        table = choose_permutations(permutations, grid.pieces)
+        super().__init__(network, context, grid, pieces=grid.pieces, classes=len(table))
+        self.register_buffer("permutations", table)
+
+    def describe(self) -> str:
+        return (
+            f"{self.grid}; {self.classes} permutations, of which any two differ at "
+            f"{least_distance(self.permutations)} places or more"
+        )
+
+    def ask(self, codes: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        draws = min(QUESTIONS, self.classes)
+        drawn = [
+            generator(key, "jigsaw").choice(self.classes, draws, replace=False)
+            for key in batch["key"]
+        ]
+        number = torch.from_numpy(np.stack(drawn)).to(codes.device, non_blocking=True)  # (B, Q)
+        order = self.permutations[number.flatten()]  # (B * Q, N)
+        repeated = codes.repeat_interleave(draws, 0)
+        return repeated.gather(1, order[..., None].expand_as(repeated)), number.flatten()
+
+    def compare(self, target: Tensor, answer: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Which piece lies at each place, and which one the answer puts there."""
+        table = self.permutations
+        return table[target].flatten(), table[answer].flatten(), self.grid.pieces
