@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
+from torch.nn import functional
 
 from nnssl.common.checks import Fraction
 from nnssl.modules import unet
@@ -23,17 +24,22 @@ QUESTIONS = 8  # permutations of each image in a step
 class JigsawObjective(PuzzleObjective):
     r"""Classify the permutation of an image's pieces: P classes, far from each other.
 
-    .. math:: L = -\frac{1}{B Q} \sum_b \sum_q \ln \mathrm{softmax}
-        (h(c_{b \pi_{y_{bq}}(1)}, \dots, c_{b \pi_{y_{bq}}(N)}))_{y_{bq}}
+    .. math:: L = -\frac{1}{B Q} \sum_b \sum_q \ln \mathrm{softmax}(z_{bq})_{y_{bq}}, \quad
+        z_{bqp} = \sum_{i=1}^N a(c_{b n}, \bar c_b)_{\pi_p(i)}, \quad n = \pi_{y_{bq}}(i)
 
-    c_n is the embedding of piece n, and the permutations stand in the checkpoint. The encoder sees
-    every piece alone, so that it needs to be asked once for all Q permutations of an image.
+    Piece n lies at place i of question q. The head a scores, for each piece, all N cells of the
+    grid from which it may come, knowing its embedding c and the mean of all; the logit of a
+    permutation is the sum of what it claims of every place. The permutations stand in the
+    checkpoint. The encoder sees every piece alone, so that it needs to be asked once for all Q
+    permutations of an image.
 
     Reference: Noroozi, Favaro, *Unsupervised learning of visual representations by solving jigsaw
     puzzles*, ECCV 2016, arXiv:1603.09246; in 3D Taleb et al., *3D self-supervised methods for
     medical imaging*, NeurIPS 2020, arXiv:2006.03829.
 
-    Differs from the paper: several permutations of each image; any patch (fewer pieces where it is
+    Differs from the paper: a fully connected layer reads all embeddings joined there and learns of
+    every permutation alone; with it the loss stayed at ln P for the first hundreds of steps on
+    cardiac MR. Several permutations of each image; any patch (fewer pieces where it is
     flat); a gap beside the jitter; permutations for 3D are as far apart as those for 2D; AdamW in
     the place of Adam.
 
@@ -59,7 +65,8 @@ class JigsawObjective(PuzzleObjective):
         counts, least = range(1, pieces + 1), unet.total_stride(network)
         grid = plan_pieces(context.patch_size, counts, least, overlap=-gap, jitter=jitter)
         table = choose_permutations(permutations, grid.pieces)
-        super().__init__(network, context, grid, pieces=grid.pieces, classes=len(table))
+        super().__init__(network, context, len(table), joined=2, scores=grid.pieces)
+        self.grid = grid
         self.register_buffer("permutations", table)
 
     def describe(self) -> str:
@@ -68,16 +75,30 @@ class JigsawObjective(PuzzleObjective):
             f"{least_distance(self.permutations)} places or more"
         )
 
-    def ask(self, codes: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def answer(self, codes: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         draws = min(QUESTIONS, self.classes)
         drawn = [
             generator(key, "jigsaw").choice(self.classes, draws, replace=False)
             for key in batch["key"]
         ]
-        number = torch.from_numpy(np.stack(drawn)).to(codes.device, non_blocking=True)  # (B, Q)
-        order = self.permutations[number.flatten()]  # (B * Q, N)
-        repeated = codes.repeat_interleave(draws, 0)
-        return repeated.gather(1, order[..., None].expand_as(repeated)), number.flatten()
+        target = torch.from_numpy(np.stack(drawn)).to(codes.device, non_blocking=True)  # (B, Q)
+        together = codes.mean(1, keepdim=True).expand_as(codes)
+        cells = self.head(torch.cat([codes, together], 2).flatten(0, 1)).float()
+        cells = cells.unflatten(0, codes.shape[:2])  # (B, N, N)
+        return self.score(cells, target).flatten(0, 1), target.flatten()
+
+    def score(self, cells: Tensor, target: Tensor) -> Tensor:
+        """Logits of all permutations, (B, Q, P).
+
+        Args:
+            cells: score of every piece in every cell, (B, N, N).
+            target: permutation that is laid out, (B, Q).
+        """
+        order = self.permutations[target]  # (B, Q, N), piece at each place
+        rows = torch.arange(len(cells), device=cells.device)[:, None, None]
+        claims = functional.one_hot(self.permutations).to(cells)  # (P, N, N)
+        with torch.autocast(cells.device.type, enabled=False):
+            return torch.einsum("bqim,pim->bqp", cells[rows, order], claims)
 
     def compare(self, target: Tensor, answer: Tensor) -> tuple[Tensor, Tensor, int]:
         """Which piece lies at each place, and which one the answer puts there."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnssl.losses.classification import classify, count_confusions
 from nnssl.modules import unet
@@ -31,7 +31,7 @@ class PiecesObjective(Objective):
 
     pooling_cells: ClassVar[int] = 2  # per axis
 
-    def __init__(self, network: torch.nn.Module, context: Context) -> None:
+    def __init__(self, network: nn.Module, context: Context) -> None:
         super().__init__(network, context)
         width, dimension = unet.output_channels(network)[-1], len(context.patch_size)
         self.pool = SpatialPooling(width, "grid", dimension, self.pooling_cells)
@@ -50,13 +50,15 @@ class PiecesObjective(Objective):
 class ClassificationObjective(PiecesObjective):
     r"""A question about pieces whose answer is one of K classes.
 
-    .. math:: L = -\frac{1}{Q} \sum_q \ln \mathrm{softmax}(h(c_q))_{y_q}
+    .. math:: L = -\frac{1}{Q} \sum_q \ln \mathrm{softmax}(z_q)_{y_q}
 
-    with c the embeddings of a question's pieces, joined. A subclass cuts the pieces, says which of
-    them a question is about, and what the answer is. A network that cannot tell has the loss ln K.
+    A subclass cuts the pieces, and makes logits z of their embeddings for every question that it
+    asks. A network that cannot tell has the loss ln K.
 
-    Attributes:
+    Args:
         classes: number K of possible answers.
+        joined: embeddings that the head reads at once.
+        scores: outputs of the head; None: one per class.
     """
 
     validated = ("accuracy",)
@@ -67,24 +69,27 @@ class ClassificationObjective(PiecesObjective):
     }
 
     def __init__(
-        self, network: torch.nn.Module, context: Context, pieces: int, classes: int
+        self,
+        network: nn.Module,
+        context: Context,
+        classes: int,
+        joined: int = 1,
+        scores: int | None = None,
     ) -> None:
-        """`pieces` is the number of pieces that one question is about."""
         super().__init__(network, context)
         self.classes = classes
-        self.head = MLP(pieces * EMBEDDING, HIDDEN, classes, normalisation="layer")
+        self.head = MLP(joined * EMBEDDING, HIDDEN, scores or classes, normalisation="layer")
 
     def cut(self, batch: Batch) -> Tensor:
         """The pieces that the encoder sees, (B, N, C, *S)."""
         raise TypeError(f"{type(self).__name__} does not say which pieces it sees")
 
-    def ask(self, codes: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Questions (Q, pieces, D) about embeddings (B, N, D), and the answers (Q,) int64."""
+    def answer(self, codes: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits (Q, K) of embeddings (B, N, D) for all questions, and right answers (Q,) int64."""
         raise TypeError(f"{type(self).__name__} asks no question")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        questions, answers = self.ask(self.embed(self.cut(batch)), batch)
-        return classify(self.head(questions.flatten(1)), answers)
+        return classify(*self.answer(self.embed(self.cut(batch)), batch))
 
     def compare(self, target: Tensor, answer: Tensor) -> tuple[Tensor, Tensor, int]:
         """What the confusion is drawn of: right classes, answers, and the number of classes."""
@@ -95,9 +100,8 @@ class ClassificationObjective(PiecesObjective):
         """`pieces`, (samples, N, H, W), as the encoder sees them, and `confusion` of the batch: a
         row for each right class, bright where it was answered so."""
         pieces = self.cut(batch)
-        questions, target = self.ask(self.embed(pieces), batch)
-        answer = self.head(questions.flatten(1)).argmax(1)
-        table = count_confusions(*self.compare(target, answer))
+        logits, target = self.answer(self.embed(pieces), batch)
+        table = count_confusions(*self.compare(target, logits.argmax(1)))
         cells = table.repeat_interleave(CONFUSION_CELL, 0).repeat_interleave(CONFUSION_CELL, 1)
         shown = pieces[:PICTURES, :, 0].float()
         middle = take_middle_slice(shown.flatten(0, 1)).unflatten(0, shown.shape[:2])
@@ -116,16 +120,7 @@ class PuzzleObjective(ClassificationObjective):
         jitter: share of a window by which a piece is smaller, and in which it moves.
     """
 
-    def __init__(
-        self,
-        network: torch.nn.Module,
-        context: Context,
-        grid: PieceGrid,
-        pieces: int,
-        classes: int,
-    ) -> None:
-        super().__init__(network, context, pieces, classes)
-        self.grid = grid
+    grid: PieceGrid
 
     def cut(self, batch: Batch) -> Tensor:
         begins = self.grid.draw_begins(batch["key"], "puzzle")

@@ -36,14 +36,15 @@ class RelativePatchObjective(PuzzleObjective):
     ) -> None:
         least = unet.total_stride(network)
         grid = plan_pieces(context.patch_size, (1, 3), least, overlap=-gap, jitter=jitter)
-        super().__init__(network, context, grid, pieces=2, classes=grid.pieces - 1)
+        super().__init__(network, context, classes=grid.pieces - 1, joined=2)
+        self.grid = grid
 
     def describe(self) -> str:
         return f"{self.grid}; {self.classes} places about the central one"
 
-    def ask(self, codes: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def answer(self, codes: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         centre = self.classes // 2
         others = torch.cat([codes[:, :centre], codes[:, centre + 1 :]], 1)  # (B, K, D)
-        questions = torch.stack([codes[:, centre : centre + 1].expand_as(others), others], 2)
+        pairs = torch.cat([codes[:, centre : centre + 1].expand_as(others), others], 2)
         places = torch.arange(self.classes, device=codes.device).repeat(len(codes))
-        return questions.flatten(0, 1), places
+        return self.head(pairs.flatten(0, 1)), places

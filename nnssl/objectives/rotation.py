@@ -49,7 +49,7 @@ class RotationObjective(ClassificationObjective):
     def __init__(self, network: nn.Module, context: Context, *, crop: bool = True) -> None:
         self.size = find_common_size(network, context) if crop else tuple(context.patch_size)
         self.turns = find_turns(self.size, context.spacing)
-        super().__init__(network, context, pieces=1, classes=len(self.turns))
+        super().__init__(network, context, classes=len(self.turns))
 
     def describe(self) -> str:
         return f"{self.classes} rotations of {'x'.join(map(str, self.size))} voxels"
@@ -61,8 +61,9 @@ class RotationObjective(ClassificationObjective):
         turned = [_turn(x, self.turns[c]) for x, c in zip(image, self._draw(batch), strict=True)]
         return torch.stack(turned)[:, None]
 
-    def ask(self, codes: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        return codes, torch.tensor(self._draw(batch)).to(codes.device, non_blocking=True)
+    def answer(self, codes: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        drawn = torch.tensor(self._draw(batch)).to(codes.device, non_blocking=True)
+        return self.head(codes[:, 0]), drawn
 
     def _draw(self, batch: Batch) -> list[int]:
         return [int(generator(key, "rotation").integers(self.classes)) for key in batch["key"]]

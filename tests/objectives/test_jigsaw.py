@@ -16,18 +16,35 @@ from nnssl.objectives.jigsaw import JigsawObjective
 objective = partial(make_objective, JigsawObjective)
 
 
-@pytest.mark.parametrize(("dimension", "pieces"), [(2, 9), (3, 27)])
-def test_pieces_are_laid_out_in_the_order_of_the_answer(
-    make_unet: Callable[..., nn.Module], dimension: int, pieces: int
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_logits_add_up_what_a_permutation_claims_of_every_place(
+    make_unet: Callable[..., nn.Module], dimension: int
 ) -> None:
-    """Embeddings that are the number of their piece show the order."""
-    made, batch = objective(make_unet, dimension), make_batch(dimension, 1)
-    codes = torch.arange(pieces).view(1, pieces, 1) + 100 * torch.arange(4).view(4, 1, 1)
-    questions, answers = made.ask(codes, batch)
-    assert questions.shape == (32, pieces, 1)
-    expected = made.permutations[answers] + 100 * torch.arange(4).repeat_interleave(8)[:, None]
-    assert torch.equal(questions[:, :, 0], expected)
-    assert all(len(set(row)) == 8 for row in answers.view(4, 8).tolist())  # none twice
+    made = objective(make_unet, dimension, permutations=12)
+    pieces, table = made.grid.pieces, made.permutations
+    cells, target = torch.randn(2, pieces, pieces), torch.tensor([[3, 0, 7], [1, 11, 3]])
+    logits = made.score(cells, target)
+    assert logits.shape == (2, 3, 12)
+    for b, q, p in [(0, 0, 0), (0, 2, 11), (1, 1, 4), (1, 0, 1)]:
+        laid_out = table[target[b, q]]
+        claimed = sum(float(cells[b, laid_out[i], table[p, i]]) for i in range(pieces))
+        assert float(logits[b, q, p]) == pytest.approx(claimed, abs=1e-4)
+
+
+def test_who_knows_every_cell_is_always_right_and_who_knows_none_guesses(
+    make_unet: Callable[..., nn.Module],
+) -> None:
+    made, target = objective(make_unet), torch.arange(100).view(4, 25)
+    knowing = made.score(torch.eye(9).expand(4, 9, 9), target)
+    assert torch.equal(knowing.argmax(2), target)
+    alike = made.score(torch.randn(4, 1, 9).expand(4, 9, 9), target)  # pieces look the same
+    torch.testing.assert_close(alike, alike[:, :, :1].expand_as(alike))
+
+
+def test_no_permutation_of_an_image_is_asked_twice(make_unet: Callable[..., nn.Module]) -> None:
+    made = objective(make_unet)
+    _, target = made.answer(torch.zeros(4, 9, 128), make_batch(2, 1))
+    assert all(len(set(row)) == 8 for row in target.view(4, 8).tolist())
 
 
 def test_a_flat_patch_has_a_smaller_puzzle(make_unet: Callable[..., nn.Module]) -> None:

@@ -48,7 +48,7 @@ def test_a_question_is_the_view_turned_voxel_by_voxel(
     made = objective(make_unet, dimension, channels=2)
     batch = with_views(make_batch(dimension, 2), RotationObjective)
     pieces = made.cut(batch)[:, 0]
-    _, answers = made.ask(torch.zeros(4, 1, 1), batch)
+    _, answers = made.answer(torch.zeros(4, 1, 128), batch)
     for sample, answer in enumerate(answers):
         view = batch["views"]["global_0"].image[sample].numpy()
         margins = [(w - s) // 2 for w, s in zip(view.shape[1:], made.size, strict=True)]
