@@ -119,6 +119,14 @@ def contrastive_loss(
     return total * (count / (end - begin) / weight)
 
 
+@torch.no_grad()
+def collapse_value(positive: Tensor, negative: Tensor) -> Tensor:
+    """The contrastive loss of equal embeddings: the mean of ln(1 + |N_a|) over positive pairs."""
+    weights = positive.sum(1)
+    collapsed = (weights * torch.log1p(negative.sum(1).float())).sum()
+    return collapsed / weights.sum().clamp_min(1)
+
+
 def find_pairs(
     kind: Pairs,
     instance: Tensor,

@@ -45,7 +45,8 @@ def find_objective(name: str, knobs: Mapping[str, Any]) -> type[Objective]:
     """
     kind = OBJECTIVES[name]
     if issubclass(kind, JointObjective):
-        return kind.of({part: OBJECTIVES[part] for part in knobs.get("parts", {})})
+        parts = knobs.get("parts", {})
+        return kind.of({part: OBJECTIVES[part] for part in parts}, parts)
     return kind
 
 

@@ -26,12 +26,14 @@ class Context:
         patch_size: size of a full-size view in voxels, array order, length d.
         spacing: voxel size in millimetres, array order, length d.
         partitions: parts S into which a volume's axis is divided.
+        datasets: number of datasets of origin, which a batch numbers from 0 on.
     """
 
     input_channels: int
     patch_size: tuple[int, ...]
     spacing: tuple[float, ...]
     partitions: int = 4
+    datasets: int = 1
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,11 @@ class Objective(nn.Module):
         """What it made of patch and plan, as a line for the log; empty where that goes without."""
         return ""
 
+    @classmethod
+    def count_decoded(cls, views: int) -> int:
+        """Of so many views, how many go through the decoder."""
+        return views if cls.decodes else 0
+
     @property
     def trained(self) -> Trained:
         """Parts of the U-Net that this objective trains; everything else is frozen."""
@@ -149,6 +156,9 @@ class Objective(nn.Module):
             batch: the batch of the step that was just taken.
             progress: share of the training that is done, 0 to 1.
         """
+
+    def after_epoch(self) -> None:
+        """Update what changes once per epoch, equally on all ranks; validation comes after it."""
 
     def clusters(self, image: Tensor) -> Tensor:
         """Cluster of every voxel of images (B, C, *S), (B, *S) int64: the probe compares them with

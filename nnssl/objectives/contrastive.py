@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from nnssl.common import distributed
 from nnssl.common.checks import Count, Fraction, Positive, Whole
-from nnssl.losses.contrastive import NEAR, Near, Pairs, contrastive_loss, find_pairs
+from nnssl.losses.contrastive import (
+    NEAR,
+    Near,
+    Pairs,
+    collapse_value,
+    contrastive_loss,
+    find_pairs,
+)
 from nnssl.modules import metrics, unet
 from nnssl.modules.heads import MLP, Normalisation, Pooling, SpatialPooling
 from nnssl.modules.memory import MemoryBank, MomentumCopy, rise_to_one
@@ -202,8 +209,7 @@ class ContrastiveObjective(Objective):
 
     @torch.no_grad()
     def _metrics(self, z: Tensor, positive: Tensor, negative: Tensor) -> dict[str, Tensor]:
-        weights, negatives = positive.sum(1), negative.sum(1).float()
-        collapse = (weights * torch.log1p(negatives)).sum() / weights.sum().clamp_min(1)
+        negatives, collapse = negative.sum(1).float(), collapse_value(positive, negative)
         positive, among = positive[:, : len(z)], negative[:, : len(z)]  # without the bank
         return {
             "accuracy": metrics.contrastive_accuracy(z, positive, among),

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nnssl.common.checks import Positive, checked
+from nnssl.common.checks import Count, Positive, checked
 from nnssl.modules.unet import Trained
 from nnssl.objectives.base import SHARED, Batch, Context, Objective
 
@@ -22,8 +22,10 @@ class JointObjective(Objective):
     The parts see the same views. What encoder and decoder make of them is computed once, and the
     gradients of the parts add up in it. A joint objective needs what its parts need together: the
     stricter sampling, the most views and raw patches, the dense targets of all; it trains what any
-    of them trains. The log has each part's terms under its name, `loss` and `collapse_loss` are the
-    weighted sums. A batch in which one part finds nothing to learn from is skipped.
+    of them trains. A part may look at the first views only (`views`): contrast needs two, and the
+    decoder, which costs as much as the encoder, then runs on one of them. The log has each part's
+    terms under its name, `loss` and `collapse_loss` are the weighted sums. A batch in which one
+    part finds nothing to learn from is skipped.
 
     Parts must be objectives whose network sees the views as they are (`Objective.shares`), not
     hidden, shuffled or cut into pieces, and they must agree on the groups of views.
@@ -34,10 +36,12 @@ class JointObjective(Objective):
     Differs from the paper: the weights are fixed, and all tasks see the same batch.
 
     Args:
-        parts: name of an objective -> its knobs, and `weight`; what is not named has its default.
+        parts: name of an objective -> its knobs, and those of `Part`; what is not named has its
+            default.
     """
 
     kinds: ClassVar[Mapping[str, type[Objective]]] = {}
+    seen: ClassVar[Mapping[str, int | None]] = {}  # views that each part looks at
 
     @checked
     @dataclass(frozen=True)
@@ -46,13 +50,17 @@ class JointObjective(Objective):
 
         Attributes:
             weight: factor of the part's loss in the sum.
+            views: how many of the views the part sees, the first ones; null: all.
         """
 
         weight: Positive = 1.0
+        views: Count | None = None
 
     @classmethod
-    def of(cls, kinds: Mapping[str, type[Objective]]) -> type[JointObjective]:
-        """The joint objective of these parts, which needs what they need.
+    def of(
+        cls, kinds: Mapping[str, type[Objective]], parts: Mapping[str, Mapping[str, Any]] = {}
+    ) -> type[JointObjective]:
+        """The joint objective of parts of these kinds, and with these knobs: it needs what they do.
 
         Raises:
             ValueError: fewer than two parts, or some that cannot share the network's pass.
@@ -63,6 +71,7 @@ class JointObjective(Objective):
         needs = {
             "__doc__": cls.__doc__,
             "kinds": dict(kinds),
+            "seen": {name: parts.get(name, {}).get("views") for name in kinds},
             "sampling": "partitioned" if "partitioned" in [k.sampling for k in each] else "random",
             "least_samples": max(least, default=None),
             "default_views": _join_views([kind.default_views for kind in each]),
@@ -89,7 +98,7 @@ class JointObjective(Objective):
         self.weights: dict[str, float] = {}
         for name, kind in self.kinds.items():
             knobs = dict(parts.get(name, {}))
-            own = {key: knobs.pop(key) for key in ("weight",) if key in knobs}
+            own = {key: knobs.pop(key) for key in ("weight", "views") if key in knobs}
             self.weights[name] = self.Part(**own).weight
             part = kind(network, context, **knobs)
             del part._modules["network"]  # so that the state dict has the network's keys once
@@ -104,6 +113,11 @@ class JointObjective(Objective):
     def output_channels(cls, input_channels: int) -> int | None:
         found = [kind.output_channels(input_channels) for kind in cls.kinds.values()]
         return next((count for count in found if count is not None), None)
+
+    @classmethod
+    def count_decoded(cls, views: int) -> int:
+        decoding = [cls.seen[name] for name, kind in cls.kinds.items() if kind.decodes]
+        return max((min(seen or views, views) for seen in decoding), default=0)
 
     def describe(self) -> str:
         return " ".join(filter(None, (part.describe() for part in self.parts.values())))
@@ -120,8 +134,9 @@ class JointObjective(Objective):
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        shared = {**batch, SHARED: {}}
-        found = {name: part(shared) for name, part in self.parts.items()}
+        whole = {**batch, SHARED: {}}
+        shared = {count: self._take_views(whole, count) for count in {*self.seen.values()}}
+        found = {name: part(shared[self.seen[name]]) for name, part in self.parts.items()}
         logged = {
             f"{name}_{term}": value.detach()
             for name, terms in found.items()
@@ -134,9 +149,22 @@ class JointObjective(Objective):
         }
         return {**logged, **sums}
 
+    def _take_views(self, batch: Batch, count: int | None) -> Batch:
+        """The first views, with what the encoder makes of all; None: all views."""
+        if count is None:
+            return batch
+        views = dict(list(batch["views"].items())[:count])
+        rows = sum(len(view.image) for view in views.values())
+        maps = {"encoder": [stage[:rows] for stage in self.encode_views(batch)]}
+        return {**batch, "views": views, SHARED: {torch.is_grad_enabled(): maps}}
+
     def after_step(self, batch: Batch, progress: float) -> None:
         for part in self.parts.values():
             part.after_step(batch, progress)
+
+    def after_epoch(self) -> None:
+        for part in self.parts.values():
+            part.after_epoch()
 
     def clusters(self, image: Tensor) -> Tensor:
         """Those of the first part that has clusters."""

@@ -69,7 +69,9 @@ def name_trainers_without_positions() -> str:
     """A sentence on the pre-training trainers that suit images of any kind, pictures too."""
     names = []
     for name in find_configs():
-        with suppress(ValueError, KeyError):  # files that no trainer can be made of
+        with suppress(
+            ValueError, KeyError, TypeError, AttributeError
+        ):  # no trainer can be made of it
             names += [name] if _needs_no_positions(read_config(name)) else []
     return f"Trainers that need no positions in a volume: {', '.join(names)}."
 

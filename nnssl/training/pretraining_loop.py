@@ -140,6 +140,7 @@ class PretrainingLoop(PretrainingSetup):
         return dict(zip(terms, values, strict=True))
 
     def on_train_epoch_end(self, train_outputs: list[Mapping[str, float]]) -> None:
+        self.objective.after_epoch()
         seconds = max(time() - self._train_seconds, 1e-9)
         steps = len(train_outputs)
         images = self.budget.samples * sum(view.count for view in self.views.values())

@@ -158,15 +158,16 @@ class PretrainingSetup(Interruptible):
 
     def _read_cases(self) -> None:
         self.folders = DataFolders(Path(self.preprocessed_dataset_folder), self.fold)
+        split = self.do_split()
+        table = read_case_table(  # one, so that numbers of patients and datasets mean the same
+            self.folders.preprocessed,
+            {identifier for identifiers in split for identifier in identifiers},
+            self.plans_manager.transpose_forward,
+            self.sampling.position_axis,
+            self.plans_manager.plans["image_reader_writer"],
+        )
         self.train_cases, self.val_cases = (
-            read_case_table(
-                self.folders.preprocessed,
-                identifiers,
-                self.plans_manager.transpose_forward,
-                self.sampling.position_axis,
-                self.plans_manager.plans["image_reader_writer"],
-            )
-            for identifiers in self.do_split()
+            [case for case in table if case.identifier in set(identifiers)] for identifiers in split
         )
 
     def _choose_unlabelled(self) -> ChosenImages:
@@ -205,6 +206,7 @@ class PretrainingSetup(Interruptible):
             self.budget.patch_size,
             tuple(self.configuration_manager.spacing)[-len(self.budget.patch_size) :],
             self.sampling.partitions,
+            1 + max(case.dataset for case in self.drawn_cases),
         )
         objective = kind(network, context, **knobs)
         self.trained = leave_out_encoder(objective.trained, self.settings.encoder_lr_scale)
@@ -220,7 +222,9 @@ class PretrainingSetup(Interruptible):
         views = sum(v.count * v.size_fraction ** len(planned) for v in self.views.values())
         axis = self.train_cases[0].axis
         parts = sampling.partitions if sampling.structured else 1
-        share = 1.0 if self.kind.decodes else unet.encoder_share(network, planned)
+        count = sum(v.count for v in self.views.values())
+        decoded = self.kind.count_decoded(count) / count
+        share = unet.encoder_share(network, planned) * (1 - decoded) + decoded
         request = BudgetRequest(
             planned,
             manager.batch_size,

@@ -69,6 +69,26 @@ def test_it_is_the_weighted_sum_of_its_parts_in_value_and_gradient(
         torch.testing.assert_close(terms[term].detach(), parts)
 
 
+def test_a_part_may_see_the_first_views_only(make_unet: Callable[..., nn.Module]) -> None:
+    """Encoder on both, decoder on one; the loss is that of the part alone on the first view."""
+    made, seen = (
+        joint(make_unet, **PARTS | {"pixel_clustering": {"clusters": 3, "views": 1}}),
+        batch(),
+    )
+    rows: list[int] = []
+    for stage in (made.network.encoder.stages[0], made.network.decoder.stages[-1]):
+        stage.register_forward_hook(lambda _, __, output: rows.append(len(output)))
+    terms = made(seen)
+    assert rows == [8, 4]
+    first = {**seen, "views": {"global_0": seen["views"]["global_0"]}}
+    alone = made.parts["pixel_clustering"](first)["loss"]
+    torch.testing.assert_close(terms["pixel_clustering_loss"], alone.detach())
+    assert float(terms["contrastive_positives"]) == 3
+    assert (made.count_decoded(2), made.count_decoded(1)) == (1, 1)
+    assert joint(make_unet).count_decoded(3) == 3
+    assert joint(make_unet, contrastive={}, clustering={}).count_decoded(3) == 0
+
+
 def test_encoder_and_decoder_run_once(make_unet: Callable[..., nn.Module]) -> None:
     made = joint(make_unet, **PARTS, clustering={"prototypes": 4})
     calls: list[nn.Module] = []
