@@ -53,6 +53,7 @@ class DenseBYOLObjective(BYOLBase):
     """
 
     decodes = True
+    least_samples = 4
 
     def __init__(
         self,
