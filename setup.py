@@ -47,6 +47,7 @@ setup(
         "nibabel>=4.0",
         "blosc2>=3.0.0b1",
         "PyYAML>=6.0",
+        "safetensors>=0.4",
         "annotated-types>=0.6",
         "typing_extensions>=4.6",
         "pydantic>=2.5",
@@ -62,9 +63,11 @@ setup(
     extras_require={
         "dicom": DICOM,
         "dino": ["timm>=1.0"],
+        "hub": ["huggingface_hub>=0.20"],
         "slurm": ["submitit>=1.5"],
         "test": [
             *DICOM,
+            "huggingface_hub>=0.20",
             "lightly>=1.5",
             "mypy>=1.10",
             "pytest>=8.0",
@@ -93,6 +96,7 @@ setup(
             "nnssl_study = nnssl.cli.study:main",
             "nnssl_cluster = nnssl.cli.cluster:main",
             "nnssl_estimate = nnssl.cli.estimate:main",
+            "nnssl_inspect = nnssl.cli.inspect:main",
             "nnssl_runs = nnssl.cli.runs:main",
             "nnssl_pseudo_label = nnssl.cli.pseudo_label:main",
         ],

@@ -15,13 +15,14 @@ from pathlib import Path
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnssl.cli.command import command, dataset_id, warn
-from nnssl.nnunet.checkpoint import read_checkpoint, speaking_of
+from nnssl.nnunet.checkpoint import speaking_of
 from nnssl.nnunet.paths import WEIGHTS, plans_file
 from nnssl.nnunet.plan_like import KEEPABLE, plan_like, read_source
 from nnssl.nnunet.planned_network import build_planned_network
 from nnssl.nnunet.plans import read_description, read_plans, write_new_plans
 from nnssl.nnunet.runs import WeightSource
-from nnssl.training.finetuning_weights import compare_inputs, plan_transfer
+from nnssl.nnunet.weight_files import read_weights
+from nnssl.training.finetuning_weights import compare_inputs, fit_checkpoint
 
 
 def _add_options(parser: ArgumentParser) -> None:
@@ -38,7 +39,7 @@ def _add_options(parser: ArgumentParser) -> None:
 @command("nnssl_plan_like", __doc__, _add_options)
 def main(options: Namespace) -> None:
     path = plans_file(options.dataset_id, options.plans)
-    checkpoint = read_checkpoint(options.checkpoint)
+    checkpoint = read_weights(options.checkpoint)
     with speaking_of(options.checkpoint):
         source = read_source(checkpoint)
     configuration = options.configuration or source.name
@@ -48,8 +49,8 @@ def main(options: Namespace) -> None:
     with speaking_of(options.checkpoint):
         plans, remarks = plan_like(target, dataset, source, configuration, name, options.keep)
         network = build_planned_network(plans, configuration, dataset)
-        # less than everything is an error
-        loads = plan_transfer(network, checkpoint, WeightSource(min_share=1.0), cascade=False)
+        loads = fit_checkpoint(network, checkpoint, WeightSource())
+        loads.require(1.0)
         remarks += compare_inputs(checkpoint, PlansManager(plans), configuration)
     written = write_new_plans(path.parent, plans)
     warn(remarks, "note")

@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from nnssl.modules import unet
+
 EXPONENT = 0.9  # of the decay, nnU-Net's
 
 
@@ -18,6 +20,8 @@ def group_parameters(
     decoder_lr_scale: float = 1.0,
     random_lr_scale: float = 1.0,
     freeze_encoder_epochs: int = 0,
+    layer_decay: float = 1.0,
+    start_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimiser, in the order encoder, decoder, random; empty ones are left out.
 
@@ -33,22 +37,40 @@ def group_parameters(
         freeze_encoder_epochs: epochs in which the transferred encoder has learning rate 0. It keeps
             `requires_grad`: a parameter that is frozen when DDP is built is never synchronised
             (`freeze_or_release` leaves the backward pass out all the same).
+        layer_decay: factor on the rate of each encoder stage, against that of the next deeper one;
+            below 1 every stage is a group of its own.
+        start_decay: weight decay of what was transferred (`pull_to_start`); 0: the optimiser's.
     """
     scales = {"encoder": encoder_lr_scale, "decoder": decoder_lr_scale, "random": random_lr_scale}
-    members: dict[str, list[nn.Parameter]] = {name: [] for name in scales}
+    stages = {
+        id(parameter): number
+        for number, each in enumerate(unet.encoder_stage_parameters(network))
+        for parameter in each
+    }
+    deepest = max(stages.values())
+    names = [f"encoder stage {n}" for n in range(deepest + 1)] if layer_decay < 1 else ["encoder"]
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in (*names, "decoder", "random")}
     known = set(transferred)
     for key, parameter in network.named_parameters():
-        members[key.split(".", 1)[0] if key in known else "random"].append(parameter)
-    return [
-        {
+        part = key.split(".", 1)[0] if key in known else "random"
+        stage = stages.get(id(parameter), 0) if part == "encoder" else 0
+        members[names[stage] if part == "encoder" and len(names) > 1 else part].append(parameter)
+    groups = []
+    for name, parameters in members.items():
+        part = name.split()[0]
+        scale = scales[part]
+        if len(names) > 1 and part == "encoder":
+            scale *= layer_decay ** (deepest - names.index(name))
+        group = {
             "params": parameters,
             "name": name,
-            "lr_scale": scales[name],
-            "frozen_epochs": freeze_encoder_epochs if name == "encoder" else 0,
+            "lr_scale": scale,
+            "frozen_epochs": freeze_encoder_epochs if part == "encoder" else 0,
         }
-        for name, parameters in members.items()
-        if parameters
-    ]
+        pulled = {"weight_decay": start_decay} if start_decay and part != "random" else {}
+        if parameters:
+            groups.append({**group, **pulled})
+    return groups
 
 
 class PartSchedule:
@@ -56,7 +78,8 @@ class PartSchedule:
 
         lr(e) = initial_lr * (1 - e / epochs)^0.9 * min(1, (f + 1) / (warmup_epochs + 1)) * lr_scale
 
-    with f = e - frozen_epochs, and 0 while f < 0: what is released has a warm-up of its own.
+    with f = e - frozen_epochs, and 0 while f < 0: what is released has a warm-up of its own. From
+    epoch `restart` on f = e - restart at most: everything warms up anew (sawtooth).
     `lr_scale` and `frozen_epochs` stand in the groups (see
     `group_parameters`). nnU-Net's own schedulers give every group the same rate; without warm-up
     and with scale 1 the values are exactly those of its `PolyLRScheduler`.
@@ -66,12 +89,18 @@ class PartSchedule:
         initial_lr: rate at scale 1 before decay.
         epochs: length of the run.
         warmup_epochs: epochs below the full rate.
+        restart: epoch of the second warm-up; 0: there is none.
     """
 
     def __init__(
-        self, optimizer: Optimizer, initial_lr: float, epochs: int, warmup_epochs: int = 0
+        self,
+        optimizer: Optimizer,
+        initial_lr: float,
+        epochs: int,
+        warmup_epochs: int = 0,
+        restart: int = 0,
     ) -> None:
-        self.optimizer, self.initial_lr = optimizer, initial_lr
+        self.optimizer, self.initial_lr, self.restart = optimizer, initial_lr, restart
         self.epochs, self.warmup_epochs = epochs, warmup_epochs
         self.step(0)
 
@@ -80,5 +109,7 @@ class PartSchedule:
         decayed = self.initial_lr * (1 - epoch / self.epochs) ** EXPONENT
         for group in self.optimizer.param_groups:
             free = epoch - group.get("frozen_epochs", 0)  # epochs since it was released
+            if epoch >= self.restart:
+                free = min(free, epoch - self.restart)
             warm = min(1.0, (free + 1) / (self.warmup_epochs + 1))
             group["lr"] = 0.0 if free < 0 else decayed * warm * group.get("lr_scale", 1.0)

@@ -1,4 +1,4 @@
-"""Files of torch.save that anybody may have made: whole, plain, and no larger than they look."""
+"""Files of tensors that anybody may have made: whole, plain, and no larger than they look."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import torch
 from nnssl.common.content import check_size, open_container
 
 BLOCK = 2**20
+# how files of torch.save begin that are older than torch 1.6; they hold no checksums
+OLD_BEGINNING = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NUMPY_TYPES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64"
 _REFUSED = re.compile(r"GLOBAL (?:function |class )?([\w.]+\w)")  # what torch refuses, in its words
@@ -25,7 +27,8 @@ def load_plain(path: Path, mmap: bool = False) -> Any:
 
     Args:
         path: the file.
-        mmap: leave tensors in the file until they are used; their checksums are not looked at.
+        mmap: leave tensors in the file until they are used (not of old files); their checksums are
+            not looked at.
 
     Raises:
         ValueError: it is no such file, is damaged, or holds more than plain values, or more of them
@@ -34,7 +37,7 @@ def load_plain(path: Path, mmap: bool = False) -> Any:
     try:
         # one opened file, which stays the same when another run replaces it
         with path.open("rb") as stream, torch.serialization.safe_globals(_numpy_scalars()):
-            room = _check_archive(stream, whole=not mmap)
+            room, mmap = _check_beginning(stream, mmap)
             source = path if mmap else stream
             content = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # damaged and hostile files fail in many ways
@@ -42,6 +45,29 @@ def load_plain(path: Path, mmap: bool = False) -> Any:
     check_size(content, "it")
     _check_tensors(content, None if mmap else room)
     return content
+
+
+def load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors of a file of safetensors, and the texts that it says of itself.
+
+    Raises:
+        ValueError: it is no such file, or is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(f"it is damaged or no file of safetensors: {error}") from error
+
+
+def unpickle(path: Path) -> Any:
+    """What a file of torch.save holds, whatever it is: code that it names is run.
+
+    For files of people who are trusted with that, by their name.
+    """
+    return torch.load(path, map_location="cpu", weights_only=False)
 
 
 def check_weights(weights: dict[str, Any]) -> None:
@@ -58,6 +84,16 @@ def check_weights(weights: dict[str, Any]) -> None:
                 f"its weight {key} is of type {tensor.dtype}, allowed are float16, bfloat16, "
                 "float32 and float64"
             )
+
+
+def _check_beginning(stream: BinaryIO, mmap: bool) -> tuple[int, bool]:
+    """Bytes that the file's tensors can have, and whether they can stay in the file."""
+    beginning = stream.read(len(OLD_BEGINNING))
+    if beginning != OLD_BEGINNING:
+        return _check_archive(stream, whole=not mmap), mmap
+    size = stream.seek(0, SEEK_END)
+    stream.seek(0)
+    return size, False
 
 
 def _check_archive(stream: BinaryIO, whole: bool) -> int:

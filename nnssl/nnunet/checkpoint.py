@@ -158,6 +158,7 @@ class _Own(TypedDict, total=False):
     epoch_losses: list[float]
     identity: dict[str, dict[str, Any]]
     weights: _Weights
+    start_weights: dict[str, Any]
     labels: dict[str, Any] | None
 
 
@@ -191,18 +192,31 @@ def read_checkpoint(filename: str | Path, mmap: bool = False) -> dict[str, Any]:
     """
     path = Path(filename)
     require_file(path)
-    try:
-        checkpoint: dict[str, Any] = load_plain(path, mmap)
+    with refusing_damage(path):
+        checkpoint = load_plain(path, mmap)
         if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
             raise ValueError("it holds no 'network_weights'")
-        check_content(checkpoint, _Checkpoint, "it is not as nnSSL or nnU-Net writes it")
-        check_weights(checkpoint["network_weights"])
+        return check_checkpoint(checkpoint)
+
+
+def check_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The content of a checkpoint, if its entries are of the types that are read (ValueError)."""
+    check_content(checkpoint, _Checkpoint, "it is not as nnSSL or nnU-Net writes it")
+    check_weights(checkpoint["network_weights"])
+    check_weights(checkpoint.get("nnssl", {}).get("start_weights", {}))
+    return checkpoint
+
+
+@contextmanager
+def refusing_damage(path: Path) -> Iterator[None]:
+    """A ValueError about the content of a checkpoint names the file, and what to do."""
+    try:
+        yield
     except ValueError as error:
         raise ValueError(
             f"{path} cannot be read as a checkpoint: {error}. Copy it again if it was cut off or "
             "damaged on its way, or name a checkpoint that nnU-Net or nnSSL wrote."
         ) from error
-    return checkpoint
 
 
 def require_file(path: Path, what: str = "the checkpoint") -> None:

@@ -92,9 +92,15 @@ def read_description(folder: Path) -> dict[str, Any]:
     return check_description(read_json(file, Any), str(file))
 
 
+def name_channels(dataset: Mapping[str, Any]) -> list[str]:
+    """Names of the input channels in ``dataset.json``, in their order."""
+    names = dataset.get("channel_names", dataset.get("modality", {}))
+    return [str(name) for name in names.values()]
+
+
 def count_channels(dataset: Mapping[str, Any]) -> int:
     """Number of input channels that ``dataset.json`` names."""
-    return len(dataset.get("channel_names", dataset.get("modality", {})))
+    return len(name_channels(dataset))
 
 
 def find_configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from nnssl.nnunet.paths import (
     fold_folder,
     parse_fold_folder,
 )
+from nnssl.nnunet.weight_files import find_weight_file
 
 SEARCH, NONE = "search", "none"
 ANY_TRAINER = f"{TRAINER_PREFIX}*"
@@ -53,20 +54,28 @@ class WeightSource:
 
     Attributes:
         source: `search` (the finished pre-training run of the same dataset, plans, configuration
-            and fold), `none` (random weights), or the path of a checkpoint of nnSSL or nnU-Net.
-            The environment variable `nnssl_pretrained_weights` names a file too.
+            and fold), `none` (random weights), the path of a file or a folder with weights of any
+            known maker, or `hf://owner/name` of a model hub. The environment variable
+            `nnssl_pretrained_weights` names one too.
+        key_map: a YAML file that says how the names of a file's tensors become a U-Net's.
+        trust_pickle: a file that cannot be read otherwise may run code as you.
         trainer: lets the search find the runs of this pre-training trainer only.
         part: `trained`: everything that was trained, the decoder too; or `encoder`.
         stages: only the first of the encoder's stages, and no decoder; null: all.
+        cut_width: a network of fewer features takes the source's first ones, which changes what
+            they compute; else it takes none.
         min_share: the run stops when less than this share of the wanted parameters loads.
         allow_contamination: weights that have seen what this fold evaluates are taken all the
             same, and the checkpoint says so.
     """
 
     source: str = SEARCH
+    key_map: str | None = None
+    trust_pickle: bool = False
     trainer: str | None = None
     part: Literal["encoder", "trained"] = "trained"
     stages: Count | None = None
+    cut_width: bool = False
     min_share: Annotated[float, Interval(gt=0, le=1)] = 0.5
     allow_contamination: bool = False
 
@@ -279,8 +288,8 @@ def find_named_file(knobs: WeightSource) -> Path | None:
         FileNotFoundError: there is no such file.
     """
     environment = read_variable(WEIGHTS)
-    in_yaml = None if knobs.source in (SEARCH, NONE) else Path(knobs.source).expanduser()
-    in_environment = Path(environment).expanduser() if environment else None
+    in_yaml = None if knobs.source in (SEARCH, NONE) else find_weight_file(knobs.source)
+    in_environment = find_weight_file(environment) if environment else None
     if in_environment and knobs.source == NONE:
         raise ValueError(
             "weights.source is 'none' (random weights), but the environment variable "

@@ -16,9 +16,8 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from torch import Tensor, nn
 
 from nnssl.data.case_table import Case
-from nnssl.finetuning.weights import find_missing, load, match
+from nnssl.finetuning.weights import Source, asked_keys, fit, load
 from nnssl.modules.metrics import evaluating
-from nnssl.modules.unet import Trained, trained_keys
 from nnssl.nnunet.planned_network import build_network
 from nnssl.probe.clusters import ClusterCases, FeatureClusters
 from nnssl.probe.features import Block, encode_blocks
@@ -85,10 +84,8 @@ def build_network_with(
         ValueError: the encoder does not fit these plans.
     """
     network = build_random_network(fold, torch.device("cpu"))
-    state = network.state_dict()
-    missing = find_missing(weights, state, None, "encoder")
-    transfer = match(weights, state, trained_keys(network, Trained()), missing=missing)
-    if transfer.share < 1:
+    transfer = fit(Source(weights), network, asked_keys(network, "encoder"))
+    if min(transfer.share, transfer.share_of_encoder) < 1:
         raise ValueError(
             f"{name}: only {transfer.share:.1%} of the encoder's parameters fit plans "
             f"{fold.manager.plans_name}, configuration {fold.configuration}; the probe allows "

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import nn
+from torch import Tensor, nn
 
 from nnssl.common.versions import versions
 from nnssl.config import Config
@@ -112,6 +112,7 @@ def compose_finetuning(
     cases: Mapping[str, Any] | None,
     average: MomentumCopy | None = None,
     export_average: bool = False,
+    start_weights: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """All keys of a stock checkpoint, so that it predicts where nnssl is not installed.
 
@@ -126,6 +127,7 @@ def compose_finetuning(
         cases: what the weights learn on.
         average: running average of the weights, or a teacher.
         export_average: whether it is the finished model; the last weights then stand under `nnssl`.
+        start_weights: towards which the weights decay, if they do.
     """
     own: dict[str, Any] = {
         "kind": "finetune",
@@ -135,6 +137,8 @@ def compose_finetuning(
         "cases": cases,
         "epoch_losses": epoch_losses,
     }
+    if start_weights:
+        own["start_weights"] = dict(start_weights)
     exported = network
     if average is not None:
         exported, other = (average.module, network) if export_average else (network, average.module)

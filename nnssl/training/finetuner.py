@@ -28,6 +28,7 @@ from nnssl.data.supervised_batches import (
 from nnssl.finetuning.freezing import freeze_or_release
 from nnssl.finetuning.learning_rates import PartSchedule, group_parameters
 from nnssl.finetuning.semi_supervised import Lesson, mix_labelled
+from nnssl.finetuning.start_weights import copy_start, pull_to_start
 from nnssl.leakage.ancestry import record_patients
 from nnssl.leakage.check import Evaluation
 from nnssl.modules import unet
@@ -36,6 +37,7 @@ from nnssl.nnunet.cases import read_cases
 from nnssl.nnunet.checkpoint import make_plain, read_checkpoint, speaking_of
 from nnssl.nnunet.namesakes import describe_parts, list_cases
 from nnssl.nnunet.planned_network import check_supported
+from nnssl.nnunet.plans import name_channels
 from nnssl.nnunet.runs import WeightSource
 from nnssl.nnunet.splits import SIDES, check_fold
 from nnssl.nnunet.stock_weights import check_stock_weights
@@ -45,7 +47,11 @@ from nnssl.training.checkpoints import (
     restore_average,
     write_resolved_config,
 )
-from nnssl.training.finetuning_weights import StartingWeights, find_named_weights, read_weights
+from nnssl.training.finetuning_weights import (
+    StartingWeights,
+    find_named_weights,
+    read_identity_of_weights,
+)
 from nnssl.training.interruptible import Interruptible, limit_threads
 from nnssl.training.lessons import LessonTarget, make_lesson_loss
 from nnssl.training.settings import FinetuningSettings
@@ -70,6 +76,7 @@ class nnSSLFinetuner(Interruptible):
         self.weights_record: dict[str, Any] = {"loaded": []}
         self.labelled: labels.Labelled | None = None
         self.epoch_losses: list[float] = []
+        self.start_weights: Mapping[str, Tensor] = {}
         self.average: MomentumCopy | None = None  # of the weights, or a semi-supervised teacher
         self._depths: dict[str, int] = {}
         self._loaded_from_outside = False
@@ -109,23 +116,31 @@ class nnSSLFinetuner(Interruptible):
         self._loaded_from_outside = True
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PartSchedule]:
-        """nnU-Net's SGD, with a group per part (see `group_parameters`)."""
+        """nnU-Net's SGD, with a group per part (see `group_parameters`).
+
+        Where weights decay towards their start, `start_weights` is a copy of it, made once.
+        """
         groups = group_parameters(
             self.planned_network,
             self.weights_record["loaded"],
             self.settings.encoder_lr_scale,
             self.settings.decoder_lr_scale,
             self.settings.random_lr_scale,
-            self.settings.freeze_encoder_epochs,
+            self.settings.frozen_epochs,
+            self.settings.layer_decay,
+            self.settings.start_decay,
         )
         optimizer = torch.optim.SGD(
             groups, self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
         )
+        if self.settings.start_decay:
+            pull_to_start(self.planned_network, optimizer, self.start_weights)
         return optimizer, self._make_schedule(optimizer)
 
     def _make_schedule(self, optimizer: torch.optim.Optimizer) -> PartSchedule:
         warmup = self.settings.warmup_epochs
-        return PartSchedule(optimizer, self.initial_lr, self.num_epochs, warmup)
+        restart = self.settings.frozen_epochs if self.settings.rewarm_all else 0
+        return PartSchedule(optimizer, self.initial_lr, self.num_epochs, warmup, restart)
 
     def _build_loss(self) -> nn.Module:
         return make_lesson_loss(self, super()._build_loss)
@@ -253,11 +268,15 @@ class nnSSLFinetuner(Interruptible):
             ),
             knobs=self.weight_source,
             log=self.print_to_log_file,
+            channels=name_channels(self.dataset_json),
         )
         self.weights_record = weights.find(self._loaded_from_outside)
         self.begin()
         self.weights_record = weights.load(self.weights_record)
         self.clear_folder()
+        if self.settings.start_decay:
+            loaded = self.weights_record["loaded"]
+            self.start_weights = copy_start(self.planned_network, loaded)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         self._begin_average()
 
@@ -368,7 +387,7 @@ class nnSSLFinetuner(Interruptible):
         return {"train": self.labelled.cases, "validation": sorted(self.fold_validation), **slices}
 
     def find_weights(self) -> Mapping[str, str]:
-        return read_weights(self.weights_record)
+        return read_identity_of_weights(self.weights_record)
 
     def find_named_weights(self) -> Mapping[str, str]:
         assert self.config is not None
@@ -388,6 +407,7 @@ class nnSSLFinetuner(Interruptible):
             self._record_cases(),
             self.average,
             export_average=self.settings.weights_average == "ema",
+            start_weights=self.start_weights,
         )
 
     def _record_cases(self) -> dict[str, Any] | None:
@@ -404,6 +424,7 @@ class nnSSLFinetuner(Interruptible):
         checkpoint = read_checkpoint(filename_or_checkpoint)
         own = self.take_up(checkpoint, "finetune", filename_or_checkpoint)
         self.weights_record = own["weights"]
+        self.start_weights = own.get("start_weights", {})
         if not self.was_initialized:
             self.initialize()
         self.do_split()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,17 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnssl.finetuning.weights import (
-    OUTPUT_LAYERS,
-    Transfer,
-    find_missing,
-    load,
-    match,
-    wanted_keys,
-)
+from nnssl.finetuning.report import OUTPUT_LAYERS, Transfer
+from nnssl.finetuning.weights import Adaptation, asked_keys, fit, load
 from nnssl.leakage.ancestry import ANCESTORS, trace_ancestry
 from nnssl.leakage.check import Evaluation
 from nnssl.leakage.policy import SourceJudgement, judge
 from nnssl.nnunet import runs
-from nnssl.nnunet.checkpoint import find_plans, read_checkpoint, speaking_of
+from nnssl.nnunet.checkpoint import read_checkpoint, speaking_of
 from nnssl.nnunet.paths import WEIGHTS
 from nnssl.nnunet.runs import WeightSource
 from nnssl.nnunet.stock_weights import OPTION, find_stock_weights
+from nnssl.nnunet.weight_files import READ_AS, as_source, find_inputs, read_weights
 from nnssl.training.identity import RANDOM_WEIGHTS, describe_weights
 
 RANDOM = "random"
@@ -45,7 +40,7 @@ def find_named_weights(knobs: WeightSource) -> Mapping[str, str]:
     return describe_weights(named)
 
 
-def read_weights(record: Mapping[str, Any]) -> Mapping[str, str]:
+def read_identity_of_weights(record: Mapping[str, Any]) -> Mapping[str, str]:
     """The part `weights` of a run's identity, from the record of its checkpoint."""
     if record.get("how") == RANDOM:
         return RANDOM_WEIGHTS
@@ -61,6 +56,7 @@ class StartingWeights:
         results: `nnUNet_results/DatasetXXX_NAME`.
         evaluation: what the run is validated on.
         knobs: section `weights`.
+        channels: names of the input channels.
     """
 
     network: nn.Module
@@ -70,6 +66,7 @@ class StartingWeights:
     evaluation: Evaluation
     knobs: WeightSource
     log: Callable[[str], None]
+    channels: Sequence[str] = ()
 
     def find(self, loaded_from_outside: bool) -> dict[str, Any]:
         """Where they come from: the beginning of the record for the checkpoint, nothing loaded yet.
@@ -137,13 +134,19 @@ class StartingWeights:
         return runs.find_finished_run(place, self.knobs.trainer)
 
     def _load_file(self, file: str, how: str) -> dict[str, Any]:
-        checkpoint = read_checkpoint(file)
+        knobs = self.knobs
+        checkpoint = read_weights(file, knobs.trust_pickle, knobs.key_map)
         with speaking_of(file):
             judgement = self._judge(checkpoint)
-            found = plan_transfer(self.network, checkpoint, self.knobs, self._is_cascaded)
+            found = fit_checkpoint(
+                self.network, checkpoint, knobs, self._is_cascaded, self.channels
+            )
+            found.require(knobs.min_share)
             load(self.network, found)
             warnings = compare_inputs(checkpoint, self.plans, self.configuration)
         self.log(f"Weights from {file} ({how}):\n{found.table()}")
+        if credit := checkpoint[READ_AS].get("citation"):
+            self.log(f"Whoever uses these weights cites: {credit}")
         for line in (*warnings, *judgement.warnings):
             self.log(f"WARNING: {line}")
         objective = checkpoint.get("nnssl", {}).get("objective")
@@ -161,10 +164,14 @@ class StartingWeights:
         return configuration.previous_stage_name is not None
 
 
-def plan_transfer(
-    network: nn.Module, checkpoint: Mapping[str, Any], knobs: WeightSource, cascade: bool
+def fit_checkpoint(
+    network: nn.Module,
+    checkpoint: Mapping[str, Any],
+    knobs: WeightSource,
+    cascade: bool = False,
+    channels: Sequence[str] = (),
 ) -> Transfer:
-    """Matches a checkpoint of nnSSL or stock nnU-Net with the network.
+    """Matches weights that were read with the network.
 
     Of a decoder that was trained without skip connections the halves of the convolutions that read
     them stay random.
@@ -174,39 +181,29 @@ def plan_transfer(
         checkpoint: as read; without the key `nnssl` all of it counts as trained.
         knobs: section `weights`.
         cascade: the second stage of a cascade, whose further input channels start at zero.
+        channels: names of the network's input channels.
 
     Raises:
-        ValueError: less than `min_share` of the wanted parameters loads.
+        ValueError: they are no weights of a U-Net, or nothing of what is asked was trained.
     """
-    own = checkpoint.get("nnssl", {})
-    asked = own.get("trained_keys"), knobs.part, knobs.stages
-    weights, target = checkpoint["network_weights"], network.state_dict()
-    transfer = match(
-        weights,
-        target,
-        wanted_keys(network, *asked),
-        "zero" if cascade else "mean",
-        own.get("trained_inputs"),
-        find_missing(weights, target, *asked),
-    )
-    transfer.require(knobs.min_share)
-    return transfer
+    asked = asked_keys(network, knobs.part, knobs.stages)
+    adaptation = Adaptation(() if cascade else channels, cascade, knobs.cut_width)
+    return fit(as_source(checkpoint), network, asked, adaptation, knobs.stages)
 
 
 def compare_inputs(
     checkpoint: Mapping[str, Any], plans: PlansManager, configuration: str
 ) -> list[str]:
     """Sentences on what the source's images were like, as far as it differs from today's."""
-    found = find_plans(checkpoint)
-    if found is None:
+    source = find_inputs(checkpoint)
+    if source is None:
         return ["The source does not say by which plans its images were prepared."]
-    source = PlansManager(found[0]).get_configuration(found[1])
-    today = plans.get_configuration(configuration)
-    values = [(n, list(getattr(source, n)), list(getattr(today, n))) for n in COMPARED]
+    today = plans.get_configuration(configuration).configuration
+    values = [(name, source.get(name), list(today[name])) for name in COMPARED]
     return [
         f"{name}: the weights were trained with {old}, today's plans say {new}"
         for name, old, new in values
-        if old != new
+        if old is not None and list(old) != new
     ]
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from nnssl.config import TRAINER_PREFIX
-from nnssl.finetuning.weights import Transfer, find_missing, load, match
+from nnssl.finetuning.report import Transfer
+from nnssl.finetuning.weights import Adaptation, fit, load
 from nnssl.modules import unet
 from nnssl.modules.memory import MomentumCopy
 from nnssl.modules.unet import Trained
 from nnssl.nnunet.paths import FINAL
 from nnssl.nnunet.runs import RunLocation, find_finished_run
+from nnssl.nnunet.weight_files import as_source
 from nnssl.objectives import Objective
 from nnssl.training.identity import describe_weights
 
@@ -67,7 +69,12 @@ def refuse_random_encoder(trained: Trained, initial: str | None) -> None:
         )
 
 
-def load_initial(objective: Objective, trained: Trained, checkpoint: Mapping[str, Any]) -> Transfer:
+def load_initial(
+    objective: Objective,
+    trained: Trained,
+    checkpoint: Mapping[str, Any],
+    channels: Sequence[str] = (),
+) -> Transfer:
     """Start from the weights of another run: the parts of the U-Net that this one uses.
 
     A frozen encoder is used, all of it. Momentum copies start from the loaded weights too.
@@ -75,18 +82,16 @@ def load_initial(objective: Objective, trained: Trained, checkpoint: Mapping[str
     Args:
         objective: with the network to fill.
         trained: the parts of it that learn.
-        checkpoint: of nnSSL or stock nnU-Net.
+        checkpoint: weights that were read.
+        channels: names of the network's input channels.
 
     Raises:
         ValueError: less than half of them fits these plans, or a frozen encoder is not filled.
     """
     network = objective.network
     used = replace(trained, encoder_stages=trained.encoder_stages or None)
-    own, source = checkpoint.get("nnssl", {}), checkpoint["network_weights"]
-    learned, target = own.get("trained_keys"), network.state_dict()
-    wanted = [k for k in unet.trained_keys(network, used) if learned is None or k in learned]
-    missing = find_missing(source, target, learned, "trained" if objective.decodes else "encoder")
-    transfer = match(source, target, wanted, "mean", own.get("trained_inputs"), missing)
+    asked = unet.trained_keys(network, used)
+    transfer = fit(as_source(checkpoint), network, asked, Adaptation(channels))
     transfer.require(LEAST_SHARE)
     if trained.encoder_stages == 0 and transfer.share_of_encoder < 1:
         raise ValueError(

@@ -41,10 +41,12 @@ from nnssl.leakage.unlabelled import (
 )
 from nnssl.modules import unet
 from nnssl.modules.cpu_bfloat16 import float32_where_shallow
-from nnssl.nnunet.checkpoint import read_checkpoint, speaking_of
+from nnssl.nnunet.checkpoint import speaking_of
 from nnssl.nnunet.planned_network import build_network, check_supported, refuse_cascade
+from nnssl.nnunet.plans import name_channels
 from nnssl.nnunet.splits import check_fold
 from nnssl.nnunet.stock_weights import refuse_stock_weights
+from nnssl.nnunet.weight_files import read_weights
 from nnssl.objectives import OBJECTIVES, Context, Objective, find_objective
 from nnssl.probe.fold import ProbeFold
 from nnssl.probe.probe import ProbeSettings
@@ -140,9 +142,9 @@ class PretrainingSetup(Interruptible):
         self.initial_file = file
         if file is None:
             return
-        initial = read_checkpoint(file)
+        initial, channels = read_weights(file), name_channels(self.dataset_json)
         with speaking_of(file):
-            loaded = load_initial(self.objective, self.trained, initial)
+            loaded = load_initial(self.objective, self.trained, initial, channels)
             self.inherited, self.ancestors = loaded.loaded, trace_ancestry(initial)
         self.print_to_log_file(f"Initial weights from {file}:\n{loaded.table()}")
 

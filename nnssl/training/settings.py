@@ -11,6 +11,8 @@ from annotated_types import Interval
 
 from nnssl.common.checks import Count, NotNegative, Positive, Whole, checked
 
+FOREVER = 10**9  # epochs
+
 
 @checked
 @dataclass(frozen=True)
@@ -115,7 +117,12 @@ class FinetuningSettings:
         decoder_lr_scale: factor for the transferred decoder.
         random_lr_scale: factor for what started at random.
         warmup_epochs: epochs of linear increase; a frozen encoder has them when it is released.
-        freeze_encoder_epochs: epochs in which the transferred encoder is frozen.
+        freeze_encoder_epochs: epochs in which the transferred encoder is frozen, or `all`.
+        rewarm_all: when the encoder is released, everything warms up anew (sawtooth).
+        layer_decay: factor on the learning rate of each stage of the transferred encoder, against
+            that of the next deeper one.
+        start_decay: transferred weights decay towards where they started (L2-SP) with this factor,
+            in the place of `weight_decay`; 0: they do not.
         mix: whether labelled images are mixed in pairs: `copy_paste` (a box of the other image and
             its labels), `mixup` (blends of both), or `none`.
         mix_box: side of copy-paste's box, as a share of the patch.
@@ -137,7 +144,10 @@ class FinetuningSettings:
     decoder_lr_scale: NotNegative = 1.0
     random_lr_scale: NotNegative = 1.0
     warmup_epochs: Whole = 0
-    freeze_encoder_epochs: Whole = 0
+    freeze_encoder_epochs: Whole | Literal["all"] = 0
+    rewarm_all: bool = False
+    layer_decay: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    start_decay: NotNegative = 0.0
     mix: Literal["none", "copy_paste", "mixup"] = "none"
     mix_box: Annotated[float, Interval(gt=0, le=1)] = 2 / 3
     weights_average: Literal["none", "ema"] = "none"
@@ -153,10 +163,19 @@ class FinetuningSettings:
     )
 
     def __post_init__(self) -> None:
-        frozen = self.freeze_encoder_epochs
-        _check_warmup(
-            self.warmup_epochs, self.num_epochs, frozen if self.num_epochs > frozen else 0
-        )
+        frozen = self.frozen_epochs if self.num_epochs > self.frozen_epochs else 0
+        _check_warmup(self.warmup_epochs, self.num_epochs, frozen)
+        if self.rewarm_all and not frozen:
+            raise ValueError(
+                "training.rewarm_all: found true with training.freeze_encoder_epochs: "
+                f"{self.freeze_encoder_epochs}; allowed with 1 to {self.num_epochs - 1} epochs, "
+                "after which the encoder is released"
+            )
+
+    @property
+    def frozen_epochs(self) -> int:
+        """Epochs in which the encoder is frozen, as a number."""
+        return FOREVER if self.freeze_encoder_epochs == "all" else int(self.freeze_encoder_epochs)
 
 
 def _check_warmup(warmup: float, epochs: int, frozen: int = 0) -> None:

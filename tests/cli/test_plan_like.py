@@ -90,7 +90,7 @@ def damaged(file: Path, how: str) -> None:
         torch.save({"network_weights": content["network_weights"]}, file)
     elif how == "other weights":
         content["network_weights"] = {
-            f"module.{key}": value for key, value in content["network_weights"].items()
+            f"other.{key}": value for key, value in content["network_weights"].items()
         }
         torch.save(content, file)
     else:
@@ -102,9 +102,9 @@ def damaged(file: Path, how: str) -> None:
     [
         ("missing", "does not exist; give the path of a checkpoint"),
         ("cut off", "cannot be read as a checkpoint"),
-        ("foreign", "it holds no 'network_weights'"),
+        ("foreign", "it does not say by which plans"),
         ("no plans", "it does not say by which plans"),
-        ("other weights", r"Only 0\.0% of the wanted parameters can be loaded"),
+        ("other weights", "have no names of nnU-Net's U-Nets"),
     ],
 )
 def test_damaged_checkpoints(folder: Path, file: Path, how: str, message: str):

@@ -10,14 +10,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.finetuning.freezing import freeze_or_release
 from nnssl.finetuning.learning_rates import PartSchedule, group_parameters
-from nnssl.finetuning.weights import wanted_keys
+from nnssl.finetuning.weights import asked_keys
 from nnssl.modules import unet
 
 
 def make_optimizer(network, frozen_epochs, part="encoder", stages=None):
-    groups = group_parameters(
-        network, wanted_keys(network, None, part, stages), 1, 1, 1, frozen_epochs
-    )
+    groups = group_parameters(network, asked_keys(network, part, stages), 1, 1, 1, frozen_epochs)
     return torch.optim.SGD(groups, 0.1, momentum=0.99, nesterov=True, weight_decay=0.01)
 
 

@@ -10,7 +10,7 @@ from time import process_time
 
 from nnssl.common.files import read_json
 from nnssl.config.files import read_yaml
-from nnssl.finetuning.weights import match
+from nnssl.finetuning.weights import Source, fit
 from nnssl.nnunet.checkpoint import find_plans, read_checkpoint, speaking_of
 from nnssl.nnunet.images import CaseError, read_properties
 from nnssl.nnunet.planned_network import build_planned_network
@@ -23,8 +23,7 @@ def read_and_build(file: Path) -> None:
     assert found is not None
     with speaking_of(file):
         network = build_planned_network(*found, {"channel_names": {"0": "a"}, "labels": {"a": 0}})
-    target = network.state_dict()
-    match(content["network_weights"], target, [next(iter(target))])
+    fit(Source(content["network_weights"]), network, [next(iter(network.state_dict()))])
 
 
 DOORS = {"pth": read_and_build, "yaml": read_yaml, "pkl": read_properties, "json": read_json}

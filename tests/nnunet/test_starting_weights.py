@@ -75,9 +75,11 @@ def test_lines_to_copy_bear_a_space_in_the_path(tmp_path):
     assert f"export nnssl_pretrained_weights='{files[0]}'" in str(caught.value)
 
 
-def test_a_folder_in_place_of_a_file_is_named_with_the_files_in_it(place):
+def test_a_folder_of_several_models_is_named_with_the_files_in_it(place):
     file = run(place)
-    for folder in (file.parent, file.parent.parent):
+    assert find(WeightSource(), str(file.parent)) == file  # of one model it stands for that
+    run(place, fold=1)
+    for folder in (file.parent.parent,):
         with pytest.raises(
             FileNotFoundError, match=r"is a folder, it holds .*name a file"
         ) as caught:

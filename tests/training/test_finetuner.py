@@ -137,7 +137,8 @@ def test_stock_checkpoint_keys_are_all_there(finetune, tiny_dataset):
 
 def test_stopped_anywhere_the_run_ends_with_the_same_weights(finetune, pretrained, capsys):
     pretrained()
-    released = SHORT.replace("{num_epochs", "{freeze_encoder_epochs: 1, num_epochs")
+    knobs = "freeze_encoder_epochs: 1, rewarm_all: true, layer_decay: 0.5, start_decay: 0.1"
+    released = SHORT.replace("{num_epochs", f"{{{knobs}, num_epochs")
     whole = finetune(released, "nnSSLWholeTrainer")
     whole.run_training()
     for stop_at in (1, 2, 3):

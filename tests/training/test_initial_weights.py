@@ -12,7 +12,7 @@ from building import make_objective
 from toys import MomentumTarget
 
 from nnssl.common.files import hash_file
-from nnssl.finetuning.weights import wanted_keys
+from nnssl.finetuning.weights import asked_keys
 from nnssl.modules import unet
 from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.nnunet.runs import find_finished_run, list_runs
@@ -99,7 +99,7 @@ def test_a_frozen_encoder_is_taken_whole_kept_and_handed_on(
     changed = second.history.values
     assert changed["weight_change_stage_0"] == [0.0]
     own = after["nnssl"]
-    keys = set(wanted_keys(network, None, "trained"))  # what fine-tuning takes: all but the outputs
+    keys = set(asked_keys(network, "trained"))  # what fine-tuning takes: all but the outputs
     assert keys == {key for key in own["trained_keys"] if ".seg_layers." not in key}
     assert own["trained"]["encoder_stages"] == 0
     assert own["ancestors"]

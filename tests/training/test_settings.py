@@ -25,6 +25,14 @@ def test_an_encoder_may_be_frozen_for_the_whole_run():
     FinetuningSettings(num_epochs=5, warmup_epochs=3, freeze_encoder_epochs=5)
 
 
+def test_a_frozen_encoder_and_a_second_warmup():
+    assert FinetuningSettings(freeze_encoder_epochs="all").frozen_epochs > 10**6
+    FinetuningSettings(num_epochs=5, freeze_encoder_epochs=2, warmup_epochs=2, rewarm_all=True)
+    for frozen in (0, 5, "all"):
+        with pytest.raises(ValueError, match=r"rewarm_all: found true .* allowed with 1 to 4"):
+            FinetuningSettings(num_epochs=5, freeze_encoder_epochs=frozen, rewarm_all=True)
+
+
 def test_the_rate_rises_linearly_and_falls_to_the_end():
     settings = PretrainingSettings(num_epochs=4, num_iterations_per_epoch=5, warmup_epochs=1)
     rates = [settings.learning_rate(step) / settings.initial_lr for step in range(20)]

@@ -1,0 +1,73 @@
+"""What a state dict says of its U-Net: architecture, stages, features, channels, kernels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from nnssl.finetuning.names import is_residual, name_once
+
+_STAGE = re.compile(
+    r"encoder\.stages\.(\d+)\.(?:blocks\.(\d+)\.conv1|\d+\.convs\.(\d+))\.conv\.weight"
+)
+_LEVEL = re.compile(r"decoder\.stages\.(\d+)\.convs\.0\.conv\.weight")
+_OUTPUT = re.compile(r"decoder\.seg_layers\.\d+\.weight")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A U-Net as far as its weights show it.
+
+    Attributes:
+        residual: whether its encoder is a residual one.
+        dimension: 2 or 3.
+        channels: input channels.
+        features: of each encoder stage.
+        blocks: convolutions (plain) or blocks (residual) of each encoder stage.
+        kernels: of each encoder stage.
+        levels: decoder stages; 0: no decoder.
+        outputs: of the segmentation layers; None: there are none.
+        parameters: each counted once.
+    """
+
+    residual: bool
+    dimension: int
+    channels: int
+    features: tuple[int, ...]
+    blocks: tuple[int, ...]
+    kernels: tuple[tuple[int, ...], ...]
+    levels: int
+    outputs: int | None
+    parameters: int
+
+    @property
+    def architecture(self) -> str:
+        return "ResidualEncoderUNet" if self.residual else "PlainConvUNet"
+
+
+def describe(state: Mapping[str, Tensor]) -> Structure | None:
+    """The structure of a U-Net; None where the names are no U-Net's, or no stages follow 0."""
+    weights = name_once(state)
+    stages: dict[int, list[Tensor]] = {}
+    for key, tensor in weights.items():
+        if (found := _STAGE.fullmatch(key)) and tensor.ndim > 2:
+            stages.setdefault(int(found[1]), []).append(tensor)
+    if sorted(stages) != list(range(len(stages))) or not stages:
+        return None
+    ordered = [stages[number] for number in sorted(stages)]
+    first = weights.get("encoder.stem.convs.0.conv.weight", ordered[0][0])
+    outputs = next((len(t) for k, t in weights.items() if _OUTPUT.fullmatch(k)), None)
+    return Structure(
+        residual=is_residual(weights),
+        dimension=first.ndim - 2,
+        channels=int(first.shape[1]),
+        features=tuple(len(each[-1]) for each in ordered),
+        blocks=tuple(map(len, ordered)),
+        kernels=tuple(tuple(each[0].shape[2:]) for each in ordered),
+        levels=sum(1 for key in weights if _LEVEL.fullmatch(key)),
+        outputs=outputs,
+        parameters=sum(tensor.numel() for tensor in weights.values()),
+    )
