@@ -97,6 +97,8 @@ setup(
             "nnssl_cluster = nnssl.cli.cluster:main",
             "nnssl_estimate = nnssl.cli.estimate:main",
             "nnssl_inspect = nnssl.cli.inspect:main",
+            "nnssl_export = nnssl.cli.export:main",
+            "nnssl_features = nnssl.cli.features:main",
             "nnssl_runs = nnssl.cli.runs:main",
             "nnssl_pseudo_label = nnssl.cli.pseudo_label:main",
         ],

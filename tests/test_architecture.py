@@ -296,7 +296,7 @@ def test_every_package_is_installed():
 def test_console_scripts_exist():
     setup = (REPOSITORY / "setup.py").read_text(encoding="utf-8")
     scripts = re.findall(r'"nnssl_\w+ = ([\w.]+):(\w+)"', setup)
-    assert len(scripts) == 17
+    assert len(scripts) == 19
     for module, function in scripts:
         tree = ast.parse((REPOSITORY / f"{module.replace('.', '/')}.py").read_text())
         assert function in [n.name for n in tree.body if isinstance(n, ast.FunctionDef)], module

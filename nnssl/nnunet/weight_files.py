@@ -121,7 +121,7 @@ def read_weights(
     with refusing_damage(path):
         content, metadata = _read_content(path, trust_pickle)
         checkpoint = _as_checkpoint(content, metadata)
-        read_as = {"format": _name_format(checkpoint, metadata), **_find_credits(checkpoint)}
+        read_as = {"format": _name_format(checkpoint, metadata), **find_credits(checkpoint)}
         weights = checkpoint["network_weights"]
         chosen = read_key_map(Path(key_map).expanduser()) if key_map else _find_key_map(weights)
         if ADAPTATION_PLAN in checkpoint:
@@ -226,7 +226,7 @@ def _name_format(checkpoint: Mapping[str, Any], metadata: Mapping[str, str]) -> 
     return "checkpoint without plans" if "init_args" in checkpoint else "plain state dict"
 
 
-def _find_credits(checkpoint: Mapping[str, Any]) -> dict[str, str]:
+def find_credits(checkpoint: Mapping[str, Any]) -> dict[str, str]:
     """Licence and citation, as far as the file tells them."""
     own = checkpoint.get("nnssl")
     about = own.get("about") if isinstance(own, Mapping) else None
