@@ -7,6 +7,7 @@ from nnssl.objectives.base import Batch, Context, DenseTargets, Objective
 from nnssl.objectives.byol import BYOLObjective
 from nnssl.objectives.clustering import ClusteringObjective
 from nnssl.objectives.contrastive import ContrastiveObjective
+from nnssl.objectives.cpc import CPCObjective
 from nnssl.objectives.dense_byol import DenseBYOLObjective
 from nnssl.objectives.exemplar import ExemplarObjective
 from nnssl.objectives.jigsaw import JigsawObjective
@@ -27,6 +28,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "models_genesis": ModelsGenesisObjective,
     "spark": SparkObjective,
     "pcrlv2": PCRLv2Objective,
+    "cpc": CPCObjective,
     "exemplar": ExemplarObjective,
     "rotation": RotationObjective,
     "relative_patch": RelativePatchObjective,

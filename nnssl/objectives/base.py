@@ -109,6 +109,11 @@ class Objective(nn.Module):
         """Channels of the U-Net's last layer, or None where the planned number may stay."""
         return None
 
+    @classmethod
+    def count_inputs(cls, dimension: int, knobs: Mapping[str, Any]) -> float:
+        """What the network sees of a view, in units of the view: pieces may overlap."""
+        return 1.0
+
     def describe(self) -> str:
         """What it made of patch and plan, as a line for the log; empty where that goes without."""
         return ""

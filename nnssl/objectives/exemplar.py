@@ -55,6 +55,7 @@ class ExemplarObjective(Objective):
     """
 
     least_samples = 12
+    shares = True
     validated = ("accuracy",)
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "nearer to its original than to every other image": ("accuracy", "chance"),
@@ -100,9 +101,8 @@ class ExemplarObjective(Objective):
         self.bank = MemoryBank(memory_bank, embedding_features) if memory_bank else None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        images = torch.cat([view.image for view in batch["views"].values()])  # (V*B, C, *S)
-        embedding = self.projector(self.pool(unet.encode(self.network, images)[-1])).float()
-        samples, device = len(batch["key"]), images.device
+        embedding = self.projector(self.pool(self.encode_views(batch)[-1])).float()  # (V*B, D)
+        samples, device = len(batch["key"]), embedding.device
         anchors = embedding[samples:]  # (A, D), A = (V - 1) * B
         originals = distributed.all_gather(embedding[:samples])
         if len(originals) == 1 or not len(anchors):

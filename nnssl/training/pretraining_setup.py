@@ -202,7 +202,7 @@ class PretrainingSetup(Interruptible):
         planned_channels = self.label_manager.num_segmentation_heads
         channels = kind.output_channels(self.num_input_channels) or planned_channels
         network = build_network(self.configuration_manager, self.num_input_channels, channels)
-        self.budget = self._divide_budget(network)
+        self.budget = self._divide_budget(network, knobs)
         context = Context(
             self.num_input_channels,
             self.budget.patch_size,
@@ -217,11 +217,12 @@ class PretrainingSetup(Interruptible):
             float32_where_shallow(objective)
         return objective
 
-    def _divide_budget(self, network: nn.Module) -> Budget:
+    def _divide_budget(self, network: nn.Module, knobs: Mapping[str, Any]) -> Budget:
         """Patch, raw patch and number of raw patches per step (the only place that sets them)."""
         manager, sampling = self.configuration_manager, self.sampling
         planned = tuple(int(n) for n in manager.patch_size)
         views = sum(v.count * v.size_fraction ** len(planned) for v in self.views.values())
+        views *= self.kind.count_inputs(len(planned), knobs)
         axis = self.train_cases[0].axis
         parts = sampling.partitions if sampling.structured else 1
         count = sum(v.count for v in self.views.values())
