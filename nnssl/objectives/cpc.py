@@ -197,14 +197,14 @@ def plan_pyramids(grid: PieceGrid) -> tuple[Tensor, Tensor, Tensor]:
     rimmed = np.pad(
         number, [(0, 0), *[(tip, tip)] * (number.ndim - 1)], constant_values=grid.pieces
     )
-    pyramids, below = [], []
+    pyramids = []
     for column in np.ndindex(number.shape[1:]):
         levels = []
         for row in range(tip + 1):
-            places = [slice(c + row, c + 2 * tip - row + 1) for c in column]
-            levels.append(rimmed[(row, *places)].ravel())
+            places = (slice(c + row, c + 2 * tip - row + 1) for c in column)
+            levels.append(rimmed[row][tuple(places)].ravel())
         pyramids.append(np.concatenate(levels))
-        below.append(number[(slice(first, None), *column)])
+    below = number[first:].reshape(rows - first, -1).T  # (M, K)
     used = np.setdiff1d([*np.ravel(pyramids), *np.ravel(below)], grid.pieces)
     tables = (used, np.searchsorted(used, pyramids), np.searchsorted(used, below))
     return tuple(torch.from_numpy(table) for table in tables)  # type: ignore[return-value]
