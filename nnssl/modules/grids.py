@@ -62,6 +62,36 @@ def sample(
     return functional.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=False)
 
 
+def transform(matrix: Tensor, points: Tensor) -> Tensor:
+    """Where points of a view lie in its raw patch.
+
+    Args:
+        matrix: (B, d, d+1), view to raw patch.
+        points: (N, d) normalised coordinates, last array axis first.
+
+    Returns:
+        (B, N, d).
+    """
+    moved = (matrix[:, None, :, :-1] * points.to(matrix)[None, :, None]).sum(-1)
+    return moved + matrix[:, None, :, -1]
+
+
+def read(image: Tensor, points: Tensor) -> Tensor:
+    """Linear interpolation at points; outside, the value at the edge. Differentiable in the image.
+
+    Args:
+        image: (B, C, *P).
+        points: (B, N, d) normalised coordinates, last array axis first.
+
+    Returns:
+        (B, C, N), at least float32.
+    """
+    image = image.to(torch.promote_types(image.dtype, points.dtype))
+    grid = points.to(image.dtype).reshape(*points.shape[:2], *[1] * (image.ndim - 3), -1)
+    found = functional.grid_sample(image, grid, padding_mode="border", align_corners=False)
+    return found.flatten(2)
+
+
 def resize(image: Tensor, size: Sequence[int]) -> Tensor:
     """(B, C, *P) at another size, linearly: (B, C, *size)."""
     mode = "bilinear" if image.ndim == 4 else "trilinear"

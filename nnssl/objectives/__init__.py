@@ -12,6 +12,7 @@ from nnssl.objectives.dense_byol import DenseBYOLObjective
 from nnssl.objectives.exemplar import ExemplarObjective
 from nnssl.objectives.jigsaw import JigsawObjective
 from nnssl.objectives.joint import JointObjective
+from nnssl.objectives.local_contrastive import LocalContrastiveObjective
 from nnssl.objectives.mae import MAEObjective
 from nnssl.objectives.models_genesis import ModelsGenesisObjective
 from nnssl.objectives.pcrlv2 import PCRLv2Objective
@@ -22,6 +23,7 @@ from nnssl.objectives.spark import SparkObjective
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "contrastive": ContrastiveObjective,
+    "local_contrastive": LocalContrastiveObjective,
     "pixel_clustering": PixelClusteringObjective,
     "clustering": ClusteringObjective,
     "mae": MAEObjective,

@@ -26,6 +26,20 @@ from nnssl.modules.positions import find_parts, find_positions
 from nnssl.objectives.base import Batch, Context, Objective
 
 
+def describe_views(batch: Batch, context: Context, every_axis: bool = False) -> Tensor:
+    """Instance, part, dataset and place of every view, (V * B, M) float32."""
+    views = list(batch["views"].values())
+    device, samples = views[0].image.device, len(views[0].image)
+    instance = torch.arange(samples, device=device) + distributed.rank() * samples
+    members = []
+    for view in views:
+        place = batch, view.matrix, context.patch_size
+        part = find_parts(*place, context.partitions)
+        numbers = torch.stack([instance, part, batch["dataset"].to(device)], 1)
+        members.append(torch.cat([numbers, find_positions(*place, every_axis)], 1))
+    return torch.cat(members).float()
+
+
 class ContrastiveObjective(Objective):
     r"""Contrast of views, G^R, G^D-, G^D and PCL, in one vectorised loss.
 
@@ -145,7 +159,7 @@ class ContrastiveObjective(Objective):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         embedding = self._embed(self.projector, self.encode_views(batch))  # (V*B, D)
-        own = self._describe(batch)  # (V*B, M)
+        own = describe_views(batch, self.context, self.every_axis)  # (V*B, M)
         embeddings = distributed.all_gather(embedding)  # (N, D), of all ranks
         candidates, members = embeddings, distributed.all_gather_no_grad(own)
         key = embedding.detach()
@@ -178,19 +192,6 @@ class ContrastiveObjective(Objective):
         representation = stages[-1 if self.stage is None else self.stage]
         embedding: Tensor = projector(self.pool(representation))
         return embedding.float()
-
-    def _describe(self, batch: Batch) -> Tensor:
-        """Instance, part, dataset and place of every view, (V * B, M) float32."""
-        views, context = list(batch["views"].values()), self.context
-        device, samples = views[0].image.device, len(views[0].image)
-        instance = torch.arange(samples, device=device) + distributed.rank() * samples
-        members = []
-        for view in views:
-            place = batch, view.matrix, context.patch_size
-            part = find_parts(*place, context.partitions)
-            numbers = torch.stack([instance, part, batch["dataset"].to(device)], 1)
-            members.append(torch.cat([numbers, find_positions(*place, self.every_axis)], 1))
-        return torch.cat(members).float()
 
     def _find_pairs(self, members: Tensor, anchors: int) -> tuple[Tensor, Tensor]:
         """Positive weights and negatives of the anchors among all members, (N, M) each."""

@@ -227,7 +227,10 @@ class PretrainingSetup(Interruptible):
         parts = sampling.partitions if sampling.structured else 1
         count = sum(v.count for v in self.views.values())
         decoded = self.kind.count_decoded(count) / count
-        share = unet.encoder_share(network, planned) * (1 - decoded) + decoded
+        encoder = unet.encoder_share(network, planned)
+        share = encoder * (1 - decoded) + decoded
+        if decoded and not self.settings.encoder_lr_scale:  # nothing of a frozen encoder is kept
+            share -= encoder
         request = BudgetRequest(
             planned,
             manager.batch_size,

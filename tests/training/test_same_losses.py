@@ -69,8 +69,10 @@ def losses_of(
 def test_same_seed_same_losses(
     tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch, name: str, configuration: str
 ) -> None:
-    if name.startswith(FINDING):
-        losses_of(SOURCE, configuration, tiny_dataset, monkeypatch)
+    training = read_config(name).sections.get("training") or {}
+    source = SOURCE if name.startswith(FINDING) else training.get("initial_weights")
+    if source is not None:
+        losses_of(source, configuration, tiny_dataset, monkeypatch)
     found = losses_of(name, configuration, tiny_dataset, monkeypatch)
     assert len(found.train) == 20
     assert len(found.validation) == 4
