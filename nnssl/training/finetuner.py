@@ -47,6 +47,7 @@ from nnssl.training.checkpoints import (
     restore_average,
     write_resolved_config,
 )
+from nnssl.training.device_augmentation import NOTHING, DeviceAugmentation
 from nnssl.training.finetuning_weights import (
     StartingWeights,
     find_named_weights,
@@ -78,6 +79,7 @@ class nnSSLFinetuner(Interruptible):
         self.epoch_losses: list[float] = []
         self.start_weights: Mapping[str, Tensor] = {}
         self.average: MomentumCopy | None = None  # of the weights, or a semi-supervised teacher
+        self.augmentation: DeviceAugmentation | None = None
         self._depths: dict[str, int] = {}
         self._loaded_from_outside = False
         self._epoch_ended = True  # nnU-Net saves before it counts the epoch
@@ -218,6 +220,13 @@ class nnSSLFinetuner(Interruptible):
             ),
         )
 
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """nnU-Net's, or none in the loader where the device augments."""
+        if self.settings.augmentation == "stock":
+            return super().get_training_transforms(*args, **kwargs)
+        self.augmentation = DeviceAugmentation.make(self, *args, **kwargs)
+        return NOTHING
+
     def make_batches(self, loader: Any) -> Callable[[int], dict[str, Any]]:
         """Step -> training batch, from nnU-Net's loader of the labelled cases."""
         return self.seed_batches(loader, "train")
@@ -313,6 +322,8 @@ class nnSSLFinetuner(Interruptible):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         seed_everything(self.settings.seed, "step", self.local_rank, self.step)
+        if self.augmentation is not None:
+            batch = self.augment(batch, self.augmentation)
         output = super().train_step(self.make_lesson(batch))
         if self.average is not None:
             decay = min(1 - 1 / (self.step + 1), self.settings.average_decay)
@@ -331,6 +342,13 @@ class nnSSLFinetuner(Interruptible):
                 f"{self.step}): the weights are lost. Look at the images and at the weights that "
                 "the run began with, or lower training.initial_lr; checkpoints of before are kept."
             )
+
+    def augment(self, batch: dict[str, Any], augmentation: DeviceAugmentation) -> dict[str, Any]:
+        """The batch on the device, its raw patches made into samples."""
+        images = batch["data"].to(self.device, non_blocking=True)
+        labels = batch["target"].to(self.device, non_blocking=True)
+        images, target = augmentation.finish(images, labels, self.make_keys(len(images)))
+        return {**batch, "data": images, "target": target}
 
     def make_lesson(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What nnU-Net's training step gets: the batch, or labelled images mixed in pairs."""

@@ -22,6 +22,7 @@ from nnssl.modules.cluster_metrics import paint, shade
 from nnssl.nnunet.images import image_file
 from nnssl.nnunet.paths import own_folder
 from nnssl.nnunet.planned_network import refuse_cascade
+from nnssl.training.device_augmentation import DeviceAugmentation
 from nnssl.training.finetuner import SCHEMA, nnSSLFinetuner
 from nnssl.training.history import History
 from nnssl.training.lessons import find_classes
@@ -123,6 +124,14 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
         return chosen
 
     # ------------------------------------------------------------------ a step
+
+    def augment(self, batch: dict[str, Any], augmentation: DeviceAugmentation) -> dict[str, Any]:
+        batch = super().augment(batch, augmentation)
+        if "unlabelled" in batch:
+            images = batch["unlabelled"].to(self.device, non_blocking=True)
+            keys = self.make_keys(len(images), len(batch["data"]))
+            batch["unlabelled"], _ = augmentation.stock(images, None, keys)
+        return batch
 
     def make_lesson(self, batch: dict[str, Any]) -> dict[str, Any]:
         if "unlabelled" not in batch:

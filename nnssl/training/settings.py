@@ -123,6 +123,9 @@ class FinetuningSettings:
             that of the next deeper one.
         start_decay: transferred weights decay towards where they started (L2-SP) with this factor,
             in the place of `weight_decay`; 0: they do not.
+        augmentation: `stock`: nnU-Net's own, in background processes; `device`: the same changes
+            with the same probabilities for whole batches on the device, for machines with few
+            cores beside a GPU (see `StockAugmentation`).
         mix: whether labelled images are mixed in pairs: `copy_paste` (a box of the other image and
             its labels), `mixup` (blends of both), or `none`.
         mix_box: side of copy-paste's box, as a share of the patch.
@@ -148,6 +151,7 @@ class FinetuningSettings:
     rewarm_all: bool = False
     layer_decay: Annotated[float, Interval(gt=0, le=1)] = 1.0
     start_decay: NotNegative = 0.0
+    augmentation: Literal["stock", "device"] = "stock"
     mix: Literal["none", "copy_paste", "mixup"] = "none"
     mix_box: Annotated[float, Interval(gt=0, le=1)] = 2 / 3
     weights_average: Literal["none", "ema"] = "none"

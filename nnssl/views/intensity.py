@@ -52,7 +52,7 @@ def noise(image: Tensor, strength: Tensor, context: IntensityContext) -> Tensor:
     """Gaussian noise: `x + strength * std(x) * n`, n from N(0, 1)."""
     salt = (context.salt, "noise field")
     fields = draw_fields(torch.randn, context.keys, image.shape[1:], image.device, *salt)
-    return image + strength * _std(image) * fields
+    return image + strength * find_std(image) * fields
 
 
 def blur(image: Tensor, strength: Tensor, context: IntensityContext) -> Tensor:
@@ -61,27 +61,27 @@ def blur(image: Tensor, strength: Tensor, context: IntensityContext) -> Tensor:
     operators = {}
     for axis in find_fine_axes(context.spacing):
         sigma = strength.flatten(2) * finest / context.spacing[axis]
-        operators[axis] = _gaussians(sigma, image.shape[axis + 2])
-    return _along_axes(image, operators)
+        operators[axis] = make_gaussians(sigma, image.shape[axis + 2])
+    return apply_along_axes(image, operators)
 
 
 def brightness(image: Tensor, strength: Tensor, context: IntensityContext) -> Tensor:
     """`x + strength * std(x)`."""
-    return image + strength * _std(image)
+    return image + strength * find_std(image)
 
 
 def contrast(image: Tensor, strength: Tensor, context: IntensityContext) -> Tensor:
     """`mean(x) + strength * (x - mean(x))`."""
-    return torch.lerp(_mean(image), image, strength)
+    return torch.lerp(find_mean(image), image, strength)
 
 
 def low_resolution(image: Tensor, strength: Tensor, context: IntensityContext) -> Tensor:
     """Fine axes down by nearest neighbour to `strength` times their size, and up linearly."""
     operators = {
-        axis: _resamplings(strength.flatten(2), image.shape[axis + 2])
+        axis: make_resamplings(strength.flatten(2), image.shape[axis + 2])
         for axis in find_fine_axes(context.spacing)
     }
-    return _along_axes(image, operators)
+    return apply_along_axes(image, operators)
 
 
 def gamma(image: Tensor, strength: Tensor, context: IntensityContext) -> Tensor:
@@ -159,11 +159,11 @@ def make_intensities(**changes: Sequence[float] | None) -> list[Intensity]:
     return [Intensity(name, *change) for name, change in given.items() if change is not None]
 
 
-def _mean(image: Tensor) -> Tensor:
+def find_mean(image: Tensor) -> Tensor:
     return image.mean(dim=tuple(range(2, image.ndim)), keepdim=True)
 
 
-def _std(image: Tensor) -> Tensor:
+def find_std(image: Tensor) -> Tensor:
     return image.std(dim=tuple(range(2, image.ndim)), keepdim=True, correction=0)
 
 
@@ -180,7 +180,7 @@ def find_robust_range(image: Tensor) -> tuple[Tensor, Tensor]:
     return low.reshape(shape), high.reshape(shape)
 
 
-def _along_axes(image: Tensor, operators: dict[int, Tensor]) -> Tensor:
+def apply_along_axes(image: Tensor, operators: dict[int, Tensor]) -> Tensor:
     """Applies matrices (n, C, S, S) along image axes: smoothing is separable."""
     for axis, operator in operators.items():
         moved = image.movedim(axis + 2, -1)  # (n, C, ..., S)
@@ -189,7 +189,7 @@ def _along_axes(image: Tensor, operators: dict[int, Tensor]) -> Tensor:
     return image.contiguous()
 
 
-def _gaussians(sigma: Tensor, length: int) -> Tensor:
+def make_gaussians(sigma: Tensor, length: int) -> Tensor:
     """Rows of normalised Gaussians: sigma (n, C, 1) in voxels to (n, C, S, S)."""
     cells = torch.arange(length, device=sigma.device, dtype=sigma.dtype)
     distance = (cells[:, None] - cells) / sigma[..., None].clamp_min(1e-3)
@@ -197,7 +197,7 @@ def _gaussians(sigma: Tensor, length: int) -> Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
-def _resamplings(zoom: Tensor, length: int) -> Tensor:
+def make_resamplings(zoom: Tensor, length: int) -> Tensor:
     """Nearest-neighbour downsampling, then linear upsampling: zoom (n, C, 1) to (n, C, S, S)."""
     coarse = (zoom * length).round().clamp_min(1)  # (n, C, 1) cells
     cells = torch.arange(length, device=zoom.device, dtype=zoom.dtype)
