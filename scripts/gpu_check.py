@@ -20,12 +20,13 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from on_gpu.data import CONFIGURATIONS, make_datasets
+from on_gpu.data import CONFIGURATIONS, preprocess_tiny
 
 from nnssl.config import find_configs, read_config
 from nnssl.estimate.estimate import describe_machine
@@ -117,18 +118,11 @@ class Check:
                 )
             )
 
-    def time(self, root: Path, part: str, names: Sequence[str], seconds: float, size: str) -> None:
-        """Timings run alone, one configuration after the other."""
-        for number, configuration in enumerate(CONFIGURATIONS):
-            share = min(seconds, self.left - 10) / (len(CONFIGURATIONS) - number)
-            begin = perf_counter()
-            told = ["-m", "on_gpu.timings", str(root), configuration, self.device, size]
-            self.run(
-                [*told, f"{share - 20:.0f}", part, *names],
-                share,
-                {"configuration": configuration, "part": part},
-            )
-            seconds -= perf_counter() - begin
+    def time(self, root: Path, part: str, names: Sequence[str], seconds: float, go: Path) -> None:
+        """Timings run alone, in one process; those of steps begin when the file `go` is there."""
+        size, both = "real" if self.device == "cuda" else "tiny", ",".join(CONFIGURATIONS)
+        told = ["-m", "on_gpu.timings", str(root), self.device, size, f"{seconds - 5:.0f}", str(go)]
+        self.run([*told, part, both, *names], seconds, {"part": part})
 
     def run_tests(self, seconds: float) -> None:
         """The tests marked `gpu`."""
@@ -138,8 +132,10 @@ class Check:
             self.tell({"part": "tests", "ok": None, "skipped": "no CUDA device"})
             return
         log = self.out / "gpu_tests.log"
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-x", "--maxfail=50"]
-        command += ["-p", "no:cacheprovider", "--tb=short", "-rA", *files]
+        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+        command += ["--tb=short", "-rA", "--durations=5", *files]
+        if find_spec("xdist"):
+            command += ["-n", str(self.processes), "--dist=load"]
         begin = perf_counter()
         with log.open("w") as out:
             try:
@@ -149,7 +145,7 @@ class Check:
             except subprocess.TimeoutExpired:
                 code = -9
         text = log.read_text()
-        tail = text[-6000:] if code else text[-300:]
+        tail = text[-8000:] if code else text[-1500:]
         seconds = round(perf_counter() - begin, 1)
         self.tell({"part": "tests", "ok": code == 0, "seconds": seconds, "log": tail})
 
@@ -227,20 +223,21 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("nnssl_work/gpu_check"))
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--trainers", nargs="+", help="these alone")
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         print("torch finds no CUDA device; --device cpu is a dry run", file=sys.stderr)
         return 2
+    quick = options.minutes < 2  # the tests, and what a step of a few trainers costs
+    parts = options.parts or (["tests", "steps"] if quick else list(PARTS))
     names, methods = list_trainers()
     if options.trainers:
         names = methods = options.trainers
     check = Check(options.out.resolve(), options.device, options.minutes)
     check.machine = {**describe_machine(torch.device(options.device)), "host": platform.platform()}
     print(json.dumps(check.machine), flush=True)
-    size = "real" if options.device == "cuda" else "tiny"
-    with tempfile.TemporaryDirectory(prefix="nnssl_gpu_") as folder:
-        run_parts(check, Path(folder), options.parts, names, methods, size)
+    with tempfile.TemporaryDirectory(prefix="nnssl_gpu_", ignore_cleanup_errors=True) as folder:
+        run_parts(check, Path(folder), parts, names, methods)
     print(tabulate(check.records), flush=True)
     failed = [r for r in check.records if r.get("ok") is False]
     print(f"{len(check.records)} records, {len(failed)} failed; {check.out / 'results.json'}")
@@ -248,38 +245,41 @@ def main() -> int:
 
 
 PARTS = ("tests", "start", "steps", "resume", "waiting", "compile")
+QUICK = (STOCK, "nnSSLContrastiveTrainer", "nnSSLPixelClusteringTrainer", "nnSSLMAETrainer",
+         "nnSSLModelsGenesisTrainer", "nnSSLPCRLv2Trainer")  # fmt: skip
 
 
 def run_parts(
-    check: Check,
-    root: Path,
-    parts: Sequence[str],
-    names: Sequence[str],
-    methods: Sequence[str],
-    size: str,
+    check: Check, root: Path, parts: Sequence[str], names: Sequence[str], methods: Sequence[str]
 ) -> None:
-    """The parts in the order of what they tell; the real data are made beside the first ones."""
-    make_datasets(root, ["tiny"], check.processes)
-    beside = threading.Thread(target=make_datasets, args=(root, [size], check.processes // 2))
-    if size != "tiny":
-        beside.start()
-    print(f"[{perf_counter() - check.began:5.0f}s] the tiny data set is made", flush=True)
-    tests = threading.Thread(target=check.run_tests, args=(0.4 * check.left,))
+    """The parts in the order of what they tell."""
+    (root / "results").mkdir()
+    tests = threading.Thread(target=check.run_tests, args=(0.45 * check.left,))
     if "tests" in parts:
         tests.start()
+    if {"start", "resume", "compile"} & {*parts}:
+        preprocess_tiny(root, check.processes)
+        print(f"[{perf_counter() - check.began:5.0f}s] the tiny data set is made", flush=True)
     if "start" in parts:
         checks = ["float16", "bfloat16", "syncs", "validation"]
         check.try_trainers(root, names, checks, 0.4 * check.left)
+    if "steps" in parts:
+        seconds = check.left - 2 if parts[-1] == "steps" else 0.6 * check.left
+        chosen = list(dict.fromkeys([STOCK, *(methods if "start" in parts else QUICK)]))
+        steps = threading.Thread(
+            target=check.time, args=(root, "steps", chosen, seconds, root / "go")
+        )
+        steps.start()
+        if tests.ident:
+            tests.join()
+        (root / "go").touch()
+        steps.join()
     if tests.ident:
         tests.join()
-    if beside.ident:
-        beside.join()
-    if "steps" in parts:
-        check.time(root, "steps", [STOCK, *methods], 0.6 * check.left, size)
     if "resume" in parts:
         check.try_trainers(root, names, ["resume"], 0.4 * check.left)
     if "waiting" in parts:
-        check.time(root, "waiting", WAITING, 0.5 * check.left, size)
+        check.time(root, "waiting", WAITING, 0.5 * check.left, root / "go")
     if "compile" in parts:
         check.try_trainers(root, methods, ["compile"], check.left - 10)
 

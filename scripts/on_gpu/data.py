@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import redirect_stdout
 from io import StringIO
 from multiprocessing import get_context
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import SimpleITK
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnssl.common.files import write_json
@@ -40,18 +40,23 @@ SIZES = {
         "3d_fullres": ((144, 160, 160), (128, 128, 128), 2, (32, 64, 128, 256, 320, 320)),
     },
 }
+CASES = [f"p{patient}_f{frame}" for patient in range(PATIENTS) for frame in range(FRAMES)]
 
 
-def make_datasets(root: Path, sizes: Sequence[str], processes: int) -> None:
-    """Writes `root/raw`, `root/preprocessed` and an empty `root/results` for nnU-Net."""
-    for name in ("raw", "preprocessed", "results"):
-        (root / name).mkdir(parents=True, exist_ok=True)
-    cases = [f"p{patient}_f{frame}" for patient in range(PATIENTS) for frame in range(FRAMES)]
-    jobs = [(root, size, c, case) for size in sizes for c in CONFIGURATIONS for case in cases]
-    for size in sizes:
-        _describe(root, size, cases)
+def preprocess_tiny(root: Path, processes: int) -> None:
+    """Writes the tiny data set below `root/raw` and `root/preprocessed`, and an empty `results`."""
+    _describe(root, "tiny")
+    jobs = [(root, configuration, case) for configuration in CONFIGURATIONS for case in CASES]
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        list(pool.map(_make_case, jobs))
+        list(pool.map(_preprocess_case, jobs))
+
+
+def write_random(root: Path, size: str, threads: int) -> None:
+    """Writes cases of noise as if nnU-Net had preprocessed them: within seconds, for timings."""
+    _describe(root, size)
+    jobs = [(root, size, configuration, case) for configuration in CONFIGURATIONS for case in CASES]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(_write_noise, jobs))
 
 
 def make_plans(size: str) -> dict[str, Any]:
@@ -120,13 +125,18 @@ def _configuration(
     }
 
 
-def _describe(root: Path, size: str, cases: Sequence[str]) -> None:
-    preprocessed = root / "preprocessed" / NAMES[size]
+def _describe(root: Path, size: str) -> None:
+    preprocessed, raw = root / "preprocessed" / NAMES[size], root / "raw" / NAMES[size]
     splits = [
-        {side: [c for c in cases if c.startswith(f"p{fold}") == (side == "val")] for side in SIDES}
+        {side: [c for c in CASES if c.startswith(f"p{fold}") == (side == "val")] for side in SIDES}
         for fold in range(2)
     ]
-    origin = {case: {"patient": case[:2], "dataset": size, "part": "Tr"} for case in cases}
+    origin = {case: {"patient": case[:2], "dataset": size, "part": "Tr"} for case in CASES}
+    folders = [preprocessed / f"{PLANS}_{configuration}" for configuration in CONFIGURATIONS]
+    folders += [raw / c / kind for c in CONFIGURATIONS for kind in ("imagesTr", "labelsTr")]
+    folders += [preprocessed / "nnssl", preprocessed / "gt_segmentations", root / "results"]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
     for name, content in (
         ("dataset.json", DATASET_JSON),
         ("splits_final.json", splits),
@@ -134,19 +144,41 @@ def _describe(root: Path, size: str, cases: Sequence[str]) -> None:
         (f"{PLANS}.json", make_plans(size)),
         ("dataset_fingerprint.json", {}),
     ):
-        (preprocessed / name).parent.mkdir(parents=True, exist_ok=True)
         write_json(preprocessed / name, content)
-    for configuration in CONFIGURATIONS:
-        (preprocessed / f"{PLANS}_{configuration}").mkdir(exist_ok=True)
-    for name in ("imagesTr", "labelsTr"):
-        for configuration in CONFIGURATIONS:
-            (root / "raw" / NAMES[size] / configuration / name).mkdir(parents=True, exist_ok=True)
-    (preprocessed / "gt_segmentations").mkdir(exist_ok=True)
 
 
-def _make_case(job: tuple[Path, str, str, str]) -> None:
-    """A noisy ball with a core, written and preprocessed."""
+def _write_noise(job: tuple[Path, str, str, str]) -> None:
     root, size, configuration, case = job
+    shape, patch = SIZES[size][configuration][:2]
+    rng = np.random.default_rng([*os.fsencode(case)])
+    image = rng.standard_normal((1, *shape), np.float32)
+    image[0, :, shape[1] // 8 : -shape[1] // 8, shape[2] // 8 : -shape[2] // 8] += 2  # the tissue
+    labels = (image > 2).astype(np.int8)
+    places = np.argwhere(labels == 1)[::997]
+    direction = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    geometry = {"spacing": (1.5,) * 3, "origin": (0.0,) * 3, "direction": direction}
+    blocks, chunks = comp_blosc2_params(image.shape, (1,) * (3 - len(patch)) + patch)
+    nnUNetDatasetBlosc2.save_case(
+        image,
+        labels,
+        {
+            "sitk_stuff": geometry,
+            "spacing": [1.5] * 3,
+            "shape_before_cropping": shape,
+            "bbox_used_for_cropping": [[0, n] for n in shape],
+            "shape_after_cropping_and_before_resampling": shape,
+            "class_locations": {1: places, 2: places},
+        },
+        str(root / "preprocessed" / NAMES[size] / f"{PLANS}_{configuration}" / case),
+        chunks=chunks,
+        blocks=blocks,
+        clevel=1,
+    )
+
+
+def _preprocess_case(job: tuple[Path, str, str]) -> None:
+    """A noisy ball with a core, written and preprocessed."""
+    (root, configuration, case), size = job, "tiny"
     shape = SIZES[size][configuration][0]
     rng = np.random.default_rng([*os.fsencode(case)])
     centre = np.array(shape) * rng.uniform(0.45, 0.55, 3)
@@ -171,7 +203,3 @@ def _make_case(job: tuple[Path, str, str, str]) -> None:
         DefaultPreprocessor(verbose=False).run_case_save(
             target, [str(files[0])], str(files[1]), plans, manager, DATASET_JSON
         )
-
-
-if __name__ == "__main__":
-    make_datasets(Path(sys.argv[1]), sys.argv[2:], os.cpu_count() or 1)

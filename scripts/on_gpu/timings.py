@@ -1,21 +1,27 @@
 """What a step costs at real sizes: beside stock nnU-Net and beside the bare network, and waiting.
 
-usage: python -m on_gpu.timings FOLDER CONFIGURATION DEVICE SIZE SECONDS PART TRAINER [TRAINER ...]
+usage: python -m on_gpu.timings FOLDER DEVICE SIZE SECONDS GO PART CONFIGURATION[,...] TRAINER ...
 
-PART is `steps` or `waiting`. A line of JSON per row; the trainers named first are measured first.
+PART is `steps` or `waiting`; SIZE is that of the data, which are written where they are missing.
+With `steps`, everything is built first, and measured as soon as the file GO is there. A line of
+JSON per row; a row that comes again is better known.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
 import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import torch
@@ -26,20 +32,47 @@ from benchmark.rows import count_voxels
 from nnssl.config import read_config
 from nnssl.estimate.dry_run import find_trainer_class, open_loaders
 from nnssl.estimate.steps import synchronise
-from on_gpu.data import NAMES, PLANS
+from nnssl.training.pretraining_setup import PretrainingSetup
+from on_gpu.data import NAMES, PLANS, write_random
 
 STOCK = "nnUNetTrainer"
-ROUNDS, STEPS, WORKERS = 3, 3, (0, 2, 8)
+ROUNDS, STEPS, WORKERS = 3, 2, (0, 2, 8)
 
 
 def main() -> int:
-    folder, configuration, device, size, seconds, part, *names = sys.argv[1:]
-    table = Timings(Path(folder), configuration, torch.device(device), size)
+    folder, device, size, seconds, go, part, configurations, *names = sys.argv[1:]
     end = perf_counter() + float(seconds)
+    root = Path(folder)
+    if not (root / "preprocessed" / NAMES[size]).is_dir():
+        write_random(root, size, os.cpu_count() or 1)
     torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = True  # as nnU-Net does
-    {"steps": table.time_steps, "waiting": table.time_waiting}[part](names, end)
+    tables = [Timings(root, c, torch.device(device), size) for c in configurations.split(",")]
+    if part == "waiting":
+        for table in tables:
+            table.time_waiting(names, end)
+        return 0
+    built = [table.build_contestants(names) for table in tables]
+    while not Path(go).exists() and perf_counter() < end - 5:
+        sleep(0.05)
+    for table, contestants in zip(tables, built, strict=True):
+        table.time_steps(contestants, end)
     return 0
+
+
+@dataclass
+class Contestant:
+    """A trainer whose steps are timed, beside its own network's bare ones."""
+
+    name: str
+    trainer: Any
+    batch: Any
+    bare: Callable[[], None]
+    take_phases: Callable[[], Mapping[str, float]]
+    steps: list[float] = field(default_factory=list)
+    bare_steps: list[float] = field(default_factory=list)
+    phases: Counter[str] = field(default_factory=Counter)
+    peaks: list[int] = field(default_factory=list)  # MiB: of a step, of a bare one
 
 
 class Timings:
@@ -48,26 +81,78 @@ class Timings:
     def __init__(self, root: Path, configuration: str, device: torch.device, size: str) -> None:
         self.root, self.configuration, self.device, self.size = root, configuration, device, size
         self.preprocessed = root / "preprocessed" / NAMES[size]
-        self.out = sys.stdout
+        self.out, self.clocks = sys.stdout, ExitStack()
 
-    def time_steps(self, names: list[str], end: float) -> None:
-        """Each trainer beside stock and beside its bare network, in alternating blocks."""
-        with redirect_stdout(sys.stderr):
-            stock, batch = self._build(STOCK)
-        for name in names:
-            if perf_counter() > end:
-                self._tell({"part": "steps", "trainer": name, "skipped": "no time left"})
-                continue
-            self._guard("steps", name, lambda n=name: self._compare(n, stock, batch))
+    def build_contestants(self, names: Sequence[str]) -> list[Contestant]:
+        """Trainers after their first steps, in which cuDNN chooses its kernels."""
+        built: list[Contestant] = []
 
-    def time_waiting(self, names: list[str], end: float) -> None:
-        """The share of the time in which a trainer waits for data, by worker processes."""
+        def build(name: str) -> dict[str, Any]:
+            trainer, batch = self._build(name)
+            dtype = torch.float16 if self.device.type == "cuda" else None
+            bare = bare_step(trainer, dtype)
+            take = self.clocks.enter_context(time_phases(trainer))
+            one = Contestant(name, trainer, batch, bare, take)
+            for run in (partial(trainer.train_step, batch), bare):
+                one.peaks += self._measure_peak(run)
+            built.append(one)
+            return {"peak_mib": one.peaks}
+
         for name in names:
-            for workers in WORKERS:
+            self._guard("build", name, partial(build, name))
+        return built
+
+    def time_steps(self, contestants: Sequence[Contestant], end: float) -> None:
+        """All in turn, several rounds: a change of the machine meets all of them alike."""
+        for _ in range(ROUNDS):
+            for one in contestants:
                 if perf_counter() > end:
-                    self._tell({"part": "waiting", "trainer": name, "skipped": "no time left"})
-                    continue
-                self._guard("waiting", name, lambda n=name, w=workers: self._wait(n, w))
+                    return
+                self._guard("steps", one.name, partial(self._run_block, one, contestants[0]))
+
+    def _run_block(self, one: Contestant, stock: Contestant) -> dict[str, Any]:
+        """Steps of a trainer and its bare network; what is known of them by now."""
+        one.steps += self._time(partial(one.trainer.train_step, one.batch), one)
+        one.bare_steps += self._time(one.bare)
+        step, bare, stock_step = map(median, (one.steps, one.bare_steps, stock.steps))
+        voxels, stock_voxels = count_voxels(one.trainer), count_voxels(stock.trainer)
+        found = {
+            "step_s": step,
+            "bare_s": bare,
+            "x_bare": step / bare,
+            "x_stock_per_voxel": step / voxels / (stock_step / stock_voxels),
+            "voxels": voxels,
+            "phases": {key: value / sum(one.steps) for key, value in one.phases.items()},
+            "peak_mib": one.peaks[0] if one.peaks else None,
+            "bare_peak_mib": one.peaks[-1] if one.peaks else None,
+            "skipped_steps": getattr(one.trainer, "skipped_steps", None),
+        }
+        if self.device.type == "cuda" and len(one.steps) == STEPS:
+            found["waits"] = list_waits(partial(one.trainer.train_step, one.batch))
+            one.take_phases()
+        return found
+
+    def _time(self, run: Callable[[], Any], timed: Contestant | None = None) -> list[float]:
+        run()  # untimed: the allocator and the caches follow the change
+        synchronise(self.device)
+        if timed is not None:
+            timed.take_phases()
+        taken = []
+        for _ in range(STEPS):
+            begin = perf_counter()
+            run()
+            synchronise(self.device)
+            taken.append(perf_counter() - begin)
+        if timed is not None:
+            timed.phases.update(timed.take_phases())
+        return taken
+
+    def time_waiting(self, names: Sequence[str], end: float) -> None:
+        """The share of the time in which a trainer waits for data, by worker processes."""
+        for workers in WORKERS:
+            for name in names:
+                if perf_counter() < end:
+                    self._guard("waiting", name, partial(self._wait, name, workers))
 
     def _guard(self, part: str, name: str, measure: Any) -> None:
         record: dict[str, Any] = {
@@ -83,70 +168,19 @@ class Timings:
             record |= {"ok": False, "error": f"{type(error).__name__}: {error}"}
             record |= {"traceback": traceback.format_exc()}
         self._tell(record | {"seconds": round(perf_counter() - begin, 1)})
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _tell(self, record: dict[str, Any]) -> None:
         print(json.dumps(record), file=self.out, flush=True)
 
-    # ------------------------------------------------------------------ one measurement
-
-    def _compare(self, name: str, stock: Any, stock_batch: Any) -> dict[str, Any]:
-        trainer, batch = (stock, stock_batch) if name == STOCK else self._build(name)
-        dtype = torch.float16 if self.device.type == "cuda" else None
-        bare = bare_step(trainer, dtype)
-        runs = {
-            "stock": lambda: stock.train_step(stock_batch),
-            "bare": bare,
-            "step": lambda: trainer.train_step(batch),
-        }
-        taken: dict[str, list[float]] = {key: [] for key in runs}
-        with ExitStack() as stack:
-            take = stack.enter_context(time_phases(trainer))
-            peak = self._measure_peak(runs["step"])
-            bare_peak = self._measure_peak(runs["bare"])
-            phases: dict[str, float] = {}
-            for _ in range(ROUNDS):
-                for key, run in runs.items():
-                    run()  # untimed: the allocator and the caches follow the change
-                    synchronise(self.device)
-                    take()
-                    for _ in range(STEPS):
-                        begin = perf_counter()
-                        run()
-                        synchronise(self.device)
-                        taken[key].append(perf_counter() - begin)
-                    if key == "step":
-                        for phase, value in take().items():
-                            phases[phase] = phases.get(phase, 0.0) + value
-        seconds = {key: median(values) for key, values in taken.items()}
-        voxels, stock_voxels = count_voxels(trainer), count_voxels(stock)
-        total = sum(taken["step"])
-        return {
-            "voxels": voxels,
-            "step_s": seconds["step"],
-            "bare_s": seconds["bare"],
-            "stock_s": seconds["stock"],
-            "x_bare": seconds["step"] / seconds["bare"],
-            "x_stock_per_voxel": seconds["step"] / voxels / (seconds["stock"] / stock_voxels),
-            "phases": {key: value / total for key, value in phases.items()},
-            "peak_mib": peak,
-            "bare_peak_mib": bare_peak,
-            "skipped_steps": getattr(trainer, "skipped_steps", None),
-        }
-
-    def _measure_peak(self, run: Any) -> int | None:
-        """Runs two steps; MiB that the second had allocated at its peak."""
-        run()
-        synchronise(self.device)
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        run()
-        synchronise(self.device)
+    def _measure_peak(self, run: Callable[[], Any]) -> list[int]:
+        """Runs a step; MiB that it added at its peak to what was allocated before."""
         if self.device.type != "cuda":
-            return None
-        return int(torch.cuda.max_memory_allocated() / 2**20)
+            run()
+            return []
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return [int((torch.cuda.max_memory_allocated() - before) / 2**20)]
 
     def _wait(self, name: str, workers: int) -> dict[str, Any]:
         trainer, _ = self._build(name)
@@ -187,15 +221,54 @@ class Timings:
         trainer = kind(plans, self.configuration, 0, description, self.device)
         trainer.disable_checkpointing = True
         trainer.initialize()
-        if hasattr(trainer, "make_dense_targets"):
-            trainer.make_dense_targets()
         if hasattr(trainer, "_begin_average"):
             trainer._begin_average()
         trainer.network.train()
-        with open_loaders(trainer, 0) as (train, _):
-            batch = next(train)
+        batch = self._make_batch(trainer)
         trainer.train_step(batch)
         return trainer, batch
+
+    def _make_batch(self, trainer: Any) -> dict[str, Any]:
+        """A batch as the loader gives it; of noise where only nnU-Net's augmentation takes time."""
+        pin = self.device.type == "cuda"
+        if isinstance(trainer, PretrainingSetup):
+            trainer.objective.dense_targets, wanted = (), trainer.objective.dense_targets
+            batch = trainer.batch_maker(0)
+            size = (len(batch["image"]), *batch["image"].shape[2:])
+            targets = {w.name: torch.randint(-1, w.clusters, size) for w in wanted}
+            batch["dense_targets"] = targets
+            if pin:
+                batch["image"] = batch["image"].pin_memory()
+                batch["dense_targets"] = {n: t.pin_memory() for n, t in targets.items()}
+            return batch
+        size = (int(trainer.batch_size), 1, *trainer.configuration_manager.patch_size)
+        image = torch.randn(size)
+        target = (image > 1).to(torch.int16) + (image > 2)
+        scales = trainer._get_deep_supervision_scales() or [[1.0]]
+        targets = [
+            target[(..., *(slice(None, None, round(1 / s)) for s in scale))] for scale in scales
+        ]
+        targets = [each.contiguous().pin_memory() if pin else each for each in targets]
+        batch = {"data": image.pin_memory() if pin else image, "target": targets}
+        if hasattr(trainer, "semi"):
+            half = len(image) // 2
+            batch = {"data": image[:half], "target": [t[:half] for t in targets]}
+            batch["unlabelled"] = image[half:]
+        return batch
+
+
+def list_waits(run: Callable[[], Any]) -> dict[str, int]:
+    """Where the host waits for the device in a step: file, line and how often."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    told = [w for w in caught if "synchroniz" in str(w.message)]
+    places = ("/".join(Path(w.filename).parts[-2:]) + f":{w.lineno}" for w in told)
+    return dict(Counter(places).most_common())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import os
 import sys
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from hashlib import sha256
@@ -29,6 +28,7 @@ from nnssl.common.environment import set_variables
 from nnssl.config import read_config
 from nnssl.estimate.dry_run import find_trainer_class
 from on_gpu.data import NAMES, PLANS
+from on_gpu.timings import list_waits
 
 LENGTH = "num_epochs=2 num_iterations_per_epoch=4 num_val_iterations_per_epoch=1"
 FINDING = {"finetune": "nnSSLMAETrainer", "semi_supervised": "nnSSLMAETrainer"}
@@ -92,19 +92,8 @@ class Trial:
             trainer.train_step(batch)
         if self.device.type != "cuda":
             return {"skipped": "no CUDA"}
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                trainer.train_step(batches[2])
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        places = Counter(
-            f"{'/'.join(Path(w.filename).parts[-2:])}:{w.lineno}"
-            for w in caught
-            if "synchroniz" in str(w.message)
-        )
-        return {"count": sum(places.values()), "places": dict(places.most_common())}
+        places = list_waits(lambda: trainer.train_step(batches[2]))
+        return {"count": sum(places.values()), "places": places}
 
     def try_resume(self) -> dict[str, Any]:
         """A run that was stopped inside an epoch ends with the same bits as one that was not."""
