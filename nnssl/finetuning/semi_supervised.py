@@ -123,9 +123,9 @@ def mix_labelled(images: Tensor, values: Tensor, keys: Tensor, mix: str, side: f
     everything = slice(0, len(images))
     if mix == "none" or len(images) < 2:
         return Lesson(images, (Target(1.0, everything, values),))
-    partners = mixing.draw_partners(keys).to(images.device)
+    partners = mixing.draw_partners(keys).to(images.device, non_blocking=True)
     if mix == "copy_paste":
-        box = mixing.draw_boxes(keys, images.shape[2:], side).to(images.device)
+        box = mixing.draw_boxes(keys, images.shape[2:], side).to(images.device, non_blocking=True)
         mixed = torch.where(box, values[partners], values)
         pasted = torch.where(box, images[partners], images)
         return Lesson(pasted, (Target(1.0, everything, mixed),))
@@ -259,7 +259,9 @@ class SemiSupervised:
         answers = _Answers(strong, weak, said.probabilities, said.classes)
         if self.mix == "cutmix":
             partners = mixing.draw_partners(keys[1]).to(strong.device)
-            box = mixing.draw_cutmix_boxes(keys[1], strong.shape[2:]).to(strong.device)
+            box = mixing.draw_cutmix_boxes(keys[1], strong.shape[2:]).to(
+                strong.device, non_blocking=True
+            )
             answers = answers[partners].pasted_into(answers, box)
         pairs = min(len(labelled[0]), len(strong)) if self.mix == "copy_paste" else 0
         lesson = self._paste(labelled, answers, pairs, keys[1], form, weight)
@@ -283,7 +285,9 @@ class SemiSupervised:
     ) -> Lesson:
         """Labelled and unlabelled rows; the first `pairs` of both are mixed in both directions."""
         (images, values), first = labelled, slice(0, pairs)
-        box = mixing.draw_boxes(keys[first], images.shape[2:], self.box).to(images.device)
+        box = mixing.draw_boxes(keys[first], images.shape[2:], self.box).to(
+            images.device, non_blocking=True
+        )
         of_labelled = torch.cat([~box, box])
         a, b, c = images[first], answers[first], answers[pairs:]
         mixed = torch.where(of_labelled, torch.cat([a, a]), torch.cat([b.images, b.images]))
@@ -324,7 +328,7 @@ def _blend(lesson: Lesson, keys: tuple[Tensor, Tensor]) -> Lesson:
     """mixup within the rows of every target (labelled, unlabelled), by one share."""
     share, images, targets = mixing.draw_blend(keys[0][0]), lesson.images.clone(), []
     for target, own in zip(lesson.targets, keys, strict=True):
-        partners = mixing.draw_partners(own).to(images.device)
+        partners = mixing.draw_partners(own).to(images.device, non_blocking=True)
         before = lesson.images[target.rows]
         images[target.rows] = torch.lerp(before[partners], before, share)
         first = Target(target.weight * share, target.rows, target.values)

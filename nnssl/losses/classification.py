@@ -28,8 +28,8 @@ def classify(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
     return {
         "loss": functional.cross_entropy(logits.float(), target),
         "accuracy": (logits.detach().argmax(1) == target).float().mean(),
-        "chance": logits.new_tensor(1 / classes, dtype=torch.float32),
-        "collapse_loss": logits.new_tensor(math.log(classes), dtype=torch.float32),
+        "chance": logits.new_full((), 1 / classes, dtype=torch.float32),
+        "collapse_loss": logits.new_full((), math.log(classes), dtype=torch.float32),
     }
 
 

@@ -97,13 +97,15 @@ def contrastive_loss(
     _check(embeddings, candidates, positive, negative)
     if not 0 <= begin < end <= count:
         raise ValueError(f"rows: found {rows}, allowed: 0 <= begin < end <= {count} (embeddings)")
-    weight = float(positive.sum())
+    useful = (negative.any(1) & (positive > 0).any(1)).any()
+    total = positive.sum()
+    weight, has_negative = torch.stack([total, useful.to(total.dtype)]).tolist()  # one wait
     if weight <= 0:
         raise NoSignalError(
             f"positive: found no positive pair among {count} embeddings, allowed: at least one. "
             "Use two views per image, or several volumes per part of the body."
         )
-    if not bool((negative.any(1) & (positive > 0).any(1)).any()):
+    if not has_negative:
         raise NoSignalError(
             f"negative: found none among {count} embeddings, so that any weights have the loss 0; "
             "allowed: at least one, of another image or part of the body. Use more images a step."

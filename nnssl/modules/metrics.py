@@ -42,8 +42,8 @@ def uniformity(z: Tensor) -> Tensor:
     Reference:
         Wang, Isola 2020, arXiv:2005.10242 (t = 2).
     """
-    pairs = torch.ones(len(z), len(z), dtype=torch.bool, device=z.device).triu(1)
-    return (-2 * _squared_distances(z)[pairs]).exp().mean().log()
+    pairs = torch.ones(len(z), len(z), device=z.device).triu(1)
+    return ((-2 * _squared_distances(z)).exp() * pairs).sum().div(pairs.sum()).log()
 
 
 @torch.no_grad()

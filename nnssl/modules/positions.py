@@ -68,7 +68,7 @@ def _find_places(
 ) -> tuple[Tensor, Tensor]:
     """First voxel of each view, and how many there are to choose from: (B, 3) each."""
     device = matrix.device
-    extent = torch.tensor(extent3(patch_size), device=device)
+    extent = torch.tensor(extent3(patch_size)).to(device, non_blocking=True)
     first = volume_centre(matrix, batch["box"].to(device)) - extent / 2
     length = batch["shape"].to(device)
     return first, (length - extent.to(length) + 1).clamp_min(1)

@@ -201,7 +201,7 @@ class ClusteringObjective(Objective):
     def _remember(self, embedding: Tensor, weights: Tensor) -> None:
         """Evenly spaced tokens of this step, for the bank: few enough that it spans steps."""
         most = max(1, len(self.bank.values) // BANK_STEPS)
-        chosen = torch.arange(0, len(embedding), math.ceil(len(embedding) / most))
+        chosen = slice(None, None, math.ceil(len(embedding) / most))
         directions = functional.normalize(embedding[chosen].detach().float(), dim=1)
         self._newest = torch.cat([directions, weights[chosen, None]], 1)
 
@@ -226,8 +226,8 @@ class ClusteringObjective(Objective):
             "prediction_entropy": (cluster_metrics.entropy(predicted) * weights).sum() / total,
             "code_entropy": (cluster_metrics.entropy(codes) * weights).sum() / total,
             "embedding_std": metrics.embedding_std(embedding),
-            "cluster_change": scores.new_tensor(self.change.value),
-            "collapse_loss": scores.new_tensor(math.log(scores.shape[1])),
+            "cluster_change": scores.new_full((), self.change.value),
+            "collapse_loss": scores.new_full((), math.log(scores.shape[1])),
         }
 
 

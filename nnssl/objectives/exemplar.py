@@ -139,5 +139,5 @@ class ExemplarObjective(Objective):
             "negative_distance": (distances * negative).sum() / negative.sum(),
             "embedding_std": metrics.embedding_std(embedding),
             "effective_rank": metrics.effective_rank(embedding),
-            "collapse_loss": distances.new_tensor(self.margin),
+            "collapse_loss": distances.new_full((), self.margin),
         }

@@ -131,7 +131,8 @@ class PCRLv2Objective(ReconstructionObjective):
         task, keys = self.corrupt(batch), batch["key"]
         whole = self._embed([task.image, self._appearance(batch, "global_1")])
         local_names = [name for name in batch["views"] if name.startswith("local_")]
-        chosen = self._levels(keys, 1 + len(local_names)).to(task.image.device)
+        chosen = self._levels(keys, 1 + len(local_names))
+        chosen = chosen.to(task.image.device, non_blocking=True)
         found = unet.project_out(self.network, whole.levels[-1][: len(keys)])
         terms = {
             "reconstruction_loss": reconstruction_loss(found, task.target),

@@ -157,6 +157,6 @@ class PixelClusteringObjective(Objective):
             **cluster_metrics.describe_use(shares),
             "target_entropy": cluster_metrics.entropy(wanted),
             "known_share": known_share,
-            "cluster_change": right.new_tensor(self.change.value),
+            "cluster_change": right.new_full((), self.change.value),
             "collapse_loss": collapse,  # of the best constant prediction
         }

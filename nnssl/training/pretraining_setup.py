@@ -71,6 +71,7 @@ SCHEMA: Schema = {
     "probe": ProbeSettings,
 }
 GIVEN = ("network", "context")
+PLACES = ("box", "shape", "axis", "sign", "dataset")  # of a batch, which objectives compute with
 
 
 class PretrainingSetup(Interruptible):
@@ -367,6 +368,8 @@ class PretrainingSetup(Interruptible):
             name: dense_target.to(self.device, non_blocking=True)
             for name, dense_target in batch["dense_targets"].items()
         }
+        for name in PLACES:
+            ready[name] = batch[name].to(self.device, non_blocking=True)
         patch_size, spacing = self.budget.patch_size, self.objective.context.spacing
         ready["views"] = {}
         for name, view in self.views.items():

@@ -64,8 +64,8 @@ def swap_cells(image: Tensor, keys: Tensor, salt: str, share: float) -> Tensor:
     cells = [length // step for length, step in zip(size, side, strict=True)]
     offsets = np.stack([_offsets(key, salt, cells, side, share) for key in keys])  # (B, d, cells)
     source = torch.zeros(len(keys), *size, dtype=torch.int64, device=image.device)
-    index = torch.from_numpy(offsets).to(image.device)
-    cell = _cell_of_voxels(size, side, cells).to(image.device)  # (voxels,)
+    index = torch.from_numpy(offsets).to(image.device, non_blocking=True)
+    cell = _cell_of_voxels(size, side, cells).to(image.device, non_blocking=True)  # (voxels,)
     for axis, length in enumerate(size):
         own = torch.arange(length, device=image.device).reshape(-1, *[1] * (len(size) - 1 - axis))
         source = source * length + own + index[:, axis, cell].reshape(len(keys), *size)

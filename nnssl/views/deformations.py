@@ -80,7 +80,7 @@ def _draw_rows(probability: float, keys: Tensor, salt: str, name: str) -> list[i
 def _change_rows(image: Tensor, rows: list[int], change: Callable[[Tensor], Tensor]) -> Tensor:
     if not rows:
         return image
-    index = torch.tensor(rows, device=image.device)
+    index = torch.tensor(rows).to(image.device, non_blocking=True)
     return image.index_copy(0, index, change(image[index]))
 
 
@@ -110,10 +110,11 @@ def nonlinear_intensity(
         (B, C, *S).
     """
     tables = np.array([[_table(curve) for curve in channels] for channels in curves])
-    table = torch.from_numpy(tables).to(image).flatten(0, 1)  # (B C, points + 1)
+    table = torch.from_numpy(tables).to(image, non_blocking=True).flatten(0, 1)  # (B C, points + 1)
     axes = (*low.shape[:2], *[1] * (image.ndim - 2))
-    falling = torch.from_numpy(curves[..., 4] < 0.5).to(image)
-    curved = torch.from_numpy(curves[..., 5] < probability).to(image.device)
+    falling = torch.from_numpy(curves[..., 4] < 0.5).to(image, non_blocking=True)
+    curved = torch.from_numpy(curves[..., 5] < probability)
+    curved = curved.to(image.device, non_blocking=True)
     span = (high - low).clamp_min(torch.finfo(image.dtype).tiny)
     inside = image.clamp(low, high)
     position = (inside - low) / span * (CURVE_POINTS - 1)
@@ -170,7 +171,8 @@ def local_shuffle(image: Tensor, keys: Tensor, salt: str, windows: float = WINDO
     moved = _draw(bits, len(size)) < (1 - np.exp(-over_a_voxel)) * levels
     source = torch.zeros_like(bits)
     for axis, length in enumerate(size):
-        table = torch.from_numpy(_displacements(sides[axis], levels)).to(image.device)
+        table = torch.from_numpy(_displacements(sides[axis], levels))
+        table = table.to(image.device, non_blocking=True)
         own = torch.arange(length, device=image.device).reshape(-1, *[1] * (len(size) - 1 - axis))
         step = torch.where(moved, table[_draw(bits, axis)], 0)
         source = source * length + _mirror(own + step, length)
@@ -220,8 +222,9 @@ def paint_boxes(
     """
     size = image.shape[2:]
     drawn = [_draw_boxes(generator(key, salt, "boxes"), size, outpaint) for key in keys]
-    outside = torch.tensor([out for out, _ in drawn], device=image.device)
-    boxes = torch.from_numpy(np.stack([box for _, box in drawn])).to(image.device)
+    outside = torch.tensor([out for out, _ in drawn]).to(image.device, non_blocking=True)
+    boxes = torch.from_numpy(np.stack([box for _, box in drawn]))
+    boxes = boxes.to(image.device, non_blocking=True)
     noisy = _inside(boxes, size) ^ outside.reshape(-1, *[1] * len(size))  # (n, *S)
     fields = draw_fields(torch.rand, keys, image.shape[1:], image.device, salt, "paint field")
     return torch.where(noisy[:, None], low + (high - low) * fields, image)

@@ -145,7 +145,8 @@ class Placement:
     def dense_target(self, raw_patch: Tensor) -> Tensor:
         """Cuts the view out of integer maps (B, *P): nearest, -1 outside; (B, *S) int64."""
         shifted = (raw_patch + 1).unsqueeze(1).double()  # float64 holds every integer below 2**53
-        cut = self._cut(shifted, self._matrix.to(raw_patch.device), "nearest")
+        matrix = self._matrix.to(raw_patch.device, non_blocking=True)
+        cut = self._cut(shifted, matrix, "nearest")
         return cut.squeeze(1).round().long() - 1
 
     def _cut(self, raw_patch: Tensor, matrix: Tensor, mode: str) -> Tensor:
@@ -153,7 +154,8 @@ class Placement:
             return self._cut_centre(raw_patch)
         cut = sample(raw_patch, matrix, self.size, mode)
         if self.still.any():  # the patch itself, without the rounding of an interpolation
-            rows = torch.from_numpy(self.still.nonzero()[0]).to(raw_patch.device)
+            rows = torch.from_numpy(self.still.nonzero()[0])
+            rows = rows.to(raw_patch.device, non_blocking=True)
             cut = cut.index_copy(0, rows, self._cut_centre(raw_patch[rows]))
         return cut
 

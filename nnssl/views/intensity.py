@@ -145,8 +145,9 @@ class Intensity:
         chosen = {row: strength for row, strength in enumerate(drawn) if strength is not None}
         if not chosen:
             return image
-        rows = torch.tensor(list(chosen), device=image.device)
-        strengths = torch.from_numpy(np.stack(list(chosen.values()))).to(image)  # (n, C)
+        rows = torch.tensor(list(chosen)).to(image.device, non_blocking=True)
+        strengths = torch.from_numpy(np.stack(list(chosen.values())))  # (n, C)
+        strengths = strengths.to(image, non_blocking=True)
         strengths = strengths.reshape(*strengths.shape, *[1] * (image.ndim - 2))  # (n, C, 1, ...)
         context = IntensityContext(keys[list(chosen)], salt, spacing)
         changed = self._apply(image[rows], strengths, context)
@@ -174,7 +175,7 @@ def find_robust_range(image: Tensor) -> tuple[Tensor, Tensor]:
     if count > QUANTILE_VOXELS:
         steps = torch.arange(QUANTILE_VOXELS, dtype=torch.float64, device=image.device)
         voxels = voxels[..., (steps * (math.sqrt(5) - 1) / 2 % 1 * count).long()]
-    quantiles = torch.tensor(QUANTILES, dtype=image.dtype, device=image.device)
+    quantiles = torch.tensor(QUANTILES, dtype=image.dtype).to(image.device, non_blocking=True)
     low, high = torch.quantile(voxels, quantiles, dim=-1)  # (n, C) each
     shape = (*low.shape, *[1] * (image.ndim - 2))
     return low.reshape(shape), high.reshape(shape)

@@ -235,7 +235,7 @@ class Timings:
             trainer.objective.dense_targets, wanted = (), trainer.objective.dense_targets
             batch = trainer.batch_maker(0)
             size = (len(batch["image"]), *batch["image"].shape[2:])
-            targets = {w.name: torch.randint(-1, w.clusters, size) for w in wanted}
+            targets = {w.name: torch.randint(-1, w.classes, size) for w in wanted}
             batch["dense_targets"] = targets
             if pin:
                 batch["image"] = batch["image"].pin_memory()
