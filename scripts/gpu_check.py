@@ -14,12 +14,14 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
@@ -132,17 +134,20 @@ class Check:
             self.tell({"part": "tests", "ok": None, "skipped": "no CUDA device"})
             return
         log = self.out / "gpu_tests.log"
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
-        command += ["--tb=short", "-rA", "--durations=5", *files]
+        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider"]
+        command += ["--tb=short", "--durations=5", *files]
         if find_spec("xdist"):
             command += ["-n", str(self.processes), "--dist=load"]
         begin = perf_counter()
         with log.open("w") as out:
+            process = subprocess.Popen(command, cwd=HERE.parent, stdout=out, stderr=out)
             try:
-                code = subprocess.run(
-                    command, cwd=HERE.parent, stdout=out, stderr=out, timeout=max(seconds, 10)
-                ).returncode
+                code = process.wait(max(seconds, 10))
             except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGINT)  # it then tells what has failed so far
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(4)
+                process.kill()
                 code = -9
         text = log.read_text()
         tail = text[-8000:] if code else text[-1500:]
@@ -150,7 +155,12 @@ class Check:
         self.tell({"part": "tests", "ok": code == 0, "seconds": seconds, "log": tail})
 
 
-THREADS = {"OMP_NUM_THREADS": "1", "nnUNet_def_n_proc": "2", "nnUNet_n_proc_DA": "0"}
+THREADS = {
+    "OMP_NUM_THREADS": "1",
+    "nnUNet_compile": "0",
+    "nnUNet_def_n_proc": "2",
+    "nnUNet_n_proc_DA": "0",
+}
 
 
 def describe(record: dict[str, Any]) -> str:
