@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MOST_CLASSES = 256  # of which each has a threshold of its own, whether it occurs or not
 BINS = 1000  # of the confidence, to find the share of a class that counts
 
 
@@ -59,8 +60,11 @@ def make_pseudo_labels(
         probabilities = logits.softmax(1)
         sure, classes = probabilities.max(1)
         labels = classes[:, None]
-    _, numbers = classes.unique(return_inverse=True)
-    threshold = _find_thresholds(sure, numbers, confidence, least_share)
+    numbers, count = classes, 2 ** logits.shape[1] if regions else logits.shape[1]
+    if count > MOST_CLASSES:
+        found, numbers = classes.unique(return_inverse=True)  # a GPU is waited for
+        count = len(found)
+    threshold = _find_thresholds(sure, numbers, count, confidence, least_share)
     counted = sure >= threshold[numbers]
     return PseudoLabels(labels, counted[:, None], probabilities, classes[:, None])
 
@@ -71,16 +75,26 @@ def number_combinations(regions: Tensor) -> Tensor:
     return torch.tensordot(regions.movedim(1, -1).long(), codes, dims=1)[:, None]
 
 
-def _find_thresholds(sure: Tensor, classes: Tensor, confidence: float, share: float) -> Tensor:
+def _find_thresholds(
+    sure: Tensor, classes: Tensor, count: int, confidence: float, share: float
+) -> Tensor:
     """Per class: the confidence, or the lower bin edge that lets the surest `share` through."""
-    count = int(classes.max()) + 1
     bins = (sure * BINS).long().clamp(0, BINS - 1)
-    histogram = torch.bincount((classes * BINS + bins).flatten(), minlength=count * BINS)
-    histogram = histogram.reshape(count, BINS)
+    histogram = count_values(classes * BINS + bins, count * BINS).reshape(count, BINS)
     above = histogram.flip(1).cumsum(1).flip(1)  # voxels at least as sure as the bin
     enough = above >= share * histogram.sum(1, keepdim=True)
     edges = (enough.sum(1) - 1).clamp_min(0) / BINS  # the highest bin with enough above it
     return edges.clamp_max(confidence)
+
+
+def count_values(values: Tensor, count: int, weights: Tensor | None = None) -> Tensor:
+    """How often each of 0 to `count - 1` occurs, or the sum of its weights (integers): int64.
+
+    As `torch.bincount`, which waits for a GPU.
+    """
+    ones = torch.ones_like(values) if weights is None else weights.long()
+    sums = torch.zeros(count, dtype=torch.int64, device=values.device)
+    return sums.scatter_add_(0, values.flatten(), ones.flatten())
 
 
 def squared_difference(logits: Tensor, teacher: Tensor, mask: Tensor, regions: bool) -> Tensor:

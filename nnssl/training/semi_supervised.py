@@ -17,7 +17,7 @@ from nnssl.data.unlabelled.job import PreprocessingPlan
 from nnssl.finetuning.semi_supervised import Lesson, SemiSupervised, drop_channels
 from nnssl.leakage.ancestry import record_patients
 from nnssl.leakage.unlabelled import ChosenImages, PretrainingFold, choose_images, find_recorded
-from nnssl.losses.pseudo_labels import PseudoLabels
+from nnssl.losses.pseudo_labels import MOST_CLASSES, PseudoLabels, count_values
 from nnssl.modules.cluster_metrics import paint, shade
 from nnssl.nnunet.images import image_file
 from nnssl.nnunet.paths import own_folder
@@ -177,18 +177,26 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
     def save_or_leave(self) -> None:
         """Called once the step is taken, and before anything is saved."""
         self.dropped_rows = 0
-        terms = {name: float(value) for name, value in self.loss.terms.items()}
-        self.epoch_terms.append(terms | self._describe_confidence())
+        terms = {**self.loss.terms, **self._describe_confidence()}
+        values = torch.stack([value.float() for value in terms.values()]).tolist()  # one transfer
+        found = dict(zip(terms, values, strict=True))
+        self.epoch_terms.append({n: v for n, v in found.items() if n in self.loss.terms or v >= 0})
         super().save_or_leave()
 
-    def _describe_confidence(self) -> dict[str, float]:
-        """Share of the voxels of each class (of the teacher's) that count, and of all."""
+    def _describe_confidence(self) -> dict[str, torch.Tensor]:
+        """Share of the voxels that count, of all and of each class of the teacher's.
+
+        Negative for a class that does not occur; none of the classes where they are very many.
+        """
         if self.said is None:
             return {}
-        counted, classes = self.said.counted, self.said.classes
-        shares = {"counted": float(counted.float().mean())}
-        for value in classes.unique().tolist():
-            shares[f"counted_class_{value}"] = float(counted[classes == value].float().mean())
+        counted, classes, form = self.said.counted, self.said.classes, self.loss.form
+        shares = {"counted": counted.float().mean()}
+        count = 2**form.regions if form.regions else self.said.probabilities.shape[1]
+        if count <= MOST_CLASSES:
+            there, taken = count_values(classes, count), count_values(classes, count, counted)
+            each = torch.where(there > 0, taken / there.clamp_min(1), -1.0)
+            shares |= {f"counted_class_{value}": each[value] for value in range(count)}
         return shares
 
     # ------------------------------------------------------------------ log and pictures

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.losses.pseudo_labels import make_pseudo_labels, squared_difference
+from nnssl.losses import pseudo_labels
+from nnssl.losses.pseudo_labels import count_values, make_pseudo_labels, squared_difference
 
 
 def draw_logits(shape=(2, 4, 20, 20), scale=3.0):
@@ -70,3 +71,21 @@ def test_squared_difference_equals_numpy(regions):
     found = squared_difference(logits, teacher, mask, regions)
     assert float(found) == pytest.approx(expected, rel=1e-5)
     assert float(squared_difference(logits, teacher, torch.zeros_like(mask), regions)) == 0
+
+
+def test_counted_values_are_those_of_bincount():
+    values = torch.randint(0, 5, (3, 4), generator=torch.manual_seed(0))
+    weights = values > 1
+    assert torch.equal(count_values(values, 7), torch.bincount(values.flatten(), minlength=7))
+    expected = torch.bincount(values.flatten(), weights.flatten().double(), minlength=7).long()
+    assert torch.equal(count_values(values, 7, weights), expected)
+
+
+def test_very_many_regions_have_thresholds_of_what_occurs(monkeypatch):
+    """As few regions have, where each combination has a threshold whether it occurs or not."""
+    logits = torch.randn((2, 3, 16, 16), generator=torch.manual_seed(1))
+    few = make_pseudo_labels(logits, True, 0.9, 0.3)
+    monkeypatch.setattr(pseudo_labels, "MOST_CLASSES", 4)
+    many = make_pseudo_labels(logits, True, 0.9, 0.3)
+    assert torch.equal(few.counted, many.counted)
+    assert 0.2 < few.counted.float().mean() < 1
