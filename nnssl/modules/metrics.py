@@ -95,6 +95,20 @@ def contrastive_accuracy(z: Tensor, positive: Tensor, negative: Tensor) -> Tenso
     return ((similarity > hardest) & counted).sum() / counted.sum()
 
 
+@torch.no_grad()
+def count_distinct(chosen: Tensor, marks: Tensor) -> Tensor:
+    """How many different marks the chosen ones of each row have, (M,) float32.
+
+    Args:
+        chosen: (M, N) bool.
+        marks: (N, D); two are the same if all D numbers are.
+    """
+    same = (marks[:, None] == marks[None, :]).all(-1).float()  # (N, N)
+    with torch.autocast(marks.device.type, enabled=False):
+        copies = chosen.float() @ same  # of each mark among the chosen ones
+    return (chosen / copies.clamp_min(1)).sum(1)
+
+
 def _directions(z: Tensor) -> Tensor:
     return functional.normalize(z.float(), dim=1)
 

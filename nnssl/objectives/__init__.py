@@ -8,6 +8,7 @@ from nnssl.objectives.byol import BYOLObjective
 from nnssl.objectives.clustering import ClusteringObjective
 from nnssl.objectives.contrastive import ContrastiveObjective
 from nnssl.objectives.cpc import CPCObjective
+from nnssl.objectives.dataset_contrastive import DatasetContrastiveObjective
 from nnssl.objectives.dense_byol import DenseBYOLObjective
 from nnssl.objectives.exemplar import ExemplarObjective
 from nnssl.objectives.jigsaw import JigsawObjective
@@ -36,6 +37,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "relative_patch": RelativePatchObjective,
     "byol": BYOLObjective,
     "dense_byol": DenseBYOLObjective,
+    "dataset_contrastive": DatasetContrastiveObjective,
     "joint": JointObjective,
     "jigsaw": JigsawObjective,
 }

@@ -25,18 +25,21 @@ from nnssl.modules.memory import MemoryBank, MomentumCopy, rise_to_one
 from nnssl.modules.positions import find_parts, find_positions
 from nnssl.objectives.base import Batch, Context, Objective
 
+PATCH = 4  # numbers that tell a raw patch: case, and first voxel
+
 
 def describe_views(batch: Batch, context: Context, every_axis: bool = False) -> Tensor:
-    """Instance, part, dataset and place of every view, (V * B, M) float32."""
+    """Instance, part, dataset, place and raw patch of every view, (V * B, M) float32."""
     views = list(batch["views"].values())
     device, samples = views[0].image.device, len(views[0].image)
     instance = torch.arange(samples, device=device) + distributed.rank() * samples
+    patch = torch.cat([batch["case"].to(device)[:, None], batch["box"].to(device)[..., 0]], 1)
     members = []
     for view in views:
         place = batch, view.matrix, context.patch_size
         part = find_parts(*place, context.partitions)
         numbers = torch.stack([instance, part, batch["dataset"].to(device)], 1)
-        members.append(torch.cat([numbers, find_positions(*place, every_axis)], 1))
+        members.append(torch.cat([numbers, find_positions(*place, every_axis), patch], 1))
     return torch.cat(members).float()
 
 
@@ -106,6 +109,7 @@ class ContrastiveObjective(Objective):
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "alignment and uniformity": ("alignment", "uniformity"),
         "pairs per anchor": ("positives", "negatives"),
+        "different raw patches among them": ("distinct_positives", "distinct_negatives"),
     }
     default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {"global": {"count": 2}}
 
@@ -149,7 +153,7 @@ class ContrastiveObjective(Objective):
         self.target: Any = None
         if momentum is not None:
             self.target = nn.ModuleList(MomentumCopy(m) for m in (self.network, self.projector))
-        member = 3 + (3 if every_axis else 1)  # instance, part, dataset, place
+        member = 3 + (3 if every_axis else 1) + PATCH  # instance, part, dataset, place, patch
         self.bank = MemoryBank(memory_bank, embedding_features + member) if memory_bank else None
 
     @property
@@ -179,7 +183,8 @@ class ContrastiveObjective(Objective):
             negative[:, anchors:] &= self.bank.is_filled()
         rows = distributed.local_rows(len(embedding))
         loss = contrastive_loss(embeddings, positive, negative, self.temperature, rows, candidates)
-        return {"loss": loss, **self._metrics(embeddings.detach(), positive, negative)}
+        patches = members[:anchors, -PATCH:]
+        return {"loss": loss, **self._metrics(embeddings.detach(), positive, negative, patches)}
 
     def after_step(self, batch: Batch, progress: float) -> None:
         if self.momentum is not None:
@@ -203,13 +208,15 @@ class ContrastiveObjective(Objective):
             dataset,
             dataset_similar=self.dataset_similar,
             within_dataset=self.within_dataset,
-            position=members[:, 3:],
+            position=members[:, 3:-PATCH],
             near=self.near,
             anchors=anchors,
         )
 
     @torch.no_grad()
-    def _metrics(self, z: Tensor, positive: Tensor, negative: Tensor) -> dict[str, Tensor]:
+    def _metrics(
+        self, z: Tensor, positive: Tensor, negative: Tensor, patches: Tensor
+    ) -> dict[str, Tensor]:
         negatives, collapse = negative.sum(1).float(), collapse_value(positive, negative)
         positive, among = positive[:, : len(z)], negative[:, : len(z)]  # without the bank
         return {
@@ -220,5 +227,7 @@ class ContrastiveObjective(Objective):
             "effective_rank": metrics.effective_rank(z),
             "positives": positive.gt(0).sum(1).float().mean(),
             "negatives": negatives.mean(),
+            "distinct_positives": metrics.count_distinct(positive > 0, patches).mean(),
+            "distinct_negatives": metrics.count_distinct(among, patches).mean(),
             "collapse_loss": collapse,
         }

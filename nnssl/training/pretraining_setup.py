@@ -71,7 +71,14 @@ SCHEMA: Schema = {
     "probe": ProbeSettings,
 }
 GIVEN = ("network", "context")
-PLACES = ("box", "shape", "axis", "sign", "dataset")  # of a batch, which objectives compute with
+PLACES = (
+    "box",
+    "shape",
+    "axis",
+    "sign",
+    "case",
+    "dataset",
+)  # of a batch, which objectives compute with
 
 
 class PretrainingSetup(Interruptible):

@@ -130,3 +130,12 @@ def test_no_gradient_and_half_precision():
     ]
     torch.testing.assert_close(found, expected)
     assert not any(value.requires_grad for value in found)
+
+
+def test_distinct_marks_are_counted_once():
+    marks = torch.tensor([[0, 1], [0, 1], [0, 2], [3, 1], [0, 1]])
+    chosen = torch.tensor([[1, 1, 0, 0, 1], [1, 0, 1, 1, 1], [0, 0, 0, 0, 0]]).bool()
+    assert metrics.count_distinct(chosen, marks).tolist() == pytest.approx([1, 3, 0])
+    with torch.autocast("cpu", torch.bfloat16):
+        many = metrics.count_distinct(torch.ones(1, 999).bool(), torch.arange(999)[:, None])
+    assert float(many) == pytest.approx(999)

@@ -46,6 +46,18 @@ def test_an_anchor_has_the_pairs_that_its_method_gives_it(
     assert float(terms["collapse_loss"]) == pytest.approx(math.log(1 + negatives))
 
 
+def test_views_of_one_patch_and_a_patch_that_is_drawn_twice_are_no_further_ones(
+    make_unet: Callable[..., nn.Module],
+) -> None:
+    made, seen = objective(make_unet), batch()
+    terms = made(seen)  # its own patch, and one of the other volume; of the other part two
+    assert (terms["distinct_positives"], terms["distinct_negatives"]) == (2, 2)
+    seen["case"], seen["box"] = seen["case"] * 0, seen["box"][[0, 1, 0, 1]]
+    terms = made(seen)
+    assert (terms["distinct_positives"], terms["distinct_negatives"]) == (1, 1)
+    assert terms["positives"] == 3
+
+
 def test_every_view_has_the_part_that_itself_lies_in(make_unet: Callable[..., nn.Module]) -> None:
     """The second view of sample 0 reaches into part 1: 3 views in part 0, 5 in part 1.
 

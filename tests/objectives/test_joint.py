@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 import torch
 from building import make_objective
 from halves import check_halves
+from resuming import check_resumed
 from test_contract import make_batch
 from torch import nn
 
@@ -207,30 +206,8 @@ def test_wrong_parts_are_named(
 def test_a_stopped_run_goes_on_to_the_same_weights(
     tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    knobs = "num_epochs=2 num_iterations_per_epoch=2 num_val_iterations_per_epoch=1 warmup_epochs=0"
-    monkeypatch.setenv("nnssl_overrides", f"{knobs} probe_at_end=false")
-    kind = trainer_class("nnSSLJointTrainer")
-    whole = tiny_dataset.trainer(kind)
-    whole.run_training()
-    for file in Path(whole.output_folder).glob("*.pth"):
-        file.unlink()
-    stopped = tiny_dataset.trainer(kind)
-    step = stopped.train_step
-
-    def stopping(seen: Any) -> Any:
-        if stopped.step == 2:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        return step(seen)
-
-    stopped.train_step = stopping
-    with pytest.raises(SystemExit):
-        stopped.run_training()
-    resumed = tiny_dataset.trainer(kind)
-    resumed.load_checkpoint(str(Path(stopped.output_folder) / "checkpoint_latest.pth"))
-    resumed.run_training()
-    for key, value in whole.objective.state_dict().items():
-        assert torch.equal(resumed.objective.state_dict()[key], value), key
-    trained = unet.trained_keys(resumed.objective.network, resumed.objective.trained)
+    whole = check_resumed(tiny_dataset, trainer_class("nnSSLJointTrainer"), 3, monkeypatch)
+    trained = unet.trained_keys(whole.objective.network, whole.objective.trained)
     assert any(key.startswith("decoder.stages.") for key in trained)
     assert any(key.startswith("encoder.stages.") for key in trained)
 

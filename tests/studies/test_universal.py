@@ -1,4 +1,4 @@
-"""The four regimes of the universal encoder: a study that needs nothing but dataset ids."""
+"""Regimes and variants of the universal encoder: a study that needs nothing but dataset ids."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ REGIMES = {
     "same anatomy with target": 901,
     "universal with target": 902,
     "universal without target": 903,
+    "universal with target, demeaned": 902,
+    "universal with target, two steps": 902,
+    "universal with target, representation": 902,
+    "universal with target, demeaned representation": 902,
 }
 
 
@@ -40,10 +44,10 @@ def test_every_regime_pretrains_on_its_dataset_and_tunes_on_the_target(filled: S
     assert find_waiting(filled.study) == {}
     grid = filled.cells
     sources = {cell.id: cell for cell in grid if cell.kind == "pretrain"}
-    assert len(sources) == 4 * 2  # two seeds
+    assert len(sources) == 8 * 2  # two seeds
     assert {cell.plans for cell in grid} == {"nnUNetPlans"}
     tuned = [cell for cell in grid if cell.needs is not None]
-    assert len(tuned) == 4 * 3 * 6  # regimes, budgets, repetitions
+    assert len(tuned) == 8 * 3 * 6  # regimes, budgets, repetitions
     for cell in tuned:
         assert cell.dataset == 27
         assert sources[cell.needs].dataset == REGIMES[cell.method]
