@@ -20,6 +20,7 @@ from nnssl.studies.analysis.statistics import LEAST_REPETITIONS
 from nnssl.studies.analysis.table import collect_scores
 from nnssl.studies.report.provenance import CellRecord, read_learning_curve, read_records
 from nnssl.studies.run.folder import StudyFolder, open_study
+from nnssl.studies.run.grid import find_stages
 from nnssl.studies.run.spec import SCRATCH
 
 ALPHA = 0.05
@@ -214,8 +215,14 @@ class Findings:
 
     @cached_property
     def hours(self) -> dict[str, float]:
-        """Method -> hours of one pre-training."""
-        return _average((method, each.hours) for method, each in self._pretrainings if each.hours)
+        """Method -> hours of one pre-training, all stages together."""
+        cells = {each.cell.id: each.cell for each in self.records}
+        spent = {each.cell.id: each.hours or 0.0 for each in self.records}
+        return _average(
+            (method, each.hours + sum(spent[stage] for stage in find_stages(each.cell, cells)))
+            for method, each in self._pretrainings
+            if each.hours
+        )
 
     @property
     def _finished(self) -> list[CellRecord]:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from nnssl.studies.report.findings import AGAINST, Findings, write_p, write_signed
 from nnssl.studies.report.provenance import CellRecord
+from nnssl.studies.run.grid import find_stages
 from nnssl.studies.run.spec import SCRATCH
 
 ROLES = {"main": "", "own_schedule": " (own schedule)", "added_steps": " (added steps)"}
@@ -159,9 +160,11 @@ def _tabulate_labels_saved(found: Findings) -> ReportTable:
 def _tabulate_cost(records: Sequence[CellRecord]) -> ReportTable:
     """Hours per arm: pre-training once, and fine-tuning or training per run."""
     timed = [each for each in records if each.hours is not None]
-    rows = []
+    cells, rows = {each.cell.id: each.cell for each in records}, []
     for method in dict.fromkeys(each.cell.method for each in timed):
-        needed = {each.cell.needs for each in records if each.cell.method == method}
+        own = [each.cell for each in records if each.cell.method == method]
+        needed = {stage for cell in own for stage in find_stages(cell, cells)}
+        needed |= {cell.id for cell in own if cell.kind == "pretrain"}
         before = [each for each in timed if each.cell.id in needed]
         after = [e for e in timed if e.cell.method == method and e.cell.kind == "finetune"]
         both = [*before, *after]

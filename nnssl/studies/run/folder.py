@@ -85,13 +85,15 @@ class StudyFolder:
 
     def environment(self, cell: Cell) -> dict[str, str]:
         """Variables of the command; an empty one counts as not set."""
-        weights = ""
+        weights, overrides = "", cell.overrides
         if cell.needs is not None:
             source = next(each for each in self.cells if each.id == cell.needs)
             weights = str(self.fold_folder(source) / FINAL)
+        if weights and cell.kind == "pretrain":
+            weights, overrides = "", {**overrides, "training.initial_weights": weights}
         return {
             RESULTS: str(self.cell_folder(cell)),
-            OVERRIDES: write_overrides(cell.overrides),
+            OVERRIDES: write_overrides(overrides),
             WEIGHTS: weights,
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
 from math import ceil, prod
@@ -33,7 +33,8 @@ class Cell:
         repetition: seed of labelled cases and fine-tuning; None for pre-training.
         pretraining_seed: seed of the pre-training it is, or starts from; None for scratch.
         overrides: what goes into `nnssl_overrides`.
-        needs: id of the pre-training cell whose `checkpoint_final.pth` it starts from.
+        needs: id of the pre-training cell whose `checkpoint_final.pth` it starts from; a
+            pre-training can need another.
         role: `main`: equal schedules; `own_schedule`: scratch tried with a schedule of its own;
             `added_steps`: scratch with the pre-training's steps added.
     """
@@ -80,11 +81,30 @@ def list_cells(study: Study) -> list[Cell]:
     names = _name_pretrainings(arms)
     grid: dict[str, Cell] = {}
     for repetition, fold in product(range(study.repetitions), study.folds):
-        sources = {m: _make_pretraining(study, m, names[m], fold, repetition) for m in arms}
-        for cell in (*sources.values(), *_make_finetunings(study, sources, fold, repetition)):
+        sources: dict[str, Cell] = {}
+        for method in arms:
+            made = _make_pretraining(study, method, names[method], fold, repetition)
+            first = sources.get(arms[method].after or "")
+            sources[method] = replace(made, needs=first.id if first else None)
+        measured = {method: cell for method, cell in sources.items() if arms[method].measured}
+        for cell in (*sources.values(), *_make_finetunings(study, measured, fold, repetition)):
             grid.setdefault(cell.id, cell)
     grid |= {cell.id: cell for cell in _make_trials_of_scratch(study, arms)}
     return list(grid.values())
+
+
+def find_stages(cell: Cell, cells: Mapping[str, Cell]) -> list[str]:
+    """Ids of the pre-trainings that a cell starts from, the last stage first.
+
+    Args:
+        cell: any.
+        cells: id -> cell, of the study.
+    """
+    found: list[str] = []
+    while cell.needs is not None and cell.needs in cells:
+        cell = cells[cell.needs]
+        found.append(cell.id)
+    return found
 
 
 def read_schedule(trainer: str, kind: Kind, overrides: Mapping[str, Any]) -> tuple[int, int]:
@@ -110,7 +130,9 @@ def _name_pretrainings(arms: Mapping[str, PretrainingArm]) -> dict[str, str]:
     names: dict[str, str] = {}
     known: dict[str, tuple[Any, ...]] = {}
     for method, arm in arms.items():
-        alike = (arm.trainer, write_overrides(arm.overrides), arm.dataset, arm.plans, arm.fold)
+        before = names.get(arm.after or "")
+        overrides = write_overrides(arm.overrides)
+        alike = (arm.trainer, overrides, arm.dataset, arm.plans, arm.fold, before)
         name = arm.trainer if known.get(arm.trainer, alike) == alike else ""
         name = name or next((n for n, other in known.items() if other == alike), "")
         name = name or f"{arm.trainer}-{slug(method)}"
@@ -189,7 +211,11 @@ def _make_trials_of_scratch(study: Study, arms: Mapping[str, PretrainingArm]) ->
     ]
     added: set[int] = set()
     if study.scratch_added_steps:
-        added = {prod(read_schedule(a.trainer, "pretrain", a.overrides)) for a in arms.values()}
+        of_chain: dict[str, int] = {}
+        for method, arm in arms.items():
+            own = prod(read_schedule(arm.trainer, "pretrain", arm.overrides))
+            of_chain[method] = own + of_chain.get(arm.after or "", 0)
+        added = {of_chain[method] for method, arm in arms.items() if arm.measured}
     for (name, schedule), steps in product(study.schedules.items(), sorted(added)):
         trainer = schedule.scratch_trainer
         epochs, iterations = read_schedule(trainer, "finetune", schedule.overrides)

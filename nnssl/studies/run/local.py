@@ -87,10 +87,11 @@ class LocalRunner:
 
     def _start_what_can_start(self) -> None:
         for cell in list(self.pending):
-            if cell.needs is not None and cell.needs in self.outcome.failed:
+            lost = {name: name for name in self.outcome.failed} | self.outcome.blocked
+            if cell.needs is not None and cell.needs in lost:
                 self.pending.remove(cell)
-                self.outcome.blocked[cell.id] = cell.needs
-                self._say(f"blocked  {cell.id}: {cell.needs} failed")
+                self.outcome.blocked[cell.id] = lost[cell.needs]
+                self._say(f"blocked  {cell.id}: {lost[cell.needs]} failed")
             elif self.free and (cell.needs is None or cell.needs in self.outcome.done):
                 self._start(cell)
 

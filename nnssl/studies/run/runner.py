@@ -12,7 +12,7 @@ from nnssl.config import bind, read_config, write_overrides
 from nnssl.studies.run.attempts import next_command, next_variables
 from nnssl.studies.run.devices import Slot, make_slots
 from nnssl.studies.run.folder import PROGRAM, StudyFolder, grow_study, join_values
-from nnssl.studies.run.grid import Cell, Kind
+from nnssl.studies.run.grid import Cell, Kind, find_stages
 from nnssl.studies.run.local import CellOutcome, LocalRunner
 from nnssl.studies.run.slurm import JobLimits, submit
 from nnssl.studies.run.spec import SCRATCH, Study, find_waiting, read_study
@@ -44,8 +44,10 @@ class Selection:
         for method in self.only or ():
             if method not in known:
                 raise ValueError(f"--only: found {method!r}; this study has: {', '.join(known)}")
-        chosen = {cell.id: cell.needs for cell in folder.cells if self._has(cell)}
-        return [c for c in folder.cells if c.id in chosen or c.id in chosen.values()]
+        cells = {cell.id: cell for cell in folder.cells}
+        chosen = [cell for cell in folder.cells if self._has(cell)]
+        ids = {name for cell in chosen for name in (cell.id, *find_stages(cell, cells))}
+        return [cell for cell in folder.cells if cell.id in ids]
 
     def _has(self, cell: Cell) -> bool:
         return cell.repetition is not None and (

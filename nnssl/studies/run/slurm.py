@@ -148,7 +148,7 @@ def _group_by_need(
     for cell in rest:
         needs = cell.needs if cell.needs in open_ids else None
         groups.setdefault(needs, []).append(cell)
-    yield from sorted(groups.items(), key=lambda group: group[0] is not None)
+    yield from groups.items()  # a cell stands behind the one it needs, and so does its array
 
 
 def _start_after(executor: Any, job: Any, cluster: str) -> None:

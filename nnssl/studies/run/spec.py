@@ -22,6 +22,7 @@ SCRATCH = "scratch"
 FOLDER = "studies"  # of YAML files, in a user's folder and in the installed one
 ABOUT = ("name", "summary", "paper", "differs")
 ONCE = Rule(lambda values: len(set(values)) == len(values), "none twice")
+INITIAL = {"training.initial_weights", "initial_weights"}
 SET_BY_THE_STUDY = ("training.seed", "labels")
 
 
@@ -38,6 +39,8 @@ class PretrainingArm:
         dataset: pre-trains on another dataset (id or name); null: on the study's own.
         plans: plans of the pre-training; null: the study's own.
         fold: fold of the pre-training; null: that of the fine-tuning.
+        after: an arm that stands above; the pre-training starts from its weights.
+        measured: whether it is fine-tuned; a stage that others follow need not be.
         waits: `trainer`: the arm is left out until its trainer exists; `dataset`: until the file
             names a dataset here.
     """
@@ -49,6 +52,8 @@ class PretrainingArm:
     dataset: int | Name | None = None
     plans: Name | None = None
     fold: Whole | Literal["all"] | None = None
+    after: str | None = None
+    measured: bool = True
     waits: Literal["trainer", "dataset"] | None = None
 
 
@@ -148,7 +153,7 @@ def read_study(name_or_path: str | Path) -> Study:
     for section, arm in ARMS.items():
         knobs[section] = {name: arm(**values) for name, values in sections[section].items()}
     study = Study(**{"name": raw.name, "summary": "", **raw.about, **knobs})
-    checks = (_check_grid, _check_names, _check_trainers, _check_overrides)
+    checks = (_check_grid, _check_names, _check_trainers, _check_overrides, _check_stages)
     if problems := [problem for check in checks for problem in check(study)]:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = "\n".join(f"  {problem}" for problem in problems)
@@ -174,7 +179,7 @@ def slug(name: str) -> str:
 
 
 def find_waiting(study: Study) -> dict[str, str]:
-    """Method -> why it is left out, for the arms that wait."""
+    """Method -> why it is left out, for the arms that wait and for those that follow them."""
     known, reasons = find_configs(), {}
     for method, arm in study.pretraining.items():
         if arm.waits == "trainer" and arm.trainer not in known:
@@ -183,6 +188,8 @@ def find_waiting(study: Study) -> dict[str, str]:
             reasons[method] = (
                 f"waits for a dataset: copy the study and give `dataset:` in pretraining.{method}"
             )
+        elif arm.after in reasons:
+            reasons[method] = f"follows {arm.after}, which is left out"
     return reasons
 
 
@@ -260,6 +267,27 @@ def _check_overrides(study: Study) -> Iterator[str]:
             if any(full == each or full.startswith(f"{each}.") for each in SET_BY_THE_STUDY):
                 path = f"{section}.{name}.{part}.{knob}"
                 yield f"{path}: set by the study itself (seeds, unit and budgets); remove it"
+
+
+def _check_stages(study: Study) -> Iterator[str]:
+    """An arm and the one that it follows make one chain for every repetition and fold."""
+    above: dict[str, PretrainingArm] = {}
+    for method, arm in study.pretraining.items():
+        if (first := above.get(arm.after or "")) is not None:
+            path, like = f"pretraining.{method}", f"as {arm.after}"
+            if list(arm.seeds) != list(first.seeds):
+                yield f"{path}.seeds: found {[*arm.seeds]}, allowed: {[*first.seeds]}, {like}"
+            if arm.fold is not None and arm.fold != first.fold:
+                yield f"{path}.fold: found {arm.fold!r}, allowed: {first.fold!r}, {like}"
+            if INITIAL & set(arm.overrides):
+                yield f"{path}.overrides: the weights are those of {arm.after}; remove them"
+        elif arm.after is not None:
+            known = ", ".join(above) or "none"
+            yield (
+                f"pretraining.{method}.after = {arm.after!r}: no such arm stands above"
+                f"{suggest(arm.after, above)}; there are: {known}"
+            )
+        above[method] = arm
 
 
 def _list_arms(study: Study) -> Iterator[tuple[str, str, Any]]:

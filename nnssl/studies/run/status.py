@@ -36,7 +36,8 @@ def read_status(folder: str | Path) -> Status:
             states[cell.id] = "DAMAGED"
             problems.append(f"DAMAGED: {cell.id}: {error}")
     for cell in study.cells:
-        if cell.needs and states[cell.needs] == "FAILED" and states[cell.id] == "waiting":
+        lost = cell.needs and states[cell.needs] in ("FAILED", "blocked")
+        if lost and states[cell.id] == "waiting":
             states[cell.id] = "blocked"
     words = ["done" if text[0].isdigit() else text.split()[0] for text in states.values()]
     return Status(
