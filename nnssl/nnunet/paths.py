@@ -11,7 +11,8 @@
     nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION/
         plans.json, dataset.json
         fold_F/                             checkpoints, training_log_*.txt, validation/summary.json
-                                            resolved_config.yaml, labelled_cases.json, probe.json
+                                            resolved_config.yaml, labelled_cases.json, probe.json,
+                                            transfer.json
             former_1/                       a run that was set aside (training.overwrite)
 """
 
@@ -40,6 +41,7 @@ CHECKPOINTS = (FINAL, LATEST, BEST)  # in the order in which `--c` looks for the
 SUMMARY = Path("validation") / "summary.json"
 CONFIG_FILE, LABELLED_FILE = "resolved_config.yaml", "labelled_cases.json"  # ours, of a run
 PROBE_FILE = "probe.json"
+TRANSFER_FILE = "transfer.json"  # what of the weights was loaded, beside the log
 FORMER = "former_"  # begins the names of folders of runs that were set aside
 WEIGHTS = "nnssl_pretrained_weights"  # variable that names the checkpoint to start from
 _PLAIN_NAME = re.compile(r"[^\W_][\w.+-]*")

@@ -14,6 +14,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
+from nnssl.common.files import write_json
 from nnssl.config import Config, Schema
 from nnssl.data import labels
 from nnssl.data.labels import LabelBudget
@@ -29,13 +30,14 @@ from nnssl.finetuning.freezing import freeze_or_release
 from nnssl.finetuning.learning_rates import PartSchedule, group_parameters
 from nnssl.finetuning.semi_supervised import Lesson, mix_labelled
 from nnssl.finetuning.start_weights import copy_start, pull_to_start
-from nnssl.leakage.ancestry import record_patients
+from nnssl.leakage.ancestry import ANCESTORS, record_patients
 from nnssl.leakage.check import Evaluation
 from nnssl.modules import unet
 from nnssl.modules.memory import MomentumCopy
 from nnssl.nnunet.cases import read_cases
 from nnssl.nnunet.checkpoint import make_plain, read_checkpoint, speaking_of
 from nnssl.nnunet.namesakes import describe_parts, list_cases
+from nnssl.nnunet.paths import TRANSFER_FILE
 from nnssl.nnunet.planned_network import check_supported
 from nnssl.nnunet.plans import name_channels
 from nnssl.nnunet.runs import WeightSource
@@ -300,6 +302,8 @@ class nnSSLFinetuner(Interruptible):
         assert self.config is not None
         assert self.labelled is not None
         write_resolved_config(self.output_folder, self.config.to_dict())
+        told = {key: value for key, value in self.weights_record.items() if key != ANCESTORS}
+        write_json(Path(self.output_folder) / TRANSFER_FILE, told)
         chosen = self.labelled.slices
         if chosen is not None:
             count = sum(map(len, chosen.values()))

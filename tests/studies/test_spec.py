@@ -14,6 +14,7 @@ SHIPPED = (
     "hippocampus",
     "quick",
     "radiossl",
+    "schedules",
     "semi_supervised",
     "ssl_medseg",
     "taleb",

@@ -108,6 +108,9 @@ def test_the_road(finetune, pretrained, tiny_dataset):
     assert final["nnssl"]["weights"]["source"] == str(source)
     assert final["nnssl"]["weights"]["share"] == 1.0
     assert final["nnssl"]["weights"]["contaminated"] is False
+    told = json.loads((folder / "transfer.json").read_text())
+    assert told["parameters"] == final["nnssl"]["weights"]["parameters"]
+    assert told["share_of_encoder"] == 1
     labelled = json.loads((folder / "labelled_cases.json").read_text())
     assert (labelled["unit"], labelled["number_of_patients"], labelled["number_of_volumes"]) == (
         "patients",
