@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from nnssl.finetuning.names import is_residual, name_once
 _STAGE = re.compile(
     r"encoder\.stages\.(\d+)\.(?:blocks\.(\d+)\.conv1|\d+\.convs\.(\d+))\.conv\.weight"
 )
-_LEVEL = re.compile(r"decoder\.stages\.(\d+)\.convs\.0\.conv\.weight")
+_LEVEL = re.compile(r"decoder\.stages\.(\d+)\.convs\.\d+\.conv\.weight")
 _OUTPUT = re.compile(r"decoder\.seg_layers\.\d+\.weight")
 
 
@@ -28,7 +29,9 @@ class Structure:
         features: of each encoder stage.
         blocks: convolutions (plain) or blocks (residual) of each encoder stage.
         kernels: of each encoder stage.
-        levels: decoder stages; 0: no decoder.
+        strides: of each encoder stage, read from the decoder's transposed convolutions; where there
+            is none, 2 along every axis from the second stage on.
+        levels: convolutions of each decoder stage, from the bottleneck upwards.
         outputs: of the segmentation layers; None: there are none.
         parameters: each counted once.
     """
@@ -39,7 +42,8 @@ class Structure:
     features: tuple[int, ...]
     blocks: tuple[int, ...]
     kernels: tuple[tuple[int, ...], ...]
-    levels: int
+    strides: tuple[tuple[int, ...], ...]
+    levels: tuple[int, ...]
     outputs: int | None
     parameters: int
 
@@ -59,6 +63,7 @@ def describe(state: Mapping[str, Tensor]) -> Structure | None:
         return None
     ordered = [stages[number] for number in sorted(stages)]
     first = weights.get("encoder.stem.convs.0.conv.weight", ordered[0][0])
+    levels = Counter(int(m[1]) for key in weights if (m := _LEVEL.fullmatch(key)))
     outputs = next((len(t) for k, t in weights.items() if _OUTPUT.fullmatch(k)), None)
     return Structure(
         residual=is_residual(weights),
@@ -67,7 +72,18 @@ def describe(state: Mapping[str, Tensor]) -> Structure | None:
         features=tuple(len(each[-1]) for each in ordered),
         blocks=tuple(map(len, ordered)),
         kernels=tuple(tuple(each[0].shape[2:]) for each in ordered),
-        levels=sum(1 for key in weights if _LEVEL.fullmatch(key)),
+        strides=_find_strides(weights, len(ordered), first.ndim - 2),
+        levels=tuple(levels[number] for number in sorted(levels)),
         outputs=outputs,
         parameters=sum(tensor.numel() for tensor in weights.values()),
     )
+
+
+def _find_strides(
+    weights: Mapping[str, Tensor], stages: int, dimension: int
+) -> tuple[tuple[int, ...], ...]:
+    strides = [(1,) * dimension]
+    for stage in range(1, stages):
+        kernel = weights.get(f"decoder.transpconvs.{stages - 1 - stage}.weight")
+        strides.append((2,) * dimension if kernel is None else tuple(kernel.shape[2:]))
+    return tuple(strides)

@@ -14,8 +14,9 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnssl.finetuning.structure import describe
 from nnssl.nnunet.checkpoint import find_plans
-from nnssl.nnunet.planned_network import build_planned_network, check_supported
+from nnssl.nnunet.planned_network import UNETS, build_planned_network, check_supported
 from nnssl.nnunet.plans import (
     change_spacing,
     count_channels,
@@ -23,9 +24,11 @@ from nnssl.nnunet.plans import (
     keep_one_configuration,
     warn_of_padding,
 )
+from nnssl.nnunet.weight_files import ADAPTATION_PLAN, find_inputs
 
 SPACING, PATCH, BATCH, NORMALISATION = "spacing", "patch", "batch", "normalisation"
 KEEPABLE = (SPACING, PATCH, BATCH, NORMALISATION)
+KEPT_INPUTS = ("normalization_schemes", "use_mask_for_norm")
 LEAST_CELLS = 2  # bottleneck cells along an axis; InstanceNorm refuses a single cell
 LEAST_BATCH = 2  # nnU-Net's own minimum
 ROUNDING = 1e-6
@@ -66,17 +69,16 @@ def find_total_strides(configuration: Mapping[str, Any]) -> list[int]:
 
 
 def read_source(checkpoint: Mapping[str, Any]) -> PlanSource:
-    """Dataset, plans and configuration of a checkpoint of nnSSL or nnU-Net v2.
+    """Dataset, plans and configuration of weights that were read.
+
+    Weights of other makers show their architecture by their names and shapes.
 
     Raises:
-        ValueError: It does not say by which plans it was trained, or they are incomplete.
+        ValueError: They are no U-Net's, or the plans by which they were trained are incomplete.
     """
     found = find_plans(checkpoint)
     if found is None:
-        raise ValueError(
-            "it does not say by which plans and configuration it was trained; give a checkpoint "
-            "that an nnSSL or nnU-Net v2 trainer wrote (checkpoint_final.pth)"
-        )
+        return _read_weights_alone(checkpoint)
     plans, name = found
     try:
         manager = PlansManager(copy.deepcopy(dict(plans))).get_configuration(name)
@@ -93,6 +95,49 @@ def read_source(checkpoint: Mapping[str, Any]) -> PlanSource:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"its plans or weights are incomplete ({error!r})") from error
     return source
+
+
+def _read_weights_alone(checkpoint: Mapping[str, Any]) -> PlanSource:
+    """As `read_source`, where no plans of nnU-Net are told."""
+    structure = describe(checkpoint["network_weights"])
+    if structure is None:
+        raise ValueError("its tensors have no names of nnU-Net's U-Nets")
+    inputs, layer = find_inputs(checkpoint) or {}, f"{structure.dimension}d"
+    architecture = {
+        "network_class_name": f"{UNETS}.unet.{structure.architecture}",
+        "arch_kwargs": {
+            "n_stages": len(structure.features),
+            "features_per_stage": list(structure.features),
+            "conv_op": f"torch.nn.modules.conv.Conv{layer}",
+            "kernel_sizes": [list(kernel) for kernel in structure.kernels],
+            "strides": [list(stride) for stride in structure.strides],
+            "n_blocks_per_stage" if structure.residual else "n_conv_per_stage": list(
+                structure.blocks
+            ),
+            "n_conv_per_stage_decoder": list(structure.levels)
+            or [1 if structure.residual else 2] * (len(structure.features) - 1),
+            "conv_bias": True,
+            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{layer}",
+            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+    told = (checkpoint.get(ADAPTATION_PLAN) or {}).get("pretrain_plan") or {}
+    least = find_total_strides({"architecture": architecture})
+    configuration = {
+        "spacing": [1.0] * structure.dimension,
+        "patch_size": [LEAST_CELLS * step for step in least],
+        "batch_size": LEAST_BATCH,
+        **{key: inputs[key] for key in (*KEPT_INPUTS, "spacing", "patch_size") if key in inputs},
+        "architecture": architecture,
+    }
+    name = "3d_fullres" if structure.dimension == 3 else "2d"
+    dataset = str(told.get("dataset_name", "Weights"))
+    return PlanSource(dataset, name, told, configuration, structure.channels)
 
 
 def _input_channels(weights: Mapping[str, Any]) -> int:
@@ -229,9 +274,13 @@ def _keep_normalisation(
             f"normalisation cannot be kept: the checkpoint has {source.channels} input channels, "
             f"the target {channels}; leave '{NORMALISATION}' out of --keep"
         )
-    for entry in ("normalization_schemes", "use_mask_for_norm"):
-        new[entry] = list(source.configuration[entry])
     statistics = "foreground_intensity_properties_per_channel"
+    if statistics not in source.plans or any(k not in source.configuration for k in KEPT_INPUTS):
+        raise ValueError(
+            f"the weights tell no normalisation; leave '{NORMALISATION}' out of --keep"
+        )
+    for entry in KEPT_INPUTS:
+        new[entry] = list(source.configuration[entry])
     plans[statistics] = copy.deepcopy(source.plans[statistics])
 
 

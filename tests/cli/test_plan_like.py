@@ -84,10 +84,6 @@ def damaged(file: Path, how: str) -> None:
     content = torch.load(file, weights_only=True)
     if how == "cut off":
         file.write_bytes(file.read_bytes()[:-500])
-    elif how == "foreign":
-        torch.save({"state_dict": content["network_weights"]}, file)
-    elif how == "no plans":
-        torch.save({"network_weights": content["network_weights"]}, file)
     elif how == "other weights":
         content["network_weights"] = {
             f"other.{key}": value for key, value in content["network_weights"].items()
@@ -102,8 +98,6 @@ def damaged(file: Path, how: str) -> None:
     [
         ("missing", "does not exist; give the path of a checkpoint"),
         ("cut off", "cannot be read as a checkpoint"),
-        ("foreign", "it does not say by which plans"),
-        ("no plans", "it does not say by which plans"),
         ("other weights", "have no names of nnU-Net's U-Nets"),
     ],
 )

@@ -152,8 +152,6 @@ def broken(part: str) -> dict:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("no plans", "does not say by which plans"),
-        ("another configuration", "does not say by which plans"),
         ("no weights", "incomplete .*no convolution"),
         ("strides", "incomplete .*strides of 1 axes, patch of 2"),
         ("no strides", "incomplete"),
@@ -162,3 +160,14 @@ def broken(part: str) -> dict:
 def test_a_checkpoint_that_does_not_describe_itself(part: str, message: str):
     with pytest.raises(ValueError, match=message):
         read_source(broken(part))
+
+
+@pytest.mark.parametrize("part", ["no plans", "another configuration"])
+def test_weights_that_tell_no_plans_show_their_architecture(part: str):
+    found, told = read_source(broken(part)), read_source(checkpoint(SMALL, "2d"))
+    for source in (found, told):
+        source.configuration["architecture"]["arch_kwargs"]["nonlin"] = "torch.nn.LeakyReLU"
+    assert found.configuration["architecture"] == told.configuration["architecture"]
+    assert (found.name, found.channels, found.strides) == ("2d", told.channels, told.strides)
+    with pytest.raises(ValueError, match="the weights tell no normalisation"):
+        plan_like(TARGET, dataset(), found, "2d", "Like", ["normalisation"])

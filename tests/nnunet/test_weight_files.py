@@ -7,13 +7,15 @@ import os
 
 import pytest
 import torch
-from networks import checkpoint, configuration, dataset
+from networks import checkpoint, configuration, dataset, plans
 from safetensors.torch import save_file
 
 from nnssl.cli.inspect import main as inspect
 from nnssl.finetuning.names import name_once
 from nnssl.finetuning.structure import describe
 from nnssl.finetuning.weights import asked_keys, fit, load
+from nnssl.nnunet.plan_like import plan_like, read_source
+from nnssl.nnunet.planned_network import build_planned_network
 from nnssl.nnunet.runs import WeightSource, find_named_file
 from nnssl.nnunet.weight_files import (
     ADAPTATION_PLAN,
@@ -83,6 +85,24 @@ def test_a_checkpoint_with_an_adaptation_plan(tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["blocks"] == list(RESENC_L["blocks"])
     assert told["patch_size"] == [160, 160, 160]
+
+
+def test_plans_like_weights_of_another_maker(tmp_path):
+    """The network that they describe takes all of them; strides are read from the decoder."""
+    weights, features = make_resenc()
+    content = {"network_weights": weights, ADAPTATION_PLAN: adaptation_plan()}
+    read = read_weights(save(content, tmp_path / "dkfz.pth"))
+    target = plans(c3d_fullres=configuration((64, 64, 64), (2, 2, 2), batch=2))
+    made, _ = plan_like(target, dataset(), read_source(read), "3d_fullres", "Like")
+    knobs = made["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    assert knobs["features_per_stage"] == features
+    assert knobs["strides"] == [[1] * 3, *[[2] * 3] * 5]
+    assert made["configurations"]["3d_fullres"]["spacing"] == [2, 2, 2]
+    network = build_planned_network(made, "3d_fullres", dataset())
+    for part in ("encoder", "trained"):
+        transfer = fit(as_source(read), network, asked_keys(network, part))
+        assert transfer.share == 1
+        assert {match.outcome for match in transfer.matches} == {"loaded", "random"}
 
 
 def test_sparks_file_without_a_plan_names_every_tensor_twice(tmp_path):
