@@ -10,6 +10,7 @@ JSON per row; a row that comes again is better known.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import traceback
@@ -25,7 +26,7 @@ from time import perf_counter, sleep
 from typing import Any
 
 import torch
-from benchmark.bare import bare_step
+from benchmark.bare import bare_step, find_input
 from benchmark.phases import time_phases
 from benchmark.rows import count_voxels
 
@@ -116,6 +117,8 @@ class Timings:
         one.bare_steps += self._time(one.bare)
         step, bare, stock_step = map(median, (one.steps, one.bare_steps, stock.steps))
         voxels, stock_voxels = count_voxels(one.trainer), count_voxels(stock.trainer)
+        samples, _, *size = find_input(one.trainer)  # views of a fraction of a patch: whole patches
+        bare *= voxels / (samples * math.prod(size))
         found = {
             "step_s": step,
             "bare_s": bare,
