@@ -205,23 +205,21 @@ class Timings:
         """An initialised trainer after its first step, and the batch of that step."""
         results = self.root / "results" / f"timings_{name}_{self.configuration}"
         results.mkdir(parents=True, exist_ok=True)
-        more = ""
-        if name != STOCK and read_config(name).kind == "semi_supervised":
-            more = "labels.patients=1"
+        kind = "stock" if name == STOCK else read_config(name).kind
+        more = {"pretrain": "initial_weights=null", "semi_supervised": "labels.patients=1"}
         os.environ |= {
             "nnUNet_raw": str(self.root / "raw"),
             "nnUNet_preprocessed": str(self.root / "preprocessed"),
             "nnUNet_results": str(results),
             "nnssl_configs": "",
-            "nnssl_overrides": more,
+            "nnssl_overrides": more.get(kind, ""),
         }
         plans, description = (
             json.loads((self.preprocessed / f"{each}.json").read_text())
             for each in (PLANS, "dataset")
         )
         plans["continue_training"] = False
-        kind = find_trainer_class(name)
-        trainer = kind(plans, self.configuration, 0, description, self.device)
+        trainer = find_trainer_class(name)(plans, self.configuration, 0, description, self.device)
         trainer.disable_checkpointing = True
         trainer.initialize()
         if hasattr(trainer, "_begin_average"):

@@ -62,7 +62,7 @@ class Trial:
 
     def __init__(self, root: Path, name: str, configuration: str, device: torch.device) -> None:
         self.root, self.name, self.configuration, self.device = root, name, configuration, device
-        self.kind = "pretrain" if name == "nnUNetTrainer" else read_config(name).kind
+        self.kind = read_config(name).kind
         self.preprocessed = root / "preprocessed" / NAMES["tiny"]
 
     def read_peak(self) -> int | None:
@@ -217,9 +217,9 @@ class Trial:
         }
         if self.kind in FINDING:
             self._find_weights()
-        more = {"pretrain": "", "finetune": ""}.get(self.kind, "labels.patients=1")
-        if self.kind == "pretrain" and label != "float16":
-            more = "probe_at_end=false"
+        more = "labels.patients=1" if self.kind == "semi_supervised" else ""
+        if self.kind == "pretrain":
+            more = "initial_weights=null" + ("" if label == "float16" else " probe_at_end=false")
         os.environ.update(nnssl_overrides=f"{LENGTH} {more} {overrides}".strip())
         return self._make(self.name)
 
