@@ -38,6 +38,7 @@ class TrainingProbe:
         seed: of the run, by which its network was initialised.
         folder: output folder of the run.
         log: writes a line to the run's log.
+        audit: further terms of the objective itself.
     """
 
     fold: ProbeFold
@@ -47,6 +48,7 @@ class TrainingProbe:
     device: torch.device
     folder: Path
     log: Callable[[str], None]
+    audit: Callable[[], dict[str, float]] = dict
 
     def __post_init__(self) -> None:
         clusters = self.objective.cluster_count
@@ -105,7 +107,8 @@ class TrainingProbe:
         write_json(self.folder / PROBE_FILE, self.probe.make_record(results, cases, **more))
         fold, folder = self.fold, self.folder / "pictures"
         pictures.draw(trained.slices, cases.queries, fold.partitions, folder, fold.folder)
-        return {**_name_terms(results), **{f"probe_{key}_clusters": n for key, n in own.items()}}
+        named = {f"probe_{key}_clusters": n for key, n in own.items()}
+        return {**_name_terms(results), **named, **self.audit()}
 
     def _build_pretrained(self) -> Any:
         weights = unet.plain_state_dict(self.objective.network)

@@ -80,6 +80,7 @@ class nnSSLPretrainer(PretrainingLoop):
             self.device,
             folder,
             self.print_to_log_file,
+            self.find_shortcuts,
         )
         self.probe.check()
         self.make_dense_targets()

@@ -219,13 +219,13 @@ class PretrainingLoop(PretrainingSetup):
         if self.current_epoch == self.num_epochs:
             self.save_checkpoint(self.latest_checkpoint)
         if self.local_rank == 0:
-            terms = {**self.probe.run(self.current_epoch, self.step), **self._find_shortcuts()}
+            terms = self.probe.run(self.current_epoch, self.step)
             self.history.add(self.current_epoch - 1, terms)
             self._report(terms)
         if self.is_ddp:
             dist.barrier()
 
-    def _find_shortcuts(self) -> dict[str, float]:
+    def find_shortcuts(self) -> dict[str, float]:
         """How the task fares on images that show nothing, where it has right and wrong answers."""
         if not (self.objective.audited and self.probe_settings.probe_shortcut):
             return {}

@@ -212,6 +212,8 @@ BAD = [
     ("cpc", {"overlap": 1}, "overlap = 1 must be a number of at least 0 and below 1"),
     ("cpc", {"loss": "nce"}, "loss = 'nce' must be one of 'info_nce', 'binary'"),
     ("cpc", {"pieces": 2}, "pieces = 2 must be an integer from 3 to 16"),
+    ("relative_patch", {"gap": -0.1}, "gap = -0.1 must be a number from 0 to 1"),
+    ("jigsaw", {"pieces": 1, "permutations": 1}, "pieces = 1 .*; permutations = 1 "),
     ("exemplar", {"margin": 0}, "margin = 0 must be a number above 0"),
     ("exemplar", {"mining": "hard"}, "mining = 'hard' must be one of 'all', 'semi_hard'"),
     ("pcrlv2", {"noise": [0.5, 0.3, 0.1]}, r"noise = \[0.5, 0.3, 0.1\] .*the smaller first"),

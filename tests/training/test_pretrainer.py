@@ -39,7 +39,7 @@ objective: {hidden_features: 16, embedding_features: 8}
 probe: {probe_at_end: false}
 """
 
-FINISHED = ("clustering", "mae", "spark", "models_genesis", "pcrlv2")
+FINISHED = ("clustering", "mae", "spark", "models_genesis", "pcrlv2", "rotation", "jigsaw")
 TOY_TRAINING = """
 training: {num_epochs: 1, num_iterations_per_epoch: 2, num_val_iterations_per_epoch: 1,
            patch_size: [16, 16], warmup_epochs: 0}
