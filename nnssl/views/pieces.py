@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nnssl.views.randomness import generator
 
-LEAST_SHARE = 1e-4  # of the image's variance, below which a piece counts as flat
+FAINT = 1e-4  # of the mean variance of an image's pieces: below it a piece is not made louder
+FLAT = 1e-10  # of its mean square: the variance of a piece that is rounding and nothing else
 
 
 @dataclass(frozen=True)
@@ -130,12 +131,14 @@ def cut_pieces(image: Tensor, begins: Tensor, side: Sequence[int]) -> Tensor:
 def standardise(pieces: Tensor) -> Tensor:
     """Every piece and channel with mean 0 and deviation 1, and flat ones 0: (B, N, C, *S).
 
-    What is flat is measured by the mean variance of the sample's pieces, so that noise in an
-    empty piece is not made as loud as anatomy.
+    The smallest deviation is measured by all pieces of the sample, so that noise in an empty piece
+    is not made as loud as anatomy; rounding, which InstanceNorm would make loud, is taken away.
     """
     with torch.autocast(pieces.device.type, enabled=False):
-        axes = tuple(range(3, pieces.ndim))
-        centred = pieces.float() - pieces.float().mean(axes, keepdim=True)
+        pieces, axes = pieces.float(), tuple(range(3, pieces.ndim))
+        centred = pieces - pieces.mean(axes, keepdim=True)
         variance = centred.square().mean(axes, keepdim=True)
-        floor = LEAST_SHARE * variance.mean(1, keepdim=True)
-        return centred * (variance + floor + 1e-12).rsqrt()
+        least = FAINT * variance.mean(1, keepdim=True)
+        flat = variance <= FLAT * pieces.square().mean(axes, keepdim=True)
+        scale = (variance + least).clamp_min(1e-30).rsqrt()
+        return (centred * scale).masked_fill(flat, 0)

@@ -85,4 +85,10 @@ def test_an_empty_piece_stays_empty() -> None:
     pieces = torch.randn(1, 2, 1, 8, 8)
     pieces[0, 1] = 3 + 1e-6 * torch.randn(1, 8, 8)
     assert standardise(pieces)[0, 1].abs().max() < 1e-3
-    assert not standardise(torch.full((1, 2, 1, 8, 8), 5.0)).any()
+
+
+def test_rounding_does_not_become_loud() -> None:
+    flat = torch.full((1, 2, 1, 8, 8), 0.3) * (1 + 1e-7 * torch.randn(1, 2, 1, 8, 8))
+    assert flat.std() > 0
+    assert not standardise(flat).any()
+    assert not standardise(torch.zeros(1, 2, 1, 8, 8)).any()
