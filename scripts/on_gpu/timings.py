@@ -206,7 +206,10 @@ class Timings:
         results = self.root / "results" / f"timings_{name}_{self.configuration}"
         results.mkdir(parents=True, exist_ok=True)
         kind = "stock" if name == STOCK else read_config(name).kind
-        more = {"pretrain": "initial_weights=null", "semi_supervised": "labels.patients=1"}
+        more = {
+            "pretrain": "initial_weights=null encoder_lr_scale=1",
+            "semi_supervised": "labels.patients=1",
+        }
         os.environ |= {
             "nnUNet_raw": str(self.root / "raw"),
             "nnUNet_preprocessed": str(self.root / "preprocessed"),

@@ -219,7 +219,9 @@ class Trial:
             self._find_weights()
         more = "labels.patients=1" if self.kind == "semi_supervised" else ""
         if self.kind == "pretrain":
-            more = "initial_weights=null" + ("" if label == "float16" else " probe_at_end=false")
+            more = "initial_weights=null encoder_lr_scale=1" + (
+                "" if label == "float16" else " probe_at_end=false"
+            )
         os.environ.update(nnssl_overrides=f"{LENGTH} {more} {overrides}".strip())
         return self._make(self.name)
 

@@ -37,7 +37,9 @@ def list_methods() -> list[str]:
 def build(dataset: Any, monkeypatch: pytest.MonkeyPatch, name: str, configuration: str) -> Any:
     """A trainer on the GPU that has begun its run."""
     draw_nothing(monkeypatch)
-    monkeypatch.setenv("nnssl_overrides", f"{LENGTH} probe_at_end=false initial_weights=null")
+    monkeypatch.setenv(
+        "nnssl_overrides", f"{LENGTH} probe_at_end=false initial_weights=null encoder_lr_scale=1"
+    )
     trainer = dataset.trainer(trainer_class(name), configuration)
     trainer.device, trainer.grad_scaler = CUDA, torch.amp.GradScaler("cuda")
     trainer.disable_checkpointing = True
