@@ -190,7 +190,8 @@ def find_pairs(
     same_instance[:, count:] = False
     closeness = same_part.float()  # 0: another place
     if kind == "positions":
-        assert position is not None
+        if position is None:
+            raise ValueError("position: found None, allowed for positions: places (N, A)")
         apart = (position[:count, None] - position[None, :]).abs().amax(-1)  # (N, M)
         closeness = near.weigh(apart)
         same_part = closeness > 0

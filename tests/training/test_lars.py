@@ -22,8 +22,8 @@ def steps(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
 def test_takes_the_steps_of_lightly() -> None:
     torch.manual_seed(0)
     ours, theirs = (copy.deepcopy(m) for m in [nn.Conv2d(3, 4, 3, bias=False)] * 2)
-    steps(LARS(ours.parameters(), 0.5, 1e-2), ours)
-    steps(lars.LARS(theirs.parameters(), 0.5, 0.9, weight_decay=1e-2), theirs)
+    steps(LARS(ours.parameters(), 50.0, 1.0), ours)
+    steps(lars.LARS(theirs.parameters(), 50.0, 0.9, weight_decay=1.0), theirs)
     torch.testing.assert_close(ours.weight, theirs.weight)
 
 
