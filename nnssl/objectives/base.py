@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -110,8 +110,10 @@ class Objective(nn.Module):
         return None
 
     @classmethod
-    def count_inputs(cls, dimension: int, knobs: Mapping[str, Any]) -> float:
-        """What the network sees of a view, in units of the view: pieces may overlap."""
+    def count_inputs(
+        cls, network: nn.Module, size: Sequence[int], knobs: Mapping[str, Any]
+    ) -> float:
+        """Voxels that the network sees per voxel of a view of this size, for the budget."""
         return 1.0
 
     def describe(self) -> str:

@@ -82,8 +82,8 @@ class CPCObjective(PiecesObjective):
     ) -> None:
         super().__init__(network, context)
         self.loss, self.temperature = loss, temperature
-        least = unet.total_stride(network)
-        self.grid = plan_overlapping(context.patch_size, pieces, least, overlap, jitter)
+        knobs = {"pieces": pieces, "overlap": overlap, "jitter": jitter}
+        self.grid = self.plan(network, context.patch_size, knobs)
         self._used, *tables = plan_pyramids(self.grid)  # pieces are placed on the CPU
         self.pyramid: Tensor
         self.below: Tensor
@@ -94,9 +94,18 @@ class CPCObjective(PiecesObjective):
         self.predict = nn.Linear(HIDDEN, self.below.shape[1] * EMBEDDING)
 
     @classmethod
-    def count_inputs(cls, dimension: int, knobs: Mapping[str, Any]) -> float:
+    def count_inputs(
+        cls, network: nn.Module, size: Sequence[int], knobs: Mapping[str, Any]
+    ) -> float:
+        """All windows, or what their pieces are resampled to, whichever is more."""
         pieces, overlap = knobs["pieces"], knobs["overlap"]
-        return float((pieces / (pieces - (pieces - 1) * overlap)) ** dimension)
+        windows = float((pieces / (pieces - (pieces - 1) * overlap)) ** len(size))
+        return max(windows, super().count_inputs(network, size, knobs))
+
+    @classmethod
+    def plan(cls, network: nn.Module, size: Sequence[int], knobs: Mapping[str, Any]) -> PieceGrid:
+        least = unet.total_stride(network)
+        return plan_overlapping(size, knobs["pieces"], least, knobs["overlap"], knobs["jitter"])
 
     def describe(self) -> str:
         (columns, rows), length = self.below.shape, self.pyramid.shape[1]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -11,11 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnssl.common.checks import Fraction
-from nnssl.modules import unet
 from nnssl.modules.permutations import choose_permutations, least_distance
 from nnssl.objectives.base import Batch, Context
 from nnssl.objectives.pieces import PuzzleObjective
-from nnssl.views.pieces import plan_pieces
 from nnssl.views.randomness import generator
 
 QUESTIONS = 8  # permutations of each image in a step
@@ -62,12 +61,16 @@ class JigsawObjective(PuzzleObjective):
         gap: Fraction = 0.1,
         jitter: Fraction = 0.1,
     ) -> None:
-        counts, least = range(1, pieces + 1), unet.total_stride(network)
-        grid = plan_pieces(context.patch_size, counts, least, overlap=-gap, jitter=jitter)
+        knobs = {"pieces": pieces, "gap": gap, "jitter": jitter}
+        grid = self.plan(network, context.patch_size, knobs)
         table = choose_permutations(permutations, grid.pieces)
         super().__init__(network, context, len(table), joined=2, scores=grid.pieces)
         self.grid = grid
         self.register_buffer("permutations", table)
+
+    @classmethod
+    def list_counts(cls, knobs: Mapping[str, Any]) -> Collection[int]:
+        return range(1, knobs["pieces"] + 1)
 
     def describe(self) -> str:
         return (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from nnssl.modules.cluster_metrics import PICTURES, take_middle_slice
 from nnssl.modules.grids import resize
 from nnssl.modules.heads import MLP, SpatialPooling
 from nnssl.objectives.base import Batch, Context, Objective
-from nnssl.views.pieces import PieceGrid, cut_pieces, standardise
+from nnssl.views.pieces import PieceGrid, cut_pieces, plan_pieces, standardise
 
 HIDDEN = 512
 EMBEDDING = 128
@@ -36,6 +37,23 @@ class PiecesObjective(Objective):
         width, dimension = unet.output_channels(network)[-1], len(context.patch_size)
         self.pool = SpatialPooling(width, "grid", dimension, self.pooling_cells)
         self.project = MLP(self.pool.out_features, HIDDEN, EMBEDDING, normalisation="layer")
+
+    @classmethod
+    def plan(
+        cls, network: nn.Module, size: Sequence[int], knobs: Mapping[str, Any]
+    ) -> PieceGrid | None:
+        """The grid over a view of this size; None: it is seen as a whole."""
+        return None
+
+    @classmethod
+    def count_inputs(
+        cls, network: nn.Module, size: Sequence[int], knobs: Mapping[str, Any]
+    ) -> float:
+        """More than 1 where pieces overlap, or are made larger for the network."""
+        grid = cls.plan(network, size, knobs)
+        if grid is None:
+            return 1.0
+        return max(1.0, grid.pieces * prod(unet.fitting_size(network, grid.side)) / prod(size))
 
     def embed(self, pieces: Tensor) -> Tensor:
         """(B, N, C, *S) to (B, N, D)."""
@@ -121,6 +139,16 @@ class PuzzleObjective(ClassificationObjective):
     """
 
     grid: PieceGrid
+
+    @classmethod
+    def plan(cls, network: nn.Module, size: Sequence[int], knobs: Mapping[str, Any]) -> PieceGrid:
+        counts, least = cls.list_counts(knobs), unet.total_stride(network)
+        return plan_pieces(size, counts, least, overlap=-knobs["gap"], jitter=knobs["jitter"])
+
+    @classmethod
+    def list_counts(cls, knobs: Mapping[str, Any]) -> Collection[int]:
+        """Numbers of pieces that an axis may have."""
+        raise TypeError(f"{cls.__name__} does not say how many pieces it needs")
 
     def cut(self, batch: Batch) -> Tensor:
         begins = self.grid.draw_begins(batch["key"], "puzzle")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from nnssl.common.checks import Fraction
-from nnssl.modules import unet
 from nnssl.objectives.base import Batch, Context
 from nnssl.objectives.pieces import PuzzleObjective
-from nnssl.views.pieces import plan_pieces
 
 
 class RelativePatchObjective(PuzzleObjective):
@@ -34,10 +35,13 @@ class RelativePatchObjective(PuzzleObjective):
     def __init__(
         self, network: nn.Module, context: Context, *, gap: Fraction = 0.1, jitter: Fraction = 0.1
     ) -> None:
-        least = unet.total_stride(network)
-        grid = plan_pieces(context.patch_size, (1, 3), least, overlap=-gap, jitter=jitter)
+        grid = self.plan(network, context.patch_size, {"gap": gap, "jitter": jitter})
         super().__init__(network, context, classes=grid.pieces - 1, joined=2)
         self.grid = grid
+
+    @classmethod
+    def list_counts(cls, knobs: Mapping[str, Any]) -> Collection[int]:
+        return 1, 3
 
     def describe(self) -> str:
         return f"{self.grid}; {self.classes} places about the central one"

@@ -230,7 +230,7 @@ class PretrainingSetup(Interruptible):
         manager, sampling = self.configuration_manager, self.sampling
         planned = tuple(int(n) for n in manager.patch_size)
         views = sum(v.count * v.size_fraction ** len(planned) for v in self.views.values())
-        views *= self.kind.count_inputs(len(planned), knobs)
+        views *= self.kind.count_inputs(network, planned, knobs)
         axis = self.train_cases[0].axis
         parts = sampling.partitions if sampling.structured else 1
         count = sum(v.count for v in self.views.values())

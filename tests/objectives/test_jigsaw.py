@@ -68,3 +68,15 @@ def test_confusion_is_that_of_places(make_unet: Callable[..., nn.Module]) -> Non
     assert laid_out.tolist() == made.permutations[target].flatten().tolist()
     assert said.tolist() == made.permutations[answer].flatten().tolist()
     assert made.illustrate(batch)["confusion"].shape == (1, 1, 8 * places, 8 * places)
+
+
+@pytest.mark.parametrize(
+    ("size", "voxels"),
+    [((96, 96), 1.0), ((16, 16), 9 * 8 * 8 / 256), ((8, 16), 3 * 8 * 8 / 128)],
+)
+def test_the_budget_counts_pieces_as_large_as_the_network_sees_them(
+    make_unet: Callable[..., nn.Module], size: tuple[int, ...], voxels: float
+) -> None:
+    """Strides of 4 want pieces of 8 voxels or more: those of a small patch are made larger."""
+    knobs = {"pieces": 3, "gap": 0.1, "jitter": 0.1}
+    assert JigsawObjective.count_inputs(make_unet(2), size, knobs) == voxels
