@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from nnssl.data.budget import Budget
-from nnssl.modules.unet import encode
+from nnssl.modules.unet import decode, encode
 
 
 def bare_step(trainer: Any, dtype: torch.dtype | None) -> Callable[[], None]:
     """What runs the trainer's own U-Net forward and backward, on noise, with no loss to speak of.
 
-    A pre-trainer whose objective leaves the decoder out is compared with the encoder alone; no
-    augmentation, no head, no clipping, no optimiser.
+    A pre-trainer whose objective decodes some of the views or none is compared with the encoder on
+    all and the decoder on as many; no augmentation, no head, no clipping, no optimiser.
 
     Args:
         trainer: an initialised trainer; its gradients are gone afterwards.
@@ -24,13 +24,21 @@ def bare_step(trainer: Any, dtype: torch.dtype | None) -> Callable[[], None]:
     """
     objective = getattr(trainer, "objective", None)
     network = trainer.network if objective is None else objective.network
-    whole = objective is None or objective.decodes
     image = torch.randn(find_input(trainer), device=trainer.device)
+    decoded = len(image)
+    if objective is not None:
+        views = sum(view.count for view in trainer.views.values())
+        decoded = len(image) * objective.count_decoded(views) // views
     kept = list(network.parameters())
 
     def run() -> None:
         with torch.autocast(trainer.device.type, dtype=dtype, enabled=dtype is not None):
-            found = network(image) if whole else encode(network, image)
+            if decoded == len(image):
+                found = network(image)
+            else:
+                found = encode(network, image)
+                levels = None if decoded else 0
+                found += decode(network, [stage[:decoded] for stage in found], levels)[-1:]
         maps = [found] if isinstance(found, Tensor) else list(found)
         sum(m.float().mean() for m in maps if m.requires_grad).backward()
         for parameter in kept:

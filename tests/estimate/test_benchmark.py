@@ -23,10 +23,12 @@ from nnssl.estimate.dry_run import (
     open_loaders,
 )
 from nnssl.estimate.steps import RESET, MemoryMeter, Step
+from nnssl.training.factory import trainer_class
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark_step.py"
 sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script
 
+from benchmark.bare import bare_step  # noqa: E402
 from benchmark.phases import PHASES, time_phases  # noqa: E402
 from benchmark.rows import (  # noqa: E402
     Setting,
@@ -201,3 +203,13 @@ def test_voxels_of_a_fine_tuner_are_the_plans(tiny_dataset):
 def test_unknown_trainer_is_named(tiny_dataset):
     with pytest.raises(ValueError, match="nnUNetTrainerNobodyWrote"):
         find_trainer_class("nnUNetTrainerNobodyWrote")
+
+
+def test_the_bare_step_decodes_as_many_views_as_the_trainer(tiny_dataset):
+    trainer = tiny_dataset.trainer(trainer_class("nnSSLJointTrainer"))
+    trainer.initialize()
+    network, rows = trainer.objective.network, []
+    for stage in (network.encoder.stages[0], network.decoder.stages[-1]):
+        stage.register_forward_hook(lambda _, __, output: rows.append(len(output)))
+    bare_step(trainer, None)()
+    assert rows == [2 * trainer.budget.samples, trainer.budget.samples]
