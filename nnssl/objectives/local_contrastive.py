@@ -41,9 +41,12 @@ class LocalContrastiveObjective(Objective):
     axis that is too short for five different regions counts as one position, in the middle.
     Negatives are the nearest other regions; of equally near ones, those first in reading order.
 
-    Views need not lie on each other: the regions are those of the first view of a raw patch, and
+    Views do not lie on each other: the regions are those of the first view of a raw patch, and
     every other map is read where they lie in it. A region that reaches out of a view does not
-    count. Across volumes the geometry should stay still.
+    count. Where views lie on each other, as in the paper, padding tells every region its place in
+    the patch, and nothing else need be learned: on ACDC such a network was right in 99 % of all
+    regions of independent noise. Mirrored and shifted views leave nothing to that. Across volumes
+    the first view should be the unmoved patch (`original_first`).
 
     The encoder is frozen by `training.encoder_lr_scale: 0`, as in the paper.
 
@@ -54,9 +57,9 @@ class LocalContrastiveObjective(Objective):
     Differs from the paper: the negatives of a region follow from the rule above. For 9 regions they
     are those of the published table; for 13 the table is made by hand: some of its entries are no
     regions, and of several equally near ones it takes now the one and now the other. Regions
-    reach to the last cell (there, 3x3 windows end one cell before). L^D takes all pairs in both
-    directions. The encoder's normalisation keeps its statistics. Terms are averaged. The views
-    change by noise, blur, resolution and gamma too. AdamW instead of Adam.
+    reach to the last cell (there, 3x3 windows end one cell before). Views move, see above, and
+    change by noise, blur, resolution and gamma too. L^D takes all pairs in both directions. The
+    encoder's normalisation keeps its statistics. Terms are averaged. AdamW instead of Adam.
 
     Shapes: views (B, C, *S) each, V of them; map (V * B, F, *T); embeddings (V * B, R, D).
 
@@ -75,12 +78,10 @@ class LocalContrastiveObjective(Objective):
     shares = True
     validated = ("accuracy",)
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {"accuracy": ("accuracy", "chance")}
+    audited = True
     default_views: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "global": {
-            "count": 2, "rotation": 0.0, "scale": (1.0, 1.0), "stretch": 1.0, "shift": 0.0,
-            "flip": 0.0,
-        }
-    }  # fmt: skip
+        "global": {"count": 2, "shift": 0.2, "flip": 0.5}
+    }
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from nnssl.objectives.local_contrastive import LocalContrastiveObjective
 from nnssl.views import RandomView
 
 objective = partial(make_objective, LocalContrastiveObjective)
-STILL = LocalContrastiveObjective.default_views["global"]
+STILL = {"rotation": 0.0, "scale": (1.0, 1.0), "stretch": 1.0, "shift": 0.0, "flip": 0.0}
 
 
 def batch(**knobs: Any) -> dict[str, Any]:
