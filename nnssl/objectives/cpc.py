@@ -52,7 +52,8 @@ class CPCObjective(PiecesObjective):
     loss is `binary`: pieces move in their windows instead of being cropped and padded with zeros,
     and have their own contrast; pieces of 3D overlap too; beyond the rim the pyramid holds zeros,
     there mirrored pieces in 3D; AdamW instead of Adam. From both: embeddings are normalised over
-    the batch (else the loss stayed at its collapse value).
+    the batch (else the loss stayed at its collapse value), and the trainer draws patches near the
+    middle of the volume (from anywhere, nothing was learned in the first hundred steps).
 
     Shapes: view (B, C, *S); embeddings (B, N, D).
 
