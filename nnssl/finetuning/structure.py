@@ -57,14 +57,16 @@ def describe(state: Mapping[str, Tensor]) -> Structure | None:
     weights = name_once(state)
     stages: dict[int, list[Tensor]] = {}
     for key, tensor in weights.items():
-        if (found := _STAGE.fullmatch(key)) and tensor.ndim > 2:
+        if (found := _STAGE.fullmatch(key)) and tensor.ndim in (4, 5):
             stages.setdefault(int(found[1]), []).append(tensor)
     if sorted(stages) != list(range(len(stages))) or not stages:
         return None
     ordered = [stages[number] for number in sorted(stages)]
     first = weights.get("encoder.stem.convs.0.conv.weight", ordered[0][0])
     levels = Counter(int(m[1]) for key in weights if (m := _LEVEL.fullmatch(key)))
-    outputs = next((len(t) for k, t in weights.items() if _OUTPUT.fullmatch(k)), None)
+    if first.ndim not in (4, 5):
+        return None
+    outputs = next((len(t) for k, t in weights.items() if _OUTPUT.fullmatch(k) and t.ndim), None)
     return Structure(
         residual=is_residual(weights),
         dimension=first.ndim - 2,

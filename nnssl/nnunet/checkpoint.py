@@ -162,9 +162,23 @@ class _Own(TypedDict, total=False):
     labels: dict[str, Any] | None
 
 
+class _ForeignPlan(TypedDict, total=False):
+    dataset_name: str
+    configurations: dict[str, dict[str, Any]]
+
+
+class _AdaptationPlan(TypedDict, total=False):
+    """What is read of the plan in checkpoints of DKFZ's nnssl."""
+
+    pretrain_plan: _ForeignPlan
+    key_to_encoder: str | None
+    key_to_stem: str | None
+
+
 class _Arguments(TypedDict, total=False):
     plans: Plans
     configuration: str
+    configuration_name: str
     dataset_json: dict[str, Any]
 
 
@@ -173,6 +187,7 @@ class _Checkpoint(TypedDict, total=False):
 
     network_weights: Required[dict[str, Any]]
     nnssl: _Own
+    nnssl_adaptation_plan: _AdaptationPlan
     init_args: _Arguments
     optimizer_state: dict[str, Any] | None
     logging: dict[str, Any]

@@ -120,7 +120,7 @@ def read_weights(
     require_file(path, "the weights")
     with refusing_damage(path):
         content, metadata = _read_content(path, trust_pickle)
-        checkpoint = _as_checkpoint(content, metadata)
+        checkpoint = check_checkpoint(_as_checkpoint(content, metadata))
         read_as = {"format": _name_format(checkpoint, metadata), **find_credits(checkpoint)}
         weights = checkpoint["network_weights"]
         chosen = read_key_map(Path(key_map).expanduser()) if key_map else _find_key_map(weights)
@@ -130,7 +130,7 @@ def read_weights(
             read_as = {**read_as, "format": chosen.name, **chosen.about}
             weights = chosen.rename(weights)
         read_as["tensors"] = str(len(checkpoint["network_weights"]))
-        return {**check_checkpoint({**checkpoint, "network_weights": weights}), READ_AS: read_as}
+        return {**checkpoint, "network_weights": weights, READ_AS: read_as}
 
 
 def as_source(checkpoint: Mapping[str, Any]) -> Source:
@@ -198,7 +198,10 @@ def _as_checkpoint(content: Any, metadata: Mapping[str, str]) -> dict[str, Any]:
     if isinstance(content.get("network_weights"), Mapping):
         return dict(content)
     if OWN_METADATA in metadata:
-        told = json.loads(metadata[OWN_METADATA])
+        try:
+            told = json.loads(metadata[OWN_METADATA])
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"its metadata are no JSON ({error})") from None
         check_size(told, "its metadata")
         return {**check_content(told, dict[str, Any], "its metadata"), "network_weights": content}
     holder = next((n for n in _HOLDERS if isinstance(content.get(n), Mapping)), None)
@@ -247,9 +250,8 @@ def _find_key_map(weights: Mapping[str, Any]) -> KeyMap | None:
     return next((each for each in maps if each.fits(weights)), None)
 
 
-def _take_off_prefixes(weights: Mapping[str, Any], plan: Any) -> dict[str, Any]:
+def _take_off_prefixes(weights: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
     """Names under which DKFZ's plan says that encoder and stem stand, as nnU-Net's."""
-    plan = check_content(plan, dict[str, Any], ADAPTATION_PLAN)
     parts = {"key_to_encoder": "encoder.stages", "key_to_stem": "encoder.stem"}
     prefixes = {str(plan[key]): name for key, name in parts.items() if plan.get(key)}
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnssl.cli import cluster, plan_like, probe, runs
+from nnssl.cli import cluster, inspect, plan_like, probe, runs
 from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.nnunet.paths import FINAL, LATEST
 from nnssl.training.factory import trainer_class
@@ -90,6 +90,7 @@ DOORS: dict[str, Door] = {
     "resume fine-tuning": resume(FINETUNER),
     "fine-tune": fine_tune,
     "initial weights": begin_with,
+    "nnssl_inspect": command(inspect.main, "FILE", "-d", "999"),
     "nnssl_plan_like": command(plan_like.main, "FILE", "-d", "999", "-c", "2d", "--name", "Like"),
     "nnssl_cluster": command(
         cluster.main, "-d", "999", "-c", "2d", "-f", "1", "-k", "2", "--samples", "100",

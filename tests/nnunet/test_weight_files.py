@@ -226,6 +226,44 @@ def test_what_is_no_weights_is_refused(tmp_path):
         read_weights(tmp_path / "x.safetensors")
 
 
+@pytest.mark.parametrize("wrong", [None, [1], "text", 3, {"a": 1}, {"pretrain_plan": []}])
+def test_wrong_types_in_what_others_write_are_named(tmp_path, wrong):
+    """In an adaptation plan, and in the metadata of safetensors; deep JSON has an end."""
+    weights = name_once(make_resenc()[0])
+    file, other = tmp_path / "dkfz.pth", tmp_path / "model.safetensors"
+    plan = {**adaptation_plan(), "key_to_stem": wrong} if isinstance(wrong, dict) else wrong
+    save({"network_weights": weights, ADAPTATION_PLAN: plan}, file)
+    with pytest.raises(ValueError, match=r"dkfz\.pth cannot be read"):
+        read_weights(file)
+    for told in (json.dumps(wrong), "{", "[" * 10**5, json.dumps({"init_args": {"plans": 1}})):
+        if told == json.dumps({"a": 1}) or "pretrain_plan" in told:
+            continue  # nothing of it is read
+        save_file({"a": torch.zeros(1)}, other, {"nnssl_checkpoint": told})
+        with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+            read_weights(other)
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (4,), (4, 1, 3), (0, 1, 3, 3), (4, 1, 2, 2), (4, 1, 3, 3, 3, 3)]
+)
+def test_tensors_of_any_shape_are_told_and_never_crash(make_unet, tmp_path, shape):
+    target = make_unet(2)
+    keys = [key for key in name_once(target.state_dict()) if key.endswith("weight")]
+    for key in (
+        keys[0],
+        keys[2],
+        "decoder.transpconvs.0.weight",
+        "decoder.stages.0.convs.0.conv.weight",
+    ):
+        weights = {**make_unet(2).state_dict(), key: torch.ones(shape)}
+        read = read_weights(save(weights, tmp_path / "a.pth"))
+        transfer = fit(as_source(read), target, asked_keys(target, "trained"))
+        outcomes = {match.key: match.outcome for match in transfer.matches}
+        assert outcomes[key] in ("skipped", "adapted", "random"), key
+        load(target, transfer)
+        describe(read["network_weights"])
+
+
 def test_a_model_folder_stands_for_its_one_model(tmp_path):
     """TotalSegmentator's folders are of this kind."""
     folder = tmp_path / "Dataset291_X" / "nnUNetTrainerNoMirroring__nnUNetPlans__3d_fullres"
