@@ -88,7 +88,8 @@ def _find_fits_of(folder: Path, checkpoint: Mapping[str, Any]) -> Iterator[dict[
             except ValueError as error:
                 yield {**row, "problem": str(error).splitlines()[0]}
             else:
-                adapted = {m.reason for m in found.matches if m.outcome == "adapted"}
+                done = [m.reason for m in found.matches if m.outcome == "adapted"]
+                adapted = {rule for reason in done for rule in reason.split("; ")}
                 shares = ("share", "share_of_encoder", "share_of_network")
                 yield {
                     **row,

@@ -154,6 +154,7 @@ def write(export: Export, folder: Path, licence: str | None, probe: Mapping[str,
     tensors = {key: tensor.contiguous() for key, tensor in name_once(weights).items()}
     with atomic_path(folder / SAFETENSORS) as part:
         save_file(tensors, part, metadata)
+        part.chmod(stock.stat().st_mode)  # the library lets nobody else read it
     write_json(folder / "plans.json", export.plans)
     write_json(folder / DATASET_FILE, export.content["init_args"]["dataset_json"])
     config = export.content.get("nnssl", {}).get("config")
@@ -190,7 +191,7 @@ def make_card(export: Export, licence: str | None, probe: Mapping[str, float]) -
         "patch": inputs.get("patch_size"),
         "normalisation": inputs.get("normalization_schemes"),
         "training cases": "named in the files" if "cases" in own else "not named in the files",
-        **{f"probe, {name}": f"{value:.3f}" for name, value in probe.items()},
+        **{name.replace("_", " "): f"{value:.3f}" for name, value in probe.items()},
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value is not None)
     use = (
