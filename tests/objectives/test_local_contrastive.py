@@ -20,6 +20,7 @@ from nnssl.views import RandomView
 
 objective = partial(make_objective, LocalContrastiveObjective)
 STILL = {"rotation": 0.0, "scale": (1.0, 1.0), "stretch": 1.0, "shift": 0.0, "flip": 0.0}
+GENERATOR = torch.Generator().manual_seed(5)
 
 
 def batch(**knobs: Any) -> dict[str, Any]:
@@ -51,6 +52,28 @@ def test_across_volumes_the_same_part_is_a_pair_too(make_unet: Callable[..., nn.
     within = float(made(still)["loss"].detach())
     made.pairs = "partitions_across"
     assert float(made(still)["loss"].detach()) > within + 0.5
+
+
+def test_padding_tells_the_place_in_the_patch_unless_views_move(
+    make_unet: Callable[..., nn.Module],
+) -> None:
+    """Learned on independent noise, where there is nothing but the place to learn."""
+    accuracy = {}
+    for name, knobs in {"still": STILL, "moved": {**STILL, "shift": 0.2, "flip": 0.5}}.items():
+        made = objective(make_unet)
+        optimizer = torch.optim.Adam([p for p in made.parameters() if p.requires_grad], 1e-2)
+        for step in range(40):
+            raw = make_batch(2, 1, step)
+            views = RandomView(**knobs)(raw, "global", (16, 16), (1.0, 1.0))
+            for view in views.values():
+                view.image = torch.randn(view.image.shape, generator=GENERATOR)
+            terms = made({**raw, "views": views})
+            optimizer.zero_grad()
+            terms["loss"].backward()
+            optimizer.step()
+        accuracy[name] = float(terms["accuracy"])
+    assert accuracy["still"] > 0.5
+    assert accuracy["moved"] < 0.3
 
 
 @pytest.mark.parametrize("dimension", [2, 3])

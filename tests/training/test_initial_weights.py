@@ -15,9 +15,10 @@ from nnssl.common.files import hash_file
 from nnssl.finetuning.weights import asked_keys
 from nnssl.modules import unet
 from nnssl.nnunet.checkpoint import read_checkpoint
-from nnssl.nnunet.runs import find_finished_run, list_runs
+from nnssl.nnunet.runs import WeightSource, find_finished_run, list_runs
 from nnssl.training import pretraining_loop
 from nnssl.training.factory import trainer_class
+from nnssl.training.finetuning_weights import fit_checkpoint
 from nnssl.training.history import History
 from nnssl.training.initial_weights import load_initial
 from nnssl.training.pretrainer import nnSSLPretrainer
@@ -110,6 +111,21 @@ def test_a_frozen_encoder_is_taken_whole_kept_and_handed_on(
     again.go_on()
     assert again.compose_checkpoint()["nnssl"]["trained_keys"] == own["trained_keys"]
     assert again.find_weights() == own["identity"]["weights"]
+
+
+def test_local_contrast_hands_on_the_encoder_and_its_levels_of_the_decoder(
+    first: Any, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third line, fine-tuning: all of the encoder from the first run, one level of this."""
+    monkeypatch.setenv("nnssl_overrides", "levels=1 window=1")
+    training = f", initial_weights: {FIRST}, encoder_lr_scale: 0"
+    local = make("nnSSLLocalTrainer", training, "nnSSLLocalContrastiveTrainer")
+    local.run_training()
+    checkpoint = read_checkpoint(find_finished_run(first.location, None))
+    taken = fit_checkpoint(local.objective.network, checkpoint, WeightSource())
+    assert taken.share == taken.share_of_encoder == 1
+    decoder = {".".join(key.split(".")[:3]) for key in taken.loaded if key.startswith("decoder")}
+    assert decoder == {"decoder.transpconvs.0", "decoder.stages.0"}
 
 
 @pytest.mark.parametrize(
