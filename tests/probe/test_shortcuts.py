@@ -33,6 +33,14 @@ def test_noise_has_mean_deviation_and_spectrum_of_the_images(size: tuple[int, ..
     assert not torch.allclose(noise[0] / noise[0].std(), noise[1] / noise[1].std())
 
 
+def test_noise_has_the_amplitude_of_every_frequency() -> None:
+    rows = torch.arange(32).view(1, 1, 32, 1) * 2 * torch.pi / 32
+    image = (3 * torch.sin(4 * rows) + torch.sin(8 * rows)).expand(64, 1, 32, 8).contiguous()
+    noise = make_noise(image, torch.tensor([[1, 2, 0, j] for j in range(64)]))
+    power = torch.fft.rfft2(noise).abs().square().mean((0, 1))[:, 0]
+    assert 5 < float(power[4] / power[8]) < 16  # 9 but for the drawn amplitudes
+
+
 def test_flat_images_have_their_own_mean_everywhere() -> None:
     batch = make_batch()
     flat = make_flat(batch["image"], batch["key"])
