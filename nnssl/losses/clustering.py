@@ -7,12 +7,17 @@ and so is the gradient that DistributedDataParallel averages.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from nnssl.common.distributed import all_gather_no_grad, all_reduce_mean
+
+# of `linear_cross_entropy`: logits that stay in a cache, and few kernels
+VOXELS_AT_ONCE = {"cpu": 2**12, "cuda": 2**20}
 
 
 @torch.no_grad()
@@ -157,9 +162,71 @@ def map_cross_entropy(logits: Tensor, target: Tensor, balanced: bool = False) ->
     """
     with torch.autocast(logits.device.type, enabled=False):
         terms = functional.cross_entropy(logits.float(), target, ignore_index=-1, reduction="none")
-        known = (target >= 0).float()
-        weights = known * _balance(target, logits.shape[1]) if balanced else known
-        return (weights * terms).sum() / _or_one(all_reduce_mean(weights.sum()))
+        weights, total = _weigh(target, logits.shape[1], balanced)
+        return (weights * terms).sum() / total
+
+
+def linear_cross_entropy(
+    features: Tensor, weight: Tensor, bias: Tensor, target: Tensor, balanced: bool = False
+) -> Tensor:
+    """`map_cross_entropy` of the logits `weight @ features + bias`, which are never held.
+
+    K logits per voxel cost more than a thin network. So the gradient is made together with the
+    loss, part by part, while the logits of a part lie in the cache.
+
+    Args:
+        features: (B, F, *S).
+        weight: (K, F).
+        bias: (K,).
+        target: (B, *S) int64, 0 to K-1, or -1 where nothing is known.
+        balanced: equal partition of the loss among clusters.
+
+    Returns:
+        Scalar, at least float32, also under autocast; 0 where no voxel has a target.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        weights, total = _weigh(target, len(weight), balanced)
+        loss: Tensor = _LinearCrossEntropy.apply(features, weight, bias, target, weights / total)
+        return loss
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum of weighted cross entropies; forward makes the gradients, backward scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, target: Tensor, weights: Tensor
+    ) -> Tensor:
+        wide = torch.promote_types(features.dtype, torch.float32)
+        maps = features.flatten(2)  # (B, F, N)
+        loss = torch.zeros((), dtype=wide, device=features.device)
+        gradients = [torch.zeros_like(each, dtype=wide) for each in (maps, weight, bias)]
+        step = VOXELS_AT_ONCE["cpu" if features.device.type == "cpu" else "cuda"]
+        for sample, wanted, counted, back in zip(
+            maps, target.flatten(1), weights.flatten(1), gradients[0], strict=True
+        ):
+            for begin in range(0, maps.shape[2], step):
+                part = slice(begin, begin + step)
+                x, t, w = sample[:, part].to(wide), wanted[None, part].clamp_min(0), counted[part]
+                logits = torch.addmm(bias.to(wide)[:, None], weight.to(wide), x)  # (K, n)
+                logits -= logits.amax(0)
+                own = logits.gather(0, t)[0]
+                total = logits.exp_().sum(0)
+                loss += (w * (total.log() - own)).sum()
+                logits *= w / total  # from here on the gradient of the logits
+                logits.scatter_add_(0, t, -w.to(wide)[None])
+                back[:, part] = weight.to(wide).T @ logits
+                gradients[1].addmm_(logits, x.T)
+                gradients[2] += logits.sum(1)
+        ctx.save_for_backward(*gradients)
+        ctx.shape = features.shape
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        features, weight, bias = ctx.saved_tensors  # autograd casts them to the inputs' types
+        return (features * scale).view(ctx.shape), weight * scale, bias * scale, None, None
 
 
 @torch.no_grad()
@@ -178,6 +245,14 @@ def cluster_shares(clusters: Tensor, count: int, weights: Tensor | None = None) 
 def _or_one(total: Tensor) -> Tensor:
     """A divisor that keeps the gradient of nothing at 0, at any loss scale."""
     return torch.where(total > 0, total, 1)
+
+
+@torch.no_grad()
+def _weigh(target: Tensor, count: int, balanced: bool) -> tuple[Tensor, Tensor]:
+    """Weight of each voxel, 0 where nothing is known, and their sum (its mean over ranks)."""
+    known = (target >= 0).float()
+    weights = known * _balance(target, count) if balanced else known
+    return weights, _or_one(all_reduce_mean(weights.sum()))
 
 
 def _balance(target: Tensor, count: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from nnssl.losses.clustering import cluster_shares, map_cross_entropy
+from nnssl.losses.clustering import cluster_shares, linear_cross_entropy
 from nnssl.modules import cluster_metrics, metrics, unet
 from nnssl.modules.grids import compose, invert, sample
 from nnssl.objectives.base import Batch, Context, DenseTargets, Objective
@@ -88,15 +88,17 @@ class PixelClusteringObjective(Objective):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         views = list(batch["views"].values())
-        logits = self._logits(self.decode_views(batch, use_skips=self.skips))  # (V*B, K, *S)
-        parts = list(logits.chunk(len(views)))
+        parts = self.decode_views(batch, use_skips=self.skips)[-1].chunk(len(views))
         pairs = [(parts[b], self._target(views[a], views[b])) for a, b in self._pairs(len(views))]
-        losses = [map_cross_entropy(part, target, self.balanced) for part, target in pairs]
+        weight, bias = self.head.weight.flatten(1), self.head.bias
+        losses = [
+            linear_cross_entropy(part, weight, bias, target, self.balanced)
+            for part, target in pairs
+        ]
         targets = torch.stack([target for _, target in pairs])
-        predicted = torch.stack(
-            [metrics.take_every_second(part.detach()).argmax(1) for part, _ in pairs]
-        )
-        return {"loss": torch.stack(losses).mean(), **self._metrics(predicted, targets)}
+        predicted = [self._predict(metrics.take_every_second(part)) for part, _ in pairs]
+        terms = self._metrics(torch.stack(predicted), targets)
+        return {"loss": torch.stack(losses).mean(), **terms}
 
     def after_step(self, batch: Batch, progress: float) -> None:
         self.change.after_step(next(iter(batch["views"].values())).image, self.clusters)
@@ -106,7 +108,7 @@ class PixelClusteringObjective(Objective):
         with metrics.evaluating(self, self.network):
             stages = unet.encode(self.network, image)
             levels = unet.decode(self.network, stages, use_skips=self.skips)
-            return self._logits(levels).argmax(1)
+            return self._predict(levels[-1])
 
     def illustrate(self, batch: Batch) -> dict[str, Tensor]:
         """`clusters`: three rows per view, image, target and prediction in fixed colours."""
@@ -120,9 +122,10 @@ class PixelClusteringObjective(Objective):
             ]
         return {"clusters": torch.stack(rows)}
 
-    def _logits(self, levels: list[Tensor]) -> Tensor:
-        logits: Tensor = self.head(levels[-1])
-        return logits
+    @torch.no_grad()
+    def _predict(self, features: Tensor) -> Tensor:
+        predicted: Tensor = self.head(features).argmax(1)
+        return predicted
 
     def _pairs(self, views: int) -> list[tuple[int, int]]:
         if self.loss == "cross_entropy":

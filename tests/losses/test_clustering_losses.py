@@ -13,8 +13,10 @@ from lightly.loss.swav_loss import sinkhorn as lightly_sinkhorn
 from torch import Tensor
 
 from nnssl.common.distributed import local_rows
+from nnssl.losses import clustering
 from nnssl.losses.clustering import (
     cluster_shares,
+    linear_cross_entropy,
     map_cross_entropy,
     sinkhorn,
     swapped_prediction,
@@ -100,16 +102,19 @@ def test_tokens_without_weight_have_codes_and_no_say() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0, 65536.0])
-@pytest.mark.parametrize("kind", ["swapped", "map", "map, balanced"])
+@pytest.mark.parametrize("kind", ["swapped", "map", "map, balanced", "linear", "linear, balanced"])
 def test_nothing_counted_has_no_gradient_at_any_loss_scale(kind: str, scale: float) -> None:
     """0 / tiny is 0, but its gradient times the scale of float16 is inf * 0."""
     logits = random_scores().requires_grad_()
     if kind == "swapped":
         loss = swapped_prediction(logits, random_scores(seed=1).softmax(1), torch.zeros(24))
     else:
-        loss = map_cross_entropy(
-            logits[:, :, None], torch.full((24, 1), -1), balanced="balanced" in kind
-        )
+        unknown, balanced = torch.full((24, 1), -1), "balanced" in kind
+        if kind.startswith("map"):
+            loss = map_cross_entropy(logits[:, :, None], unknown, balanced)
+        else:
+            eye, bias = torch.eye(5), torch.zeros(5)
+            loss = linear_cross_entropy(logits[:, :, None], eye, bias, unknown, balanced)
     (loss * scale).backward()
     assert loss == 0
     assert logits.grad is not None
@@ -206,6 +211,43 @@ def test_map_cross_entropy_ignores_what_is_unknown() -> None:
     torch.testing.assert_close(map_cross_entropy(logits, target), expected)
     assert float(map_cross_entropy(logits, torch.full_like(target, -1))) == 0
     assert float(map_cross_entropy(logits * 0, target)) == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("size", [(7, 5), (3, 4, 5)])
+def test_linear_cross_entropy_is_that_of_its_logits(
+    size: tuple[int, ...], balanced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Value and gradients, over parts that do not divide the voxels."""
+    monkeypatch.setitem(clustering.VOXELS_AT_ONCE, "cpu", 16)
+    torch.manual_seed(0)
+    features = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(-1, 4, (2, *size))
+    linear = torch.einsum("kf,bf...->bk...", weight, features) + bias.view(-1, *[1] * len(size))
+    known, terms = target >= 0, -linear.log_softmax(1).gather(1, target.clamp_min(0)[:, None])[:, 0]
+    counts = torch.bincount(target[known], minlength=4)
+    weights = known / counts[target.clamp_min(0)] if balanced else known.double()
+    expected = (weights * terms).sum() / weights.sum()
+    inputs = features, weight, bias
+    wanted = torch.autograd.grad(3 * expected, inputs)
+    found = linear_cross_entropy(*inputs, target, balanced)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)  # weights are float32
+    torch.testing.assert_close(torch.autograd.grad(3 * found, inputs), wanted, rtol=1e-5, atol=1e-9)
+
+
+def test_linear_cross_entropy_keeps_small_gradients_of_half_precision() -> None:
+    """The loss scale comes after the gradient is made: in float16 1e-8 would be lost before."""
+    features = torch.randn(1, 3, 4000, requires_grad=True)
+    weight, bias = 1e-3 * torch.randn(5, 3), torch.zeros(5)
+    target = torch.randint(0, 5, (1, 4000))
+    linear_cross_entropy(features, weight, bias, target).backward()
+    half = features.detach().half().requires_grad_()
+    (2**16 * linear_cross_entropy(half, weight, bias, target)).backward()
+    assert half.grad is not None
+    assert half.grad.dtype == torch.float16
+    torch.testing.assert_close(half.grad.float() / 2**16, features.grad, rtol=2e-2, atol=1e-10)
 
 
 def test_balanced_clusters_have_equal_shares_of_the_loss() -> None:
