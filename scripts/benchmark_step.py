@@ -8,8 +8,9 @@ per step (in pre-training those of all views), the seconds of the step itself (v
 wall seconds, the processor seconds that making a batch costs a worker, the shares of waiting for
 data and of each phase, the peak memory (on the CPU: growth of the process), and the step's seconds
 per million voxels, relative to stock. On the CPU a step is told in processor seconds of one thread,
-so that a busy machine does not matter; on CUDA in wall seconds after synchronisation. nnU-Net's
-environment variables must be set.
+so that a busy machine does not matter; on CUDA in wall seconds after synchronisation. With `--bare`
+the last column is the step over forward and backward of the same network on as many voxels.
+nnU-Net's environment variables must be set.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def main() -> int:
     rows: list[Row] = []
     problems: list[str] = []
     for setting in list_settings(device, options.workers, amp, compiled):
-        found, _ = compare(options.trainers, job, setting, options.rounds, options.steps)
+        found, _ = compare(
+            options.trainers, job, setting, options.rounds, options.steps, options.bare
+        )
         rows += found
         problems += list_over_budget(found, options.budget) if options.budget is not None else []
     print(table(HEADER, [format_cells(row) for row in rows], width=200))
@@ -70,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     add("--workers", type=int, nargs="+", default=[2], help="each number is measured")
     add("--amp", nargs="+", choices=SWITCH, default=["on"], help="mixed precision (CUDA only)")
     add("--compile", nargs="+", choices=SWITCH, default=["on"], help="torch.compile (CUDA only)")
+    add("--bare", action="store_true", help="also the same network's bare forward and backward")
     add("--json", type=Path, metavar="FILE", help="everything measured, with machine and versions")
     add("--budget", type=float, metavar="X", help="fail above X times stock's seconds per voxel")
     return made

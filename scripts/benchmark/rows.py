@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -13,9 +12,9 @@ from typing import Any
 
 import torch
 
+from benchmark.bare import BareNetwork, count_voxels
 from benchmark.phases import PHASES, time_phases
 from nnssl.common.environment import set_variables
-from nnssl.data.budget import Budget
 from nnssl.estimate.dry_run import DryRun, dry_folders
 from nnssl.estimate.estimate import describe_machine
 from nnssl.estimate.steps import Step, TimedTrainer, mean_wait, open_timed
@@ -23,7 +22,7 @@ from nnssl.estimate.steps import Step, TimedTrainer, mean_wait, open_timed
 STOCK, COMPILE = "nnUNetTrainer", "nnUNet_compile"
 HEADER = (
     "trainer", "workers", "AMP", "compile", "voxels", "step s", "wall s", "batch s", "data %",
-    *(f"{phase} %" for phase in PHASES), "peak MiB", "Mvoxel/s", "s/Mvoxel", "x stock",
+    *(f"{phase} %" for phase in PHASES), "peak MiB", "Mvoxel/s", "s/Mvoxel", "x stock", "x bare",
 )  # fmt: skip
 
 
@@ -46,6 +45,8 @@ class Row:
         voxels_per_second: of a run, waiting included, on this machine as busy as it was.
         per_million: `step` per million voxels.
         relative: `per_million` over that of the first row of the setting, which is stock.
+        bare: seconds of forward and backward of the same network on the same voxels, measured in
+            turn with the steps; None where it was not asked for.
     """
 
     trainer: str
@@ -63,6 +64,7 @@ class Row:
     voxels_per_second: float
     per_million: float
     relative: float = 1.0
+    bare: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def list_settings(
 
 
 def compare(
-    names: Sequence[str], job: DryRun, setting: Setting, rounds: int, steps: int
+    names: Sequence[str], job: DryRun, setting: Setting, rounds: int, steps: int, bare: bool = False
 ) -> tuple[list[Row], list[TimedTrainer]]:
     """Stock nnU-Net first, then each trainer, in alternating blocks of steps.
 
@@ -102,6 +104,7 @@ def compare(
         setting: how.
         rounds: blocks per trainer.
         steps: timed steps of a block.
+        bare: whether each block is followed by one of the bare network.
 
     Returns:
         A row and the timed steps of each trainer, stock first.
@@ -115,10 +118,16 @@ def compare(
             stack.enter_context(open_timed(name, job, setting.workers, rounds * steps, instrument))
             for name in names
         ]
+        kind = torch.float16 if job.device.type == "cuda" and setting.amp else None
+        bares = [BareNetwork(one.trainer, kind) for one in timed] if bare else []
         for _ in range(rounds):
-            for one in timed:
+            for number, one in enumerate(timed):
                 one.run_block(steps)
+                for network in bares[number : number + 1]:
+                    network.run_block(steps)
         rows = [summarise(one, setting) for one in timed]
+        if bare:
+            rows = [replace(row, bare=one.seconds) for row, one in zip(rows, bares, strict=True)]
         stock = rows[0].per_million
         return [replace(row, relative=row.per_million / stock) for row in rows], timed
 
@@ -155,14 +164,6 @@ def find_shares(steps: Sequence[Step], on_cpu: bool) -> dict[str, float]:
     }
 
 
-def count_voxels(trainer: Any) -> int:
-    """Voxels that the network sees per step; in pre-training those of all views."""
-    budget = getattr(trainer, "budget", None)
-    if isinstance(budget, Budget):
-        return budget.voxels
-    return math.prod(trainer.configuration_manager.patch_size) * int(trainer.batch_size)
-
-
 def format_cells(row: Row) -> list[str]:
     """The row of the table under `HEADER`."""
     percents = [f"{100 * row.shares[name]:.0f}" for name in ("data", *PHASES)]
@@ -179,6 +180,7 @@ def format_cells(row: Row) -> list[str]:
         f"{row.voxels_per_second / 1e6:.2f}",
         f"{row.per_million:.2f}",
         f"{row.relative:.2f}",
+        "-" if row.bare is None else f"{row.step / row.bare:.2f}",
     ]
 
 

@@ -10,7 +10,6 @@ JSON per row; a row that comes again is better known.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import traceback
@@ -26,9 +25,8 @@ from time import perf_counter, sleep
 from typing import Any
 
 import torch
-from benchmark.bare import bare_step, find_input
+from benchmark.bare import BareNetwork, count_voxels
 from benchmark.phases import time_phases
-from benchmark.rows import count_voxels
 
 from nnssl.config import read_config
 from nnssl.estimate.dry_run import find_trainer_class, open_loaders
@@ -68,10 +66,9 @@ class Contestant:
     name: str
     trainer: Any
     batch: Any
-    bare: Callable[[], None]
+    bare: BareNetwork
     take_phases: Callable[[], Mapping[str, float]]
     steps: list[float] = field(default_factory=list)
-    bare_steps: list[float] = field(default_factory=list)
     phases: Counter[str] = field(default_factory=Counter)
     peaks: list[int] = field(default_factory=list)  # MiB: of a step, of a bare one
 
@@ -91,10 +88,10 @@ class Timings:
         def build(name: str) -> dict[str, Any]:
             trainer, batch = self._build(name)
             dtype = torch.float16 if self.device.type == "cuda" else None
-            bare = bare_step(trainer, dtype)
+            bare = BareNetwork(trainer, dtype)
             take = self.clocks.enter_context(time_phases(trainer))
             one = Contestant(name, trainer, batch, bare, take)
-            for run in (partial(trainer.train_step, batch), bare):
+            for run in (partial(trainer.train_step, batch), bare.run):
                 one.peaks += self._measure_peak(run)
             built.append(one)
             return {"peak_mib": one.peaks}
@@ -113,12 +110,10 @@ class Timings:
 
     def _run_block(self, one: Contestant, stock: Contestant) -> dict[str, Any]:
         """Steps of a trainer and its bare network; what is known of them by now."""
-        one.steps += self._time(partial(one.trainer.train_step, one.batch), one)
-        one.bare_steps += self._time(one.bare)
-        step, bare, stock_step = map(median, (one.steps, one.bare_steps, stock.steps))
+        one.steps += self._time_steps(one)
+        one.bare.run_block(STEPS)
+        step, stock_step, bare = median(one.steps), median(stock.steps), one.bare.seconds
         voxels, stock_voxels = count_voxels(one.trainer), count_voxels(stock.trainer)
-        samples, _, *size = find_input(one.trainer)  # views of a fraction of a patch: whole patches
-        bare *= voxels / (samples * math.prod(size))
         found = {
             "step_s": step,
             "bare_s": bare,
@@ -135,19 +130,17 @@ class Timings:
             one.take_phases()
         return found
 
-    def _time(self, run: Callable[[], Any], timed: Contestant | None = None) -> list[float]:
-        run()  # untimed: the allocator and the caches follow the change
+    def _time_steps(self, one: Contestant) -> list[float]:
+        one.trainer.train_step(one.batch)  # untimed: the allocator and the caches follow the change
         synchronise(self.device)
-        if timed is not None:
-            timed.take_phases()
+        one.take_phases()
         taken = []
         for _ in range(STEPS):
             begin = perf_counter()
-            run()
+            one.trainer.train_step(one.batch)
             synchronise(self.device)
             taken.append(perf_counter() - begin)
-        if timed is not None:
-            timed.phases.update(timed.take_phases())
+        one.phases.update(one.take_phases())
         return taken
 
     def time_waiting(self, names: Sequence[str], end: float) -> None:

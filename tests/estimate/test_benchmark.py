@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import signal
 import sys
@@ -23,17 +24,15 @@ from nnssl.estimate.dry_run import (
     open_loaders,
 )
 from nnssl.estimate.steps import RESET, MemoryMeter, Step
-from nnssl.training.factory import trainer_class
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark_step.py"
 sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script
 
-from benchmark.bare import bare_step  # noqa: E402
+from benchmark.bare import BareNetwork, count_voxels, find_input  # noqa: E402
 from benchmark.phases import PHASES, time_phases  # noqa: E402
 from benchmark.rows import (  # noqa: E402
     Setting,
     compare,
-    count_voxels,
     find_shares,
     list_over_budget,
     list_settings,
@@ -65,7 +64,7 @@ def test_stock_and_trainers_alternate_and_leave_nothing(tiny_dataset):
     folders = (tiny_dataset.preprocessed, tiny_dataset.results.parent, tiny_dataset.raw)
     before, variables = everything_in(*folders), dict(os.environ)
     names = [NAME, "nnSSLScratchTrainer"]
-    rows, subjects = compare(names, JOB, Setting(0, False, False), rounds=2, steps=2)
+    rows, subjects = compare(names, JOB, Setting(0, False, False), rounds=2, steps=2, bare=True)
     assert everything_in(*folders) == before
     assert dict(os.environ) == variables
     assert [row.trainer for row in rows] == ["nnUNetTrainer", *names]
@@ -77,6 +76,8 @@ def test_stock_and_trainers_alternate_and_leave_nothing(tiny_dataset):
         assert 0 < sum(row.shares.values()) <= 1
         assert min(row.shares[p] for p in ("data", "forward", "backward", "optimiser")) > 0
         assert (row.shares["views"] > 0) == (row.trainer == NAME)
+        assert row.bare is not None
+        assert 0 < row.bare < row.step
         assert row.per_million == pytest.approx(row.step / row.voxels * 1e6)
         assert row.relative == pytest.approx(row.per_million / rows[0].per_million)
     assert rows[0].voxels == 32 * 32 * 4
@@ -205,11 +206,21 @@ def test_unknown_trainer_is_named(tiny_dataset):
         find_trainer_class("nnUNetTrainerNobodyWrote")
 
 
-def test_the_bare_step_decodes_as_many_views_as_the_trainer(tiny_dataset):
-    trainer = tiny_dataset.trainer(trainer_class("nnSSLJointTrainer"))
-    trainer.initialize()
-    network, rows = trainer.objective.network, []
-    for stage in (network.encoder.stages[0], network.decoder.stages[-1]):
-        stage.register_forward_hook(lambda _, __, output: rows.append(len(output)))
-    bare_step(trainer, None)()
-    assert rows == [2 * trainer.budget.samples, trainer.budget.samples]
+@pytest.mark.parametrize(
+    ("name", "decoded"), [(NAME, 0), ("nnSSLJointTrainer", 0.5), ("nnSSLScratchTrainer", 1)]
+)
+def test_the_bare_network_is_what_the_step_computes(tiny_dataset, name, decoded):
+    """The same parts on as many voxels; no weight is changed and no gradient left."""
+    with dry_folders(JOB):
+        trainer, rows = build_trainer(name, JOB), []
+        bare = BareNetwork(trainer, None)
+        for stage in (bare.network.encoder.stages[0], bare.network.decoder.stages[-1]):
+            stage.register_forward_hook(lambda _, __, output: rows.append(len(output)))
+        before = {key: value.clone() for key, value in bare.network.state_dict().items()}
+        bare.run_block(2)
+        size = find_input(trainer)
+        assert rows == 3 * [n for n in (size[0], round(decoded * size[0])) if n]
+        assert len(bare.taken) == 2
+        assert all(value.equal(before[key]) for key, value in bare.network.state_dict().items())
+        assert all(p.grad is None for p in bare.network.parameters())
+        assert size[0] * math.prod(size[2:]) * bare.share == count_voxels(trainer)
