@@ -211,16 +211,16 @@ def test_unknown_trainer_is_named(tiny_dataset):
 )
 def test_the_bare_network_is_what_the_step_computes(tiny_dataset, name, decoded):
     """The same parts on as many voxels; no weight is changed and no gradient left."""
-    with dry_folders(JOB):
-        trainer, rows = build_trainer(name, JOB), []
-        bare = BareNetwork(trainer, None)
-        for stage in (bare.network.encoder.stages[0], bare.network.decoder.stages[-1]):
-            stage.register_forward_hook(lambda _, __, output: rows.append(len(output)))
-        before = {key: value.clone() for key, value in bare.network.state_dict().items()}
-        bare.run_block(2)
-        size = find_input(trainer)
-        assert rows == 3 * [n for n in (size[0], round(decoded * size[0])) if n]
-        assert len(bare.taken) == 2
-        assert all(value.equal(before[key]) for key, value in bare.network.state_dict().items())
-        assert all(p.grad is None for p in bare.network.parameters())
-        assert size[0] * math.prod(size[2:]) * bare.share == count_voxels(trainer)
+    trainer, rows = tiny_dataset.trainer(trainer_class(name)), []
+    trainer.initialize()
+    bare = BareNetwork(trainer, None)
+    for stage in (bare.network.encoder.stages[0], bare.network.decoder.stages[-1]):
+        stage.register_forward_hook(lambda _, __, output: rows.append(len(output)))
+    before = {key: value.clone() for key, value in bare.network.state_dict().items()}
+    bare.run_block(2)
+    size = find_input(trainer)
+    assert rows == 3 * [n for n in (size[0], round(decoded * size[0])) if n]
+    assert len(bare.taken) == 2
+    assert all(value.equal(before[key]) for key, value in bare.network.state_dict().items())
+    assert all(p.grad is None for p in bare.network.parameters())
+    assert size[0] * math.prod(size[2:]) * bare.share == count_voxels(trainer)
