@@ -24,6 +24,7 @@ from nnssl.estimate.dry_run import (
     open_loaders,
 )
 from nnssl.estimate.steps import RESET, MemoryMeter, Step
+from nnssl.training.factory import trainer_class
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark_step.py"
 sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script

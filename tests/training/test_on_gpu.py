@@ -13,7 +13,12 @@ import torch
 from torch import nn
 
 from nnssl.config import find_configs, read_config
-from nnssl.losses.clustering import map_cross_entropy, sinkhorn, swapped_prediction
+from nnssl.losses.clustering import (
+    linear_cross_entropy,
+    map_cross_entropy,
+    sinkhorn,
+    swapped_prediction,
+)
 from nnssl.losses.contrastive import contrastive_loss
 from nnssl.modules.memory import MemoryBank, MomentumCopy
 from nnssl.training.factory import trainer_class
@@ -137,6 +142,12 @@ def test_losses_are_those_of_the_cpu() -> None:
             map_cross_entropy(logits.cuda(), target.cuda(), balanced).cpu(),
             map_cross_entropy(logits, target, balanced),
         )
+    gradients = []
+    for device in ("cpu", "cuda"):
+        inputs = [x.to(device).requires_grad_() for x in (logits, torch.eye(20), torch.zeros(20))]
+        linear_cross_entropy(*inputs, target.to(device)).backward()
+        gradients.append([x.grad.cpu() for x in inputs if x.grad is not None])
+    torch.testing.assert_close(*gradients)
 
 
 def test_memories_stay_on_the_device() -> None:
