@@ -91,6 +91,7 @@ class PixelClusteringObjective(Objective):
         parts = self.decode_views(batch, use_skips=self.skips)[-1].chunk(len(views))
         pairs = [(parts[b], self._target(views[a], views[b])) for a, b in self._pairs(len(views))]
         weight, bias = self.head.weight.flatten(1), self.head.bias
+        assert bias is not None
         losses = [
             linear_cross_entropy(part, weight, bias, target, self.balanced)
             for part, target in pairs
