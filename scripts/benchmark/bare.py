@@ -31,6 +31,7 @@ class BareNetwork:
         objective = getattr(trainer, "objective", None)
         self.network = trainer.network if objective is None else objective.network
         self.device, self.dtype = trainer.device, dtype
+        self.clock = perf_counter if self.device.type == "cuda" else thread_time
         size = find_input(trainer)
         self.decoded = size[0]
         if objective is not None:
@@ -63,12 +64,11 @@ class BareNetwork:
         """One run untimed, then `steps` timed ones; on the CPU in processor seconds."""
         self.run()
         synchronise(self.device)
-        clock = perf_counter if self.device.type == "cuda" else thread_time
         for _ in range(steps):
-            begin = clock()
+            begin = self.clock()
             self.run()
             synchronise(self.device)
-            self.taken.append(clock() - begin)
+            self.taken.append(self.clock() - begin)
 
 
 def find_input(trainer: Any) -> tuple[int, ...]:
