@@ -125,7 +125,9 @@ def test_one_batch_with_a_signal_among_three_suffices(first: int) -> None:
 def test_every_shipped_trainer_that_draws_at_random_is_named() -> None:
     names = preflight.name_trainers_without_positions()
     configs = Path(__file__).parents[2] / "nnssl_configs" / "pretrain"
-    structured = {"nnSSLContrastiveTrainer", "nnSSLContrastiveGDMinusTrainer"}
+    variants = ("", "GDMinus", "Demeaned", "DemeanedRepresentation", "Representation", "TwoSteps")
+    structured = {f"nnSSLContrastive{variant}Trainer" for variant in variants}
+    structured |= {"nnSSLJointTrainer", "nnSSLLocalContrastiveLDTrainer", "nnSSLPCLTrainer"}
     structured.add("nnSSLModelsGenesisPositionTrainer")
     for file in configs.glob("*.yaml"):
         assert (f" {file.stem}" in names) != (file.stem in structured)
