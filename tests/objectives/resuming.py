@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from tests.tiny import stop_after
 
 KNOBS = "num_epochs=2 num_iterations_per_epoch=2 num_val_iterations_per_epoch=1 warmup_epochs=0"
 
@@ -21,14 +21,7 @@ def check_resumed(dataset: Any, kind: type, stop_at: int, monkeypatch: pytest.Mo
     for file in Path(whole.output_folder).glob("*.pth"):
         file.unlink()
     stopped = dataset.trainer(kind)
-    step = stopped.train_step
-
-    def stopping(seen: Any) -> Any:
-        if stopped.step == stop_at - 1:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        return step(seen)
-
-    stopped.train_step = stopping
+    stop_after(stopped, stop_at)
     with pytest.raises(SystemExit):
         stopped.run_training()
     resumed = dataset.trainer(kind)
