@@ -71,14 +71,8 @@ SCHEMA: Schema = {
     "probe": ProbeSettings,
 }
 GIVEN = ("network", "context")
-PLACES = (
-    "box",
-    "shape",
-    "axis",
-    "sign",
-    "case",
-    "dataset",
-)  # of a batch, which objectives compute with
+# of a batch, which objectives compute with
+PLACES = ("box", "shape", "axis", "sign", "case", "dataset")
 
 
 class PretrainingSetup(Interruptible):

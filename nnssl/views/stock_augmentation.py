@@ -206,9 +206,9 @@ class StockAugmentation:
     ) -> Tensor:
         channels, axes = images.shape[1], images.ndim - 2
         single = images.flatten(0, 1)[:, None]  # (n C, 1, *S)
+        nothing = np.full((channels, axes), np.nan)
         for change in CHANGES:
             drawn = [change.draw(random, channels, axes) for random in generators]
-            nothing = np.full((channels, axes), np.nan)
             strengths = np.concatenate([nothing if d is None else d for d in drawn])
             if change.apply is _lower_resolution and self.flat:
                 strengths[:, 0] = np.where(np.isnan(strengths[:, 0]), np.nan, 1.0)
