@@ -23,6 +23,7 @@ from nnssl.probe.during_training import TrainingProbe
 from nnssl.training.history import History
 from nnssl.training.pictures import save_pictures
 from nnssl.training.pretraining_setup import PretrainingSetup
+from nnssl.training.progress_picture import draw_progress
 
 SECONDS_BETWEEN_PLOTS = 30.0
 
@@ -257,7 +258,7 @@ class PretrainingLoop(PretrainingSetup):
         folder, last = Path(self.output_folder), self.current_epoch == self.num_epochs
         if last or time() - self._last_plot > SECONDS_BETWEEN_PLOTS:
             self._last_plot = time()
-            self.history.plot(folder / "progress.png", self.objective.panels)
+            draw_progress(self.history.values, self.objective.panels, folder / "progress.png")
         if last or self.current_epoch % self.settings.picture_every == 0:
             batch = self.prepare(self.batch_maker(0))
             save_pictures(

@@ -15,8 +15,8 @@ import torch
 from nnssl.estimate.dry_run import DryRun, dry_folders
 from nnssl.estimate.estimate import Estimate, _touch, estimate, expect_bytes_per_batch
 from nnssl.nnunet.checkpoint import read_checkpoint
+from nnssl.training import pretraining_loop
 from nnssl.training.factory import trainer_class
-from nnssl.training.history import History
 from nnssl.training.preflight import COPIES
 
 JOB = DryRun("999", "2d")
@@ -71,8 +71,8 @@ def test_counts_are_exact_and_nothing_is_left(tiny_dataset, monkeypatch, name, c
 
 
 def test_checkpoint_and_caches_have_the_size_of_a_real_run(tiny_dataset, monkeypatch):
-    monkeypatch.setattr(History, "plot", lambda *_: None)
-    monkeypatch.setattr("nnssl.training.pretraining_loop.save_pictures", lambda *_: None)
+    monkeypatch.setattr(pretraining_loop, "draw_progress", lambda *_: None)
+    monkeypatch.setattr(pretraining_loop, "save_pictures", lambda *_: None)
     name = "nnSSLShortEstimateTrainer"
     found = estimate(name, JOB, workers=0, steps=1)
     run = tiny_dataset.trainer(trainer_class(name))

@@ -11,7 +11,6 @@ import pytest
 
 from nnssl.training import pretraining_loop
 from nnssl.training.factory import trainer_class
-from nnssl.training.history import History
 from tests.hostile.doors import FINETUNER, FINETUNING, PRETRAINER, PRETRAINING, Harness, train
 
 
@@ -22,7 +21,7 @@ def harness(
     trainer_class.cache_clear()
     trainer_yaml(PRETRAINER, PRETRAINING)
     trainer_yaml(FINETUNER, FINETUNING)
-    monkeypatch.setattr(History, "plot", lambda *_: None)
+    monkeypatch.setattr(pretraining_loop, "draw_progress", lambda *_: None)
     monkeypatch.setattr(pretraining_loop, "save_pictures", lambda *_: None)
     return Harness(tiny_dataset, monkeypatch, capfd)
 

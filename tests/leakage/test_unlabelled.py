@@ -35,7 +35,6 @@ from nnssl.nnunet.images import open_image
 from nnssl.nnunet.splits import read_splits
 from nnssl.training import pretraining_loop
 from nnssl.training.factory import trainer_class
-from nnssl.training.history import History
 
 PIXELS = """
 extends: nnSSLPixelClusteringTrainer
@@ -329,7 +328,7 @@ def test_a_run_trains_on_them_and_says_so_in_its_checkpoint(
     tiny_dataset: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(History, "plot", lambda *_: None)
+    monkeypatch.setattr(pretraining_loop, "draw_progress", lambda *_: None)
     monkeypatch.setattr(pretraining_loop, "save_pictures", lambda *_: None)
     add_cine("cine", "p1", KNOWN)
     trainer = pretrainer()

@@ -24,7 +24,6 @@ from nnssl.probe.encoders import build_random_network, isolate_generators, read_
 from nnssl.probe.probe import Probe, ProbeSettings
 from nnssl.training import pretraining_loop
 from nnssl.training.factory import trainer_class
-from nnssl.training.history import History
 from tests.probe.test_probe import same
 
 TRAINER = """
@@ -161,7 +160,7 @@ def run(
 ) -> Callable[[bool], Any]:
     """`run(probe)` trains three steps of clustering, with or without the probe at the end."""
     monkeypatch.setattr(pretraining_loop, "save_pictures", lambda *_: None)
-    monkeypatch.setattr(History, "plot", lambda *_: None)
+    monkeypatch.setattr(pretraining_loop, "draw_progress", lambda *_: None)
     monkeypatch.setattr(during_training.pictures, "draw", lambda *_: None)
 
     def train(probed: bool) -> Any:

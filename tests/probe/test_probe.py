@@ -19,7 +19,6 @@ from nnssl.probe import during_training
 from nnssl.probe.probe import Probe, ProbeSettings
 from nnssl.training import pretraining_loop
 from nnssl.training.factory import trainer_class
-from nnssl.training.history import History
 
 TRAINER = """
 extends: nnSSLContrastiveTrainer
@@ -38,7 +37,7 @@ def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Only the first test looks at what is drawn."""
     monkeypatch.setattr(pretraining_loop, "save_pictures", lambda *_: None)
     if not request.node.name.startswith("test_a_run_leaves"):
-        monkeypatch.setattr(History, "plot", lambda *_: None)
+        monkeypatch.setattr(pretraining_loop, "draw_progress", lambda *_: None)
         monkeypatch.setattr(during_training.pictures, "draw", lambda *_: None)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from nnssl.probe import shortcuts
+from nnssl.training import pretraining_loop
 from nnssl.training.factory import trainer_class
-from nnssl.training.history import History
 
 YAML = """
 kind: pretrain
@@ -37,7 +37,7 @@ def run(
         logs = Path(trainer.output_folder).glob("training_log*.txt")
         return trainer.history.values, "".join(log.read_text() for log in logs)
 
-    monkeypatch.setattr(History, "plot", lambda *_: None)
+    monkeypatch.setattr(pretraining_loop, "draw_progress", lambda *_: None)
     return train
 
 

@@ -17,9 +17,9 @@ import yaml
 
 from nnssl.common.locks import FolderInUseError
 from nnssl.nnunet.checkpoint import save_atomically
+from nnssl.training import pretraining_loop
 from nnssl.training.checkpoints import write_resolved_config
 from nnssl.training.factory import trainer_class
-from nnssl.training.history import History
 from nnssl.training.identity import (
     RANDOM_WEIGHTS,
     find_differences,
@@ -213,8 +213,8 @@ def make(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Any]:
     """`make(fold=0, **plans)`: a trainer of three epochs, of pre-training or of fine-tuning."""
-    monkeypatch.setattr(History, "plot", lambda *_: None)
-    monkeypatch.setattr("nnssl.training.pretraining_loop.save_pictures", lambda *_: None)
+    monkeypatch.setattr(pretraining_loop, "draw_progress", lambda *_: None)
+    monkeypatch.setattr(pretraining_loop, "save_pictures", lambda *_: None)
     texts = {"pretrain": PRETRAINING, "finetune": FINETUNING}
     trainer_yaml("nnSSLMine", texts.get(request.param, FINETUNING + "weights: {source: none}\n"))
     trainer_class.cache_clear()

@@ -19,7 +19,6 @@ from nnssl.nnunet.runs import WeightSource, find_finished_run, list_runs
 from nnssl.training import pretraining_loop
 from nnssl.training.factory import trainer_class
 from nnssl.training.finetuning_weights import fit_checkpoint
-from nnssl.training.history import History
 from nnssl.training.initial_weights import load_initial
 from nnssl.training.pretrainer import nnSSLPretrainer
 
@@ -36,7 +35,7 @@ def make(
     tiny_dataset: Any, trainer_yaml: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., nnSSLPretrainer]:
     """`make(name, training, parent)`: a trainer of two steps."""
-    monkeypatch.setattr(History, "plot", lambda *_: None)
+    monkeypatch.setattr(pretraining_loop, "draw_progress", lambda *_: None)
     monkeypatch.setattr(pretraining_loop, "save_pictures", lambda *_: None)
 
     def build(name: str, training: str = "", parent: str = "nnSSLMAETrainer") -> Any:

@@ -21,7 +21,9 @@ from nnssl.cluster_maps.maps import save_map
 from nnssl.modules import unet
 from nnssl.nnunet.images import image_file, open_image
 from nnssl.objectives import OBJECTIVES, Batch, Context, DenseTargets, Objective
+from nnssl.training import pretraining_loop
 from nnssl.training.factory import trainer_class
+from nnssl.training.progress_picture import find_panels
 
 YAML = """
 kind: pretrain
@@ -88,7 +90,7 @@ def test_a_method_with_dense_targets_of_its_own_trains(
     with pytest.raises(ValueError, match="lacks images"):
         trainer.check_dense_targets()
     monkeypatch.setattr(
-        trainer.history, "plot", lambda _, panels: drawn.append(trainer.history.find_panels(panels))
+        pretraining_loop, "draw_progress", lambda *what: drawn.append(find_panels(*what[:2]))
     )
     trainer.run_training()
 

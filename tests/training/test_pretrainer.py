@@ -27,7 +27,6 @@ from nnssl.objectives import OBJECTIVES
 from nnssl.probe.during_training import TrainingProbe
 from nnssl.training import interruptible, pretraining_loop
 from nnssl.training.factory import trainer_class
-from nnssl.training.history import History
 from nnssl.training.pretrainer import nnSSLPretrainer
 
 SHORT = """
@@ -51,7 +50,7 @@ probe: {probe_at_end: false}
 def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of a short run's time; only the walk looks at what is drawn."""
     if not request.node.name.startswith("test_walk"):
-        monkeypatch.setattr(History, "plot", lambda *_: None)
+        monkeypatch.setattr(pretraining_loop, "draw_progress", lambda *_: None)
         monkeypatch.setattr(pretraining_loop, "save_pictures", lambda *_: None)
 
 

@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from nnssl.losses.contrastive import NoSignalError
-from nnssl.training import preflight
+from nnssl.training import preflight, pretraining_loop
 from nnssl.training.factory import trainer_class
-from nnssl.training.history import History
 
 SMALL = """
 training: {num_epochs: 1, num_iterations_per_epoch: 2, num_val_iterations_per_epoch: 1,
@@ -28,7 +27,7 @@ probe: {probe_at_end: false}
 @pytest.fixture
 def pictures(tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The dataset as single 2D pictures: of each volume the middle slice."""
-    monkeypatch.setattr(History, "plot", lambda *_: None)
+    monkeypatch.setattr(pretraining_loop, "draw_progress", lambda *_: None)
     for file in (tiny_dataset.preprocessed / "nnUNetPlans_2d").glob("*.b2nd"):
         slices = np.asarray(blosc2.open(str(file), mode="r")[:])
         file.unlink()
