@@ -18,7 +18,7 @@ from nnssl.common.environment import set_variables
 from nnssl.nnunet.images import check_finite, open_image
 
 Stream = Literal["train", "validation", "unlabelled"]
-STREAMS = {"train": 0, "validation": 1, "step": 2, "network": 3, "unlabelled": 4}
+STREAMS = {"train": 0, "validation": 1, "step": 2, "network": 3, "unlabelled": 4, "partner": 5}
 
 
 @dataclass(frozen=True)

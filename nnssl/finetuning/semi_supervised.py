@@ -141,12 +141,15 @@ class SemiSupervised:
     """Section `semi_supervised`: how images without labels are learned from.
 
     A first share of the steps is supervised alone. Then a teacher, the running average of the
-    student, labels weak views (nnU-Net's own augmentation) of images without labels, and the
-    student is to say the same of strong views: the same geometry, and further changes of intensity.
+    student or a second network, labels weak views (nnU-Net's own augmentation) of images without
+    labels, and the student is to say the same of strong views: the same geometry, and further
+    changes of intensity.
 
     Attributes:
         consistency: `fixmatch`: confident hard labels, by the loss of the segmentation;
-            `mean_teacher`: squared difference of the probabilities at every voxel.
+            `mean_teacher`: squared difference of the probabilities at every voxel; `cross`: as
+            `fixmatch`, between two networks that learn from each other, of which the first is kept
+            (a step costs twice as much); `none`: images without labels are background to paste.
         mix: `copy_paste`: a box of an image without label into a labelled one and back; `cutmix`:
             boxes between images without labels; `mixup`: blends of all images; or `none`.
         confidence: of a hard label that counts; 0: all count.
@@ -174,13 +177,14 @@ class SemiSupervised:
         Tarvainen, Valpola: Mean teachers. NeurIPS 2017, arXiv:1703.01780.
         Bai et al.: Bidirectional copy-paste. CVPR 2023, arXiv:2305.00673.
         Yang et al.: UniMatch. CVPR 2023, arXiv:2208.09910.
+        Chen et al.: Cross pseudo supervision. CVPR 2021, arXiv:2106.01226.
 
     Differs from the papers: copy-paste pastes the strong view; the teacher averages the supervised
     steps too, in the place of a copy of the student; the strong view is made of this project's
-    changes of intensity.
+    changes of intensity; `cross` has weak and strong views, and counts confident voxels only.
     """
 
-    consistency: Literal["fixmatch", "mean_teacher"] = "fixmatch"
+    consistency: Literal["fixmatch", "mean_teacher", "cross", "none"] = "fixmatch"
     mix: Literal["copy_paste", "cutmix", "mixup", "none"] = "copy_paste"
     confidence: Fraction = 0.95
     least_share: Fraction = 0.2
@@ -201,11 +205,16 @@ class SemiSupervised:
     gamma_inverted: Change[Exponent] | None = None
 
     def __post_init__(self) -> None:
-        if self.mix == "mixup" and self.consistency != "fixmatch":
+        if self.mix == "mixup" and not self.asks_hard_labels:
             raise ValueError(
                 f"semi_supervised: mix: mixup blends hard labels; consistency: {self.consistency} "
-                "has none. Take consistency: fixmatch, or another mix."
+                "has none. Take consistency: fixmatch or cross, or another mix."
             )
+
+    @property
+    def asks_hard_labels(self) -> bool:
+        """Whether the student learns hard labels of images without labels."""
+        return self.consistency in ("fixmatch", "cross")
 
     def find_weight(self, step: int, steps: int) -> float:
         """Weight of images without labels in a step: 0 while supervised, then a linear ramp."""
@@ -297,11 +306,10 @@ class SemiSupervised:
         mask = torch.cat([~of_labelled, torch.ones_like(c.classes, dtype=torch.bool)])
         alone = len(images) - pairs
         rows = slice(alone, alone + len(mask))
-        hard = self.consistency == "fixmatch"
         targets = [Target(1.0, slice(0, alone + 2 * pairs), asked)]
-        if hard:
+        if self.asks_hard_labels:
             targets.append(Target(weight, rows, form.ignore(both.labels, ~mask)))
-        soft = 0.0 if hard else weight
+        soft = weight if self.consistency == "mean_teacher" else 0.0
         comparison = TeacherView(rows, both.probabilities, both.classes, mask, soft)
         seen = torch.cat([images[pairs:], mixed, c.images])
         return Lesson(seen, tuple(targets), comparison)

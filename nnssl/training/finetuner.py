@@ -98,7 +98,8 @@ class nnSSLFinetuner(Interruptible):
         seed_everything(self.settings.seed, "network")
         super().initialize()
         unet.check_network(self.planned_network)
-        self.planned_network.register_load_state_dict_post_hook(self._note_loading)
+        # a function, since a copy of the network would copy the trainer of a bound method
+        self.planned_network.register_load_state_dict_post_hook(lambda *_: self._note_loading())
 
     def _apply(self, config: Config) -> None:
         sections = config.sections
@@ -115,7 +116,7 @@ class nnSSLFinetuner(Interruptible):
         assert isinstance(network, nn.Module)
         return network
 
-    def _note_loading(self, *_: Any) -> None:
+    def _note_loading(self) -> None:
         """Sees what `-pretrained_weights` loads before the training starts."""
         self._loaded_from_outside = True
 

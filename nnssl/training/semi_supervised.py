@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,14 @@ from nnssl.training.device_augmentation import DeviceAugmentation
 from nnssl.training.finetuner import SCHEMA, nnSSLFinetuner
 from nnssl.training.history import History
 from nnssl.training.lessons import find_classes
+from nnssl.training.partner import Partner
 from nnssl.training.pictures import COLUMNS, save_panel
 
 
 class nnSSLSemiSupervised(nnSSLFinetuner):
     """Fine-tuning with a teacher: see `SemiSupervised` for what is learned, and how.
 
-    The teacher is the running average of the weights (`average_decay`).
+    The teacher is the running average of the weights (`average_decay`), or a second network.
     """
 
     config_name = "nnSSLSemiSupervisedTrainer"
@@ -44,6 +46,7 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
         self.dropped_rows = 0
         self.said: PseudoLabels | None = None  # of the last step
         self.lesson: Lesson | None = None
+        self.partner: Partner | None = None
         self.other_outputs: list[dict[str, Any]] = []
         self.history = History()
         self.collections, self.unlabelled_cases = ChosenImages(), list[str]()
@@ -51,7 +54,7 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
     def initialize(self) -> None:
         refuse_cascade(self.configuration_manager, self.configuration_name)
         super().initialize()
-        self.planned_network.get_submodule("encoder").register_forward_hook(self._drop_features)
+        self._watch_features(self.planned_network)
 
     def _apply(self, config: Config) -> None:
         super()._apply(config)
@@ -59,7 +62,18 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
 
     @property
     def needs_average(self) -> bool:
-        return True
+        return super().needs_average or self.semi.consistency != "cross"
+
+    def _begin_average(self) -> None:
+        super()._begin_average()
+        if self.semi.consistency == "cross":
+            self.partner = Partner(self)
+            self._watch_features(self.partner.planned_network)
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        if self.partner is not None:
+            self.partner.begin_epoch()
 
     @property
     def steps(self) -> int:
@@ -134,43 +148,65 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
         return batch
 
     def make_lesson(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What the student learns in this step; a partner has learned its own lesson by then."""
         if "unlabelled" not in batch:
-            return super().make_lesson(batch)
-        assert self.average is not None
+            made = super().make_lesson(batch)
+            self._let_partner_learn(made)
+            return made
+        weak = batch["unlabelled"].to(self.device, non_blocking=True)
         labelled = self.move_labelled(batch)
-        unlabelled = batch["unlabelled"].to(self.device, non_blocking=True)
-        count, more = len(labelled[0]), len(unlabelled)
-        said = self.ask_teacher(unlabelled)
-        lesson = self.semi.compose(
+        teacher = self.planned_network if self.average is None else self.average.module
+        if self.partner is not None:
+            own = self.ask(self.planned_network, weak)
+            teacher = self.partner.planned_network
+        said = self.ask(teacher, weak)
+        if self.partner is not None:
+            lesson = self._compose(labelled, weak, own)
+            self.dropped_rows = lesson.dropped
+            self._let_partner_learn(self.as_batch(lesson))
+        lesson = self._compose(labelled, weak, said)
+        self.dropped_rows, self.said, self.lesson, self.weak = lesson.dropped, said, lesson, weak
+        return self.as_batch(lesson)
+
+    def _let_partner_learn(self, batch: dict[str, Any]) -> None:
+        if self.partner is not None:
+            with self.partner.in_place():
+                nnUNetTrainer.train_step(self, batch)
+
+    def _compose(
+        self, labelled: tuple[torch.Tensor, torch.Tensor], weak: torch.Tensor, said: PseudoLabels
+    ) -> Lesson:
+        count, more = len(labelled[0]), len(weak)
+        return self.semi.compose(
             labelled,
-            unlabelled,
+            weak,
             said,
             (self.make_keys(count), self.make_keys(more, count)),
             self.loss.form,
-            tuple(self.configuration_manager.spacing)[-(unlabelled.ndim - 2) :],
+            tuple(self.configuration_manager.spacing)[-(weak.ndim - 2) :],
             self.semi.find_weight(self.step, self.steps),
         )
-        self.dropped_rows, self.said, self.lesson, self.weak = (
-            lesson.dropped,
-            said,
-            lesson,
-            unlabelled,
-        )
-        return self.as_batch(lesson)
 
     @torch.no_grad()
-    def ask_teacher(self, images: torch.Tensor) -> PseudoLabels:
-        """What the teacher says of weak views; it runs as in a stock training step."""
-        assert self.average is not None
-        teacher = self.average.module.eval()
+    def ask(self, network: torch.nn.Module, images: torch.Tensor) -> PseudoLabels:
+        """What a network says of weak views; it runs as in a stock training step."""
+        trains = network.training
+        network.eval()
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-            logits = teacher(images)
+            logits = network(images)
+        network.train(trains)
         logits = logits if isinstance(logits, torch.Tensor) else logits[0]
         return self.semi.ask_teacher(logits, self.loss.form)
 
-    def _drop_features(self, _: Any, __: Any, features: list[torch.Tensor]) -> Any:
-        """Hook of the student's encoder."""
-        if not self.dropped_rows:
+    def _watch_features(self, network: torch.nn.Module) -> None:
+        network.get_submodule("encoder").register_forward_hook(
+            # a function, since a copy of the network would copy the trainer of a bound method
+            lambda encoder, _, features: self._drop_features(encoder, features)
+        )
+
+    def _drop_features(self, encoder: torch.nn.Module, features: list[torch.Tensor]) -> Any:
+        """Hook of the encoders: of the student's, and of copies, which are asked in `eval`."""
+        if not self.dropped_rows or not encoder.training:
             return features
         return drop_channels(features, self.dropped_rows, self.semi.feature_dropout)
 
@@ -236,15 +272,32 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
         folder.mkdir(exist_ok=True)
         save_panel(columns, folder / f"epoch_{self.current_epoch:04d}_pseudo_labels.png")
 
+    @property
+    def other(self) -> str:
+        """Which weights are validated beside those of what will be the finished model."""
+        if self.partner is not None:
+            return "second network"
+        return "teacher" if self.settings.weights_average == "none" else "student"
+
+    @contextmanager
+    def _other_weights(self) -> Iterator[None]:
+        if self.partner is not None:
+            with self.partner.in_place():
+                self.network.eval()
+                yield
+        elif self.other == "student":
+            yield
+        else:
+            assert self.average is not None
+            self.average.exchange()
+            yield
+            self.average.exchange()
+
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's, of what will be the finished model; the other of both is told beside it."""
         output = super().validation_step(batch)
-        assert self.average is not None
-        if self.settings.weights_average == "none":
-            self.average.exchange()
-        self.other_outputs.append(nnUNetTrainer.validation_step(self, batch))
-        if self.settings.weights_average == "none":
-            self.average.exchange()
+        with self._other_weights():
+            self.other_outputs.append(nnUNetTrainer.validation_step(self, batch))
         return output
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
@@ -257,8 +310,7 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
         hit, false, missed = (np.asarray(each, float) for each in sums)
         with np.errstate(invalid="ignore"):
             dice = 2 * hit / (2 * hit + false + missed)
-        name = "teacher" if self.settings.weights_average == "none" else "student"
-        self.print_to_log_file(f"Pseudo Dice of the {name}: {np.round(dice, 4).tolist()}")
+        self.print_to_log_file(f"Pseudo Dice of the {self.other}: {np.round(dice, 4).tolist()}")
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -268,6 +320,8 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
             "epoch_terms": self.epoch_terms,
             "history": self.history.values,
         }
+        if self.partner is not None:
+            checkpoint["nnssl"]["partner"] = self.partner.to_dict()
         return checkpoint
 
     def _record_cases(self) -> dict[str, Any] | None:
@@ -283,3 +337,5 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
         assert self.stored is not None
         self.epoch_terms = list(self.stored["epoch_terms"])
         self.history = History(self.stored["history"])
+        if self.partner is not None:
+            self.partner.restore(self.stored["partner"])

@@ -88,21 +88,26 @@ def test_the_road(semi, monkeypatch):
     assert same(dict(predictor.network.state_dict()), final["network_weights"])
 
 
-def test_stopped_anywhere_the_run_ends_with_the_same_weights(semi):
-    whole = semi("feature_dropout: 0.3", name="nnSSLWholeTrainer")
+@pytest.mark.parametrize("knobs", ["feature_dropout: 0.3", "consistency: cross"])
+def test_stopped_anywhere_the_run_ends_with_the_same_weights(semi, knobs):
+    whole = semi(knobs, name="nnSSLWholeTrainer")
     whole.run_training()
     for stop_at in (1, 3, 5):
-        part = semi("feature_dropout: 0.3", name=f"nnSSLPart{stop_at}Trainer")
+        part = semi(knobs, name=f"nnSSLPart{stop_at}Trainer")
         stop_after(part, stop_at)
         with pytest.raises(SystemExit):
             part.run_training()
-        resumed = semi("feature_dropout: 0.3", name=f"nnSSLPart{stop_at}Trainer")
+        resumed = semi(knobs, name=f"nnSSLPart{stop_at}Trainer")
         resumed.load_checkpoint(str(Path(part.output_folder) / "checkpoint_latest.pth"))
         resumed.run_training()
         ends = [final_of(trainer) for trainer in (whole, resumed)]
         assert same(ends[0]["network_weights"], ends[1]["network_weights"])
         assert same(ends[0]["nnssl"]["other_weights"], ends[1]["nnssl"]["other_weights"])
         assert ends[0]["nnssl"]["history"] == ends[1]["nnssl"]["history"]
+        partners = [end["nnssl"].get("partner") for end in ends]
+        assert (partners[0] is None) == ("cross" not in knobs)
+        if partners[0] is not None:
+            assert same(partners[0]["network_weights"], partners[1]["network_weights"])
 
 
 def test_labels_of_unlabelled_cases_are_never_read(semi, tiny_dataset):
@@ -130,6 +135,7 @@ def test_labels_of_unlabelled_cases_are_never_read(semi, tiny_dataset):
         "mix: mixup",
         "mix: copy_paste, consistency: mean_teacher",
         "mix: none, consistency: mean_teacher, feature_dropout: 0.5",
+        "consistency: cross, feature_dropout: 0.5",
     ],
 )
 def test_every_form_learns_from_both(semi, knobs):
@@ -142,6 +148,68 @@ def test_every_form_learns_from_both(semi, knobs):
     assert trainer.loss.terms["unsupervised_loss"] >= -1
     assert not same(before, plain_state_dict(trainer.planned_network))
     trainer.close()
+
+
+def test_without_consistency_nothing_is_asked_of_images_without_labels(semi):
+    trainer = begin(semi("consistency: none, ramp_share: 0"))
+    for _ in range(3):
+        trainer.train_step(next(trainer.dataloader_train))
+    assert trainer.lesson.images.ndim == 4
+    assert len(trainer.lesson.targets) == 1
+    assert trainer.lesson.comparison.weight == 0
+    trainer.close()
+
+
+def test_a_copy_of_the_network_copies_no_trainer(semi):
+    trainer = begin(semi())
+    copied = trainer.average.module
+    hooks = [*copied.encoder._forward_hooks.values(), *copied._load_state_dict_post_hooks.values()]
+    assert len(hooks) == 2
+    assert not any(hasattr(hook, "__self__") for hook in hooks)
+    trainer.close()
+
+
+def test_two_networks_label_for_each_other(semi):
+    """Each learns in the supervised part too; the lesson of each is what the other says."""
+    trainer = begin(semi("consistency: cross, ramp_share: 0, confidence: 0, mix: none"))
+    partner = trainer.partner.planned_network
+    first, second = plain_state_dict(trainer.planned_network), plain_state_dict(partner)
+    assert not same(first, second)
+    for _ in range(2):
+        trainer.train_step(next(trainer.dataloader_train))
+    assert not same(second, plain_state_dict(partner))
+    batch = next(trainer.dataloader_train)
+    says = {
+        name: trainer.ask(network, batch["unlabelled"])
+        for name, network in (("first", trainer.planned_network), ("second", partner))
+    }
+    assert not torch.equal(says["first"].labels, says["second"].labels)
+    lessons = []
+    compose = trainer.semi.compose
+    object.__setattr__(
+        trainer.semi, "compose", lambda *a: lessons.append(compose(*a)) or lessons[-1]
+    )
+    second = plain_state_dict(partner)
+    trainer.train_step(batch)
+    assert not same(second, plain_state_dict(partner))
+    asked = [lesson.targets[1].values for lesson in lessons]
+    assert torch.equal(asked[0], says["first"].labels)  # the partner's lesson
+    assert torch.equal(asked[1], says["second"].labels)
+    trainer.close()
+
+
+def test_the_partner_begins_with_the_transferred_weights(semi, tiny_dataset):
+    trainer = semi("consistency: cross")
+    trainer.initialize()
+    weights = plain_state_dict(trainer.planned_network)
+    kept = [key for key in weights if key.startswith("encoder.stages.0")]
+    trainer.weights_record["loaded"] = kept
+    trainer._begin_average()
+    partner = plain_state_dict(trainer.partner.planned_network)
+    assert {key for key in kept if not torch.equal(partner[key], weights[key])} == set()
+    others = [key for key in weights if "conv.weight" in key and key not in kept]
+    alike = {key for key in others if torch.equal(partner[key], weights[key])}
+    assert {key.replace("decoder.encoder.", "encoder.") for key in alike} <= set(kept)
 
 
 def test_3d_sees_one_of_each(semi):
