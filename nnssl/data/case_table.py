@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from annotated_types import Len
+from tqdm import tqdm
 from typing_extensions import TypedDict
 
 from nnssl.common.checks import Count
@@ -21,6 +22,7 @@ from nnssl.nnunet.images import CaseError, image_file, open_image, read_directio
 from nnssl.nnunet.paths import cache_places, own_folder
 
 PositionAxis = Literal["head_feet", "slice", 0, 1, 2]
+DELAY = 2.0  # seconds before progress is shown
 GEOMETRY_FILE = "geometry.json"  # cache of the shapes and directions of the images
 TOWARDS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
 _Name = TypeVar("_Name", str, tuple[str, str])
@@ -151,7 +153,7 @@ def _read_cached_geometry(
     for place in reversed(places):
         with suppress(OSError, ValueError, TypeError):
             known.update(read_json(place, dict[str, _Geometry]))
-    for identifier, orientation in orientations.items():
+    for identifier, orientation in tqdm(orientations.items(), "geometry", delay=DELAY):
         file = image_file(folder, identifier)
         stamp = stamp_file(file)
         if known.get(identifier, {}).get("stamp") != stamp:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -98,6 +98,7 @@ class Sampler:
         self.extent = np.array(extent3(patch_size))
         self.sampling, self.samples, self.tissue = sampling, samples, tissue
         self.eligible = self._find_eligible()
+        self._eligible, self._groups = np.array(self.eligible), self._group()
 
     def draw(self, key: Sequence[int]) -> list[PatchPlace]:
         """Places of one step; `key` (run seed, step, rank) is the only source of randomness."""
@@ -126,6 +127,15 @@ class Sampler:
             f"{', or '.join([*ways, 'sampling.mode: random'])}."
         )
 
+    def _group(self) -> dict[int, dict[int, list[int]]]:
+        """Dataset of origin (0 for all, where these are not balanced) -> patient -> volumes."""
+        groups: dict[int, dict[int, list[int]]] = {}
+        for i in self.eligible:
+            case = self.cases[i]
+            dataset = case.dataset if self.sampling.mode == "balanced" else 0
+            groups.setdefault(dataset, {}).setdefault(case.patient, []).append(i)
+        return dict(sorted(groups.items()))
+
     @property
     def _parts(self) -> int:
         return self.sampling.partitions
@@ -133,7 +143,7 @@ class Sampler:
     def _draw_cases(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         if not self.sampling.structured:
             drawn = rng.choice(
-                self.eligible, self.samples, replace=len(self.eligible) < self.samples
+                self._eligible, self.samples, replace=len(self.eligible) < self.samples
             )
             return [int(i) for i in drawn], [-1] * self.samples
         volumes = self._draw_volumes(rng, self.samples // self._parts)
@@ -142,25 +152,23 @@ class Sampler:
 
     def _draw_volumes(self, rng: np.random.Generator, count: int) -> list[int]:
         if self.sampling.mode == "partitioned":
-            return self._draw_distinct(rng, self.eligible, count)
-        datasets = sorted({self.cases[i].dataset for i in self.eligible})
-        order = rng.permutation(datasets)
+            return self._draw_distinct(rng, self._groups[0], count)
+        order = rng.permutation(list(self._groups))
         drawn: list[int] = []
         for k, dataset in enumerate(order):
             share = count // len(order) + (k < count % len(order))
-            members = [i for i in self.eligible if self.cases[i].dataset == dataset]
-            drawn += self._draw_distinct(rng, members, share)
+            drawn += self._draw_distinct(rng, self._groups[dataset], share)
         return drawn
 
-    def _draw_distinct(self, rng: np.random.Generator, members: list[int], count: int) -> list[int]:
+    def _draw_distinct(
+        self, rng: np.random.Generator, volumes: Mapping[int, list[int]], count: int
+    ) -> list[int]:
         """`count` volumes of distinct patients; patients repeat when they run out."""
-        by_patient: dict[int, list[int]] = {}
-        for i in members:
-            by_patient.setdefault(self.cases[i].patient, []).append(i)
+        patients = np.fromiter(volumes, int, len(volumes))
         drawn: list[int] = []
         while len(drawn) < count:
-            patients = rng.permutation(list(by_patient))[: count - len(drawn)]
-            drawn += [int(rng.choice(by_patient[p])) for p in patients]
+            chosen = rng.permutation(patients)[: count - len(drawn)]
+            drawn += [int(rng.choice(volumes[p])) for p in chosen]
         return drawn
 
     def _draw_place(self, number: int, part: int, rng: np.random.Generator) -> PatchPlace:

@@ -18,7 +18,8 @@ from nnssl.nnunet.paths import cache_places
 CELLS = (8, 24, 24)  # of a thumbnail, array order
 SMOOTH = (0.75, 1.5, 1.5)  # what is smoother than this many cells, such as a bias field, is removed
 RECIPE = np.array([*CELLS, *SMOOTH], float)  # a cache of another one is made anew
-SAVE_EVERY = 500  # new thumbnails
+MANY = 500  # images to read, for which it pays to start processes
+SAVE_EVERY = 2000  # new thumbnails at least, and at least as many as there are
 
 
 def load_thumbnails(
@@ -43,9 +44,10 @@ def load_thumbnails(
     known = _read_cache(cache)
     stamps = {each: stamp_file(file) for each, file in files.items()}
     missing = [each for each in files if known.get(each, (None,))[0] != stamps[each]]
-    for start in range(0, len(missing), SAVE_EVERY):
-        part = missing[start : start + SAVE_EVERY]
-        processes = workers if len(missing) >= SAVE_EVERY else 1  # they take seconds to start
+    while missing:
+        size = max(SAVE_EVERY, len(known))  # each time all of them are written
+        part, missing = missing[:size], missing[size:]
+        processes = workers if len(part) >= MANY else 1
         made = for_each(
             read or read_thumbnail, [files[each] for each in part], processes, "thumbnails"
         )

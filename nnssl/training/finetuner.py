@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
@@ -36,6 +35,7 @@ from nnssl.modules import unet
 from nnssl.modules.memory import MomentumCopy
 from nnssl.nnunet.cases import read_cases
 from nnssl.nnunet.checkpoint import make_plain, read_checkpoint, speaking_of
+from nnssl.nnunet.images import image_file, open_image
 from nnssl.nnunet.namesakes import describe_parts, list_cases
 from nnssl.nnunet.paths import TRANSFER_FILE
 from nnssl.nnunet.planned_network import check_supported
@@ -204,9 +204,8 @@ class nnSSLFinetuner(Interruptible):
     def _count_slices(self, case: str) -> int:
         """Slices of a preprocessed volume along array axis 0; reads no voxel."""
         if case not in self._depths:
-            kind = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)
-            data, *_ = kind(self.preprocessed_dataset_folder, [case]).load_case(case)
-            self._depths[case] = int(data.shape[1])
+            file = image_file(Path(self.preprocessed_dataset_folder), case)
+            self._depths[case] = int(open_image(file).shape[1])
         return self._depths[case]
 
     def get_dataloaders(self) -> tuple[SteppedLoader, SteppedLoader]:

@@ -171,7 +171,7 @@ class PretrainingSetup(Interruptible):
             self.plans_manager.plans["image_reader_writer"],
         )
         self.train_cases, self.val_cases = (
-            [case for case in table if case.identifier in set(identifiers)] for identifiers in split
+            [case for case in table if case.identifier in side] for side in map(set, split)
         )
 
     def _choose_unlabelled(self) -> ChosenImages:

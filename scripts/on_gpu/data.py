@@ -1,9 +1,13 @@
-"""Data sets for the check: made of noise and balls, preprocessed by nnU-Net's own code."""
+"""Data sets for checks and benchmarks: noise and balls, preprocessed as nnU-Net does.
+
+usage, in the folder scripts: python -m on_gpu.data FOLDER SIZE (one of `SIZES`)
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import redirect_stdout
@@ -21,40 +25,54 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnssl.common.files import write_json
 
 PATIENTS, FRAMES, PLANS = 5, 2, "nnUNetPlans"
-NAMES = {"tiny": "Dataset999_Tiny", "real": "Dataset998_Real"}
+NAMES = {
+    "tiny": "Dataset999_Tiny",
+    "real": "Dataset998_Real",
+    "many": "Dataset997_Many",
+    "residual": "Dataset996_Residual",
+}
+UNETS = "dynamic_network_architectures.architectures.unet."
 CONFIGURATIONS, SIDES = ("2d", "3d_fullres"), ("train", "val")
 DATASET_JSON = {
     "channel_names": {"0": "MRI"},
     "labels": {"background": 0, "shell": 1, "core": 2},
-    "numTraining": PATIENTS * FRAMES,
     "file_ending": ".nii.gz",
 }
-# shape of a volume, patch and batch of nnU-Net's default ACDC plan (2D) and of a 128^3 plan
-SIZES = {
+# shape of a volume, patch, batch and features: `real` of nnU-Net's default ACDC plan (2D) and of a
+# 128^3 plan, `residual` of its plan ResEnc-L, with a smaller patch
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
         "2d": ((8, 40, 40), (32, 32), 4, (4, 6, 8)),
         "3d_fullres": ((8, 40, 40), (8, 32, 32), 2, (4, 6, 8)),
     },
+    "residual": {"3d_fullres": ((80, 80, 80), (64, 64, 64), 2, (32, 64, 128, 256, 320, 320))},
+    "many": {"2d": ((6, 32, 32), (24, 24), 4, (4, 6, 8))},
     "real": {
         "2d": ((10, 256, 256), (256, 224), 56, (32, 64, 128, 256, 512, 512)),
         "3d_fullres": ((144, 160, 160), (128, 128, 128), 2, (32, 64, 128, 256, 320, 320)),
     },
 }
-CASES = [f"p{patient}_f{frame}" for patient in range(PATIENTS) for frame in range(FRAMES)]
+
+
+def list_cases(patients: int = PATIENTS) -> list[str]:
+    """Identifiers, patient by patient."""
+    return [f"p{patient}_f{frame}" for patient in range(patients) for frame in range(FRAMES)]
 
 
 def preprocess_tiny(root: Path, processes: int) -> None:
     """Writes the tiny data set below `root/raw` and `root/preprocessed`, and an empty `results`."""
     _describe(root, "tiny")
-    jobs = [(root, configuration, case) for configuration in CONFIGURATIONS for case in CASES]
+    jobs = [
+        (root, configuration, case) for configuration in CONFIGURATIONS for case in list_cases()
+    ]
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         list(pool.map(_preprocess_case, jobs))
 
 
-def write_random(root: Path, size: str, threads: int) -> None:
+def write_random(root: Path, size: str, threads: int, patients: int = PATIENTS) -> None:
     """Writes cases of noise as if nnU-Net had preprocessed them: within seconds, for timings."""
-    _describe(root, size)
-    jobs = [(root, size, configuration, case) for configuration in CONFIGURATIONS for case in CASES]
+    _describe(root, size, patients)
+    jobs = [(root, size, c, case) for c in SIZES[size] for case in list_cases(patients)]
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(_write_noise, jobs))
 
@@ -63,7 +81,7 @@ def make_plans(size: str) -> dict[str, Any]:
     """Plans as nnU-Net makes them by default, with a 2D and a 3D configuration."""
     statistics = {"max": 600.0, "mean": 300.0, "median": 300.0, "min": 100.0}
     statistics |= {"percentile_00_5": 150.0, "percentile_99_5": 450.0, "std": 50.0}
-    shape = SIZES[size]["3d_fullres"][0]
+    shape = list(SIZES[size].values())[-1][0]
     return {
         "dataset_name": NAMES[size],
         "plans_name": PLANS,
@@ -75,8 +93,19 @@ def make_plans(size: str) -> dict[str, Any]:
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {"0": statistics},
-        "configurations": {c: _configuration(c, *SIZES[size][c]) for c in CONFIGURATIONS},
+        "configurations": {c: _make_configuration(size, c) for c in SIZES[size]},
     }
+
+
+def _make_configuration(size: str, name: str) -> dict[str, Any]:
+    made = _configuration(name, *SIZES[size][name])
+    if size == "residual":
+        architecture = made["architecture"]
+        architecture["network_class_name"] = UNETS + "ResidualEncoderUNet"
+        knobs = architecture["arch_kwargs"]
+        del knobs["n_conv_per_stage"]
+        knobs |= {"n_blocks_per_stage": [1, 3, 4, 6, 6, 6], "n_conv_per_stage_decoder": [1] * 5}
+    return made
 
 
 def _configuration(
@@ -102,7 +131,7 @@ def _configuration(
         "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, **resampling},
         "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, **resampling},
         "architecture": {
-            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "network_class_name": UNETS + "PlainConvUNet",
             "arch_kwargs": {
                 "n_stages": stages,
                 "features_per_stage": list(features),
@@ -125,20 +154,22 @@ def _configuration(
     }
 
 
-def _describe(root: Path, size: str) -> None:
+def _describe(root: Path, size: str, patients: int = PATIENTS) -> None:
+    """Everything but the cases; fold f validates on every fifth patient from f."""
     preprocessed, raw = root / "preprocessed" / NAMES[size], root / "raw" / NAMES[size]
+    cases = {case: int(case[1:].split("_")[0]) for case in list_cases(patients)}
     splits = [
-        {side: [c for c in CASES if c.startswith(f"p{fold}") == (side == "val")] for side in SIDES}
-        for fold in range(2)
+        {side: [c for c, p in cases.items() if (p % 5 == f) == (side == "val")] for side in SIDES}
+        for f in range(2)
     ]
-    origin = {case: {"patient": case[:2], "dataset": size, "part": "Tr"} for case in CASES}
-    folders = [preprocessed / f"{PLANS}_{configuration}" for configuration in CONFIGURATIONS]
-    folders += [raw / c / kind for c in CONFIGURATIONS for kind in ("imagesTr", "labelsTr")]
+    origin = {c: {"patient": f"p{p}", "dataset": size, "part": "Tr"} for c, p in cases.items()}
+    folders = [preprocessed / f"{PLANS}_{configuration}" for configuration in SIZES[size]]
+    folders += [raw / c / kind for c in SIZES[size] for kind in ("imagesTr", "labelsTr")]
     folders += [preprocessed / "nnssl", preprocessed / "gt_segmentations", root / "results"]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     for name, content in (
-        ("dataset.json", DATASET_JSON),
+        ("dataset.json", {**DATASET_JSON, "numTraining": len(cases)}),
         ("splits_final.json", splits),
         ("nnssl/cases.json", {"cases": origin, "version": 1}),
         (f"{PLANS}.json", make_plans(size)),
@@ -203,3 +234,7 @@ def _preprocess_case(job: tuple[Path, str, str]) -> None:
         DefaultPreprocessor(verbose=False).run_case_save(
             target, [str(files[0])], str(files[1]), plans, manager, DATASET_JSON
         )
+
+
+if __name__ == "__main__":
+    write_random(Path(sys.argv[1]), sys.argv[2], os.cpu_count() or 1)

@@ -115,6 +115,18 @@ def test_thumbnails_are_kept_until_an_image_changes(folder, monkeypatch):
     assert [path.name for path in cache.parent.iterdir()] == ["thumbnails.npz"]
 
 
+def test_what_is_written_grows_no_faster_than_the_number_of_images(folder, monkeypatch):
+    """Many images: now and then all thumbnails are written, so that a killed run keeps most."""
+    written = []
+    monkeypatch.setattr(module, "SAVE_EVERY", 2)
+    monkeypatch.setattr(module, "_write_cache", lambda _, known: written.append(len(known)))
+    files = {f"case{number}": folder / "case0.b2nd" for number in range(60)}
+    module.load_thumbnails(files, folder / "cache.npz", read=lambda _: np.zeros(1, np.float16))
+    assert written[0] == 2
+    assert written[-1] == 60
+    assert sum(written) <= 3 * 60
+
+
 def test_a_missing_or_damaged_image_is_named(folder):
     with pytest.raises(CaseError, match="case9"):
         load_case_thumbnails(folder, ["case9"])

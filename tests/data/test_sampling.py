@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,3 +230,19 @@ def test_patients_repeat_only_when_all_were_drawn() -> None:
         assert len(places) == 10
         drawn = Counter(sampler.cases[place.case].patient for place in places[::2])
         assert sorted(drawn.values()) == [1, 2, 2]
+
+
+@pytest.mark.parametrize("mode", ["random", "partitioned", "balanced"])
+def test_a_step_looks_at_the_drawn_cases_only(mode: Mode) -> None:
+    """A step costs the same whatever the number of cases is."""
+    looks = []
+
+    class Watched(list[Case]):
+        def __getitem__(self, number: Any) -> Any:
+            looks.append(number)
+            return super().__getitem__(number)
+
+    sampler = Sampler(cases([20] * 500), (16, 16), 8, Sampling(mode, partitions=2), Everywhere())
+    sampler.cases = Watched(sampler.cases)
+    places = sampler.draw((0, 0, 0))
+    assert sorted(looks) == sorted(place.case for place in places)
