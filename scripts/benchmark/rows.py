@@ -18,10 +18,11 @@ from nnssl.common.environment import set_variables
 from nnssl.estimate.dry_run import DryRun, dry_folders
 from nnssl.estimate.estimate import describe_machine
 from nnssl.estimate.steps import Step, TimedTrainer, mean_wait, open_timed
+from nnssl.training.settings import PretrainingSettings
 
 STOCK, COMPILE = "nnUNetTrainer", "nnUNet_compile"
 HEADER = (
-    "trainer", "workers", "AMP", "compile", "voxels", "step s", "wall s", "batch s", "data %",
+    "trainer", "workers", "precision", "compile", "voxels", "step s", "wall s", "batch s", "data %",
     *(f"{phase} %" for phase in PHASES), "peak MiB", "Mvoxel/s", "s/Mvoxel", "x stock", "x bare",
 )  # fmt: skip
 
@@ -32,6 +33,7 @@ class Row:
 
     Attributes:
         trainer, workers, amp, compiled: what was measured.
+        precision: type of the matrix products.
         voxels: voxels that the network sees per step, in pre-training those of all views.
         step: seconds of `train_step`: processor seconds of the training thread on the CPU (a busy
             machine does not matter), wall seconds on CUDA.
@@ -53,6 +55,7 @@ class Row:
     workers: int
     amp: bool
     compiled: bool
+    precision: str
     voxels: int
     step: float
     wall: float
@@ -73,7 +76,7 @@ class Setting:
 
     Attributes:
         workers: background processes of each loader.
-        amp: mixed precision (CUDA only).
+        amp: mixed precision, where the trainer asks for it (on the CPU only pre-trainers do).
         compiled: `torch.compile` (CUDA only).
     """
 
@@ -85,9 +88,9 @@ class Setting:
 def list_settings(
     device: torch.device, workers: Sequence[int], amp: Sequence[bool], compiled: Sequence[bool]
 ) -> list[Setting]:
-    """All combinations; on the CPU nnU-Net uses neither mixed precision nor compilation."""
+    """All combinations; on the CPU nothing is compiled, and the trainer says the precision."""
     if device.type != "cuda":
-        amp = compiled = [False]
+        amp, compiled = [True], [False]
     return [Setting(*values) for values in product(workers, amp, compiled)]
 
 
@@ -118,8 +121,7 @@ def compare(
             stack.enter_context(open_timed(name, job, setting.workers, rounds * steps, instrument))
             for name in names
         ]
-        kind = torch.float16 if job.device.type == "cuda" and setting.amp else None
-        bares = [BareNetwork(one.trainer, kind) for one in timed] if bare else []
+        bares = [BareNetwork(t.trainer, _find_dtype(t.trainer, setting)) for t in timed * bare]
         for _ in range(rounds):
             for number, one in enumerate(timed):
                 one.run_block(steps)
@@ -132,6 +134,16 @@ def compare(
         return [replace(row, relative=row.per_million / stock) for row in rows], timed
 
 
+def _find_dtype(trainer: Any, setting: Setting) -> torch.dtype | None:
+    """In which a step computes: a pre-trainer says it, nnU-Net takes float16 on CUDA alone."""
+    settings, device = getattr(trainer, "settings", None), trainer.device.type
+    if isinstance(settings, PretrainingSettings):
+        name = settings.autocast_dtype(device)
+    else:
+        name = "float16" if device == "cuda" else None
+    return getattr(torch, name) if name is not None and setting.amp else None
+
+
 def summarise(timed: TimedTrainer, setting: Setting) -> Row:
     """The figures of one trainer's timed steps."""
     trainer, steps = timed.trainer, timed.steps
@@ -141,6 +153,7 @@ def summarise(timed: TimedTrainer, setting: Setting) -> Row:
     return Row(
         trainer=type(trainer).__name__,
         **asdict(setting),
+        precision=str(_find_dtype(trainer, setting) or torch.float32).removeprefix("torch."),
         voxels=voxels,
         step=step,
         wall=wall,
@@ -171,7 +184,7 @@ def format_cells(row: Row) -> list[str]:
     return [
         row.trainer,
         str(row.workers),
-        "on" if row.amp else "off",
+        row.precision,
         "on" if row.compiled else "off",
         str(row.voxels),
         *(f"{seconds:.3f}" for seconds in (row.step, row.wall, row.batch)),

@@ -95,6 +95,21 @@ def test_workers_really_deliver(tiny_dataset):
     assert torch.multiprocessing.active_children() == []
 
 
+def test_step_and_bare_network_compute_in_the_precision_of_the_trainer(trainer_yaml):
+    """On the CPU too, where only pre-trainers ask for another one than float32."""
+    half, kinds = "nnSSLHalfBenchmarkTrainer", []
+    trainer_yaml(half, f"extends: {NAME}\ntraining: {{precision: bfloat16}}")
+    (setting,) = list_settings(CPU, [0], [False], [False])
+    rows, _ = compare([half], JOB, setting, rounds=1, steps=1, bare=True)
+    assert [row.precision for row in rows] == ["float32", "bfloat16"]
+    with dry_folders(JOB):
+        trainer = build_trainer(half, JOB)
+        trainer.objective.projector.register_forward_hook(lambda *a: kinds.append(a[-1].dtype))
+        with time_phases(trainer, setting.amp):
+            trainer.train_step(trainer.batch_maker(0))
+    assert kinds == [torch.bfloat16]
+
+
 @pytest.mark.parametrize(("budget", "status"), [("0.0001", 1), ("10000", 0)])
 def test_budget_decides_the_exit_status(tiny_dataset, monkeypatch, capsys, budget, status):
     specification = importlib.util.spec_from_file_location("benchmark_step", SCRIPT)
@@ -171,7 +186,7 @@ def test_caches_are_made_in_the_copy_only(tiny_dataset):
 def test_every_combination_on_cuda_and_workers_alone_on_the_cpu():
     both = [True, False]
     assert len(list_settings(torch.device("cuda"), [1, 2], both, both)) == 8
-    assert list_settings(CPU, [1, 2], both, both) == [Setting(n, False, False) for n in (1, 2)]
+    assert list_settings(CPU, [1, 2], both, both) == [Setting(n, True, False) for n in (1, 2)]
 
 
 def be_terminated(folders):
