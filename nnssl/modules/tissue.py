@@ -85,28 +85,35 @@ def otsu(values: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     return low[:, 0] + centres[best] * span[:, 0], constant[:, 0]
 
 
-def weigh_tokens(
-    batch: Mapping[str, Any],
-    matrix: Tensor,
-    view_size: Sequence[int],
-    cells: Sequence[int],
-    background: float,
-) -> Tensor:
-    """How much each cell of a view counts: its share of tissue, and `background` for the rest.
+def weigh_voxels(batch: Mapping[str, Any], background: float) -> Tensor:
+    """How much each voxel of the raw patches counts, for all views: tissue 1, padding 0.
 
     Args:
         batch: a loader's batch.
-        matrix: (B, d, d+1), view to raw patch.
-        view_size: voxels of the view per array axis (d,).
-        cells: cells per array axis (d,).
         background: weight of a voxel in the volume that is no tissue, 0 to 1.
 
     Returns:
-        (B, *cells) float32, 0 (outside the volume) to 1.
+        (B, 1, *P) float32.
     """
     weight = inside = find_volume(batch)
     if background < 1:
         weight = inside & find_patch_tissue(batch["image"], inside)
-    voxels = weight.float() + background * (inside & ~weight).float()
+    return weight.float() + background * (inside & ~weight).float()
+
+
+def weigh_tokens(
+    voxels: Tensor, matrix: Tensor, view_size: Sequence[int], cells: Sequence[int]
+) -> Tensor:
+    """How much each cell of a view counts: the mean weight of its voxels.
+
+    Args:
+        voxels: weights of the raw patches' voxels, (B, 1, *P), see `weigh_voxels`.
+        matrix: (B, d, d+1), view to raw patch.
+        view_size: voxels of the view per array axis (d,).
+        cells: cells per array axis (d,).
+
+    Returns:
+        (B, *cells) float32, 0 (outside the volume) to 1.
+    """
     seen = sample(voxels, matrix, view_size)
     return functional.interpolate(seen, list(cells), mode="area")[:, 0]

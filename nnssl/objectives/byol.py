@@ -71,9 +71,9 @@ class BYOLBase(Objective):
         prediction = _each_place(self.predictor, embedding).unflatten(0, (len(views), -1))
         target = self._make_targets(torch.cat([view.image for view in views]))
         target = target.unflatten(0, (len(views), -1))
-        losses, mismatched = [], []
+        voxels, losses, mismatched = self._weigh(batch), [], []
         for a, b in permutations(range(len(views)), 2):
-            seen, weights = self._align(batch, target[a], views[a], views[b])
+            seen, weights = self._align(voxels, target[a], views[a], views[b])
             losses.append(byol_loss(prediction[b], seen, weights))
             with torch.no_grad():
                 mismatched.append(byol_loss(prediction[b], seen.roll(1, 0), weights))
@@ -101,7 +101,13 @@ class BYOLBase(Objective):
             features = unet.decode(network, features, self.decoder_levels)
         return _each_place(projector, self.pool(features[-1]))
 
-    def _align(self, batch: Batch, target: Tensor, a: Any, b: Any) -> tuple[Tensor, Tensor | None]:
+    def _weigh(self, batch: Batch) -> Tensor | None:
+        """Weights of the raw patches' voxels (B, 1, *P), where places are compared."""
+        return None
+
+    def _align(
+        self, voxels: Tensor | None, target: Tensor, a: Any, b: Any
+    ) -> tuple[Tensor, Tensor | None]:
         """View a's targets (B, D, *T) at the places of view b, and the weights of these places."""
         return target, None
 

@@ -18,7 +18,7 @@ from nnssl.modules import cluster_metrics, metrics, unet
 from nnssl.modules.grids import align, find_shared
 from nnssl.modules.heads import MLP, Normalisation, Prototypes
 from nnssl.modules.memory import MemoryBank, MomentumCopy, rise_to_one
-from nnssl.modules.tissue import weigh_tokens
+from nnssl.modules.tissue import weigh_tokens, weigh_voxels
 from nnssl.objectives.base import Batch, Context, Objective
 from nnssl.views import View
 
@@ -208,9 +208,10 @@ class ClusteringObjective(Objective):
     @torch.no_grad()
     def _weights(self, batch: Batch, cells: list[int]) -> Tensor:
         """(V, B, *T)."""
+        voxels = weigh_voxels(batch, self.background_weight)
         weights = [
-            weigh_tokens(batch, v.matrix, v.image.shape[2:], cells, self.background_weight)
-            for v in batch["views"].values()
+            weigh_tokens(voxels, view.matrix, view.image.shape[2:], cells)
+            for view in batch["views"].values()
         ]
         return torch.stack(weights)
 

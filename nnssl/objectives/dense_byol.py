@@ -11,7 +11,7 @@ from nnssl.common.checks import Count, Fraction, Whole
 from nnssl.modules import unet
 from nnssl.modules.grids import align, find_shared
 from nnssl.modules.heads import Normalisation
-from nnssl.modules.tissue import weigh_tokens
+from nnssl.modules.tissue import weigh_tokens, weigh_voxels
 from nnssl.objectives.base import Batch, Context
 from nnssl.objectives.byol import BYOLBase
 
@@ -82,10 +82,14 @@ class DenseBYOLObjective(BYOLBase):
         return unet.Trained(encoder_stages=None, decoder_levels=self.decoder_levels)
 
     @torch.no_grad()
-    def _align(self, batch: Batch, target: Tensor, a: Any, b: Any) -> tuple[Tensor, Tensor]:
+    def _weigh(self, batch: Batch) -> Tensor:
+        return weigh_voxels(batch, self.background_weight)
+
+    @torch.no_grad()
+    def _align(self, voxels: Any, target: Tensor, a: Any, b: Any) -> tuple[Tensor, Tensor]:
         cells = target.shape[2:]
         seen = find_shared(a.matrix, b.matrix, cells, self.min_overlap)
-        weights = weigh_tokens(batch, b.matrix, b.image.shape[2:], cells, self.background_weight)
+        weights = weigh_tokens(voxels, b.matrix, b.image.shape[2:], cells)
         return align(target, a.matrix, b.matrix), weights * seen
 
 

@@ -6,7 +6,14 @@ import pytest
 import torch
 from skimage.filters import threshold_otsu
 
-from nnssl.modules.tissue import BINS, find_patch_tissue, find_volume, otsu, weigh_tokens
+from nnssl.modules.tissue import (
+    BINS,
+    find_patch_tissue,
+    find_volume,
+    otsu,
+    weigh_tokens,
+    weigh_voxels,
+)
 
 IDENTITY = torch.eye(2, 3)[None]
 
@@ -64,7 +71,8 @@ def test_padding_is_outside_the_volume() -> None:
 
 @pytest.mark.parametrize("background", [0.0, 0.25, 1.0])
 def test_tokens_weigh_tissue_one_background_less_and_padding_nothing(background: float) -> None:
-    weights = weigh_tokens(half_bright(), IDENTITY, (16, 16), (4, 4), background)[0]
+    voxels = weigh_voxels(half_bright(), background)
+    weights = weigh_tokens(voxels, IDENTITY, (16, 16), (4, 4))[0]
     assert weights.shape == (4, 4)
     torch.testing.assert_close(weights[0], torch.zeros(4))
     torch.testing.assert_close(weights[1:, :2], torch.full((3, 2), background))
@@ -73,6 +81,7 @@ def test_tokens_weigh_tissue_one_background_less_and_padding_nothing(background:
 
 def test_weights_move_with_the_view() -> None:
     flipped = IDENTITY * torch.tensor([-1.0, 1.0, 1.0])  # the last array axis is mirrored
-    straight = weigh_tokens(half_bright(), IDENTITY, (16, 16), (4, 4), 0.1)
-    mirrored = weigh_tokens(half_bright(), flipped, (16, 16), (4, 4), 0.1)
+    voxels = weigh_voxels(half_bright(), 0.1)
+    straight = weigh_tokens(voxels, IDENTITY, (16, 16), (4, 4))
+    mirrored = weigh_tokens(voxels, flipped, (16, 16), (4, 4))
     torch.testing.assert_close(mirrored, straight.flip(-1))
