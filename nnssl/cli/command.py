@@ -12,6 +12,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+from nnssl.common.errors import is_expected, wants_traceback
 from nnssl.nnunet.paths import PREPROCESSED, RAW, find_dataset_names, find_root
 
 WORKERS = min(8, os.cpu_count() or 1)  # processes that a command starts where nobody says how many
@@ -29,9 +30,9 @@ def command(
     """Makes an entry point of a function that does a command's work with its options.
 
     The entry point takes the arguments (those of the program, where none are given) and returns the
-    exit code (None counts as 0). ValueError and OSError end the program with one message and status
-    1, an interruption with status 130, a closed standard output (`nnssl_study list | head`) with
-    status 1 and no message.
+    exit code (None counts as 0). An expected error (`nnssl.common.errors`) or OSError ends the
+    program with one message and status 1, an interruption with status 130, a closed standard output
+    (`nnssl_study list | head`) with status 1 and no message.
 
     Args:
         name: the command, which begins every message.
@@ -40,8 +41,6 @@ def command(
         resumes: whether the same command goes on after an interruption; the user is told so.
         errors: further exceptions whose message speaks to the user.
     """
-
-    expected: tuple[type[Exception], ...] = (ValueError, OSError, *errors)
 
     def decorate(work: Callable[[Namespace], int | None]) -> Callable[..., int]:
         @functools.wraps(work)
@@ -55,9 +54,12 @@ def command(
                 hint = "; the same command goes on where it stopped" if resumes else ""
                 print(f"{name}: interrupted{hint}", file=sys.stderr)
                 return 130
-            except expected as error:
+            except Exception as error:
                 if isinstance(error, BrokenPipeError) and _reader_has_gone():
                     return 1
+                speaks = isinstance(error, (OSError, *errors)) or is_expected(error)
+                if not speaks or wants_traceback():
+                    raise
                 sys.exit(f"{name}: {error}")
             return code or 0
 

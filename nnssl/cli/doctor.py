@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import nnssl
 from nnssl.cli.command import command, read_each, table
 from nnssl.common.environment import read_variable
+from nnssl.common.errors import TRACEBACK
 from nnssl.common.versions import versions
 from nnssl.config import find_configs, read_config
 from nnssl.nnunet import registration
@@ -37,6 +38,7 @@ OPTIONAL = (
     "nnssl_configs",
     "nnssl_overrides",
     WEIGHTS,
+    TRACEBACK,
     "nnUNet_extTrainer",
     "nnUNet_compile",
     "CUDA_VISIBLE_DEVICES",

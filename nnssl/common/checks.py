@@ -228,7 +228,8 @@ def plain(value: Any) -> Any:
 
 def suggest(name: str, options: Collection[str]) -> str:
     """Returns a hint such as " (did you mean 'rotation'?)", or nothing."""
-    matches = get_close_matches(name, list(options), n=3, cutoff=0.6)
+    known = {option.casefold(): option for option in options}
+    matches = [known[m] for m in get_close_matches(name.casefold(), known, n=3, cutoff=0.6)]
     return f" (did you mean {' or '.join(repr(m) for m in matches)}?)" if matches else ""
 
 

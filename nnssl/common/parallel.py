@@ -13,6 +13,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from nnssl.common.errors import mark_expected
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -37,7 +39,7 @@ def for_each(
         return [function(item) for item in tqdm(items, title)]
     count, spawn = min(workers, len(items)), get_context("spawn")
     with ProcessPoolExecutor(count, spawn, initializer=end_with_parent) as pool:
-        futures = [pool.submit(function, item) for item in items]
+        futures = [pool.submit(mark_expected, function, item) for item in items]
         try:
             for future in tqdm(as_completed(futures), title, total=len(futures)):
                 future.result()

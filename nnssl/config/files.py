@@ -247,10 +247,8 @@ def _chain(name: str, files: Mapping[str, Sequence[Path]]) -> Iterator[tuple[Pat
 def _unknown(name: Any, chain: list[str], files: Mapping[str, Sequence[Path]]) -> str:
     where = f"{files[chain[-1]][0]}: extends names" if chain else "there is no trainer"
     folders = ", ".join(str(folder) for folder in (*user_folders(), INSTALLED))
-    return (
-        f"{where} {name!r}{suggest(str(name), files)}; known: {', '.join(files) or 'none'} "
-        f"(searched in {folders}; nnssl_trainers prints them)"
-    )
+    near = suggest(str(name), files) or f"; known: {', '.join(files) or 'none'}"
+    return f"{where} {name!r}{near} (searched in {folders}; nnssl_trainers prints them)"
 
 
 def _merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from nnssl.common.errors import is_expected
 from nnssl.common.parallel import end_with_parent
 
 Batch = dict[str, Any]
@@ -133,8 +134,8 @@ class _Steps(Dataset[Batch]):
         try:
             return self.make_batch(step)
         except Exception as error:
-            cause = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-            return {"error": {"step": step, "cause": cause}}
+            told = "" if is_expected(error) else f"\n{traceback.format_exc()}"
+            return {"error": {"step": step, "cause": f"{type(error).__name__}: {error}{told}"}}
 
 
 def _keep(batch: Any) -> Any:

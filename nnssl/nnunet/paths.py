@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnssl.common.checks import suggest
 from nnssl.common.environment import read_variable
 
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
@@ -44,6 +45,7 @@ PROBE_FILE = "probe.json"
 TRANSFER_FILE = "transfer.json"  # what of the weights was loaded, beside the log
 FORMER = "former_"  # begins the names of folders of runs that were set aside
 WEIGHTS = "nnssl_pretrained_weights"  # variable that names the checkpoint to start from
+MOST_NAMED = 10  # datasets in a message
 _PLAIN_NAME = re.compile(r"[^\W_][\w.+-]*")
 _CHANNEL = re.compile(r"_\d{4}$")  # ends the stem of a raw image of one channel
 
@@ -107,9 +109,11 @@ def dataset_name(dataset: int | str, *roots: Path) -> str:
     found = find_dataset_names(dataset, *roots)
     if len(found) != 1:
         where = " and ".join(map(str, roots)) or f"neither {PREPROCESSED} nor {RAW} is set"
+        there = sorted({folder.name for root in roots for folder in root.glob("Dataset???_*")})
+        known = f"; there are {', '.join(there)}" * (0 < len(there) <= MOST_NAMED and not found)
         raise ValueError(
             f"dataset {dataset}: one folder of it is needed, found {', '.join(found) or 'none'} "
-            f"({where})"
+            f"({where}){known}{suggest(str(dataset), there)}"
         )
     return found[0]
 
@@ -145,11 +149,24 @@ def plans_file(dataset: int | str, plans: str, root: Path | None = None) -> Path
     folder = root_folder(PREPROCESSED) if root is None else root
     path = folder / dataset_name(dataset, folder) / f"{plans}.json"
     if not path.is_file():
+        near = suggest(plans, [file.stem for file in path.parent.glob("*.json")])
         raise ValueError(
-            f"{path} does not exist; run first: nnUNetv2_plan_experiment -d {dataset} "
+            f"{path} does not exist{near}; run first: nnUNetv2_plan_experiment -d {dataset} "
             "(other plans: -p)"
         )
     return path
+
+
+def check_preprocessed(folder: Path, plans: str, configuration: str) -> None:
+    """Raises ValueError where the folder of the preprocessed cases is missing or empty."""
+    if not folder.is_dir() or next(folder.iterdir(), None) is None:
+        state = "is empty" if folder.is_dir() else "does not exist"
+        dataset = folder.parent.name
+        raise ValueError(
+            f"{dataset} is not preprocessed for {configuration} of {plans}: {folder} {state}; run "
+            f"first: nnUNetv2_preprocess -d {dataset_number(dataset)} -plans_name {plans} "
+            f"-c {configuration}"
+        )
 
 
 def find_data_identifier(plans: Mapping[str, Any], configuration: str | None) -> str | None:

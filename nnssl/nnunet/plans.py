@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 from typing_extensions import NotRequired, TypedDict
 
-from nnssl.common.checks import Count, Name, Positive, Whole
+from nnssl.common.checks import Count, Name, Positive, Whole, suggest
 from nnssl.common.content import check_content
 from nnssl.common.files import read_json, write_json
 from nnssl.nnunet.paths import DATASET_FILE, check_name
@@ -80,10 +80,17 @@ def check_description(description: Any, where: str) -> dict[str, Any]:
 def read_plans(file: Path, configuration: str | None = None) -> dict[str, Any]:
     """The content of a plans file; raises ValueError where it lacks the configuration."""
     plans = check_plans(read_json(file, Any), str(file))
-    if configuration is not None and configuration not in plans["configurations"]:
-        known = ", ".join(plans["configurations"])
-        raise ValueError(f"configuration is {configuration!r}; {file.name} has {known} (-c)")
+    if configuration is not None:
+        check_configuration(plans, configuration, f"{file.name} has")
     return plans
+
+
+def check_configuration(plans: Mapping[str, Any], name: str, have: str = "the plans have") -> None:
+    """Raises ValueError where plans lack a configuration; `have` begins the list of theirs."""
+    known = plans.get("configurations", {})
+    if name not in known:
+        names = ", ".join(known) or "none"
+        raise ValueError(f"configuration is {name!r}; {have} {names}{suggest(name, known)}")
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -109,9 +116,8 @@ def find_configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     Raises:
         ValueError: It is unknown, or inherits from another.
     """
-    known = plans.get("configurations", {})
-    if name not in known:
-        raise ValueError(f"configuration is {name!r}; the plans have {', '.join(known) or 'none'}")
+    check_configuration(plans, name)
+    known = plans["configurations"]
     if parent := known[name].get("inherits_from"):
         raise ValueError(f"configuration {name} inherits from {parent}: take {parent} instead")
     found: dict[str, Any] = known[name]

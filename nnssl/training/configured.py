@@ -12,8 +12,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnssl.common.locks import Lock, hold_with_process
 from nnssl.config import Config, Schema, bind, complete, read_config
 from nnssl.nnunet.checkpoint import own_part, speaking_of
-from nnssl.nnunet.paths import DATASET_FILE, PREPROCESSED, RESULTS, root_folder
-from nnssl.nnunet.plans import check_description, check_plans
+from nnssl.nnunet.paths import DATASET_FILE, PREPROCESSED, RESULTS, check_preprocessed, root_folder
+from nnssl.nnunet.planned_network import check_supported
+from nnssl.nnunet.plans import check_configuration, check_description, check_plans
 from nnssl.nnunet.runs import RunLocation
 from nnssl.training.identity import (
     Identity,
@@ -59,6 +60,7 @@ class ConfiguredTrainer(nnUNetTrainer):
         for variable in (PREPROCESSED, RESULTS):  # nnU-Net would end in a bare TypeError
             root_folder(variable)
         check_plans(plans, "the plans")
+        check_configuration(plans, configuration, f"{plans.get('plans_name')} has")
         check_description(dataset_json, DATASET_FILE)
         plans.setdefault("continue_training", False)  # for code that builds a trainer by hand
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -83,6 +85,12 @@ class ConfiguredTrainer(nnUNetTrainer):
         self.num_iterations_per_epoch = settings.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = settings.num_val_iterations_per_epoch
         self.initial_lr, self.weight_decay = settings.initial_lr, settings.weight_decay
+
+    def check_setup(self) -> None:
+        """Refuse (ValueError) a network that nnSSL does not know, and cases that are not there."""
+        check_supported(self.configuration_manager)
+        folder, plans = Path(self.preprocessed_dataset_folder), self.plans_manager.plans_name
+        check_preprocessed(folder, plans, self.configuration_name)
 
     def bind_config(self, stored: Mapping[str, Any] | None = None) -> Config:
         """Today's configuration: YAML file, overrides that a run was begun with, and today's."""

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from nnssl.config import TRAINER_PREFIX, Schema, read_config
+from nnssl.training.uncaught import tell_alone
 
 BASES = {
     "pretrain": ("nnssl.training.pretrainer", "nnSSLPretrainer"),
@@ -23,6 +24,7 @@ def trainer_class(name: str) -> type:
         AttributeError: the name is not one of ours (nnU-Net then searches elsewhere).
         ValueError: the name is one of ours but no such file exists, or the file is broken.
     """
+    tell_alone()
     if not name.startswith(TRAINER_PREFIX):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     raw = read_config(name)

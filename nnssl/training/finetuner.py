@@ -38,7 +38,6 @@ from nnssl.nnunet.checkpoint import make_plain, read_checkpoint, speaking_of
 from nnssl.nnunet.images import image_file, open_image
 from nnssl.nnunet.namesakes import describe_parts, list_cases
 from nnssl.nnunet.paths import TRANSFER_FILE
-from nnssl.nnunet.planned_network import check_supported
 from nnssl.nnunet.plans import name_channels
 from nnssl.nnunet.runs import WeightSource
 from nnssl.nnunet.splits import SIDES, check_fold
@@ -92,7 +91,7 @@ class nnSSLFinetuner(Interruptible):
         """Bind the configuration; the seed decides everything that starts at random."""
         limit_threads(self.device)
         check_stock_weights()
-        check_supported(self.configuration_manager)
+        self.check_setup()
         self.config = self.config or self.bind_config()
         self._apply(self.config)
         seed_everything(self.settings.seed, "network")

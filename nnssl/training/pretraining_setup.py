@@ -42,7 +42,7 @@ from nnssl.leakage.unlabelled import (
 from nnssl.modules import unet
 from nnssl.modules.cpu_bfloat16 import float32_where_shallow
 from nnssl.nnunet.checkpoint import speaking_of
-from nnssl.nnunet.planned_network import build_network, check_supported, refuse_cascade
+from nnssl.nnunet.planned_network import build_network, refuse_cascade
 from nnssl.nnunet.plans import name_channels
 from nnssl.nnunet.splits import check_fold
 from nnssl.nnunet.stock_weights import refuse_stock_weights
@@ -102,7 +102,7 @@ class PretrainingSetup(Interruptible):
         """Bind the configuration, divide the budget, build objective and optimiser."""
         limit_threads(self.device)
         refuse_stock_weights()
-        check_supported(self.configuration_manager)
+        self.check_setup()
         refuse_cascade(self.configuration_manager, self.configuration_name)
         self.config = self.config or self.bind_config()
         self._apply(self.config)

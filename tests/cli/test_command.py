@@ -10,11 +10,16 @@ import pytest
 from nnssl.cli.command import command, dataset_id
 
 
+def of_nnssl(error: BaseException) -> None:
+    """Raises it as code of nnSSL would."""
+    exec(compile("raise error", "here", "exec"), {"__name__": "nnssl.here", "error": error})
+
+
 def ending(error: BaseException | None, **options) -> int:
     @command("nnssl_this", "Does nothing.", **options)
     def main(_: argparse.Namespace) -> None:
         if error is not None:
-            raise error
+            of_nnssl(error)
 
     return main([])
 
@@ -26,11 +31,16 @@ def test_errors_for_the_user_are_one_message(error):
         ending(error)
 
 
-def test_other_errors_are_for_programmers_unless_named():
+def test_other_errors_are_for_programmers_unless_named(monkeypatch):
+    with pytest.raises(ValueError, match="invalid literal"):
+        command("nnssl_this", "Does nothing.")(lambda _: int("a bug"))([])
     with pytest.raises(LookupError):
         ending(LookupError("bad"))
     with pytest.raises(SystemExit, match=r"^nnssl_this: bad$"):
         ending(LookupError("bad"), errors=(LookupError,))
+    monkeypatch.setenv("nnssl_traceback", "1")
+    with pytest.raises(ValueError, match="bad"):
+        ending(ValueError("bad"))
 
 
 def test_an_interruption_is_told_with_its_status(capsys):
@@ -50,7 +60,7 @@ COMMANDS = [entry for entry in entry_points(group="console_scripts") if "nnssl.c
 @pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
 def test_every_command_ends_this_way_and_under_its_own_name(entry, monkeypatch):
     def refuse(*_):
-        raise ValueError("bad")
+        of_nnssl(ValueError("bad"))
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", refuse)
     with pytest.raises(SystemExit, match=f"^{entry.name}: bad$"):
