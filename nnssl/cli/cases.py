@@ -14,14 +14,6 @@ from nnssl.cli.command import command, dataset_id, warn
 from nnssl.nnunet.cases import CaseRecord
 from nnssl.nnunet.namesakes import describe_parts
 from nnssl.nnunet.paths import SPLITS_FILE, Roots
-from nnssl.nnunet.splits import check_split, draw_splits, read_splits
-from nnssl.nnunet.telling import (
-    Told,
-    find_cases,
-    read_entries,
-    write_entries,
-    write_splits,
-)
 
 MOST_SHOWN = 10
 OPTIONS = ("patient", "origin", "modality")
@@ -38,14 +30,28 @@ def _add_options(parser: ArgumentParser) -> None:
     add("--patient", nargs="+", default=(), metavar="RULE", help=text)
     text = "dataset of origin: ACDC, or ACDC=^patient MMs=^A; one person has one origin"
     add("--origin", nargs="+", default=(), metavar="RULE", help=text)
-    add("--modality", nargs="+", default=(), metavar="RULE", help="CT=_ct MR=_mr, or '_(CT|MR)$'")
+    add(
+        "--modality",
+        nargs="+",
+        default=(),
+        metavar="RULE",
+        help="CT or MR: CT=_ct MR=_mr, or '_(CT|MR)$'",
+    )
     text = "write folds by patient (5); a former splits_final.json is set aside"
     add("--folds", type=int, nargs="?", const=5, metavar="N", help=text)
     add("--dry-run", action="store_true", help="show, write nothing")
 
 
-@command("nnssl_cases", __doc__, _add_options)
+@command(
+    "nnssl_cases",
+    __doc__,
+    _add_options,
+    example=r"-d 27 --patient '(patient\d+)' --folds --dry-run",
+)
 def main(options: Namespace) -> None:
+    from nnssl.nnunet.splits import draw_splits
+    from nnssl.nnunet.telling import Told, find_cases, read_entries, write_entries, write_splits
+
     roots = Roots.from_environment()
     name = roots.dataset(options.dataset_id)
     cases, known = find_cases(roots, name), read_entries(roots, name)
@@ -96,6 +102,8 @@ def _join(cases: Sequence[str]) -> str:
 
 def _check_folds(roots: Roots, name: str, records: Mapping[str, CaseRecord]) -> None:
     """Says what becomes of the folds that are there, or that nnU-Net would draw."""
+    from nnssl.nnunet.splits import check_split, read_splits
+
     file = roots.preprocessed / name / SPLITS_FILE
     if not file.is_file():
         print(

@@ -10,41 +10,52 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from nnssl.cli.command import WORKERS, command, dataset_id
-from nnssl.cluster_maps.fold_maps import DEFAULT_NAME, cluster_dataset
-from nnssl.cluster_maps.recipe import ClusterRecipe
 from nnssl.nnunet.paths import PREPROCESSED, root_folder
 
 
 def _add_options(parser: ArgumentParser) -> None:
-    default, add = ClusterRecipe(), parser.add_argument
+    # what is not given here is decided by `ClusterRecipe`; a test compares the texts with it
+    add = parser.add_argument
     add("-d", type=dataset_id, required=True, dest="dataset_id", help="nnU-Net dataset, id or name")
     add("-c", required=True, dest="configuration", help="configuration, e.g. 2d or 3d_fullres")
     add("-p", default="nnUNetPlans", dest="plans", help="plans (%(default)s)")
     add("-f", default=["0"], nargs="+", dest="folds", help="each fold gets maps of its own (0)")
-    add("--name", default=DEFAULT_NAME, help="of the dense target (%(default)s)")
-    add("--source", default=default.source, choices=("handcrafted", "self", "dino"))
-    add("-k", type=int, default=default.clusters, dest="clusters", help="clusters (%(default)s)")
-    add("--seed", type=int, default=default.seed)
-    add("--samples", type=int, default=default.samples, help="voxels for k-means (%(default)s)")
+    add("--name", default="clusters", help="of the dense target (%(default)s)")
+    text = "what k-means sees: filters, a pre-trained network, a vision transformer (handcrafted)"
+    add("--source", choices=("handcrafted", "self", "dino"), help=text)
+    add("-k", type=int, dest="clusters", help="clusters (50)")
+    add("--seed", type=int, help="of sampled voxels and k-means (0)")
+    add("--samples", type=int, help="voxels for k-means (200000)")
     add("--keep-air", action="store_true", help="clusters for air too, instead of -1")
-    add("--scales", type=float, nargs="+", default=default.scales, help="sigmas in voxels")
-    add("--position", type=float, default=default.position, help="its weight (%(default)s)")
+    add("--scales", type=float, nargs="+", help="sigmas in voxels (1 2 4; handcrafted)")
+    add("--position", type=float, help="weight of the place (2; handcrafted)")
     add("--checkpoint", help="weights: of nnSSL pre-training (self), a local file (dino)")
     add("--stage", type=int, help="encoder stage (self)")
-    add("--model", default=default.model, help="timm's name (dino; %(default)s)")
-    add("--size", type=int, default=default.size, help="of a slice in pixels (dino)")
-    add("--upsampling", default=default.upsampling, choices=("linear", "bilateral"))
+    add("--model", help="timm's name (vit_small_patch16_224.dino)")
+    add("--size", type=int, help="of a slice in pixels (448; dino)")
+    text = "of features to voxels (bilateral; self, dino)"
+    add("--upsampling", choices=("linear", "bilateral"), help=text)
     add("--overwrite", action="store_true", help="replace maps of another recipe")
     add("--workers", type=int, default=WORKERS, help="processes (%(default)s)")
 
 
-@command("nnssl_cluster", __doc__, _add_options, resumes=True, errors=(RuntimeError,))
+@command(
+    "nnssl_cluster",
+    __doc__,
+    _add_options,
+    example="-d 27 -c 2d -f 0",
+    resumes=True,
+    errors=(RuntimeError,),
+)
 def main(options: Namespace) -> None:
+    from nnssl.cluster_maps.fold_maps import cluster_dataset
+    from nnssl.cluster_maps.recipe import ClusterRecipe
+
     root = root_folder(PREPROCESSED)
-    knobs = {
-        key: getattr(options, key) for key in ClusterRecipe.__dataclass_fields__ if key != "fold"
-    }
-    knobs["scales"] = tuple(options.scales)
+    names = [key for key in ClusterRecipe.__dataclass_fields__ if key != "fold"]
+    knobs = {key: found for key in names if (found := getattr(options, key)) is not None}
+    if options.scales:
+        knobs["scales"] = tuple(options.scales)
     for fold in [_fold(text) for text in options.folds]:
         recipe = ClusterRecipe(**knobs, fold=fold)
         where = (options.dataset_id, options.configuration, options.plans)

@@ -10,10 +10,13 @@ import sys
 import textwrap
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from nnssl.common.errors import is_expected, wants_traceback
 from nnssl.nnunet.paths import PREPROCESSED, RAW, find_dataset_names, find_root
+
+if TYPE_CHECKING:
+    import torch
 
 WORKERS = min(8, os.cpu_count() or 1)  # processes that a command starts where nobody says how many
 T = TypeVar("T")
@@ -24,6 +27,7 @@ def command(
     description: str | None,
     add_options: Callable[[ArgumentParser], object] = lambda parser: None,
     *,
+    example: str,
     resumes: bool = False,
     errors: tuple[type[Exception], ...] = (),
 ) -> Callable[[Callable[[Namespace], int | None]], Callable[..., int]]:
@@ -38,17 +42,23 @@ def command(
         name: the command, which begins every message.
         description: what `--help` says.
         add_options: adds the options to a parser.
+        example: arguments of a typical call, with which `--help` ends.
         resumes: whether the same command goes on after an interruption; the user is told so.
         errors: further exceptions whose message speaks to the user.
     """
+
+    def make_parser() -> ArgumentParser:
+        parser = ArgumentParser(prog=name, description=description)
+        add_options(parser)
+        text = f"Example: {name} {example}".rstrip()
+        parser.epilog = " ".join(filter(None, (parser.epilog, text)))
+        return parser
 
     def decorate(work: Callable[[Namespace], int | None]) -> Callable[..., int]:
         @functools.wraps(work)
         def main(arguments: Sequence[str] | None = None) -> int:
             try:
-                parser = ArgumentParser(prog=name, description=description)
-                add_options(parser)
-                code = work(parser.parse_args(arguments))
+                code = work(make_parser().parse_args(arguments))
                 sys.stdout.flush()
             except KeyboardInterrupt:
                 hint = "; the same command goes on where it stopped" if resumes else ""
@@ -63,6 +73,7 @@ def command(
                 sys.exit(f"{name}: {error}")
             return code or 0
 
+        main.make_parser = make_parser  # type: ignore[attr-defined]
         return main
 
     return decorate
@@ -80,6 +91,26 @@ def dataset_id(text: str) -> int:
     if known and not text.isdecimal() and text not in known:
         raise ArgumentTypeError(f"there is no {text}; {number} is {', '.join(known)}")
     return number
+
+
+def add_device(parser: ArgumentParser) -> None:
+    """The option that names the device, as nnU-Net's commands spell it; see `find_device`."""
+    text = "cpu, cuda or mps (cuda where there is one, else cpu)"
+    parser.add_argument("-device", choices=("cpu", "cuda", "mps"), help=text)
+
+
+def find_device(options: Namespace) -> torch.device:
+    """The device that is asked for, or the GPU where there is one.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    import torch
+
+    usable = torch.cuda.is_available()
+    if options.device == "cuda" and not usable:
+        raise ValueError("no CUDA device is usable here; the CPU is asked for with -device cpu")
+    return torch.device(options.device or ("cuda" if usable else "cpu"))
 
 
 def warn(warnings: Iterable[str], word: str = "warning") -> None:

@@ -9,24 +9,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING
 
 from nnssl.cli.command import WORKERS, command, dataset_id, warn
 from nnssl.config.files import user_folders
-from nnssl.convert.bids import make_bids_spec
-from nnssl.convert.cine import Cine, check_cines, make_patient_pattern, write_cines
-from nnssl.convert.datalist import make_datalist_spec
-from nnssl.convert.dicom_spec import make_dicom_spec
-from nnssl.convert.dicom_tree import read_patient_key, read_tree
-from nnssl.convert.engine import ConversionTarget, check_source, convert
-from nnssl.convert.planning import Conversion
-from nnssl.convert.private import make_private_spec
-from nnssl.convert.records import find_doubts
-from nnssl.convert.spec import DatasetSpec, find_specs, read_spec
-from nnssl.convert.tasks import CheckedCase, list_tasks
-from nnssl.convert.volumes import FourthAxis, Headers, Overlap
 from nnssl.nnunet.namesakes import SAY, describe_groups, guess_patients, suggest_rule
 from nnssl.nnunet.paths import PREPROCESSED, RAW, root_folder
+
+if TYPE_CHECKING:
+    from nnssl.convert.cine import Cine
+    from nnssl.convert.spec import DatasetSpec
+    from nnssl.convert.tasks import CheckedCase
 
 FOLDER, BIDS, DICOM, DATALIST = "folder", "bids", "dicom", "datalist"
 OWN = {  # data of the user's own, and a line to copy
@@ -54,13 +47,13 @@ def _add_options(parser: ArgumentParser) -> None:
     add("--images-only", action="store_true", help=text)
     add("--resample", action="store_true", help="straighten tilted or uneven DICOM series")
     text = "mend skewed axes, and labels that lie on other axes or have no header"
-    add("--headers", choices=get_args(Headers), help=text)
+    add("--headers", choices=("exact", "repair"), help=text)
     text = "what values that are not finite become (none: they are refused)"
     add("--nan", type=float, metavar="VALUE", help=text)
     text = "cases or patients to leave out"
     add("--leave-out", nargs="+", default=[], metavar="CASE", help=text)
     add("--test", metavar="REGEX", help="paths of the test set (not the spec's)")
-    add("--fourth-axis", choices=get_args(FourthAxis), help="what a fourth axis is")
+    add("--fourth-axis", choices=("channels", "first"), help="what a fourth axis is")
     add("--workers", type=int, default=WORKERS, help="processes (%(default)s)")
     add("--list", action="store_true", help="show the known datasets")
     group = parser.add_argument_group("any collection of your own", "; ".join(OWN.values()))
@@ -75,17 +68,19 @@ def _add_options(parser: ArgumentParser) -> None:
     add("--labels", nargs="+", default=[], metavar="NAME[=VALUE]", help=text)
     text = "folder: a file for each structure, in place of --label and --labels"
     add("--mask", nargs="+", action="extend", default=[], metavar="NAME=WHERE", help=text)
-    add("--overlap", choices=get_args(Overlap), help="voxels of two structures")
+    add("--overlap", choices=("refuse", "last"), help="voxels of two structures")
     text = "dicom: PatientIDs in names of cases, not names made of them with a secret"
     add("--keep-ids", action="store_true", help=text)
 
 
-@command("nnssl_convert", __doc__, _add_options, resumes=True)
+@command("nnssl_convert", __doc__, _add_options, example="ACDC /data/ACDC -d 27", resumes=True)
 def main(options: Namespace) -> None:
     _list() if options.list else _convert(options)
 
 
 def _list() -> None:
+    from nnssl.convert.spec import find_specs, read_spec
+
     for path in find_specs(user_folders()).values():
         spec = read_spec(path)
         named = [name for name in spec.labels if name != "background"]
@@ -97,6 +92,12 @@ def _list() -> None:
 
 
 def _convert(options: Namespace) -> None:
+    from nnssl.convert.cine import check_cines, make_patient_pattern, write_cines
+    from nnssl.convert.dicom_tree import read_patient_key
+    from nnssl.convert.engine import ConversionTarget, check_source, convert
+    from nnssl.convert.planning import Conversion
+    from nnssl.convert.records import find_doubts
+
     if options.name is None or options.source is None or options.dataset_id is None:
         raise ValueError(
             "needs NAME SOURCE -d ID, for example: nnssl_convert ACDC /data/ACDC -d 27"
@@ -167,6 +168,12 @@ def _prepare_spec(options: Namespace) -> DatasetSpec:
 
 
 def _make_own_spec(options: Namespace) -> DatasetSpec:
+    from nnssl.convert.bids import make_bids_spec
+    from nnssl.convert.datalist import make_datalist_spec
+    from nnssl.convert.dicom_spec import make_dicom_spec
+    from nnssl.convert.dicom_tree import read_tree
+    from nnssl.convert.private import make_private_spec
+
     dicom = options.name == DICOM
     if not options.dataset_name or not (options.images or dicom):
         what, example = "" if dicom else " and --images", OWN[options.name]
@@ -187,6 +194,8 @@ def _make_own_spec(options: Namespace) -> DatasetSpec:
 
 
 def _find_spec(name: str) -> DatasetSpec:
+    from nnssl.convert.spec import find_specs, read_spec
+
     specs = find_specs(user_folders())
     if name not in specs:
         near = difflib.get_close_matches(name, specs, 3, 0.3) or sorted(specs)
@@ -195,6 +204,9 @@ def _find_spec(name: str) -> DatasetSpec:
 
 
 def _show(checked: Sequence[CheckedCase], cines: Sequence[Cine]) -> None:
+    from nnssl.convert.records import find_doubts
+    from nnssl.convert.tasks import list_tasks
+
     for each in checked:
         size = "x".join(map(str, each.size))
         spacing = "x".join(f"{value:.2f}" for value in each.spacing)

@@ -67,6 +67,7 @@ class Diagnosis(NamedTuple):
     "nnssl_doctor",
     "Prints versions, variables, registration and hardware in one table. "
     "The exit code is 1 if something would stop a training.",
+    example="",
 )
 def main(_: Namespace) -> int:
     findings = list(examine())

@@ -6,7 +6,7 @@ import json
 import os
 from argparse import ArgumentParser, Namespace
 
-from nnssl.cli.command import command, table
+from nnssl.cli.command import add_device, command, find_device, table
 
 MEBIBYTE, GIBIBYTE = 2**20, 2**30
 
@@ -18,7 +18,7 @@ def _add_options(parser: ArgumentParser) -> None:
     add("fold", help="number of the fold, or all")
     add("-tr", default="nnUNetTrainer", dest="trainer", help="trainer (%(default)s)")
     add("-p", default="nnUNetPlans", dest="plans", help="plans (%(default)s)")
-    add("-device", default="cuda", choices=("cpu", "cuda", "mps"), help="default: %(default)s")
+    add_device(parser)
     add("--workers", type=int, help="background processes; default: as nnUNetv2_train takes")
     add("--steps", type=int, default=10, help="dry steps (%(default)s)")
     add("--json", action="store_true", help="print JSON")
@@ -30,6 +30,7 @@ def _add_options(parser: ArgumentParser) -> None:
     "with its real loaders. Nothing is written into nnU-Net's folders. Not counted: the validation "
     "of whole volumes after a supervised training.",
     _add_options,
+    example="27 2d 0 -tr nnSSLMAETrainer",
     errors=(RuntimeError, AssertionError),
 )
 def main(options: Namespace) -> None:
@@ -39,13 +40,11 @@ def main(options: Namespace) -> None:
     from nnssl.estimate.dry_run import DryRun
     from nnssl.estimate.estimate import estimate
 
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device is usable here; the CPU is asked for with -device cpu")
+    device = find_device(options)
     # the threads that nnUNetv2_train gives torch
-    torch.set_num_threads((os.cpu_count() or 1) if options.device == "cpu" else 1)
+    torch.set_num_threads((os.cpu_count() or 1) if device.type == "cpu" else 1)
     torch.backends.cudnn.benchmark = True
     workers = get_allowed_n_proc_DA() if options.workers is None else options.workers
-    device = torch.device(options.device)
     job = DryRun(options.dataset, options.configuration, options.fold, options.plans, device)
     values = estimate(options.trainer, job, workers, options.steps).to_dict()
     print(json.dumps(values, indent=2) if options.json else _text(values))

@@ -6,11 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from nnssl.cli.command import command
-from nnssl.nnunet.checkpoint import read_checkpoint, speaking_of
-from nnssl.nnunet.export import prepare, write
 from nnssl.nnunet.paths import PROBE_FILE
-from nnssl.nnunet.runs import read_probe
-from nnssl.nnunet.weight_files import find_weight_file
 
 
 def _add_options(parser: ArgumentParser) -> None:
@@ -22,8 +18,15 @@ def _add_options(parser: ArgumentParser) -> None:
     add("--with-cases", action="store_true", help=text)
 
 
-@command("nnssl_export", __doc__, _add_options)
+@command(
+    "nnssl_export", __doc__, _add_options, example="fold_0 --to /data/export --licence cc-by-4.0"
+)
 def main(options: Namespace) -> None:
+    from nnssl.nnunet.checkpoint import read_checkpoint, speaking_of
+    from nnssl.nnunet.export import prepare, write
+    from nnssl.nnunet.runs import read_probe
+    from nnssl.nnunet.weight_files import find_weight_file
+
     file = find_weight_file(options.run)
     checkpoint = read_checkpoint(file)
     with speaking_of(file):

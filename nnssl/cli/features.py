@@ -8,7 +8,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from nnssl.cli.command import command
+from nnssl.cli.command import add_device, command, find_device
 
 
 def _add_options(parser: ArgumentParser) -> None:
@@ -16,13 +16,12 @@ def _add_options(parser: ArgumentParser) -> None:
     add("run", help="folder of a run, its checkpoint, or hf://owner/name")
     add("-i", type=Path, required=True, dest="images", help="folder of images")
     add("-o", type=Path, required=True, dest="output", help="file to write (features.npz)")
-    add("-device", default="cpu", help="cpu, cuda or mps (%(default)s)")
+    add_device(parser)
 
 
-@command("nnssl_features", __doc__, _add_options)
+@command("nnssl_features", __doc__, _add_options, example="fold_0 -i imagesTs -o features.npz")
 def main(options: Namespace) -> None:
     import numpy as np
-    import torch
 
     from nnssl.common.files import atomic_path
     from nnssl.nnunet.checkpoint import speaking_of
@@ -33,7 +32,7 @@ def main(options: Namespace) -> None:
     file = find_weight_file(options.run)
     checkpoint = read_weights(file)
     with speaking_of(file):
-        reader = FeatureReader.of(checkpoint, torch.device(options.device))
+        reader = FeatureReader.of(checkpoint, find_device(options))
     ending = str(reader.dataset_json.get("file_ending", ".nii.gz"))
     cases = find_raw_images(options.images, ending)
     if not cases:

@@ -10,13 +10,8 @@ from typing import Any
 
 from nnssl.cli.command import command, dataset_id, table
 from nnssl.common.files import hash_file
-from nnssl.finetuning.structure import describe
 from nnssl.nnunet.paths import PREPROCESSED, find_dataset_names, find_root
-from nnssl.nnunet.planned_network import build_planned_network
 from nnssl.nnunet.plans import name_channels, read_description, read_plans
-from nnssl.nnunet.runs import WeightSource
-from nnssl.nnunet.weight_files import READ_AS, find_inputs, find_weight_file, read_weights
-from nnssl.training.finetuning_weights import fit_checkpoint
 
 INPUTS = ("spacing", "patch_size", "normalization_schemes", "use_mask_for_norm")
 
@@ -31,8 +26,10 @@ def _add_options(parser: ArgumentParser) -> None:
     add("--json", action="store_true", help="print JSON")
 
 
-@command("nnssl_inspect", __doc__, _add_options)
+@command("nnssl_inspect", __doc__, _add_options, example="checkpoint_final.pth -d 27")
 def main(options: Namespace) -> None:
+    from nnssl.nnunet.weight_files import find_weight_file, read_weights
+
     file = find_weight_file(options.file)
     checkpoint = read_weights(file, options.trust_pickle, options.key_map)
     told = {**_tell(file, checkpoint), "fits": list(_find_fits(checkpoint, options.dataset_id))}
@@ -40,6 +37,9 @@ def main(options: Namespace) -> None:
 
 
 def _tell(file: Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    from nnssl.finetuning.structure import describe
+    from nnssl.nnunet.weight_files import READ_AS, find_inputs
+
     own, init = checkpoint.get("nnssl", {}), checkpoint.get("init_args") or {}
     structure = describe(checkpoint["network_weights"])
     shown = {} if structure is None else {"network": structure.architecture, **vars(structure)}
@@ -63,6 +63,8 @@ def _tell(file: Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 def _find_fits(checkpoint: Mapping[str, Any], number: int | None) -> Iterator[dict[str, Any]]:
     """What would load into every configuration that is planned here."""
+    from nnssl.finetuning.structure import describe
+
     root = find_root(PREPROCESSED)
     if root is None or describe(checkpoint["network_weights"]) is None:
         return
@@ -73,6 +75,10 @@ def _find_fits(checkpoint: Mapping[str, Any], number: int | None) -> Iterator[di
 
 
 def _find_fits_of(folder: Path, checkpoint: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    from nnssl.nnunet.planned_network import build_planned_network
+    from nnssl.nnunet.runs import WeightSource
+    from nnssl.training.finetuning_weights import fit_checkpoint
+
     for file in sorted(folder.glob("*.json")):
         try:
             plans, dataset = read_plans(file), read_description(folder)

@@ -12,17 +12,10 @@ import shlex
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
 from nnssl.cli.command import command, dataset_id, warn
-from nnssl.nnunet.checkpoint import speaking_of
 from nnssl.nnunet.paths import WEIGHTS, plans_file
-from nnssl.nnunet.plan_like import KEEPABLE, plan_like, read_source
-from nnssl.nnunet.planned_network import build_planned_network
-from nnssl.nnunet.plans import read_description, read_plans, write_new_plans
-from nnssl.nnunet.runs import WeightSource
-from nnssl.nnunet.weight_files import read_weights
-from nnssl.training.finetuning_weights import compare_inputs, fit_checkpoint
+
+KEEPABLE = ("spacing", "patch", "batch", "normalisation")
 
 
 def _add_options(parser: ArgumentParser) -> None:
@@ -36,8 +29,18 @@ def _add_options(parser: ArgumentParser) -> None:
     add("--keep", nargs="+", choices=KEEPABLE, default=[], help=text)
 
 
-@command("nnssl_plan_like", __doc__, _add_options)
+@command("nnssl_plan_like", __doc__, _add_options, example="checkpoint_final.pth -d 4")
 def main(options: Namespace) -> None:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnssl.nnunet.checkpoint import speaking_of
+    from nnssl.nnunet.plan_like import plan_like, read_source
+    from nnssl.nnunet.planned_network import build_planned_network
+    from nnssl.nnunet.plans import read_description, read_plans, write_new_plans
+    from nnssl.nnunet.runs import WeightSource
+    from nnssl.nnunet.weight_files import read_weights
+    from nnssl.training.finetuning_weights import compare_inputs, fit_checkpoint
+
     path = plans_file(options.dataset_id, options.plans)
     checkpoint = read_weights(options.checkpoint)
     with speaking_of(options.checkpoint):

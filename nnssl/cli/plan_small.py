@@ -29,7 +29,7 @@ def _add_options(parser: ArgumentParser) -> None:
     add("--features", type=int, nargs="+", metavar="F", help="channels of each stage")
 
 
-@command("nnssl_plan_small", __doc__, _add_options)
+@command("nnssl_plan_small", __doc__, _add_options, example="-d 27 -c 2d --batch 8")
 def main(options: Namespace) -> None:
     path = plans_file(options.dataset_id, options.plans)
     sizes = {key: getattr(options, key) for key in ("spacing", "patch", "batch", "features")}

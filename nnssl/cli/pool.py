@@ -9,12 +9,15 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from nnssl.cli.command import WORKERS, command, dataset_id, warn
-from nnssl.data.pool.build import PoolDraft, PoolRequest, build, draft
-from nnssl.data.pool.settings import PLANNER, POLICIES, WINDOW
-from nnssl.leakage.pool_check import check_pool, check_runs, describe_overlaps
 from nnssl.nnunet.paths import RESULTS, Roots, find_dataset_names, find_root
+
+if TYPE_CHECKING:
+    from nnssl.data.pool.build import PoolDraft, PoolRequest
+
+POLICIES = ("target", "own", "isotropic")
 
 
 def _add_options(parser: ArgumentParser) -> None:
@@ -35,13 +38,15 @@ def _add_options(parser: ArgumentParser) -> None:
     add_plans("--plan", choices=["universal"], help=text)
     add("-p", dest="plans", metavar="PLANS", help="name of the plans (nnUNetPlans)")
     add("-c", dest="configuration", default="2d", help="configuration (%(default)s)")
-    add("--planner", default=PLANNER, help="nnU-Net's planner for the mix (%(default)s)")
+    add(
+        "--planner", default="ExperimentPlanner", help="nnU-Net's planner for the mix (%(default)s)"
+    )
     text = "target: that of the plans; own: each dataset its median; isotropic: one number"
     add("--spacing", choices=POLICIES, default="target", help=text)
     add(
         "--spacing-of", type=dataset_id, metavar="D", help="target: planned spacing of this dataset"
     )
-    text = f"CT window in HU (that of --plans-of where it is CT, else {WINDOW[0]:g} {WINDOW[1]:g})"
+    text = "CT window in HU (that of --plans-of where it is CT, else -1000 1000)"
     add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help=text)
     add("--name", help="name of the dataset (Pool)")
     add("--check", action="store_true", help="check a pool and the fine-tuning runs from it")
@@ -49,13 +54,16 @@ def _add_options(parser: ArgumentParser) -> None:
     add("-np", type=int, default=WORKERS, help="processes (%(default)s)")
 
 
-@command("nnssl_pool", __doc__, _add_options, resumes=True)
+@command("nnssl_pool", __doc__, _add_options, example="900 --from 27 4 --plans-of 27", resumes=True)
 def main(options: Namespace) -> None:
     roots = Roots.from_environment()
     _check(roots, options.pool_id) if options.check else _make(options, roots)
 
 
 def _make(options: Namespace, roots: Roots) -> None:
+    from nnssl.data.pool.build import build, draft
+    from nnssl.leakage.pool_check import describe_overlaps
+
     if not options.members:
         raise ValueError("needs --from, for example: nnssl_pool 900 --from 27 4 --plans-of 27")
     made = draft(_request(options, roots), roots)
@@ -83,6 +91,8 @@ def _make(options: Namespace, roots: Roots) -> None:
 
 
 def _request(options: Namespace, roots: Roots) -> PoolRequest:
+    from nnssl.data.pool.build import PoolRequest
+
     known = find_dataset_names(options.pool_id, roots.raw)
     name = known[0].split("_", 1)[1] if len(known) == 1 else "Pool"
     default = "nnUNetPlans" if options.plans_of is not None else "nnSSLUniversalPlans"
@@ -118,6 +128,8 @@ def _show(made: PoolDraft) -> None:
 
 
 def _check(roots: Roots, number: int) -> None:
+    from nnssl.leakage.pool_check import check_pool, check_runs
+
     problems = check_pool(roots, number)
     for problem in problems:
         print(problem)

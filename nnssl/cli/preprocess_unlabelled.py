@@ -10,19 +10,14 @@ from __future__ import annotations
 import re
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnssl.cli.command import WORKERS, command, dataset_id
-from nnssl.data.unlabelled.job import PreprocessingPlan
-from nnssl.data.unlabelled.preprocess import (
-    UnlabelledTask,
-    preprocess_unlabelled,
-    remove_collection,
-)
-from nnssl.data.unlabelled.records import find_collections, read_images, read_manifest
-from nnssl.data.unlabelled.sources import FileChoice
-from nnssl.leakage.test_set import load_test_thumbnails, read_test_set
 from nnssl.nnunet.paths import own_folder, plans_file
 from nnssl.nnunet.plans import read_description, read_plans
+
+if TYPE_CHECKING:
+    from nnssl.data.unlabelled.job import PreprocessingPlan
 
 
 def _add_options(parser: ArgumentParser) -> None:
@@ -46,8 +41,17 @@ def _add_options(parser: ArgumentParser) -> None:
     add("--remove", metavar="NAME", help="delete these images (not their sources)")
 
 
-@command("nnssl_preprocess_unlabelled", __doc__, _add_options, resumes=True)
+@command(
+    "nnssl_preprocess_unlabelled",
+    __doc__,
+    _add_options,
+    example=r"-d 27 -c 2d -i /data/cines --patient '(patient\d+)'",
+    resumes=True,
+)
 def main(options: Namespace) -> None:
+    from nnssl.data.unlabelled.job import PreprocessingPlan
+    from nnssl.data.unlabelled.preprocess import remove_collection
+
     file = plans_file(options.dataset_id, options.plans)
     plans = read_plans(file, options.configuration)
     plan = PreprocessingPlan(plans, options.configuration, read_description(file.parent))
@@ -61,6 +65,8 @@ def main(options: Namespace) -> None:
 
 
 def _list(own: Path, plan: PreprocessingPlan) -> None:
+    from nnssl.data.unlabelled.records import find_collections, read_images, read_manifest
+
     found = find_collections(own)
     if not found:
         print(f"no images without labels in {own}")
@@ -76,6 +82,10 @@ def _list(own: Path, plan: PreprocessingPlan) -> None:
 
 
 def _preprocess(options: Namespace, dataset: Path, plan: PreprocessingPlan) -> None:
+    from nnssl.data.unlabelled.preprocess import UnlabelledTask, preprocess_unlabelled
+    from nnssl.data.unlabelled.sources import FileChoice
+    from nnssl.leakage.test_set import load_test_thumbnails, read_test_set
+
     if options.source is None:
         raise ValueError("needs -i FOLDER (or --list, or --remove NAME)")
     part = re.fullmatch(r"(\d+)/(\d+)", options.part)

@@ -12,15 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from nnssl.cli.command import command, table
+from nnssl.cli.command import add_device, command, find_device, table
 from nnssl.common.files import write_json
-from nnssl.data.labels import LabelBudget
-from nnssl.nnunet.images import CaseError
-from nnssl.probe.checkpoints import choose_checkpoint, probe_checkpoints
-from nnssl.probe.fold import ProbeFold
-from nnssl.probe.probe import Probe, ProbeSettings
+from nnssl.probe.settings import ProbeSettings
 
 NMI = ("nmi", "nmi_balanced")
 COLUMNS = ("dice", "position_error", "position_chance", "effective_rank", "seconds")
@@ -31,30 +25,40 @@ def _add_options(parser: ArgumentParser) -> None:
     defaults = ProbeSettings()
     add("dataset", help="nnU-Net dataset, id or name")
     add("configuration", help="for example 2d or 3d_fullres")
-    add("fold", type=int)
+    add("fold", type=int, help="number of the fold")
     add("-p", default="nnUNetPlans", dest="plans", help="plans (%(default)s)")
     add("--weights", type=Path, nargs="+", required=True, metavar="FILE", help="checkpoints")
     add("--reference", type=Path, metavar="FILE", help="another checkpoint, as a yardstick")
     default = defaults.probe_patients
     add("--patients", type=int, default=default, metavar="N", help="labelled (%(default)s)")
     add("--seed", type=int, default=0, metavar="S", help="of the (first) draw (%(default)s)")
-    add("--draws", type=int, default=defaults.probe_draws, metavar="R", help="(%(default)s)")
+    add(
+        "--draws",
+        type=int,
+        default=defaults.probe_draws,
+        metavar="R",
+        help="draws of patients (%(default)s)",
+    )
     default = defaults.probe_volumes
     add("--volumes", type=int, default=default, metavar="V", help="to score, at most (%(default)s)")
     add("--clusters", type=int, metavar="K", help="also the NMI of K k-means clusters and labels")
     add("--choose", action="store_true", help="print the best file, judged by labelled patients")
     add("-o", type=Path, dest="output", metavar="FILE", help="write the record, e.g. probe.json")
     add("--overwrite", action="store_true", help="replace FILE")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("-device", default=device, help="(%(default)s)")
+    add_device(parser)
 
 
-@command("nnssl_probe", __doc__, _add_options, errors=(CaseError,))
+@command("nnssl_probe", __doc__, _add_options, example="27 2d 0 --weights checkpoint_final.pth")
 def main(options: Namespace) -> None:
+    from nnssl.data.labels import LabelBudget
+    from nnssl.probe.checkpoints import choose_checkpoint, probe_checkpoints
+    from nnssl.probe.fold import ProbeFold
+    from nnssl.probe.probe import Probe
+
     if options.output is not None and options.output.exists() and not options.overwrite:
         raise ValueError(f"-o: {options.output} exists; give another name, or --overwrite")
     fold = ProbeFold.find(options.dataset, options.configuration, options.fold, options.plans)
-    device = torch.device(options.device)
+    device = find_device(options)
     if options.choose:
         budget = LabelBudget(patients=options.patients, seed=options.seed)
         record = choose_checkpoint(fold, options.weights, budget, device)

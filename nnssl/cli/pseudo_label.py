@@ -4,8 +4,6 @@ The models predict the fold's training cases that they had no label of, with mir
 ranked by the Dice between the mirrored and the plain prediction. Plain ``nnUNetv2_train`` then
 learns from true and pseudo-labels; validation cases keep their true labels. Images are referenced,
 not copied.
-
-Example: ``nnssl_pseudo_label FOLDER/nnSSLFinetuneTrainer__nnUNetPlans__2d/fold_0 -o 127``
 """
 
 from __future__ import annotations
@@ -13,13 +11,14 @@ from __future__ import annotations
 import shlex
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from nnssl.cli.command import command, dataset_id
+from nnssl.cli.command import add_device, command, dataset_id, find_device
 from nnssl.common.files import read_json
 from nnssl.nnunet.paths import WEIGHTS, Roots, dataset_number, dataset_prefix, fold_folder
-from nnssl.training.pseudo_labels import RECORD_FILE, PseudoLabelling, find_checkpoint
+
+if TYPE_CHECKING:
+    from nnssl.training.pseudo_labels import PseudoLabelling
 
 
 def _add_options(parser: ArgumentParser) -> None:
@@ -29,22 +28,23 @@ def _add_options(parser: ArgumentParser) -> None:
     text = "number of the new dataset, or its full name (Dataset127_NAME)"
     add("-o", required=True, dest="output", help=text)
     add("--keep", type=float, default=0.8, help="share of the cases to take, the surest (0.8)")
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    add("-device", default=default, choices=("cpu", "cuda", "mps"), help="(%(default)s)")
+    add_device(parser)
     text = "checked against the runs where it is given"
     add("-d", type=dataset_id, dest="dataset", help=f"dataset; {text}")
     add("-c", dest="configuration", help=f"configuration; {text}")
     add("-f", dest="fold", help=f"fold; {text}")
 
 
-@command("nnssl_pseudo_label", __doc__, _add_options, resumes=True)
+@command("nnssl_pseudo_label", __doc__, _add_options, example="fold_0 -o 127", resumes=True)
 def main(options: Namespace) -> None:
+    from nnssl.training.pseudo_labels import RECORD_FILE, PseudoLabelling, find_checkpoint
+
     if not 0 < options.keep <= 1:
         raise ValueError(f"--keep: found {options.keep:g}, allowed: above 0, up to 1")
     labelling = PseudoLabelling(list(map(find_checkpoint, options.runs)), Roots.from_environment())
     _check(options, labelling)
     name = _name(options.output, labelling.dataset)
-    folder = labelling.write(name, options.keep, torch.device(options.device))
+    folder = labelling.write(name, options.keep, find_device(options))
     record, own = read_json(folder / RECORD_FILE), labelling.own
     values = sorted(record["agreement"].values())
     print(

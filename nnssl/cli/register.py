@@ -22,6 +22,7 @@ def _add_options(parser: ArgumentParser) -> None:
     "Lets nnUNetv2_train and nnUNetv2_predict find every nnSSL trainer. Writes one small module "
     "into nnU-Net's trainer folder; nothing of nnU-Net itself is changed.",
     _add_options,
+    example="--status",
 )
 def main(options: Namespace) -> int:
     if options.path:

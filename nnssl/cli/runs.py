@@ -33,6 +33,7 @@ def _add_options(parser: ArgumentParser) -> None:
     "Lists finished and unfinished pre-trainings under nnUNet_results with their last metrics, and "
     "the line that uses, continues or restarts each.",
     _add_options,
+    example="27",
 )
 def main(options: Namespace) -> None:
     """Prints the runs; a broken one is a row with its problem."""

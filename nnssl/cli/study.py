@@ -26,7 +26,9 @@ def _add_options(parser: ArgumentParser) -> None:
     commands.add_parser("list", help="list the studies").set_defaults(action=_list)
 
 
-@command("nnssl_study", __doc__, _add_options, resumes=True)
+@command(
+    "nnssl_study", __doc__, _add_options, example="run quick -o /data/study --dry-run", resumes=True
+)
 def main(options: Namespace) -> int:
     code: int = options.action(options)
     return code
@@ -36,18 +38,23 @@ def _add_run(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("study", help="name of a study (nnssl_study list) or a YAML file")
     add("-o", "--output", type=Path, required=True, help="folder of the study; continued if there")
-    add("--executor", choices=("local", "slurm"), default="local", help="(%(default)s)")
+    add(
+        "--executor",
+        choices=("local", "slurm"),
+        default="local",
+        help="where the cells run (%(default)s)",
+    )
     add("--processes", type=int, help="cells side by side (default: one per GPU; CPU: one)")
     add("--devices", nargs="+", metavar="N", help="numbers of GPUs, or cpu (default: all GPUs)")
     add("--dry-run", action="store_true", help="print commands and an estimate, run nothing")
     part = parser.add_argument_group("a part of the study; numbers beyond the file's extend it")
     add = part.add_argument
-    add("--folds", nargs="+", type=int, metavar="F")
+    add("--folds", nargs="+", type=int, metavar="F", help="these folds")
     add("--repetitions", type=int, metavar="N", help="the first N")
-    add("--budgets", nargs="+", type=_number, metavar="K")
+    add("--budgets", nargs="+", type=_number, metavar="K", help="these label budgets")
     add("--only", nargs="+", metavar="METHOD", help="these methods; scratch is one")
     add = parser.add_argument_group("--executor slurm (needs submitit)").add_argument
-    add("--partition")
+    add("--partition", help="of the cluster")
     add("--hours", type=float, help="limit of a job (%(default)s)")
     add("--memory", type=int, help="GB of a job (%(default)s)")
     add("--gpus-per-task", type=int, help="0: CPU (%(default)s)")

@@ -25,6 +25,7 @@ def _add_options(parser: ArgumentParser) -> None:
     "Lists the trainers that nnUNetv2_train -tr accepts after nnssl_register. Your own YAML files "
     "count too: name their folder in the variable nnssl_configs.",
     _add_options,
+    example="--knobs nnSSLMAETrainer",
 )
 def main(options: Namespace) -> int:
     if options.knobs:

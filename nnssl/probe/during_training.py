@@ -25,7 +25,8 @@ from nnssl.probe.encoders import (
     isolate_generators,
 )
 from nnssl.probe.fold import ProbeFold
-from nnssl.probe.probe import Probe, ProbeSettings
+from nnssl.probe.probe import Probe
+from nnssl.probe.settings import ProbeSettings
 
 PRETRAINED, RANDOM, REFERENCE = "pretrained", "random", "reference"
 

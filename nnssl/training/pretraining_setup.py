@@ -49,7 +49,7 @@ from nnssl.nnunet.stock_weights import refuse_stock_weights
 from nnssl.nnunet.weight_files import read_weights
 from nnssl.objectives import OBJECTIVES, Context, Objective, find_objective
 from nnssl.probe.fold import ProbeFold
-from nnssl.probe.probe import ProbeSettings
+from nnssl.probe.settings import ProbeSettings
 from nnssl.training.history import WeightChange
 from nnssl.training.initial_weights import (
     find_initial,

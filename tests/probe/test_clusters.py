@@ -21,7 +21,8 @@ from nnssl.probe.clusters import (
     normalise_mutual_information,
 )
 from nnssl.probe.encoders import build_random_network, isolate_generators, read_initial_state
-from nnssl.probe.probe import Probe, ProbeSettings
+from nnssl.probe.probe import Probe
+from nnssl.probe.settings import ProbeSettings
 from nnssl.training import pretraining_loop
 from nnssl.training.factory import trainer_class
 from tests.probe.test_probe import same

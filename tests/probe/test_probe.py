@@ -16,7 +16,8 @@ import torch
 from nnssl.nnunet.cases import CaseRecord
 from nnssl.nnunet.checkpoint import read_checkpoint, save_atomically
 from nnssl.probe import during_training
-from nnssl.probe.probe import Probe, ProbeSettings
+from nnssl.probe.probe import Probe
+from nnssl.probe.settings import ProbeSettings
 from nnssl.training import pretraining_loop
 from nnssl.training.factory import trainer_class
 
