@@ -96,7 +96,7 @@ def _convert(options: Namespace) -> None:
     from nnssl.convert.dicom_tree import read_patient_key
     from nnssl.convert.engine import ConversionTarget, check_source, convert
     from nnssl.convert.planning import Conversion
-    from nnssl.convert.records import find_doubts
+    from nnssl.convert.records import find_doubts, suggest_configuration
 
     if options.name is None or options.source is None or options.dataset_id is None:
         raise ValueError(
@@ -129,12 +129,14 @@ def _convert(options: Namespace) -> None:
     if len({each.case.patient for each in checked if each.case.part == "Tr"}) == 1:
         print("one training patient makes no folds; train fold all")
     print(f"please cite: {spec.citation}")
-    print(f"next: nnUNetv2_plan_and_preprocess -d {options.dataset_id} -c 2d")
+    suits, why = suggest_configuration(checked)
+    print(f"{suits} suits these images: {why}")
+    print(f"next: nnUNetv2_plan_and_preprocess -d {options.dataset_id} -c {suits}")
     if cines:
         folder = write_cines(conversion, target.raw, cines)
         print(f"{folder}: {_count_frames(cines)}")
         names = f"-i {shlex.quote(str(folder))} --patient '{make_patient_pattern(spec)}'"
-        print(f"then: nnssl_preprocess_unlabelled -d {options.dataset_id} -c 2d {names}")
+        print(f"then: nnssl_preprocess_unlabelled -d {options.dataset_id} -c {suits} {names}")
 
 
 def _count_frames(cines: Sequence[Cine]) -> str:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from nnssl.common.files import TEMPORARY, hash_json, read_json, write_json
@@ -21,6 +22,7 @@ from nnssl.nnunet.paths import CASES_FILE, DATASET_FILE, SPLITS_FILE
 from nnssl.nnunet.splits import draw_splits
 
 CONVERSION_FILE = "conversion.json"
+THICK = 3.0  # times the finest spacing, as in nnU-Net's planner
 CHANGE_NO_CASE = {"description", "citation", "licence", "where", "layout", "unlabelled"}
 # entries that older conversions, whose hashes stay, do not know
 YOUNGER = dict.fromkeys(("masks", "datalist", "structures", "nan")) | {
@@ -57,6 +59,23 @@ def find_doubts(checked: Sequence[CheckedCase]) -> list[str]:
         f"{' '.join(bare)}; or give the files their real spacing)"
     )
     return [*describe_identical_images(checked), *([what] if bare else [])]
+
+
+def suggest_configuration(checked: Sequence[CheckedCase]) -> tuple[str, str]:
+    """The configuration that suits the images, and why: medians over cases, x y z.
+
+    2D where the images are single slices, or slices as thick as three pixels: there nnU-Net itself
+    treats axes differently, and most 3D kernels would see one slice.
+    """
+    sizes, mm = ([getattr(each, what) for each in checked] for what in ("size", "spacing"))
+    if median(min(size) for size in sizes) == 1:
+        return "2d", "most images are a single slice"
+    finest, coarsest = (median(limit(each) for each in mm) for limit in (min, max))
+    suits = "2d" if coarsest >= THICK * finest else "3d_fullres"
+    return (
+        suits,
+        f"voxels of {finest:.3g} mm along the finest axis, {coarsest:.3g} mm along the thickest",
+    )
 
 
 def write_records(folder: Path, spec: DatasetSpec, checked: Sequence[CheckedCase]) -> None:

@@ -79,7 +79,7 @@ def _explain(error: BaseException, frames: Sequence[FrameType]) -> str | None:
 def _keep(error: BaseException, frames: Sequence[FrameType]) -> str:
     """Writes the traceback into the log of the run that the error ended; says where it is."""
     for frame in reversed(frames):
-        trainer = frame.f_locals.get("self")
+        trainer: Any = frame.f_locals.get("self")
         if getattr(trainer, "log_file", None) and hasattr(trainer, "print_to_log_file"):
             text = "".join(traceback.format_exception(error))
             trainer.print_to_log_file(text, also_print_to_console=False)
