@@ -58,7 +58,7 @@ def _add_run(parser: ArgumentParser) -> None:
     add("--hours", type=float, help="limit of a job (%(default)s)")
     add("--memory", type=int, help="GB of a job (%(default)s)")
     add("--gpus-per-task", type=int, help="0: CPU (%(default)s)")
-    add("--cpus-per-task", type=int, help="(%(default)s)")
+    add("--cpus-per-task", type=int, help="processors of a job (%(default)s)")
     parser.set_defaults(action=_run, **vars(JobLimits()))
 
 

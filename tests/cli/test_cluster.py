@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nnssl.cli import cluster
+from nnssl.cluster_maps import fold_maps
 from nnssl.cluster_maps.recipe import ClusterRecipe
 
 
@@ -19,7 +20,7 @@ def test_arguments_become_a_recipe(
         asked.append(arguments)
         return tmp_path, [0.25, 0.75]
 
-    monkeypatch.setattr(cluster, "cluster_dataset", record)
+    monkeypatch.setattr(fold_maps, "cluster_dataset", record)
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     plain = ["-d", "27", "-c", "2d", "-f", "all", "-k", "7"]
     cluster.main([*plain, "--scales", "1", "3", "--name", "mine", "--workers", "1"])
@@ -33,7 +34,7 @@ def test_several_folds_are_made_one_after_the_other(
 ) -> None:
     made = []
     monkeypatch.setattr(
-        cluster, "cluster_dataset", lambda *a: (made.append(a[4].fold), (tmp_path, [1.0]))[1]
+        fold_maps, "cluster_dataset", lambda *a: (made.append(a[4].fold), (tmp_path, [1.0]))[1]
     )
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     cluster.main(["-d", "27", "-c", "2d", "-f", "0", "1"])

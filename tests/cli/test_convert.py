@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from nnssl.cli import convert, phantom
+from nnssl.convert.spec import find_specs
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_list_shows_users_datasets_too(tmp_path: Path, monkeypatch, capsys):
     assert "ACDC" in shown
     assert "CC BY-NC-SA" in shown
     (tmp_path / "mine" / "datasets").mkdir(parents=True)
-    installed = Path(convert.find_specs()["ACDC"]).read_text()
+    installed = Path(find_specs()["ACDC"]).read_text()
     mine = tmp_path / "mine" / "datasets" / "Mine.yaml"
     mine.write_text(installed.replace("name: ACDC", "name: Mine"))
     monkeypatch.setenv(

@@ -65,4 +65,4 @@ def test_missing_cluster_maps_are_one_message(tiny_dataset, trainer_yaml):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of a machine without CUDA")
 def test_a_machine_without_cuda_is_told():
     with pytest.raises(SystemExit, match="-device cpu"):
-        estimate.main(["999", "2d", "0"])
+        estimate.main(["999", "2d", "0", "-device", "cuda"])
