@@ -40,7 +40,7 @@ plans=nnUNetPlansQuick
 sizes="--spacing 3 --patch 64 --batch 8 --features 12 24 48 96"
 pretraining="num_epochs=15 num_iterations_per_epoch=100 num_val_iterations_per_epoch=2 save_every=1"
 finetuning="num_epochs=15 num_iterations_per_epoch=40 num_val_iterations_per_epoch=4 save_every=1"
-finetuning="$finetuning labels.patients=2 training.seed=0"
+finetuning="$finetuning labels.patients=1 training.seed=0"
 device="$("$python" -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')"
 
 cat >"$work/env.sh" <<END
@@ -149,8 +149,8 @@ step small_plan "a small copy of the plan, for a CPU" \
     "nnssl_plan_small -d $dataset -c 2d --name $plans $sizes"
 step preprocess "preprocess (stock nnU-Net)" \
     "nnUNetv2_preprocess -d $dataset -plans_name $plans -c 2d -np 2"
-training pretrain "pre-train, no label is read" nnSSLContrastiveTrainer "$pretraining"
-training finetune "fine-tune on 2 labelled patients, then validate" nnSSLFinetuneTrainer "$finetuning"
+training pretrain "pre-train, no label is read" nnSSLPixelClusteringTrainer "$pretraining"
+training finetune "fine-tune on 1 labelled patient, then validate" nnSSLFinetuneTrainer "$finetuning"
 training scratch "the same from random weights" nnSSLScratchTrainer "$finetuning"
 step cases "pick cases of the validation fold" "python scripts/quickstart_cases.py $(printf %q "$work")"
 predict nnSSLScratchTrainer scratch

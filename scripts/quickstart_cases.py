@@ -6,9 +6,9 @@ import os
 import sys
 from pathlib import Path
 
-from nnssl.common.files import read_json
 from nnssl.nnunet.cases import read_cases
 from nnssl.nnunet.paths import SPLITS_FILE, TRAINING_IMAGES
+from nnssl.nnunet.splits import read_splits
 
 COUNT = 4
 
@@ -17,7 +17,7 @@ def main(work: Path) -> None:
     """Into `work/cases`: one case of each of the first patients in fold 0's validation cases."""
     (preprocessed,) = (work / "preprocessed").glob("Dataset*")
     images = work / "raw" / preprocessed.name / TRAINING_IMAGES
-    validation = sorted(read_json(preprocessed / SPLITS_FILE)[0]["val"])
+    validation = sorted(read_splits(preprocessed / SPLITS_FILE)[0]["val"])
     records = read_cases(preprocessed, validation)
     first = {records[case].patient: case for case in reversed(validation)}
     folder = work / "cases"

@@ -81,7 +81,7 @@ def describe_result(quickstart: Quickstart) -> str:
     data = "SYNTHETIC images" if quickstart.synthetic else "the real images"
     return (
         f"Fold 0 of {data}: {len(quickstart.summaries[PRETRAINED]['metric_per_case'])} validation "
-        f"volumes, {labelled['number_of_patients']} labelled patients "
+        f"volumes, labelled patients: {labelled['number_of_patients']} "
         f"({labelled['number_of_volumes']} volumes), both runs with the same schedule and seed.\n"
         "This is ONE run of a small plan with a short schedule. It shows that the road works; the "
         "difference may have either sign and says nothing about significance."
@@ -104,7 +104,8 @@ def draw(quickstart: Quickstart) -> Figure:
 
 def draw_curves(quickstart: Quickstart, loss: Axes, accuracy: Axes, dice: Axes) -> None:
     """Loss and accuracy of the pre-training, quick validation Dice of both fine-tunings."""
-    history = quickstart.checkpoint("nnSSLContrastiveTrainer")["nnssl"]["history"]
+    weights = quickstart.checkpoint(TRAINERS[PRETRAINED])["nnssl"]["weights"]
+    history = read_checkpoint(Path(weights["source"]))["nnssl"]["history"]
     for axis, keys in (
         (loss, ("train_loss", "val_loss", "collapse_loss")),
         (accuracy, ("accuracy", "val_accuracy")),
@@ -116,7 +117,7 @@ def draw_curves(quickstart: Quickstart, loss: Axes, accuracy: Axes, dice: Axes) 
         dice.plot(values, label=arm, color=COLOURS[arm])
     for axis, title in (
         (loss, "pre-training: loss"),
-        (accuracy, "pre-training: contrastive accuracy"),
+        (accuracy, "pre-training: accuracy"),
         (dice, "fine-tuning: Dice (quick estimate)"),
     ):
         axis.set(title=title, xlabel="epoch")

@@ -37,6 +37,7 @@ MEASURED = {
     "seconds_waited",
     "epoch_seconds",
 }
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 SECONDS = 300  # for one command, on a busy machine
 
 WITHOUT_NNSSL = """
@@ -190,6 +191,15 @@ def finetuned(road, pretrained) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def scratch(road) -> Path:
+    """The folder of its twin from random weights; its log is `output.txt` there."""
+    output = road.train("nnSSLScratchTrainer", nnssl_overrides=f"{FINETUNING} labels.patients=1")
+    folder = road.fold("nnSSLScratchTrainer")
+    (folder / "output.txt").write_text(output)
+    return folder
+
+
 def test_the_folds_part_patients_and_lie_where_nnunet_reads_them(road):
     for fold in read_splits(road.root / "preprocessed" / NAME / "splits_final.json"):
         train, val = ({case.split("_")[0] for case in fold[part]} for part in ("train", "val"))
@@ -264,17 +274,30 @@ def test_a_folder_in_use_is_not_validated_in(road, finetuned):
     del lock
 
 
-def test_the_scratch_twin_shares_all_but_the_weights(road, finetuned):
-    overrides = f"{FINETUNING} labels.patients=1"
-    output = road.train("nnSSLScratchTrainer", nnssl_overrides=overrides)
-    assert "Weights: all random" in output
-    twin = road.fold("nnSSLScratchTrainer")
-    labelled = read_json(twin / "labelled_cases.json")
+def test_the_scratch_twin_shares_all_but_the_weights(scratch, finetuned):
+    assert "Weights: all random" in (scratch / "output.txt").read_text()
+    labelled = read_json(scratch / "labelled_cases.json")
     assert labelled["cases"] == read_json(finetuned / "labelled_cases.json")["cases"]
-    own, other = (checkpoint(f / "checkpoint_final.pth")["nnssl"] for f in (twin, finetuned))
+    own, other = (checkpoint(f / "checkpoint_final.pth")["nnssl"] for f in (scratch, finetuned))
     assert own["config"]["sections"]["training"] == other["config"]["sections"]["training"]
     assert own["weights"]["loaded"] == []
     assert any(key.startswith("encoder.") for key in other["weights"]["loaded"])
+
+
+def test_the_quickstart_picks_cases_and_reports(road, scratch, finetuned):
+    """The two programs that `scripts/quickstart.sh` calls between stock commands."""
+    (road.root / "origin").write_text("synthetic\n")
+    road("python", SCRIPTS / "quickstart_cases.py", road.root)
+    images = sorted((road.root / "cases").iterdir())
+    assert len({image.name.split("_")[0] for image in images}) == len(images) == 2
+    for name, folder in (("scratch", scratch), ("pretrained", finetuned)):
+        (road.root / f"predicted_{name}").symlink_to(folder / "validation")
+    output = road("python", SCRIPTS / "quickstart_report.py", road.root)
+    dice = [read_json(f / "validation" / "summary.json") for f in (scratch, finetuned)]
+    mean = [f"{each['foreground_mean']['Dice']:.3f}" for each in dice]
+    assert " ".join(mean) in " ".join(output.split())
+    assert "labelled patients: 1" in output
+    assert (road.root / "quickstart.png").stat().st_size > 10_000
 
 
 def test_the_finetuned_model_predicts_where_nnssl_is_not_installed(road, finetuned):
