@@ -306,14 +306,12 @@ class PretrainingSetup(Interruptible):
             known = {id(p) for p in encoder}
             rest = [p for p in trainable if id(p) not in known]
             groups = [{"params": rest}, {"params": encoder, "lr_scale": scale}]
-        together = {"foreach": True}  # torch's own choice on CUDA; on the CPU half the time
-        kinds: dict[str, tuple[Any, dict[str, Any]]] = {
-            "adam": (torch.optim.Adam, together),
-            "adamw": (torch.optim.AdamW, together),
+        kind, more = {
+            "adam": (torch.optim.Adam, {}),
+            "adamw": (torch.optim.AdamW, {}),
             "sgd": (torch.optim.SGD, {"momentum": 0.99, "nesterov": True}),
             "lars": (LARS, {}),
-        }
-        kind, more = kinds[self.settings.optimizer]
+        }[self.settings.optimizer]
         rate, decay = self.settings.initial_lr, self.settings.weight_decay
         return kind(groups, rate, weight_decay=decay, **more), None
 
