@@ -8,6 +8,7 @@ processes outlived a kill at most.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -121,6 +122,9 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
         import torch
 
         yield from _flatten(torch.load(path, weights_only=True))
+    elif path.name == "history.csv":
+        with path.open(newline="") as file:
+            yield from _flatten(list(csv.DictReader(file)))
     elif path.suffix == ".json":
         yield from _flatten(json.loads(path.read_text()))
     elif path.suffix == ".b2nd":  # several threads write the blocks of a chunk in any order

@@ -35,7 +35,8 @@ class Budget:
             f"margin) x {self.views:g} views = {self.voxels} voxels, {mebibytes:.1f} MiB of input "
             f"(nnU-Net's plan: {self.planned} voxels)"
         )
-        return f"{text}; over {world_size} processes {self.voxels * world_size} voxels"
+        several = f"; over {world_size} processes {self.voxels * world_size} voxels"
+        return text + several * (world_size > 1)
 
 
 @dataclass(frozen=True)

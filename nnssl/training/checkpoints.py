@@ -113,6 +113,7 @@ def compose_finetuning(
     average: MomentumCopy | None = None,
     export_average: bool = False,
     start_weights: Mapping[str, Tensor] | None = None,
+    history: Mapping[str, list[float | None]] | None = None,
 ) -> dict[str, Any]:
     """All keys of a stock checkpoint, so that it predicts where nnssl is not installed.
 
@@ -128,6 +129,7 @@ def compose_finetuning(
         average: running average of the weights, or a teacher.
         export_average: whether it is the finished model; the last weights then stand under `nnssl`.
         start_weights: towards which the weights decay, if they do.
+        history: one number per term of ours and epoch.
     """
     own: dict[str, Any] = {
         "kind": "finetune",
@@ -136,6 +138,7 @@ def compose_finetuning(
         "labels": labels,
         "cases": cases,
         "epoch_losses": epoch_losses,
+        "history": history or {},
     }
     if start_weights:
         own["start_weights"] = dict(start_weights)

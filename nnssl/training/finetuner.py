@@ -49,11 +49,13 @@ from nnssl.training.checkpoints import (
     write_resolved_config,
 )
 from nnssl.training.device_augmentation import NOTHING, DeviceAugmentation
+from nnssl.training.epoch_log import describe_time, find_troubles
 from nnssl.training.finetuning_weights import (
     StartingWeights,
     find_named_weights,
     read_identity_of_weights,
 )
+from nnssl.training.history import History, read_stock_terms, tell_loggers
 from nnssl.training.interruptible import Interruptible, limit_threads
 from nnssl.training.lessons import LessonTarget, make_lesson_loss
 from nnssl.training.settings import FinetuningSettings
@@ -78,6 +80,7 @@ class nnSSLFinetuner(Interruptible):
         self.weights_record: dict[str, Any] = {"loaded": []}
         self.labelled: labels.Labelled | None = None
         self.epoch_losses: list[float] = []
+        self.history = History()
         self.start_weights: Mapping[str, Tensor] = {}
         self.average: MomentumCopy | None = None  # of the weights, or a semi-supervised teacher
         self.augmentation: DeviceAugmentation | None = None
@@ -261,6 +264,8 @@ class nnSSLFinetuner(Interruptible):
         super().on_train_start()
         if self.local_rank == 0:
             self._write_records()
+        if self.begun is not None:
+            self.write_history()
         self._last_save = time()
 
     def _start_from_weights(self) -> None:
@@ -310,6 +315,10 @@ class nnSSLFinetuner(Interruptible):
             count = sum(self._count_slices(case) for case in self.labelled.cases)
         labels.write_labelled(self.output_folder, self.labelled, count)
         self.print_to_log_file(self.labelled.describe())
+
+    def on_epoch_start(self) -> None:
+        super().on_epoch_start()
+        self._epoch_begin, self._waited = time(), self.dataloader_train.seconds_waited
 
     def on_train_epoch_start(self) -> None:
         self._epoch_ended = False
@@ -387,13 +396,32 @@ class nnSSLFinetuner(Interruptible):
         self.epoch_losses, self._epoch_ended = [], True
         # as a resumed run has it: nnU-Net's running mean of float32 rounds differently
         self.logger.load_checkpoint(make_plain(self.logger.get_checkpoint()))
+        waited = self.dataloader_train.seconds_waited - self._waited
+        seconds = {"epoch_seconds": time() - self._epoch_begin, "seconds_waited": waited}
+        self.history.add(self.current_epoch, seconds)
         self.save_every = self.num_epochs + 1
         super().on_epoch_end()
+        self._report(self.current_epoch - 1)
         self.save_every = self.settings.save_every
         if self.current_epoch % self.save_every == 0 and self.current_epoch < self.num_epochs:
             self.current_epoch -= 1
             self.save_checkpoint(self.latest_checkpoint)
             self.current_epoch += 1
+
+    def _report(self, epoch: int) -> None:
+        """What nnU-Net's lines lack, further loggers, and `history.csv`."""
+        values = self.history.values
+        self.print_to_log_file(describe_time(values, self.num_epochs))
+        for trouble in find_troubles(values, self.settings.num_iterations_per_epoch):
+            self.print_to_log_file(f"WARNING: {trouble}")
+        tell_loggers(self.logger, {key: column[epoch] for key, column in values.items()}, epoch)
+        self.write_history()
+
+    def write_history(self) -> None:
+        """All terms so far, nnU-Net's first."""
+        if self.local_rank == 0:
+            stock = read_stock_terms(self.logger.get_checkpoint())
+            History({**stock, **self.history.values}).write(self.output_folder)
 
     def on_train_end(self) -> None:
         super().on_train_end()
@@ -429,6 +457,7 @@ class nnSSLFinetuner(Interruptible):
             self.average,
             export_average=self.settings.weights_average == "ema",
             start_weights=self.start_weights,
+            history=self.history.values,
         )
 
     def _record_cases(self) -> dict[str, Any] | None:
@@ -456,4 +485,5 @@ class nnSSLFinetuner(Interruptible):
             if self.average is not None:
                 restore_average(self.average, self.planned_network, own)
             self.epoch_losses = list(own["epoch_losses"])
+            self.history = History(own.get("history"))
             forget_open_epoch(self.logger, self.current_epoch)

@@ -1,13 +1,27 @@
-"""What is logged per epoch: terms, and the change of the weights."""
+"""What is logged per epoch: terms, `history.csv`, and the change of the weights."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nnssl.common.files import atomic_path
 from nnssl.modules import unet
+
+HISTORY_FILE = "history.csv"  # in the folder of a run
+STOCK_TERMS = {  # nnU-Net's name -> ours
+    "train_losses": "train_loss",
+    "val_losses": "val_loss",
+    "mean_fg_dice": "pseudo_dice",
+    "ema_fg_dice": "pseudo_dice_ema",
+    "lrs": "learning_rate",
+}
 
 
 class History:
@@ -18,7 +32,7 @@ class History:
 
     def log(self, epoch: int, terms: Mapping[str, float | None]) -> None:
         """Set the numbers of one epoch; what stood there or later is dropped."""
-        for key in set(self.values) | set(terms):
+        for key in {**self.values, **terms}:
             column = self.values.setdefault(key, [])[:epoch]
             column += [None] * (epoch - len(column))
             value = terms.get(key)
@@ -32,6 +46,39 @@ class History:
     def last(self, key: str) -> float | None:
         column = self.values.get(key, [])
         return column[-1] if column else None
+
+    def write(self, folder: str | Path) -> None:
+        """Writes `history.csv`: a row per epoch, counted from 1, whole or not at all.
+
+        What was not measured is empty. Rows of epochs that a resumed run takes again are replaced,
+        since the whole file is.
+        """
+        rows = zip_longest(*self.values.values())
+        with (
+            atomic_path(Path(folder) / HISTORY_FILE) as part,
+            part.open("w", encoding="utf-8", newline="") as file,
+        ):
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(["epoch", *self.values])
+            table.writerows([number, *row] for number, row in enumerate(rows, 1))
+
+
+def read_stock_terms(logging: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Our name of a term -> one number per epoch, of what nnU-Net's logger stores."""
+    named = {ours: logging[key] for key, ours in STOCK_TERMS.items() if key in logging}
+    classes = zip(*logging.get("dice_per_class_or_region", ()), strict=True)
+    return named | {f"pseudo_dice_{n}": list(each) for n, each in enumerate(classes, 1)}
+
+
+def tell_loggers(logger: Any, terms: Mapping[str, float | None], epoch: int) -> None:
+    """Gives the terms of an epoch, counted from 0, to what nnU-Net logs to beside its own file.
+
+    That is Weights & Biases where `nnUNet_wandb_enabled=1` says so; nnU-Net before 2.7.0 has none.
+    """
+    for further in getattr(logger, "loggers", ()):
+        for key, value in terms.items():
+            if value is not None:
+                further.log(key, value, epoch)
 
 
 class WeightChange:

@@ -97,6 +97,8 @@ class nnSSLPretrainer(PretrainingLoop):
             write_resolved_config(folder, self.config.to_dict())
             self._copy_plans()
         self._describe()
+        if self.begun is not None:
+            self.write_history()
         if self.is_ddp:
             dist.barrier()
 
@@ -120,16 +122,27 @@ class nnSSLPretrainer(PretrainingLoop):
         if text := self.objective.describe():
             log(f"Task: {text}")
         log(f"Position along {describe_axes(self.train_cases)}")
-        log(
-            f"{len(self.train_cases)} training cases and {len(self.unlabelled.members)} images "
-            f"without labels ({len(self.batch_maker.sampler.eligible)} can be drawn); "
-            f"{len(self.val_cases)} "
-            "validation cases are left out, and no label is read."
-        )
+        log(self._describe_cases())
         training, held_out = ([c.identifier for c in t] for t in (self.train_cases, self.val_cases))
         dataset = self.folders.preprocessed.parent
         if warning := describe_parts(dataset, [*training, *held_out], held_out):
             log(f"WARNING: {warning}")
+
+    def _describe_cases(self) -> str:
+        """What is learned from, what is only looked at, and what reads labels."""
+        drawn, images = len(self.batch_maker.sampler.eligible), len(self.unlabelled.members)
+        text = f"{len(self.train_cases)} training cases"
+        text += f" and {images} images without labels" * bool(images)
+        text += f", of which {drawn} can be drawn" * (drawn < len(self.drawn_cases))
+        if self.fold == "all":
+            text += "; fold all trains on every case, so that val_loss is of images it has seen"
+        else:
+            text += f"; {len(self.val_cases)} validation cases are not trained on"
+        labels = {*read_structures(self.dataset_json).values()} - {NO_STRUCTURE}
+        reads = labels and self.probe_settings.active
+        return f"{text}. No label enters the weights" + (
+            "; the probe reads some, to report what the features know." if reads else "."
+        )
 
     def _record_seen(self) -> None:
         """Whose images are seen, and their signatures, for whoever uses these weights."""

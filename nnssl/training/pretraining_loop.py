@@ -20,7 +20,8 @@ from nnssl.modules.metrics import evaluating
 from nnssl.nnunet.paths import BEST
 from nnssl.probe import shortcuts
 from nnssl.probe.during_training import TrainingProbe
-from nnssl.training.history import History
+from nnssl.training.epoch_log import describe_epoch, describe_probe, find_troubles
+from nnssl.training.history import History, tell_loggers
 from nnssl.training.pictures import save_pictures
 from nnssl.training.pretraining_setup import PretrainingSetup
 from nnssl.training.progress_picture import draw_progress
@@ -53,8 +54,6 @@ class PretrainingLoop(PretrainingSetup):
         if self.trained.encoder_stages == 0:  # frozen with its running statistics
             for module in unet.encoder_parts(self.objective.network):
                 module.eval()
-        self.print_to_log_file("")
-        self.print_to_log_file(f"Epoch {self.current_epoch}")
         self._waited = self.dataloader_train.seconds_waited
         self._train_seconds = time()
         # a run that was stopped inside an epoch goes on there; nnU-Net's loop counts these steps
@@ -186,8 +185,9 @@ class PretrainingLoop(PretrainingSetup):
         self.epoch_terms = []
         self._epoch_log["epoch_seconds"] = time() - self._epoch_begin
         self.history.log(self.current_epoch, self._epoch_log)
-        self._report(self._epoch_log)
+        tell_loggers(self.logger, self._epoch_log, self.current_epoch)
         self.current_epoch += 1
+        self._report()
         better, last = self._is_better(), self.current_epoch == self.num_epochs
         if not last:  # that one's are made by `finish`
             self._probe_features()
@@ -204,13 +204,19 @@ class PretrainingLoop(PretrainingSetup):
             self._probe_features()
         self._draw()
 
-    def _report(self, terms: Mapping[str, float | None]) -> None:
-        """Tell further loggers, and the log file, what the current epoch gave."""
-        for key, value in terms.items():
-            for logger in getattr(self.logger, "loggers", ()):
-                logger.log(key, value, self.current_epoch)
-            if value is not None:
-                self.print_to_log_file(f"{key} {value:.5g}")
+    def _report(self) -> None:
+        """The epoch in the log and in `history.csv`."""
+        values, log = self.history.values, self.print_to_log_file
+        log(describe_epoch(values, self.num_epochs, self.objective.validated))
+        steps, overfits = self.settings.num_iterations_per_epoch, self.objective.best is not None
+        for trouble in find_troubles(values, steps, overfits):
+            log(f"WARNING: {trouble}")
+        self.write_history()
+
+    def write_history(self) -> None:
+        """All terms so far; a resumed run's file has no epoch that its weights have not."""
+        if self.local_rank == 0:
+            self.history.write(self.output_folder)
 
     def _probe_features(self) -> None:
         """Probe where it is due; only rank 0 does, the others wait. The trained run is saved
@@ -222,7 +228,10 @@ class PretrainingLoop(PretrainingSetup):
         if self.local_rank == 0:
             terms = self.probe.run(self.current_epoch, self.step)
             self.history.add(self.current_epoch - 1, terms)
-            self._report(terms)
+            tell_loggers(self.logger, terms, self.current_epoch - 1)
+            if terms:
+                self.print_to_log_file(describe_probe(terms))
+            self.write_history()
         if self.is_ddp:
             dist.barrier()
 

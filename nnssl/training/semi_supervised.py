@@ -25,7 +25,6 @@ from nnssl.nnunet.paths import own_folder
 from nnssl.nnunet.planned_network import refuse_cascade
 from nnssl.training.device_augmentation import DeviceAugmentation
 from nnssl.training.finetuner import SCHEMA, nnSSLFinetuner
-from nnssl.training.history import History
 from nnssl.training.lessons import find_classes
 from nnssl.training.partner import Partner
 from nnssl.training.pictures import COLUMNS, save_panel
@@ -48,7 +47,6 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
         self.lesson: Lesson | None = None
         self.partner: Partner | None = None
         self.other_outputs: list[dict[str, Any]] = []
-        self.history = History()
         self.collections, self.unlabelled_cases = ChosenImages(), list[str]()
 
     def initialize(self) -> None:
@@ -316,10 +314,7 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
 
     def compose_checkpoint(self) -> dict[str, Any]:
         checkpoint = super().compose_checkpoint()
-        checkpoint["nnssl"] |= {
-            "epoch_terms": self.epoch_terms,
-            "history": self.history.values,
-        }
+        checkpoint["nnssl"]["epoch_terms"] = self.epoch_terms
         if self.partner is not None:
             checkpoint["nnssl"]["partner"] = self.partner.to_dict()
         return checkpoint
@@ -336,6 +331,5 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
         super().load_checkpoint(filename_or_checkpoint)
         assert self.stored is not None
         self.epoch_terms = list(self.stored["epoch_terms"])
-        self.history = History(self.stored["history"])
         if self.partner is not None:
             self.partner.restore(self.stored["partner"])

@@ -57,8 +57,10 @@ def test_running_and_stopped_cells_show_their_epoch(study_folder):
     lock = locks.acquire(study_folder.cell_folder(cell))
     assert describe_state(study_folder, cell) == "running epoch 1/3"
     lock.release()
+    with (runs / "training_log_1.txt").open("a") as log:
+        log.write("2026: Epoch 2 of 3: 38 s (3% of it waiting for data), 38 s left \n")
     (runs / "checkpoint_latest.pth").touch()
-    assert describe_state(study_folder, cell) == "stopped epoch 1/3"
+    assert describe_state(study_folder, cell) == "stopped epoch 2/3"
     (runs / "checkpoint_final.pth").touch()
     assert describe_state(study_folder, cell) == "stopped validation"
     (runs / "validation").mkdir()

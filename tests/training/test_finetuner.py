@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import json
 import signal
@@ -122,6 +123,11 @@ def test_the_road(finetune, pretrained, tiny_dataset):
         yaml.safe_load((folder / "resolved_config.yaml").read_text())["name"] == "nnSSLTestTrainer"
     )
     assert "100.0%" in log_of(trainer)
+    assert "Epoch 1 of 2: " in log_of(trainer)
+    rows = list(csv.DictReader((folder / "history.csv").read_text().splitlines()))
+    for key, name in (("train_loss", "train_losses"), ("pseudo_dice", "mean_fg_dice")):
+        assert [row[key] for row in rows] == [str(value) for value in final["logging"][name]]
+    assert all(float(row["epoch_seconds"]) > 0 for row in rows)
     assert not (folder / "checkpoint_latest.pth").exists()
     predictor = nnUNetPredictor(device=torch.device("cpu"))
     predictor.initialize_from_trained_model_folder(str(folder.parent), (0,))

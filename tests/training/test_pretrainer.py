@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +92,7 @@ def test_walk(
     )
     folder = Path(trainer.output_folder)
     assert {f.name for f in folder.iterdir()} >= {
-        "checkpoint_final.pth", "progress.png", "resolved_config.yaml", "pictures",
+        "checkpoint_final.pth", "progress.png", "resolved_config.yaml", "pictures", "history.csv",
     }  # fmt: skip
     assert not (folder / "checkpoint_latest.pth").exists()
     assert not list(folder.glob("checkpoint_preflight*"))
@@ -99,6 +101,28 @@ def test_walk(
     if configuration == "2d":  # 8 views of 2 volumes x 2 parts: 4 negatives; in 3D views may cross
         assert history["collapse_loss"][0] == pytest.approx(math.log(5), abs=1e-4)
     assert all(history[f"weight_change_stage_{s}"][-1] > 0 for s in range(2))
+    assert read_rows(folder) == [
+        {"epoch": str(n), **{key: str(column[n - 1]) for key, column in history.items()}}
+        for n in (1, 2)
+    ]
+    log = Path(trainer.log_file).read_text()
+    lines = re.findall(r"Epoch (\d) of 2: loss ([\d.]+) \(validation ([\d.]+), collapse ", log)
+    assert [line[0] for line in lines] == ["1", "2"]
+    assert float(lines[1][1]) == pytest.approx(history["train_loss"][1], rel=1e-3)
+    assert float(lines[1][2]) == pytest.approx(history["val_loss"][1], rel=1e-3)
+    after = log.partition(" Epoch 1 of 2")[2].splitlines()
+    told = [line for line in after if "WARNING" not in line and "Validation: " not in line]
+    assert len(told) == 3, "one line an epoch, and the end"
+    assert "over 1 processes" not in log
+    assert "0 images without labels" not in log
+    assert "No label enters the weights." in log, "nothing of a probe, which is switched off"
+    assert ("2 validation cases are not trained on" in log) == (fold == 0)
+    assert ("fold all trains on every case" in log) == (fold == "all")
+
+
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "history.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_final_checkpoint_is_stock_and_plain(tiny_dataset: Any, short: Callable[..., type]) -> None:
@@ -185,6 +209,8 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert all(torch.equal(expected[k], found[k]) for k in expected)
     for key in ("train_loss", "val_loss", "accuracy"):
         assert resumed.history.values[key] == pytest.approx(history[key])
+    rows = read_rows(Path(resumed.output_folder))
+    assert [row["train_loss"] for row in rows] == [str(loss) for loss in history["train_loss"]]
 
 
 def test_killed_in_the_last_probe_the_resumed_run_has_probe_and_pictures(

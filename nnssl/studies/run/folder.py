@@ -22,7 +22,7 @@ from nnssl.studies.run.spec import Study, read_study, write_study
 STUDY_FILE = "study.yaml"
 RECORD = "cell.json"
 PROGRAM = "nnUNetv2_train"
-EPOCH = re.compile(r": Epoch (\d+)\s*$", re.M)
+EPOCH = re.compile(r": Epoch (\d+)(?: of \d+: .*)?\s*$", re.M)  # begun by nnU-Net, or ended
 MOST_LINES = 10
 State = Literal["done", "unfinished", "failed", "missing"]
 
