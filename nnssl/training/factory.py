@@ -6,7 +6,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from nnssl.config import TRAINER_PREFIX, Schema, read_config
+from nnssl.config import TRAINER_PREFIX, Config, Schema, read_config
 from nnssl.training.uncaught import tell_alone
 
 BASES = {
@@ -30,6 +30,20 @@ def trainer_class(name: str) -> type:
     raw = read_config(name)
     members = {"__doc__": raw.about.get("summary"), "config_name": name}
     return type(name, (_base(raw.kind),), members)
+
+
+def check_trainer(name: str) -> Config:
+    """The configuration of a trainer, checked as a run checks it before it reads any data.
+
+    Raises:
+        ValueError: what the run would say.
+    """
+    kind = _base(read_config(name).kind)
+    blank = kind.__new__(kind)  # a trainer of no dataset: what it makes of its settings needs none
+    blank.config_name = name
+    config: Config = blank.bind_config()
+    blank._apply(config)
+    return config
 
 
 def schema_of(kind: str) -> tuple[Schema, tuple[str, ...]]:

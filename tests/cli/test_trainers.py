@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from nnssl.cli import trainers
+from nnssl.cli import trainers, trainers_shown
 from nnssl.cli.command import table
+from nnssl.cli.trainers_shown import make_pages
 from nnssl.common.checks import REQUIRED, find_knobs, fit
 from nnssl.config import find_configs
-from nnssl.config.files import INSTALLED
+from nnssl.config.files import INSTALLED, read_yaml
 from nnssl.training.factory import schema_of
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 @pytest.fixture
@@ -102,7 +107,7 @@ SHIPPED = sorted(name for name in find_configs() if find_configs()[name].is_rela
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_knob_of_every_trainer_has_a_meaning(name, monkeypatch):
     monkeypatch.setenv("nnssl_configs", "")
-    knobs = trainers.explain_trainer(name)
+    knobs = trainers_shown.bind_whole(name)[1]
     assert len(knobs) > 20
     assert [knob.knob for knob in knobs if not knob.meaning] == []
 
@@ -127,3 +132,83 @@ def test_every_default_is_allowed():
                 for name, knob in find_knobs(function, given).items():
                     if knob.default is not REQUIRED:
                         assert fit(knob.default, knob.annotation) == knob.default, (function, name)
+
+
+# ------------------------------------------------------------------ shown whole, checked, on pages
+
+
+def test_a_trainer_is_shown_whole(folder, capsys):
+    file = folder / "nnSSLMineTrainer.yaml"
+    file.write_text("extends: nnSSLLocalContrastiveTrainer\ntraining: {num_epochs: 7}\n")
+    assert trainers.main(["nnSSLMineTrainer"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "nnUNetv2_train DATASET CONFIGURATION FOLD -tr nnSSLMineTrainer" in text
+    assert "paper Chaitanya et al., NeurIPS 2020" in text
+    assert "weights nnSSLContrastiveTrainer: its finished run on the same fold" in text
+    assert "labels none" in text
+    assert f"file {file}, which extends nnssl_configs/pretrain/nnSSLLocal" in text
+    for section in ("training", "sampling", "views", "objective", "probe"):
+        assert f"Section {section} knob value allowed meaning" in text
+    assert "training.num_epochs 7 an integer of at least 1 epochs of the run." in text
+    assert "measured gain" not in text
+
+
+def test_a_file_is_checked_as_a_run_would(folder, tmp_path_factory, capsys):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    file = elsewhere / "nnSSLMineTrainer.yaml"
+    file.write_text("extends: nnSSLContrastiveTrainer\nobjective: {temperature: 0.2}\n")
+    assert trainers.main(["--check", str(file)]) == 0
+    assert "a run would take it, as a trainer of kind pretrain" in capsys.readouterr().out
+    for knobs, message in (
+        ("objective: {temprature: 0.2}", "did you mean 'temperature'"),
+        ("objective: {temperature: 0}", "must be a number above 0"),
+        ("training: {num_epochs: 1, warmup_epochs: 2}", "the run would end before its warm-up"),
+        ("views: {global: {rotation: -1}}", "views.global.rotation"),
+    ):
+        file.write_text(f"extends: nnSSLContrastiveTrainer\n{knobs}\n")
+        with pytest.raises(SystemExit, match=message):
+            trainers.main(["--check", str(file)])
+    with pytest.raises(SystemExit, match="is no file"):
+        trainers.main(["--check", str(elsewhere / "nnSSLNone.yaml")])
+
+
+def test_the_list_marks_a_broken_file(folder, capsys):
+    (folder / "nnSSLBrokenTrainer.yaml").write_text("kind: [\n")
+    trainers.main([])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[:2] == ["nnSSLBrokenTrainer", "BROKEN"] for line in lines)
+
+
+def test_pages_are_up_to_date(monkeypatch):
+    monkeypatch.setenv("nnssl_configs", "")
+    pages, there = make_pages(), {file.name: file for file in (DOCS / "trainers").iterdir()}
+    hint = "run nnssl_trainers --pages docs/trainers"
+    assert pages.keys() == there.keys(), hint
+    for name, content in pages.items():
+        assert there[name].read_text(encoding="utf-8") == content, f"{name}: {hint}"
+    assert str(INSTALLED.parent) not in "".join(pages.values())
+
+
+def test_every_knob_that_the_documentation_names_exists(monkeypatch):
+    monkeypatch.setenv("nnssl_configs", "")
+    known = {knob.knob for name in SHIPPED for knob in trainers_shown.bind_whole(name)[1]}
+    sections = {knob.partition(".")[0] for knob in known}
+    text = (DOCS / "knobs.md").read_text() + (DOCS.parent / "README.md").read_text()
+    named = {f"{s}.{k}" for s, k in re.findall(r"[`\" ](\w+)\.(\w+)", text) if s in sections}
+    assert len(named) > 30
+    assert named <= known, named - known
+
+
+def test_what_is_told_as_measured_stands_in_the_results():
+    measured = read_yaml(INSTALLED / "measured.yaml")
+    parts = re.split(r"^##+ (.+)$", (DOCS / "results.md").read_text(), flags=re.M)
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    for name, gain in measured["gains"].items():
+        assert name in SHIPPED
+        for figure in gain["figures"]:
+            assert figure in sections[gain["section"]], (name, figure)
+        shown = re.findall(r"[+-]?\d\.\d+", gain["text"])
+        assert set(shown) <= set(" ".join(gain["figures"]).replace(" to ", " ").split())
+    for name, cost in measured["costs"].items():
+        assert name in SHIPPED
+        assert f"{cost:.2f}" in sections["Cost"], name
