@@ -27,10 +27,9 @@ def _add_options(parser: ArgumentParser) -> None:
 @command(
     "nnssl_trainers",
     "Lists the trainers that nnUNetv2_train -tr accepts after nnssl_register. Your own YAML files "
-    "count too: name their folder in the variable nnssl_configs. Example: nnssl_trainers "
-    "nnSSLContrastiveTrainer",
+    "count too: name their folder in the variable nnssl_configs.",
     _add_options,
-    example="--knobs nnSSLMAETrainer",
+    example="nnSSLMAETrainer",
 )
 def main(options: Namespace) -> int:
     if options.bibtex:
