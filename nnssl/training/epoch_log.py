@@ -8,6 +8,12 @@ from statistics import median
 Values = Mapping[str, Sequence[float | None]]  # term -> one number per epoch
 # a term ends with -> the word for what it is without learning, and the end of that term's name
 BOUNDS = (("accuracy", "chance", "chance"), ("loss", "collapse", "collapse_loss"))
+PROBED = {
+    "dice": "Dice",
+    "position_error": "error of the position",
+    "effective_rank": "effective rank",
+    "nmi": "NMI of clusters and labels",
+}
 PATIENCE = 5  # epochs in a row after which something is told, then again at 10, 20, 40, ...
 AT_COLLAPSE = 0.005  # share of the collapse value (where that is 0: distance to it)
 RISEN = 1.1  # the validation loss, against its lowest
@@ -60,13 +66,11 @@ def _join(values: Values, epochs: int, parts: Sequence[str]) -> str:
 
 def describe_probe(terms: Mapping[str, float]) -> str:
     """One line of what the probe of frozen features found; every term is in `history.csv`."""
-    beside = ("random", "reference", "chance")
     parts = []
-    for name in ("dice", "position_error", "effective_rank"):
-        others = {other: f"probe_{name}_{other}" for other in beside}
-        others["chance"] = f"probe_{name.removesuffix('_error')}_chance"
-        title = {"dice": "Dice", "position_error": "error of the position"}.get(name, name)
-        parts.append(_describe_term(title.replace("_", " "), f"probe_{name}", terms, others))
+    for key, name in PROBED.items():
+        others = {other: f"probe_{key}_{other}" for other in ("random", "reference", "clusters")}
+        others["chance"] = f"probe_{key.removesuffix('_error')}_chance"
+        parts.append(_describe_term(name, f"probe_{key}", terms, others))
     return f"Probe of the frozen features: {', '.join(part for part in parts if part)}"
 
 

@@ -204,7 +204,8 @@ def test_a_run_tells_its_nmi_beside_the_baselines_and_stays_what_it_was(
     assert record["settings"]["clusters"] == 5
     assert record["clusters"]["nmi"] == history["probe_nmi_clusters"][-1]
     assert record["encoders"]["random"]["nmi"] == history["probe_nmi_random"][-1]
-    assert "nmi_balanced" in Path(trainer.log_file).read_text()
+    assert "NMI of clusters and labels" in Path(trainer.log_file).read_text()
+    assert "nmi_balanced" in (Path(trainer.output_folder) / "history.csv").read_text()
 
 
 def test_too_few_clusters_are_refused(probe: Probe) -> None:

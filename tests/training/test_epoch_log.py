@@ -71,9 +71,11 @@ def test_durations(seconds, text):
 def test_the_line_of_the_probe():
     terms = {"probe_dice": 0.3, "probe_dice_random": 0.2, "probe_position_error": 0.1}
     terms |= {"probe_position_chance": 0.25, "probe_effective_rank": 9.0, "probe_seconds": 3.0}
+    terms |= {"probe_nmi": 0.3, "probe_nmi_clusters": 0.2}
     assert describe_probe(terms) == (
         "Probe of the frozen features: Dice 0.3 (random 0.2), "
-        "error of the position 0.1 (chance 0.25), effective rank 9"
+        "error of the position 0.1 (chance 0.25), effective rank 9, "
+        "NMI of clusters and labels 0.3 (clusters 0.2)"
     )
 
 
