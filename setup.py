@@ -89,6 +89,7 @@ setup(
             "nnssl_cases = nnssl.cli.cases:main",
             "nnssl_plan_small = nnssl.cli.plan_small:main",
             "nnssl_plan_like = nnssl.cli.plan_like:main",
+            "nnssl_plan_resnet50 = nnssl.cli.plan_resnet50:main",
             "nnssl_preprocess_unlabelled = nnssl.cli.preprocess_unlabelled:main",
             "nnssl_pool = nnssl.cli.pool:main",
             "nnssl_phantom = nnssl.cli.phantom:main",

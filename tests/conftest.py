@@ -12,6 +12,7 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
+from nnssl.modules.resnet_unet import STRIDES, ResNetUNet
 from tests.tiny import tiny_dataset, tiny_files, trainer_yaml
 
 __all__ = ["tiny_dataset", "tiny_files", "trainer_yaml"]  # fixtures
@@ -62,6 +63,28 @@ def build_unet(
 def make_unet() -> Callable[..., nn.Module]:
     """`make_unet(dimension, residual=False, channels=1, classes=2, features=(4, 6, 8), seed=0)`."""
     return build_unet
+
+
+def build_resnet(channels: int = 1, classes: int = 2, seed: int = 0) -> nn.Module:
+    """A small U-Net with timm's ResNet as encoder, one block a layer."""
+    torch.manual_seed(seed)
+    return ResNetUNet(
+        input_channels=channels,
+        num_classes=classes,
+        n_stages=6,
+        features_per_stage=[4, 64, 16, 16, 24, 32],
+        kernel_sizes=[[3, 3]] * 6,
+        strides=STRIDES,
+        n_blocks_per_stage=[1] * 6,
+        n_conv_per_stage_decoder=[1] * 5,
+        deep_supervision=True,
+    )
+
+
+@pytest.fixture
+def make_resnet() -> Callable[..., nn.Module]:
+    """`make_resnet(channels=1, classes=2, seed=0)`."""
+    return build_resnet
 
 
 @pytest.fixture(params=["plain-2d", "plain-3d", "residual-2d", "residual-3d"])

@@ -42,8 +42,7 @@ def _tell(file: Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
     own, init = checkpoint.get("nnssl", {}), checkpoint.get("init_args") or {}
     structure = describe(checkpoint["network_weights"])
-    shown = {} if structure is None else {"network": structure.architecture, **vars(structure)}
-    shown.pop("residual", None)
+    shown = {} if structure is None else vars(structure)
     inputs = find_inputs(checkpoint) or {}
     trained = own.get("trained_keys")
     parts = sorted({key.split(".")[0] for key in trained}) if trained else ["everything"]

@@ -19,8 +19,11 @@ def freeze_or_release(network: nn.Module, optimizer: Optimizer, epoch: int, begu
     While a group of the optimiser is frozen (`frozen_epochs`, see `group_parameters`), the stages
     at the beginning of the encoder that hold nothing else run without gradient: there is no
     backward pass through them. Their parameters keep `requires_grad`, and get gradients of zero, as
-    DistributedDataParallel asks for every parameter that it knew when it was built. When a group is
-    released, what the optimiser remembers of it is forgotten.
+    DistributedDataParallel asks for every parameter that it knew when it was built. They normalise
+    by their running statistics, where they have such, which then do not move either. When a group
+    is released, what the optimiser remembers of it is forgotten.
+
+    It is called behind `network.train()`.
 
     Args:
         network: the planned U-Net.
@@ -36,7 +39,9 @@ def freeze_or_release(network: nn.Module, optimizer: Optimizer, epoch: int, begu
         vars(part).pop("forward", None)
     for part in takewhile(lambda p: _is_frozen(p, frozen), unet.encoder_parts(network)):
         held += part.parameters()
-        part.forward = partial(_run_without_gradient, part, tuple(held))
+        if held:  # the first stage of a ResNet has no parameters
+            part.eval()
+            part.forward = partial(_run_without_gradient, part, tuple(held))
     for length, group in groups:
         if epoch == length > 0 and not begun:
             for parameter in group["params"]:

@@ -46,6 +46,11 @@ def is_residual(names: Iterable[str]) -> bool:
     return any(_BLOCK.match(name) for name in names)
 
 
+def is_plain(names: Iterable[str]) -> bool:
+    """Whether these are first names of a plain encoder."""
+    return any(_PLAIN.match(name) for name in names)
+
+
 def pair(source: Iterable[str], target: Iterable[str]) -> dict[str, str]:
     """Target name -> source name of the tensor in the same place.
 
@@ -54,7 +59,7 @@ def pair(source: Iterable[str], target: Iterable[str]) -> dict[str, str]:
     those of the residual stage's blocks; a single one in the first stage becomes the stem.
     """
     sources, targets = list(source), list(target)
-    convert = is_residual(targets) and not is_residual(sources)
+    convert = is_residual(targets) and is_plain(sources)
     stem = convert and not any(key.startswith("encoder.stages.0.0.convs.1.") for key in sources)
     levels = _count_levels(sources)
     known = {_place(_as_residual(key, stem) if convert else key, levels): key for key in sources}

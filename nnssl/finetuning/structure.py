@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -12,8 +13,11 @@ from torch import Tensor
 from nnssl.finetuning.names import is_residual, name_once
 
 _STAGE = re.compile(
-    r"encoder\.stages\.(\d+)\.(?:blocks\.(\d+)\.conv1|\d+\.convs\.(\d+))\.conv\.weight"
+    r"encoder\.stages\.(\d+)\."
+    r"(?:(?:blocks\.\d+\.conv1|\d+\.convs\.\d+)\.conv|layer\d\.\d+\.conv3|conv1)\.weight"
 )
+_STEMS = ("encoder.stem.convs.0.conv.weight", "encoder.stages.1.conv1.weight")
+_FINEST = 32  # features at full resolution behind a ResNet, where no decoder shows them
 _LEVEL = re.compile(r"decoder\.stages\.(\d+)\.convs\.\d+\.conv\.weight")
 _OUTPUT = re.compile(r"decoder\.seg_layers\.\d+\.weight")
 
@@ -23,12 +27,12 @@ class Structure:
     """A U-Net as far as its weights show it.
 
     Attributes:
-        residual: whether its encoder is a residual one.
+        architecture: name of its class.
         dimension: 2 or 3.
         channels: input channels.
         features: of each encoder stage.
-        blocks: convolutions (plain) or blocks (residual) of each encoder stage.
-        kernels: of each encoder stage.
+        blocks: convolutions (plain) or blocks of each encoder stage.
+        kernels: of each encoder stage (behind a ResNet those of the decoder).
         strides: of each encoder stage, read from the decoder's transposed convolutions; where there
             is none, 2 along every axis from the second stage on.
         levels: convolutions of each decoder stage, from the bottleneck upwards.
@@ -36,7 +40,7 @@ class Structure:
         parameters: each counted once.
     """
 
-    residual: bool
+    architecture: str
     dimension: int
     channels: int
     features: tuple[int, ...]
@@ -47,10 +51,6 @@ class Structure:
     outputs: int | None
     parameters: int
 
-    @property
-    def architecture(self) -> str:
-        return "ResidualEncoderUNet" if self.residual else "PlainConvUNet"
-
 
 def describe(state: Mapping[str, Tensor]) -> Structure | None:
     """The structure of a U-Net; None where the names are no U-Net's, or no stages follow 0."""
@@ -59,22 +59,30 @@ def describe(state: Mapping[str, Tensor]) -> Structure | None:
     for key, tensor in weights.items():
         if (found := _STAGE.fullmatch(key)) and tensor.ndim in (4, 5):
             stages.setdefault(int(found[1]), []).append(tensor)
-    if sorted(stages) != list(range(len(stages))) or not stages:
+    resnet = _STEMS[1] in weights
+    if sorted(stages) != list(range(resnet, len(stages) + resnet)) or not stages:
         return None
     ordered = [stages[number] for number in sorted(stages)]
-    first = weights.get("encoder.stem.convs.0.conv.weight", ordered[0][0])
+    first = next((weights[name] for name in _STEMS if name in weights), ordered[0][0])
     levels = Counter(int(m[1]) for key in weights if (m := _LEVEL.fullmatch(key)))
     if first.ndim not in (4, 5):
         return None
     outputs = next((len(t) for k, t in weights.items() if _OUTPUT.fullmatch(k) and t.ndim), None)
+    residual = "ResidualEncoderUNet" if is_residual(weights) else "PlainConvUNet"
+    features = [len(each[-1]) for each in ordered]
+    kernels = [tuple(each[0].shape[2:]) for each in ordered]
+    if resnet:
+        finest = weights.get(f"decoder.seg_layers.{len(features) - 1}.weight")
+        features = [_FINEST if finest is None else math.prod(finest.shape[1:]), *features]
+        kernels = [(3, 3)] * len(features)
     return Structure(
-        residual=is_residual(weights),
+        architecture="ResNetUNet" if resnet else residual,
         dimension=first.ndim - 2,
         channels=int(first.shape[1]),
-        features=tuple(len(each[-1]) for each in ordered),
-        blocks=tuple(map(len, ordered)),
-        kernels=tuple(tuple(each[0].shape[2:]) for each in ordered),
-        strides=_find_strides(weights, len(ordered), first.ndim - 2),
+        features=tuple(features),
+        blocks=(*[1] * resnet, *map(len, ordered)),
+        kernels=tuple(kernels),
+        strides=_find_strides(weights, len(features), first.ndim - 2),
         levels=tuple(levels[number] for number in sorted(levels)),
         outputs=outputs,
         parameters=sum(tensor.numel() for tensor in weights.values()),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.finetuning import rules
-from nnssl.finetuning.names import first_name, is_residual, name_once, pair
+from nnssl.finetuning.names import first_name, is_plain, is_residual, name_once, pair
 from nnssl.finetuning.report import OUTPUT_LAYERS, KeyMatch, Transfer
 from nnssl.modules.unet import Trained, lies_in, trained_keys
 
@@ -26,7 +26,11 @@ NO_PLACE = "trained by the source, but this network has no such place"
 NO_SKIPS = "reads skip connections, which pre-training had switched off"
 NEW = "channels that the source has not got"
 MADE = "made, so that residual blocks compute what plain ones do"
-_INPUTS = ("encoder.stem.convs.0.conv.weight", "encoder.stages.0.0.convs.0.conv.weight")
+_INPUTS = (
+    "encoder.stem.convs.0.conv.weight",
+    "encoder.stages.0.0.convs.0.conv.weight",
+    "encoder.stages.1.conv1.weight",  # a ResNet's
+)
 _STEM = "encoder.stem.convs.0."
 _BEHIND_STEM = "encoder.stages.0.blocks.0.conv1.conv.weight"
 _READS_SKIP = re.compile(r"decoder\.stages\.\d+\.convs\.0\.conv\.weight")
@@ -111,7 +115,7 @@ def fit(
     if unknown := sorted(set(asked) - set(names)):
         raise ValueError(f"asked: the network has no {unknown[:5]}; allowed: its own first names")
     pairs = pair(weights, names)
-    converts = is_residual(names) and not is_residual(weights)
+    converts = is_residual(names) and is_plain(weights)
     told = weights if converts and source.trained is None else source.trained
     trained = None if told is None else {first_name(key) for key in told}
     wanted = {key for key in asked if trained is None or pairs.get(key) in trained}

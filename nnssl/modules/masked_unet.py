@@ -1,8 +1,8 @@
 """A U-Net's encoder that sees only some blocks of the image, as a sparse convolution would.
 
 Hiding the input is not enough: convolutions carry visible values into hidden cells, biases fill
-those, and InstanceNorm counts them. Here the output of every convolution is hidden again, and
-InstanceNorm takes its statistics from visible cells only. Modules change their class, not their
+those, and norms count them. Here the output of every convolution is hidden again, and InstanceNorm
+and BatchNorm take their statistics from visible cells only. Modules change their class, not their
 parameters: the keys of the state dict stay, and without a mask they compute what they always did.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnssl.common.distributed import all_gather
 from nnssl.modules import unet
 from nnssl.modules.blocks import enlarge
 
@@ -56,7 +57,7 @@ class _Hiding(nn.Module):
 
 
 class _CountingVisible(nn.Module):
-    """InstanceNorm with mean and variance of visible cells; hidden cells are zero, as they came."""
+    """A norm with mean and variance of visible cells; hidden cells are zero, as they came."""
 
     visible: Visible
 
@@ -65,9 +66,8 @@ class _CountingVisible(nn.Module):
         if mask is None:
             output: Tensor = super().forward(x)
             return output
-        norm: Any = self  # InstanceNorm as well
         with torch.autocast(x.device.type, enabled=False):
-            return _masked_norm(x.float(), mask, norm.weight, norm.bias, norm.eps).to(x.dtype)
+            return _masked_norm(x.float(), mask, self).to(x.dtype)
 
 
 _MASKED: dict[type, type] = {
@@ -75,10 +75,11 @@ _MASKED: dict[type, type] = {
     for mask, kinds in (
         (_Hiding, (nn.Conv2d, nn.Conv3d)),
         (_CountingVisible, (nn.InstanceNorm2d, nn.InstanceNorm3d)),
+        (_CountingVisible, (nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)),
     )
     for kind in kinds
 }
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+_NORMS = (nn.GroupNorm, nn.LayerNorm)
 
 
 class MaskedEncoder:
@@ -88,17 +89,21 @@ class MaskedEncoder:
         network: the U-Net; the convolutions and norms of its encoder change their class.
 
     Raises:
-        ValueError: the encoder normalises with something else than InstanceNorm.
+        ValueError: the encoder normalises with something else than InstanceNorm or BatchNorm.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network, self.visible = network, Visible()
-        for module in unet.encoder_modules(network):
+        self._mask_modules()
+
+    def _mask_modules(self) -> None:
+        """Done at every call: several processes exchange their BatchNorms for others at first."""
+        for module in unet.encoder_modules(self.network):
             if isinstance(module, _NORMS):
                 raise ValueError(
                     f"network: found {type(module).__name__} in the encoder, allowed: "
-                    "InstanceNorm, whose statistics can leave hidden voxels out. Plan the "
-                    "experiment with InstanceNorm."
+                    "InstanceNorm and BatchNorm, whose statistics can leave hidden voxels out. "
+                    "Plan the experiment with InstanceNorm."
                 )
             if type(module) in _MASKED:
                 module.__class__ = _MASKED[type(module)]
@@ -114,6 +119,7 @@ class MaskedEncoder:
         Raises:
             ValueError: the map of a stage is no multiple of the cells.
         """
+        self._mask_modules()
         size = images.shape[2:]
         with self.visible.shown(blocks, [size, *unet.stage_sizes(self.network, size)]):
             return unet.encode(self.network, images * self.visible.masks[tuple(size)])
@@ -134,17 +140,37 @@ def fill_hidden(features: Tensor, blocks: Tensor, token: Tensor) -> Tensor:
     return torch.where(visible, features, token.to(features.dtype))
 
 
-def _masked_norm(
-    x: Tensor, mask: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor:
-    axes, parameters = tuple(range(2, x.ndim)), (1, -1, *[1] * (x.ndim - 2))
-    count = mask.sum(axes, keepdim=True).clamp_min(1)  # (B, 1, 1, ...)
-    mean = x.sum(axes, keepdim=True) / count  # hidden cells of x are zero
-    centred = (x - mean) * mask
-    variance = centred.square().sum(axes, keepdim=True) / count  # (B, F, 1, ...)
-    scale = (variance + eps).rsqrt()
-    if weight is None or bias is None:
+def _masked_norm(x: Tensor, mask: Tensor, norm: Any) -> Tensor:
+    parameters = (1, -1, *[1] * (x.ndim - 2))
+    of_batch = isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    axes = (*[0] * of_batch, *range(2, x.ndim))
+    if of_batch and not norm.training:
+        centred = (x - norm.running_mean.reshape(parameters)) * mask
+        variance = norm.running_var.reshape(parameters)
+    else:
+        total = _sum_over_ranks if of_batch else torch.Tensor.float
+        count = total(mask.sum(axes, keepdim=True)).clamp_min(1)  # (B or 1, 1, 1, ...)
+        mean = total(x.sum(axes, keepdim=True)) / count  # hidden cells of x are zero
+        centred = (x - mean) * mask
+        variance = total(centred.square().sum(axes, keepdim=True)) / count  # (B or 1, F, 1, ...)
+        if of_batch:
+            _remember(norm, mean, variance * count / (count - 1).clamp_min(1))
+    scale = (variance + norm.eps).rsqrt()
+    if norm.weight is None or norm.bias is None:
         return centred * scale
     return torch.addcmul(
-        bias.reshape(parameters) * mask, centred, scale * weight.reshape(parameters)
+        norm.bias.reshape(parameters) * mask, centred, scale * norm.weight.reshape(parameters)
     )
+
+
+def _sum_over_ranks(x: Tensor) -> Tensor:
+    """Of (1, ...), with gradient."""
+    return all_gather(x.float()).sum(0, keepdim=True)
+
+
+@torch.no_grad()
+def _remember(norm: Any, mean: Tensor, variance: Tensor) -> None:
+    """What BatchNorm does with the statistics of a batch."""
+    norm.num_batches_tracked.add_(1)
+    norm.running_mean.lerp_(mean.flatten(), norm.momentum)
+    norm.running_var.lerp_(variance.flatten(), norm.momentum)

@@ -1,7 +1,8 @@
 """The only file that knows the insides of nnU-Net's U-Nets.
 
 Both networks of dynamic-network-architectures hold `encoder` (`stages`, for the residual one also
-`stem`) and `decoder` (`stages`, `transpconvs`, `seg_layers`, from the bottleneck upwards). Two
+`stem`) and `decoder` (`stages`, `transpconvs`, `seg_layers`, from the bottleneck upwards); so does
+our U-Net with a ResNet as encoder, whose first stage has no weights. Two
 traps: `decoder.encoder` *is* the encoder, so that `decoder.requires_grad_(False)` freezes both;
 and a state dict names most tensors several times (`decoder.encoder.*`, `all_modules.*`).
 """
@@ -17,6 +18,8 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from nnssl.modules.resnet_unet import ResNetUNet
 
 _READS_SKIP = "convs.0.conv.weight"  # of a decoder stage
 
@@ -41,11 +44,11 @@ class Trained:
 
 
 def check_network(network: nn.Module) -> None:
-    """Raises ValueError unless the network is one of the two U-Nets that this file knows."""
-    if type(network) not in (PlainConvUNet, ResidualEncoderUNet):
+    """Raises ValueError unless the network is one of the U-Nets that this file knows."""
+    if type(network) not in (PlainConvUNet, ResidualEncoderUNet, ResNetUNet):
         raise ValueError(
             f"network: found {type(network).__name__}, allowed: PlainConvUNet, "
-            "ResidualEncoderUNet. Plan the experiment with one of these architectures."
+            "ResidualEncoderUNet, ResNetUNet. Plan the experiment with one of these architectures."
         )
 
 

@@ -92,7 +92,7 @@ def prepare(checkpoint: Mapping[str, Any], with_cases: bool = False) -> Export:
         content["nnssl"] = forget_folders({**chosen, **told})
         if "weights" in own and not with_cases:
             content["nnssl"]["weights"] = {"loaded": own["weights"]["loaded"]}
-    if structure.residual and structure.dimension == 3:
+    if structure.architecture == "ResidualEncoderUNet" and structure.dimension == 3:
         content[ADAPTATION_PLAN] = make_adaptation_plan(plans, found[1], structure)
     return Export(checkpoint, plans, found[1], structure, make_plain(content))
 

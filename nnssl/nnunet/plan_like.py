@@ -16,16 +16,18 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnssl.finetuning.structure import describe
 from nnssl.nnunet.checkpoint import find_plans
-from nnssl.nnunet.planned_network import UNETS, build_planned_network, check_supported
+from nnssl.nnunet.planned_network import SUPPORTED, build_planned_network, check_supported
 from nnssl.nnunet.plans import (
     change_spacing,
     count_channels,
     find_configuration,
     keep_one_configuration,
+    make_architecture,
     warn_of_padding,
 )
 from nnssl.nnunet.weight_files import ADAPTATION_PLAN, find_inputs
 
+NETWORKS = {name.rpartition(".")[2]: name for name in reversed(SUPPORTED)}  # by class
 SPACING, PATCH, BATCH, NORMALISATION = "spacing", "patch", "batch", "normalisation"
 KEEPABLE = (SPACING, PATCH, BATCH, NORMALISATION)
 KEPT_INPUTS = ("normalization_schemes", "use_mask_for_norm")
@@ -102,30 +104,15 @@ def _read_weights_alone(checkpoint: Mapping[str, Any]) -> PlanSource:
     structure = describe(checkpoint["network_weights"])
     if structure is None:
         raise ValueError("its tensors have no names of nnU-Net's U-Nets")
-    inputs, layer = find_inputs(checkpoint) or {}, f"{structure.dimension}d"
-    architecture = {
-        "network_class_name": f"{UNETS}.unet.{structure.architecture}",
-        "arch_kwargs": {
-            "n_stages": len(structure.features),
-            "features_per_stage": list(structure.features),
-            "conv_op": f"torch.nn.modules.conv.Conv{layer}",
-            "kernel_sizes": [list(kernel) for kernel in structure.kernels],
-            "strides": [list(stride) for stride in structure.strides],
-            "n_blocks_per_stage" if structure.residual else "n_conv_per_stage": list(
-                structure.blocks
-            ),
-            "n_conv_per_stage_decoder": list(structure.levels)
-            or [1 if structure.residual else 2] * (len(structure.features) - 1),
-            "conv_bias": True,
-            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{layer}",
-            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
+    inputs = find_inputs(checkpoint) or {}
+    architecture = make_architecture(
+        NETWORKS[structure.architecture],
+        structure.features,
+        structure.strides,
+        structure.blocks,
+        structure.levels or None,
+        structure.kernels,
+    )
     told = (checkpoint.get(ADAPTATION_PLAN) or {}).get("pretrain_plan") or {}
     least = find_total_strides({"architecture": architecture})
     configuration = {

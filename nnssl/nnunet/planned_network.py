@@ -11,12 +11,12 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnssl.nnunet.plans import count_channels
+from nnssl.nnunet.plans import PLAIN, RESIDUAL, RESNET, UNETS, count_channels
 
-UNETS = "dynamic_network_architectures.architectures"
 SUPPORTED = (
-    f"{UNETS}.unet.PlainConvUNet",
-    f"{UNETS}.unet.ResidualEncoderUNet",
+    PLAIN,
+    RESIDUAL,
+    RESNET,
     f"{UNETS}.residual_unet.ResidualEncoderUNet",  # nnU-Net's name of it for plans of old versions
 )
 # Parts that plans name and nnU-Net looks up and calls. Any other name could run any code.
@@ -42,8 +42,8 @@ MOST_WEIGHTS = 5 * 10**8  # 2 GB; ten times nnU-Net's largest encoder
 def check_supported(configuration_manager: Any) -> None:
     """Refuse a network that nnSSL does not know, before anything that the plans name is looked up.
 
-    Plans come from files of others too. nnU-Net imports and calls the names in them, so only the
-    two U-Nets and torch's own convolutions, norms, dropouts and activations may stand there.
+    Plans come from files of others too. nnU-Net imports and calls the names in them, so only these
+    U-Nets and torch's own convolutions, norms, dropouts and activations may stand there.
 
     Raises:
         ValueError: with the entry, what was found and what is allowed.
@@ -51,8 +51,9 @@ def check_supported(configuration_manager: Any) -> None:
     name = configuration_manager.network_arch_class_name
     if name not in SUPPORTED:
         raise ValueError(
-            f"The plans ask for the network {name!r}; nnSSL works with {SUPPORTED[0]} and "
-            f"{SUPPORTED[1]}. Plan with nnU-Net's default or residual-encoder planners."
+            f"The plans ask for the network {name!r}; nnSSL works with {PLAIN}, {RESIDUAL} and "
+            f"{RESNET}. Plan with nnU-Net's default or residual-encoder planners, or with "
+            "nnssl_plan_resnet50."
         )
     knobs = configuration_manager.network_arch_init_kwargs
     for part in configuration_manager.network_arch_init_kwargs_req_import:

@@ -15,6 +15,9 @@ from nnssl.common.content import check_content
 from nnssl.common.files import read_json, write_json
 from nnssl.nnunet.paths import DATASET_FILE, check_name
 
+UNETS = "dynamic_network_architectures.architectures"
+PLAIN, RESIDUAL = f"{UNETS}.unet.PlainConvUNet", f"{UNETS}.unet.ResidualEncoderUNet"
+RESNET = "nnssl.modules.resnet_unet.ResNetUNet"
 NOT_PLANS = ("dataset", "dataset_fingerprint", "splits_final")  # JSON files beside plans
 PADDING_WARNING = 1.5  # a patch this many times the median image is mostly padding
 
@@ -122,6 +125,58 @@ def find_configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
         raise ValueError(f"configuration {name} inherits from {parent}: take {parent} instead")
     found: dict[str, Any] = known[name]
     return found
+
+
+def make_architecture(
+    network: str,
+    features: Sequence[int],
+    strides: Sequence[Sequence[int]],
+    blocks: Sequence[int],
+    levels: Sequence[int] | None = None,
+    kernels: Sequence[Sequence[int]] | None = None,
+) -> dict[str, Any]:
+    """The entry `architecture` of a configuration, as nnU-Net plans it.
+
+    Args:
+        network: `PLAIN`, `RESIDUAL` or `RESNET`.
+        features: of each encoder stage.
+        strides: of each encoder stage, per axis.
+        blocks: convolutions (plain) or blocks of each encoder stage.
+        levels: convolutions of each decoder stage; None: as nnU-Net, 2 behind a plain encoder and 1
+            behind others; behind a ResNet 2 at full resolution, where the skip is the bare image.
+        kernels: of each stage; None: 3 along every axis.
+    """
+    dimension, stages = len(strides[0]), len(features)
+    if levels is None:
+        levels = [2 if network == PLAIN else 1] * (stages - 1)
+        levels = [*levels[:-1], 2] if network == RESNET else levels
+    knobs: dict[str, Any] = {
+        "n_stages": stages,
+        "features_per_stage": list(features),
+        "kernel_sizes": [list(kernel) for kernel in kernels or [[3] * dimension] * stages],
+        "strides": [list(stride) for stride in strides],
+        "n_conv_per_stage" if network == PLAIN else "n_blocks_per_stage": list(blocks),
+        "n_conv_per_stage_decoder": list(levels),
+    }
+    layers: dict[str, Any] = {
+        "conv_op": f"torch.nn.modules.conv.Conv{dimension}d",
+        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimension}d",
+        "dropout_op": None,
+        "nonlin": "torch.nn.LeakyReLU",
+    }
+    more = {
+        "conv_bias": True,
+        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+        "dropout_op_kwargs": None,
+        "nonlin_kwargs": {"inplace": True},
+    }
+    if network == RESNET:  # it has its own layers
+        layers = more = {}
+    return {
+        "network_class_name": network,
+        "arch_kwargs": {**knobs, **layers, **more},
+        "_kw_requires_import": list(layers),
+    }
 
 
 def keep_one_configuration(

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnssl.nnunet.plans import (
+    RESNET,
     change_spacing,
     find_configuration,
     keep_one_configuration,
@@ -120,6 +121,11 @@ def _check(
 
 
 def _shrink_network(small: dict[str, Any], features: Sequence[int]) -> None:
+    if small["architecture"]["network_class_name"] == RESNET:
+        raise ValueError(
+            "the plans are those of a ResNet, which is not made smaller; shrink nnU-Net's plans "
+            "(-p nnUNetPlans), and run nnssl_plan_resnet50 with the small ones (-p)"
+        )
     network, stages = small["architecture"]["arch_kwargs"], len(features)
     strides, kernels = plan_strides(small["patch_size"], small["spacing"], stages)
     network.update(

@@ -27,7 +27,10 @@ SAFETENSORS = "model.safetensors"  # its name in a folder that travels
 OWN_METADATA = "nnssl_checkpoint"  # in safetensors: everything but the weights, as JSON
 ADAPTATION_PLAN = "nnssl_adaptation_plan"  # in checkpoints of DKFZ's nnssl
 READ_AS = "read_as"  # key of what is known of a file beside its content
-_HOLDERS = ("state_dict", "model_state_dict", "model", "net", "network", "student")
+_HOLDERS = (
+    *("state_dict", "model_state_dict", "model", "net", "network"),
+    *("student", "online_backbone"),  # beside a teacher, a target
+)
 _UNET = re.compile(r"encoder\.(stages|stem)\.")
 TRUST = "weights.trust_pickle=true"
 
@@ -64,16 +67,20 @@ class KeyMap:
 
 
 def read_key_map(file: Path) -> KeyMap:
-    """Reads a key map (YAML); raises ValueError where an entry is wrong."""
+    """Reads a key map (YAML); raises ValueError where an entry is wrong.
+
+    An optional `prefix` is a pattern that stands before all others.
+    """
     content = read_yaml(file)
     kind = {"about": dict[str, str], "recognised_by": str, "keys": dict[str, str | None]}
     for name, expected in kind.items():
         if name not in content:
             raise ValueError(f"{file}: {name} is missing; a key map has {', '.join(kind)}")
         check_content(content[name], expected, f"{file}, {name}")
+    prefix = check_content(content.get("prefix", ""), str, f"{file}, prefix")
     try:
-        keys = {re.compile(pattern): name for pattern, name in content["keys"].items()}
-        mark = re.compile(content["recognised_by"])
+        keys = {re.compile(prefix + pattern): name for pattern, name in content["keys"].items()}
+        mark = re.compile(prefix + content["recognised_by"])
     except re.error as error:
         raise ValueError(f"{file}: a pattern is wrong: {error}") from None
     about = content["about"]

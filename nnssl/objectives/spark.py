@@ -20,8 +20,8 @@ class SparkObjective(MAEObjective):
 
     .. math:: L = \frac{1}{|M|} \sum_{v \in M} (D(\phi(E_{1-M}(x)))_v - x_v)^2
 
-    E computes on visible cells only (convolutions are hidden again, InstanceNorm counts visible
-    cells), so that features of visible cells do not depend on what is hidden, and statistics stay
+    E computes on visible cells only (convolutions are hidden again, norms count visible cells
+    only), so that features of visible cells do not depend on what is hidden, and statistics stay
     those of an image; phi puts a learned token per stage into the hidden cells of every skip
     connection and of the bottleneck; D is the decoder.
 

@@ -93,15 +93,17 @@ class WeightChange:
     @torch.no_grad()
     def __call__(self, network: nn.Module) -> dict[str, float]:
         """`weight_change_stage_<s>` -> c_s."""
-        now = self._read_stages(network)
-        return {
-            f"weight_change_stage_{s}": float((new - old).norm() / old.norm().clamp_min(1e-12))
-            for s, (new, old) in enumerate(zip(now, self._first, strict=True))
-        }
+        changes = {}
+        for stage, now in self._read_stages(network).items():
+            first = self._first[stage]
+            change = float((now - first).norm() / first.norm().clamp_min(1e-12))
+            changes[f"weight_change_stage_{stage}"] = change
+        return changes
 
     @staticmethod
-    def _read_stages(network: nn.Module) -> list[Tensor]:
-        return [
-            torch.cat([p.detach().float().cpu().flatten() for p in stage])
-            for stage in unet.encoder_stage_parameters(network)
-        ]
+    def _read_stages(network: nn.Module) -> dict[int, Tensor]:
+        return {
+            number: torch.cat([p.detach().float().cpu().flatten() for p in stage])
+            for number, stage in enumerate(unet.encoder_stage_parameters(network))
+            if stage
+        }

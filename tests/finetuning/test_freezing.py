@@ -129,3 +129,21 @@ def test_distributed_training_accepts_a_frozen_encoder(make_unet, tmp_path):
             assert any(p.grad.any() for p in network.encoder.parameters()) == (epoch == 1)
     finally:
         dist.destroy_process_group()
+
+
+def test_a_frozen_resnet_keeps_its_statistics_until_it_is_released(make_resnet):
+    """Its norms would follow the batches at rate 0 too."""
+    network = make_resnet()
+    optimizer, images = make_optimizer(network, 1), torch.rand(2, 1, 64, 64)
+    start = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    network.train()
+    freeze_or_release(network, optimizer, 0, False)
+    loss = sum(output.square().mean() for output in network(images))
+    loss.backward()
+    for name, parameter in network.named_parameters():
+        assert bool(parameter.grad.any()) == name.startswith("decoder."), name
+    assert all(torch.equal(buffer, start[name]) for name, buffer in network.named_buffers())
+    network.train()
+    freeze_or_release(network, optimizer, 1, False)
+    network(images)
+    assert not any(torch.equal(buffer, start[name]) for name, buffer in network.named_buffers())

@@ -122,8 +122,8 @@ def test_the_mask_is_gone_after_an_error(make_unet) -> None:
 
 def test_another_normalisation_is_refused(make_unet) -> None:
     network = make_unet(2)
-    network.encoder.stages[1][0].convs[0].all_modules[1] = nn.BatchNorm2d(6)
-    with pytest.raises(ValueError, match=r"BatchNorm2d in the encoder.*InstanceNorm"):
+    network.encoder.stages[1][0].convs[0].all_modules[1] = nn.GroupNorm(2, 6)
+    with pytest.raises(ValueError, match=r"GroupNorm in the encoder.*InstanceNorm"):
         MaskedEncoder(network)
 
 

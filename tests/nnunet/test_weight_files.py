@@ -14,6 +14,7 @@ from nnssl.cli.inspect import main as inspect
 from nnssl.finetuning.names import name_once
 from nnssl.finetuning.structure import describe
 from nnssl.finetuning.weights import asked_keys, fit, load
+from nnssl.modules import unet
 from nnssl.nnunet.plan_like import plan_like, read_source
 from nnssl.nnunet.planned_network import build_planned_network
 from nnssl.nnunet.runs import WeightSource, find_named_file
@@ -206,15 +207,90 @@ def test_a_key_map_of_the_user(make_unet, tmp_path):
         read_weights(file, key_map=str(keys))
 
 
-def test_a_resnet_is_recognised_and_refused_for_a_unet(tmp_path):
-    timm = pytest.importorskip("timm")
-    network = timm.create_model("resnet18", pretrained=False)
-    file = tmp_path / "model.safetensors"
-    save_file(network.state_dict(), file)
+def resnet_names(style: str, name: str) -> str:
+    """The name that a maker gives a tensor of timm's or torchvision's ResNet."""
+    if style == "byol_pytorch":  # the network's children in a row
+        children = ["conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3", "layer4"]
+        first, rest = name.split(".", 1)
+        return f"module.online_network.encoder.{children.index(first)}.{rest}"
+    return {"solo": "backbone.", "moco": "module.encoder_q.", "timm": ""}[style] + name
+
+
+@pytest.mark.parametrize("style", ["timm", "solo", "moco", "byol_pytorch"])
+def test_the_encoder_computes_what_timms_resnet_computes(make_resnet, tmp_path, style):
+    """Of any maker's file; its momentum copy and its head are left out."""
+    from timm.models.resnet import Bottleneck, ResNet
+
+    torch.manual_seed(1)
+    source = ResNet(Bottleneck, (1, 1, 1, 1), channels=(4, 4, 6, 8), num_classes=0)
+    with torch.no_grad():
+        for tensor in source.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape) / 8 + 0.01)
+    images = torch.randn(2, 3, 64, 96)
+    state = {resnet_names(style, key): value for key, value in source.state_dict().items()}
+    more = {"momentum_" + key: value + 1 for key, value in state.items() if style == "solo"}
+    file = save({"state_dict": {**more, **state}, "epoch": 3}, tmp_path / "resnet.pth")
     read = read_weights(file)
-    assert read[READ_AS]["format"].startswith("ResNet")
-    with pytest.raises(ValueError, match="no names of nnU-Net's U-Nets"):
-        as_source(read)
+    assert read[READ_AS]["format"] == "ResNet (torchvision or timm)"
+    target = make_resnet(channels=3)
+    transfer = fit(as_source(read), target, asked_keys(target, "encoder"))
+    load(target, transfer)
+    assert transfer.share == transfer.share_of_encoder == 1
+    assert {match.outcome for match in transfer.matches} == {"loaded", "random"}
+    for network in (source.train(), source.eval()):
+        target.train(network.training)
+        found = unet.encode(target, images)
+        assert torch.equal(found[-1], network.forward_features(images))
+        assert torch.equal(found[1], network.act1(network.bn1(network.conv1(images))))
+    narrow = make_resnet(channels=1)
+    load(narrow, fit(as_source(read), narrow, asked_keys(narrow, "encoder")))
+    grey = images[:, :1]
+    expected = source.forward_features(grey.expand(-1, 3, -1, -1))
+    found = unet.encode(narrow.eval(), grey)[-1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_resnet_of_other_blocks_is_recognised_and_refused(make_unet, make_resnet, tmp_path):
+    from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+
+    for block, message in ((BasicBlock, "no names of nnU-Net's U-Nets"), (Bottleneck, "")):
+        network = ResNet(block, (1, 1, 1, 1), channels=(4, 4, 6, 8), num_classes=0)
+        save_file(network.state_dict(), tmp_path / "model.safetensors")
+        read = read_weights(tmp_path / "model.safetensors")
+        assert read[READ_AS]["format"].startswith("ResNet")
+        if message:
+            with pytest.raises(ValueError, match=message):
+                as_source(read)
+    for residual in (False, True):
+        target = make_unet(2, residual)
+        with pytest.raises(ValueError, match=r"nnssl_plan_like"):
+            fit(as_source(read), target, asked_keys(target, "trained")).require(0.5)
+
+
+def test_plans_like_those_of_a_file_of_a_resnet(make_resnet):
+    network = make_resnet()
+    weights = {"network_weights": network.state_dict()}
+    structure = describe(network.state_dict())
+    assert structure.features == tuple(unet.output_channels(network))
+    assert (structure.architecture, structure.channels) == ("ResNetUNet", 1)
+    planned, description = configuration([70, 52], [1, 1]), dataset()
+    source = read_source(weights)
+    made, _ = plan_like(plans(c2d=planned), description, source, "2d", "Like")
+    assert made["configurations"]["2d"]["patch_size"] == [64, 64]
+    built = build_planned_network(made, "2d", description)
+    transfer = fit(as_source(weights), built, asked_keys(built, "trained"))
+    assert transfer.share == 1
+    assert {match.outcome for match in transfer.matches} == {"loaded", "random"}
+
+
+def test_the_decoder_of_a_resnet_closes_no_block_of_a_residual_encoder(make_unet, make_resnet):
+    source, target = make_resnet(), make_unet(2, True)
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    asked = asked_keys(target, "trained")
+    load(target, fit(as_source({"network_weights": source.state_dict()}), target, asked))
+    for key, value in target.encoder.state_dict().items():
+        assert torch.equal(value, before[f"encoder.{key}"])
 
 
 def test_what_is_no_weights_is_refused(tmp_path):

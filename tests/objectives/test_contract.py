@@ -26,9 +26,9 @@ KINDS = {
 }
 
 
-def make_batch(dimension: int, channels: int, step: int = 0) -> dict[str, Any]:
+def make_batch(dimension: int, channels: int, step: int = 0, scale: int = 1) -> dict[str, Any]:
     """Random patches of two volumes in two parts, with a dense target."""
-    size = (24, 24) if dimension == 2 else (12, 24, 24)
+    size = (24 * scale, 24 * scale) if dimension == 2 else (12, 24, 24)
     generator = torch.Generator().manual_seed(17 + step)
     image = torch.randn(SAMPLES, channels, *size, generator=generator)
     begin = torch.zeros(SAMPLES, 3)
@@ -39,7 +39,7 @@ def make_batch(dimension: int, channels: int, step: int = 0) -> dict[str, Any]:
         "image": image,
         "key": torch.tensor([[5, step, 0, j] for j in range(SAMPLES)]),
         "box": torch.stack([begin, begin + extent], 2),
-        "shape": torch.tensor([[24.0, 24, 24]]).repeat(SAMPLES, 1),
+        "shape": torch.tensor([[24.0, 24 * scale, 24 * scale]]).repeat(SAMPLES, 1),
         "axis": torch.zeros(SAMPLES, dtype=torch.int64),
         "sign": torch.ones(SAMPLES, dtype=torch.int64),
         "case": torch.tensor([0, 0, 1, 1]),
@@ -50,8 +50,8 @@ def make_batch(dimension: int, channels: int, step: int = 0) -> dict[str, Any]:
     }
 
 
-def with_views(batch: dict[str, Any], kind: type[Objective]) -> dict[str, Any]:
-    patch_size = (16, 16) if batch["image"].ndim == 4 else (8, 16, 16)
+def with_views(batch: dict[str, Any], kind: type[Objective], scale: int = 1) -> dict[str, Any]:
+    patch_size = (16 * scale, 16 * scale) if batch["image"].ndim == 4 else (8, 16, 16)
     spacing = (1.0,) * len(patch_size)
     views: dict[str, Any] = {}
     for name, knobs in kind.default_views.items():
@@ -169,6 +169,30 @@ def test_after_step_moves_targets_and_never_the_online_network(subject: Subject)
     objective.after_step(batch, 0.1)
     for key, value in objective.network.state_dict().items():
         assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in TOYS])
+def test_every_objective_runs_on_a_resnet(name: str, make_resnet: Callable[..., nn.Module]) -> None:
+    """Which needs patches of 64, or two pieces of such; its BatchNorm has a state."""
+    kind, scale = ALL[name], 8 if name in ("cpc", "relative_patch", "jigsaw") else 4
+    network = make_resnet(classes=kind.output_channels(1) or 3)
+    keys = set(network.state_dict())
+    torch.manual_seed(3)
+    objective = kind(network, Context(1, (16 * scale,) * 2, (1.0, 1.0), partitions=PARTS))
+    unet.freeze_untrained(network, objective.trained)
+    batch = with_views(make_batch(2, 1, scale=scale), kind, scale)
+    loss = objective(batch)["loss"]
+    loss.backward()
+    assert loss.isfinite()
+    for each, parameter in objective.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, each
+    assert any(p.grad is not None and p.grad.any() for p in network.encoder.parameters())
+    objective.after_step(batch, 0.5)
+    assert set(unet.plain_state_dict(network)) == keys
+    before = copy.deepcopy(objective.eval().state_dict())
+    with torch.no_grad():
+        assert objective(batch)["loss"].isfinite()
+    assert all(torch.equal(value, before[key]) for key, value in objective.state_dict().items())
 
 
 def test_forbidden_network_is_named() -> None:
