@@ -220,8 +220,8 @@ class nnSSLPretrainer(PretrainingLoop):
         steps = range(self.settings.num_val_iterations_per_epoch)
         means = self._average([self.validation_step(next(loader)) for _ in steps])
         loader.close()
-        for key, value in means.items():
-            self.print_to_log_file(f"Validation: {key} {value:.5g}")
+        told = ", ".join(f"{key} {value:.4g}" for key, value in means.items())
+        self.print_to_log_file(f"Validation: {told}")
 
     # ------------------------------------------------------------------ identity, checkpoints
 
