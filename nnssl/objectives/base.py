@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nnssl.common.checks import checked
 from nnssl.modules import unet
+from nnssl.modules.panels import Panel
 from nnssl.modules.unet import Trained
 
 Batch = Mapping[str, Any]
@@ -172,8 +173,8 @@ class Objective(nn.Module):
         labels."""
         raise TypeError(f"{type(self).__name__} has no clusters")
 
-    def illustrate(self, batch: Batch) -> dict[str, Tensor]:
-        """Pictures for the output folder: name -> (rows, columns, H, W) of grey values."""
+    def illustrate(self, batch: Batch) -> dict[str, Panel]:
+        """Pictures for the output folder, by name."""
         return {}
 
 

@@ -18,6 +18,7 @@ from nnssl.modules import cluster_metrics, metrics, unet
 from nnssl.modules.grids import align, find_shared
 from nnssl.modules.heads import MLP, Normalisation, Prototypes
 from nnssl.modules.memory import MemoryBank, MomentumCopy, rise_to_one
+from nnssl.modules.panels import Panel, Row
 from nnssl.modules.tissue import weigh_tokens, weigh_voxels
 from nnssl.objectives.base import Batch, Context, Objective
 from nnssl.views import View
@@ -166,14 +167,14 @@ class ClusteringObjective(Objective):
             tokens = scores.argmax(1).reshape(len(image), 1, *features.shape[2:])
         return functional.interpolate(tokens.float(), image.shape[2:]).long()[:, 0]
 
-    def illustrate(self, batch: Batch) -> dict[str, Tensor]:
+    def illustrate(self, batch: Batch) -> dict[str, Panel]:
         """`clusters`: two rows per view, the image and its clusters in fixed colours."""
         rows = []
-        for view in batch["views"].values():
+        for name, view in batch["views"].items():
             image = view.image[: cluster_metrics.PICTURES]
             painted = cluster_metrics.paint(self.clusters(image), len(self.prototypes.weight))
-            rows += [cluster_metrics.shade(image), painted]
-        return {"clusters": torch.stack(rows)}
+            rows += [Row(name, cluster_metrics.shade(image)), Row("cluster", painted)]
+        return {"clusters": Panel(rows, batch["identifier"])}
 
     @torch.no_grad()
     def _codes(

@@ -19,6 +19,7 @@ from nnssl.losses.classification import classify
 from nnssl.losses.contrastive import NoSignalError
 from nnssl.modules import unet
 from nnssl.modules.cluster_metrics import PICTURES, take_middle_slice
+from nnssl.modules.panels import Panel, Row
 from nnssl.objectives.base import Batch, Context
 from nnssl.objectives.pieces import EMBEDDING, ClassificationObjective, PiecesObjective
 from nnssl.views.pieces import PieceGrid, cut_pieces, plan_pieces, standardise
@@ -121,15 +122,16 @@ class CPCObjective(PiecesObjective):
         return classify(logits, right)
 
     @torch.no_grad()
-    def illustrate(self, batch: Batch) -> dict[str, Tensor]:
+    def illustrate(self, batch: Batch) -> dict[str, Panel]:
         """`predicted`: above the right pieces of some predictions, under each the chosen one."""
         pieces = self._cut(batch)
         predictions, targets = (rows.flatten(0, 1) for rows in self._predict(pieces))
         chosen = self._compare(predictions, targets)[0].argmax(1)
         shown = torch.linspace(0, len(chosen) - 1, PICTURES, device=chosen.device).long()
         below = pieces[:, self.below, 0].flatten(0, 2)  # (Q, *S)
-        rows = [take_middle_slice(below[which]) for which in (shown, chosen[shown])]
-        return {"predicted": torch.stack(rows)}
+        rows = {"right piece": shown, "chosen piece": chosen[shown]}
+        each = [Row(name, take_middle_slice(below[which])) for name, which in rows.items()]
+        return {"predicted": Panel(each)}
 
     def _cut(self, batch: Batch) -> Tensor:
         """The pieces that are seen, (B, U, C, *S)."""

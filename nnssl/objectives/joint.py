@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.common.checks import Count, Positive, checked
+from nnssl.modules.panels import Panel
 from nnssl.modules.unet import Trained
 from nnssl.objectives.base import SHARED, Batch, Context, Objective
 
@@ -171,7 +172,7 @@ class JointObjective(Objective):
         found: Tensor = self.parts[self._clusters].clusters(image)
         return found
 
-    def illustrate(self, batch: Batch) -> dict[str, Tensor]:
+    def illustrate(self, batch: Batch) -> dict[str, Panel]:
         """The pictures of all parts."""
         return {
             f"{name}_{picture}": drawn

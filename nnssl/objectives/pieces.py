@@ -14,12 +14,12 @@ from nnssl.modules import unet
 from nnssl.modules.cluster_metrics import PICTURES, take_middle_slice
 from nnssl.modules.grids import resize
 from nnssl.modules.heads import MLP, SpatialPooling
+from nnssl.modules.panels import Panel, Row
 from nnssl.objectives.base import Batch, Context, Objective
 from nnssl.views.pieces import PieceGrid, cut_pieces, plan_pieces, standardise
 
 HIDDEN = 512
 EMBEDDING = 128
-CONFUSION_CELL = 8  # pixels of a cell in the picture
 
 
 class PiecesObjective(Objective):
@@ -114,16 +114,22 @@ class ClassificationObjective(PiecesObjective):
         return target, answer, self.classes
 
     @torch.no_grad()
-    def illustrate(self, batch: Batch) -> dict[str, Tensor]:
-        """`pieces`, (samples, N, H, W), as the encoder sees them, and `confusion` of the batch: a
-        row for each right class, bright where it was answered so."""
+    def illustrate(self, batch: Batch) -> dict[str, Panel]:
+        """`pieces` of some images as the encoder sees them, and `confusion` of the batch: in a row
+        for each right class the share of each answer."""
         pieces = self.cut(batch)
         logits, target = self.answer(self.embed(pieces), batch)
         table = count_confusions(*self.compare(target, logits.argmax(1)))
-        cells = table.repeat_interleave(CONFUSION_CELL, 0).repeat_interleave(CONFUSION_CELL, 1)
         shown = pieces[:PICTURES, :, 0].float()
         middle = take_middle_slice(shown.flatten(0, 1)).unflatten(0, shown.shape[:2])
-        return {"pieces": middle, "confusion": cells[None, None]}
+        names = batch["identifier"][:PICTURES]
+        rows = [Row(name, images) for name, images in zip(names, middle, strict=True)]
+        numbers = [f"piece {number}" for number in range(1, 1 + middle.shape[1])]
+        confusion = Row("right class (down)", table[None], "share of the answers")
+        return {
+            "pieces": Panel(rows, numbers),
+            "confusion": Panel([confusion], ["answered class (across)"]),
+        }
 
 
 class PuzzleObjective(ClassificationObjective):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nnssl.losses.clustering import cluster_shares, linear_cross_entropy
 from nnssl.modules import cluster_metrics, metrics, unet
 from nnssl.modules.grids import compose, invert, sample
+from nnssl.modules.panels import Panel, Row
 from nnssl.objectives.base import Batch, Context, DenseTargets, Objective
 from nnssl.views import View
 
@@ -111,17 +112,17 @@ class PixelClusteringObjective(Objective):
             levels = unet.decode(self.network, stages, use_skips=self.skips)
             return self._predict(levels[-1])
 
-    def illustrate(self, batch: Batch) -> dict[str, Tensor]:
+    def illustrate(self, batch: Batch) -> dict[str, Panel]:
         """`clusters`: three rows per view, image, target and prediction in fixed colours."""
         rows, drawn = [], slice(cluster_metrics.PICTURES)
-        for view in batch["views"].values():
+        for name, view in batch["views"].items():
             image, target = view.image[drawn], view.dense_targets[self.maps][drawn]
             rows += [
-                cluster_metrics.shade(image),
-                cluster_metrics.paint(target, self.count),
-                cluster_metrics.paint(self.clusters(image), self.count),
+                Row(name, cluster_metrics.shade(image)),
+                Row("target (black: none)", cluster_metrics.paint(target, self.count)),
+                Row("predicted", cluster_metrics.paint(self.clusters(image), self.count)),
             ]
-        return {"clusters": torch.stack(rows)}
+        return {"clusters": Panel(rows, batch["identifier"])}
 
     @torch.no_grad()
     def _predict(self, features: Tensor) -> Tensor:

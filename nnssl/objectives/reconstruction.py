@@ -13,6 +13,7 @@ from nnssl.common.checks import NotNegative
 from nnssl.losses.reconstruction import reconstruction_loss, trivial_losses
 from nnssl.modules import unet
 from nnssl.modules.cluster_metrics import PICTURES, take_middle_slice
+from nnssl.modules.panels import Panel, Row
 from nnssl.modules.positions import voxel_positions
 from nnssl.objectives.base import Batch, Context, Objective
 from nnssl.objectives.position_head import PositionHead
@@ -119,12 +120,16 @@ class ReconstructionObjective(Objective):
         }
 
     @torch.no_grad()
-    def illustrate(self, batch: Batch) -> dict[str, Tensor]:
-        """`reconstruction`, (4, n, H, W): target, corrupted, reconstructed, absolute error."""
+    def illustrate(self, batch: Batch) -> dict[str, Panel]:
+        """`reconstruction`: target, what the network sees of it, its answer, absolute error."""
         task = self.corrupt(batch)
         found, target = self.reconstruct(task).float(), task.target.float()
         error = (found - target).abs() * (1 if task.weight is None else task.weight)
-        images = (target, task.image, found, error)
-        rows = [take_middle_slice(image[:PICTURES, 0].float()) for image in images]
-        rows[3] = rows[3] + rows[0].amin((1, 2), keepdim=True)  # no error is black
-        return {"reconstruction": torch.stack(rows)}
+        images = {"target": target, "seen": task.image, "reconstructed": found}
+        rows = [Row(name, _choose_shown(image)) for name, image in images.items()]
+        rows.append(Row("error", _choose_shown(error), "absolute error (standard deviations)"))
+        return {"reconstruction": Panel(rows, batch["identifier"])}
+
+
+def _choose_shown(image: Tensor) -> Tensor:
+    return take_middle_slice(image[:PICTURES, 0].float())

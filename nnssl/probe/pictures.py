@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from nnssl.common.files import atomic_path
+from nnssl.common.drawing import COLOURS, escape_math, make_panels, save_figure
 from nnssl.nnunet.images import image_file, open_image
 from nnssl.probe.slices import Slices
 
 EMBEDDING, NEIGHBOURS = "probe_embedding.png", "probe_neighbours.png"
 QUERIES = 5
 UMAP_SEED = 0
+MOST_NAMES = 12  # in a key of colours
 
 
 def draw(
@@ -39,6 +41,11 @@ def draw(
 
 def draw_embedding(slices: Slices, partitions: int, file: Path) -> None:
     """Two principal components (and UMAP, where installed) in three colourings."""
+    save_figure(make_embedding_figure(slices, partitions), file)
+
+
+def make_embedding_figure(slices: Slices, partitions: int) -> Any:
+    """One panel per map and colouring, each with a key of its colours."""
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
 
@@ -48,17 +55,38 @@ def draw_embedding(slices: Slices, partitions: int, file: Path) -> None:
         from umap import UMAP
 
         maps["UMAP"] = UMAP(random_state=UMAP_SEED).fit_transform(matrix)
-    parts = (slices.positions * partitions).floor().clamp(0, partitions - 1)
-    colours = {"partition": parts, "case": slices.volumes, "dataset": slices.get_numbers("dataset")}
-    plt = _pyplot()
-    figure, axes = plt.subplots(len(maps), 3, figsize=(15, 4.8 * len(maps)), squeeze=False)
-    for row, (method, points) in zip(axes, maps.items(), strict=True):
-        for axis, (name, values) in zip(row, colours.items(), strict=True):
-            colour_map = "viridis" if values.is_floating_point() else "tab20"
-            axis.scatter(*points.T, c=values.numpy(), s=9, cmap=colour_map)
-            count = values.unique().numel()
-            axis.set(title=f"{method}: {name} ({count})", xticks=[], yticks=[])
-    _save(figure, file)
+    parts = (slices.positions * partitions).long().clamp(0, partitions - 1)
+    patients, datasets = slices.get_numbers("patient"), slices.get_numbers("dataset")
+    of_patient = {int(case.patient): case.identifier for case in slices.cases}
+    colours = {
+        "part of the volume": (parts, lambda n: f"{n + 1} of {partitions}"),
+        "patient": (patients, lambda n: of_patient[n]),
+        "dataset": (datasets, lambda n: f"dataset {n}"),
+    }
+    figure, axes = make_panels(3 * len(maps), 5.4, 4.6, most=3)
+    each = [(name, points, *found) for name, points in maps.items() for found in colours.items()]
+    for axis, (method, points, name, (values, write)) in zip(axes, each, strict=True):
+        _draw_points(axis, points, values, write)
+        first, second = (f"{method}, component {number}" for number in (1, 2))
+        axis.set(xlabel=first, ylabel=second, xticks=[], yticks=[])
+        axis.set_title(f"{method} of slices, by {name} ({values.unique().numel()})", loc="left")
+    return figure
+
+
+def _draw_points(axis: Any, points: np.ndarray, values: torch.Tensor, write: Any) -> None:
+    """Points in colours with their key; of many values only the first have a name."""
+    from matplotlib import colormaps
+
+    numbers = values.unique().tolist()
+    few = len(numbers) <= len(COLOURS)
+    for place, number in enumerate(numbers):
+        colour = COLOURS[place] if few else colormaps["turbo"](place / (len(numbers) - 1))
+        label = escape_math(write(number)) if place < MOST_NAMES else None
+        axis.scatter(*points[(values == number).numpy()].T, color=[colour], s=11, label=label)
+    more = len(numbers) - MOST_NAMES
+    title = f"and {more} more, from blue to red" if more > 0 else None
+    key: Any = {"bbox_to_anchor": (1.0, 1.0), "loc": "upper left", "frameon": False}
+    axis.legend(fontsize=7, title=title, title_fontsize=7, markerscale=1.5, **key)
 
 
 def draw_neighbours(slices: Slices, queries: Sequence[str], file: Path, cases: Path) -> None:
@@ -67,18 +95,18 @@ def draw_neighbours(slices: Slices, queries: Sequence[str], file: Path, cases: P
     rows = rows[torch.linspace(0, len(rows) - 1, min(QUERIES, len(rows))).round().long()]
     nearest = slices.find_nearest(rows)
     table = torch.cat([rows[:, None], nearest], dim=1).tolist()
-    plt = _pyplot()
-    size = (1.8 * len(table[0]), 2 * len(table))
-    figure, axes = plt.subplots(len(table), len(table[0]), figsize=size, squeeze=False)
-    positions = slices.positions
-    for line, numbers in zip(axes, table, strict=True):
-        for column, (axis, number) in enumerate(zip(line, numbers, strict=True)):
-            case, voxel = slices.find_voxel(number)
-            axis.imshow(_read_plane(cases, case.identifier, case.axis, voxel), cmap="gray")
-            what = "query" if column == 0 else case.identifier
-            axis.set_title(f"{what}\n{positions[number]:.2f}", fontsize=6)
-            axis.axis("off")
-    _save(figure, file)
+    columns = len(table[0])
+    figure, axes = make_panels(len(table) * columns, 1.8, 2.1, most=columns)
+    for place, (axis, number) in enumerate(zip(axes, chain(*table), strict=True)):
+        case, voxel = slices.find_voxel(number)
+        axis.imshow(_read_plane(cases, case.identifier, case.axis, voxel), cmap="gray")
+        what = "asked: " if place % columns == 0 else ""
+        where = f"at {slices.positions[number]:.2f} of the volume"
+        axis.set_title(escape_math(f"{what}{case.identifier}\n{where}"), fontsize=7)
+        axis.axis("off")
+    title = "Slices (left), and the most similar slices of other patients, nearest first"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    save_figure(figure, file)
 
 
 def _read_plane(folder: Path, identifier: str, axis: int, index: int) -> np.ndarray:
@@ -88,19 +116,3 @@ def _read_plane(folder: Path, identifier: str, axis: int, index: int) -> np.ndar
     place = (slice(0, 1), *where)
     part = open_image(image_file(folder, identifier))[place]
     return np.asarray(part, np.float32)[0].take(0, axis)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    return plt
-
-
-def _save(figure: Any, file: Path) -> None:
-    figure.tight_layout()
-    with atomic_path(file) as part:
-        figure.savefig(part, dpi=80)
-    _pyplot().close(figure)

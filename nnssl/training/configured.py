@@ -202,6 +202,15 @@ class ConfiguredTrainer(nnUNetTrainer):
         results, plans = Path(self.output_folder_base).parent, self.plans_manager.plans_name
         return RunLocation(results, plans, self.configuration_name, self.fold)
 
+    @property
+    def heading(self) -> str:
+        """What stands above the pictures of the run: what it is, and how far."""
+        place = self.location
+        return (
+            f"{type(self).__name__} on {place.results.name}, {place.plans}, {place.configuration}, "
+            f"fold {place.fold}: {self.current_epoch} of {self.num_epochs} epochs"
+        )
+
     def make_command(self) -> str:
         """The command of this run, without `--c`."""
         device = "" if self.device.type == "cuda" else f" -device {self.device.type}"

@@ -267,9 +267,21 @@ class PretrainingLoop(PretrainingSetup):
         folder, last = Path(self.output_folder), self.current_epoch == self.num_epochs
         if last or time() - self._last_plot > SECONDS_BETWEEN_PLOTS:
             self._last_plot = time()
-            draw_progress(self.history.values, self.objective.panels, folder / "progress.png")
+            draw_progress(
+                self.history.values, self.objective.panels, folder / "progress.png", self.heading
+            )
         if last or self.current_epoch % self.settings.picture_every == 0:
             batch = self.prepare(self.batch_maker(0))
             save_pictures(
-                self.objective, batch, folder / "pictures", f"epoch_{self.current_epoch:04d}"
+                self.objective,
+                batch,
+                folder / "pictures",
+                f"epoch_{self.current_epoch:04d}",
+                f"{self.heading}, {self._name_channel()}",
             )
+
+    def _name_channel(self) -> str:
+        """The channel that pictures show."""
+        names = list(self.dataset_json.get("channel_names", {}).values())
+        name = f"channel {names[0]}" if names else "first channel"
+        return name if len(names) < 2 else f"{name} (1 of {len(names)})"

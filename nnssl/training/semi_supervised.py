@@ -20,6 +20,7 @@ from nnssl.leakage.ancestry import record_patients
 from nnssl.leakage.unlabelled import ChosenImages, PretrainingFold, choose_images, find_recorded
 from nnssl.losses.pseudo_labels import MOST_CLASSES, PseudoLabels, count_values
 from nnssl.modules.cluster_metrics import paint, shade
+from nnssl.modules.panels import Panel, Row
 from nnssl.nnunet.images import image_file
 from nnssl.nnunet.paths import own_folder
 from nnssl.nnunet.planned_network import refuse_cascade
@@ -257,18 +258,22 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
             return
         form, rows = self.loss.form, lesson.comparison.rows
         count = 2**form.regions if form.regions else student.shape[1]
-        panel = [
-            shade(self.weak),
-            paint(self.said.classes[:, 0], count),
-            shade(self.said.counted.float()),
-        ]
         shown = len(self.weak)
         answer = find_classes(student[rows][-shown:], form.regions > 0)
-        panel += [shade(lesson.images[rows][-shown:]), paint(answer[:, 0], count)]
-        columns = torch.stack([row[:COLUMNS].float().cpu() for row in panel])
+        panel = {
+            "image without labels": shade(self.weak),
+            "the teacher says": paint(self.said.classes[:, 0], count),
+            "counts (white)": shade(self.said.counted.float()),
+            "the student sees": shade(lesson.images[rows][-shown:]),
+            "the student says": paint(answer[:, 0], count),
+        }
         folder = Path(self.output_folder) / "pictures"
         folder.mkdir(exist_ok=True)
-        save_panel(columns, folder / f"epoch_{self.current_epoch:04d}_pseudo_labels.png")
+        save_panel(
+            Panel([Row(name, images[:COLUMNS]) for name, images in panel.items()]),
+            folder / f"epoch_{self.current_epoch:04d}_pseudo_labels.png",
+            self.heading,
+        )
 
     @property
     def other(self) -> str:

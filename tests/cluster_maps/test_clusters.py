@@ -14,7 +14,8 @@ from torch.nn.functional import interpolate
 from nnssl.cluster_maps.features import HandcraftedFeatures, TransformerFeatures, upsample, windows
 from nnssl.cluster_maps.maps import find_body, k_means
 from nnssl.cluster_maps.recipe import ClusterRecipe
-from nnssl.training.pictures import save_panel
+from nnssl.modules.panels import Panel, Row
+from nnssl.training.pictures import draw_panel, save_panel
 
 
 def whole(features: HandcraftedFeatures, image: np.ndarray) -> np.ndarray:
@@ -146,15 +147,18 @@ def test_a_file_for_dino_is_a_transformer_and_runs_no_code(tmp_path: Path, make_
 
 
 def test_coloured_panels_keep_their_colours_and_order(tmp_path: Path) -> None:
-    from matplotlib import pyplot as plt
-
-    panel = torch.zeros(2, 3, 4, 5, 3)
-    panel[1, 2, :, :, 0] = 1.0  # red at the bottom right
-    save_panel(panel, tmp_path / "colours.png")
-    picture = plt.imread(tmp_path / "colours.png")
-    assert picture.shape[:2] == (8, 15)
-    assert picture[4:, 10:, :3].reshape(-1, 3).tolist() == [[1, 0, 0]] * 20
-    assert picture[:, :10, :3].max() == 0
-    save_panel(panel[..., 0], tmp_path / "grey.png")
-    grey = plt.imread(tmp_path / "grey.png")
-    assert grey[5, 12, :3].tolist() == [1, 1, 1]
+    images = torch.zeros(2, 3, 4, 5, 3)
+    images[1, 2, :, :, 0] = 1.0  # red at the bottom right
+    names = ["a $case$", "b", "c"]
+    figure = draw_panel(Panel([Row("image", images[0]), Row("clusters", images[1])], names), "run")
+    axis = figure.axes[0]
+    drawn = {tuple(each.get_extent()[:4:3]): each.get_array() for each in axis.images}
+    assert len(drawn) == 6
+    right = max(drawn)[0]
+    low = {place for place in drawn if place[0] == right}
+    assert np.asarray(drawn[max(low)]).reshape(-1, 3).tolist() == [[1, 0, 0]] * 20
+    assert not np.asarray(drawn[min(low)]).any()
+    assert [each.get_text() for each in axis.get_yticklabels()] == ["image", "clusters"]
+    assert [each.get_text() for each in axis.get_xticklabels()] == [r"a \$case\$", "b", "c"]
+    save_panel(Panel([Row("error", images[1, ..., 0], "of what")]), tmp_path / "error.png")
+    assert (tmp_path / "error.png").stat().st_size > 1000

@@ -217,7 +217,10 @@ def test_codes_are_those_of_the_target_network(make_unet: Callable[..., nn.Modul
 
 
 def test_pictures_show_image_and_clusters_in_colour(make_unet: Callable[..., nn.Module]) -> None:
-    panel = objective(make_unet).illustrate(batch())["clusters"]
+    rows, columns = objective(make_unet).illustrate(batch())["clusters"]
+    assert [row.name for row in rows] == ["global_0", "cluster", "global_1", "cluster"]
+    assert len(columns) == 4
+    panel = torch.stack([row.images for row in rows])
     assert panel.shape == (4, 4, *PATCH_SIZE, 3)
     assert float(panel.min()) >= 0
     assert float(panel.max()) <= 1

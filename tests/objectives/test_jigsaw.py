@@ -67,7 +67,7 @@ def test_confusion_is_that_of_places(make_unet: Callable[..., nn.Module]) -> Non
     laid_out, said, places = made.compare(target, answer)
     assert laid_out.tolist() == made.permutations[target].flatten().tolist()
     assert said.tolist() == made.permutations[answer].flatten().tolist()
-    assert made.illustrate(batch)["confusion"].shape == (1, 1, 8 * places, 8 * places)
+    assert made.illustrate(batch)["confusion"].rows[0].images.shape == (1, places, places)
 
 
 @pytest.mark.parametrize(

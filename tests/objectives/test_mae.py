@@ -105,14 +105,17 @@ def test_panels_show_target_corrupted_restored_and_error(
 ) -> None:
     made = objective(make_unet, dimension)
     batch = with_views(make_batch(dimension, 1), MAEObjective)
-    panel = made.illustrate(batch)["reconstruction"]
+    rows = made.illustrate(batch)["reconstruction"].rows
+    assert [row.name for row in rows] == ["target", "seen", "reconstructed", "error"]
+    assert [bool(row.scale) for row in rows] == [False, False, False, True]
+    panel = torch.stack([row.images for row in rows])
     assert panel.shape == (4, 4, 16, 16)
     task = made.corrupt(batch)
     middle = (slice(None), 0) if dimension == 2 else (slice(None), 0, 4)
     assert torch.equal(panel[0], task.target[middle])
     assert torch.equal(panel[1], task.image[middle])
     error = (panel[2] - panel[0]).abs() * task.weight[middle]
-    torch.testing.assert_close(panel[3] - panel[0].amin((1, 2), keepdim=True), error)
+    torch.testing.assert_close(panel[3], error)
 
 
 def test_blocks_that_do_not_tile_the_patch_are_refused(

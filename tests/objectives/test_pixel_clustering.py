@@ -132,6 +132,9 @@ def test_whole_network_is_trained_and_named_maps_are_read(
 
 
 def test_pictures_show_image_target_and_prediction(make_unet: Callable[..., nn.Module]) -> None:
-    panel: Tensor = objective(make_unet).illustrate(batch())["clusters"]
+    rows = objective(make_unet).illustrate(batch())["clusters"].rows
+    names = ["target (black: none)", "predicted"]
+    assert [row.name for row in rows] == ["global_0", *names, "global_1", *names]
+    panel = torch.stack([row.images for row in rows])
     assert panel.shape == (6, 4, *PATCH_SIZE, 3)
     assert 0 <= float(panel.min()) <= float(panel.max()) <= 1

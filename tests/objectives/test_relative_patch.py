@@ -56,6 +56,7 @@ def test_brightness_and_contrast_of_the_image_change_nothing(
 def test_pictures_show_pieces_and_confusions(make_unet: Callable[..., nn.Module]) -> None:
     made, batch = objective(make_unet, 3), with_views(make_batch(3, 1), RelativePatchObjective)
     shown = made.illustrate(batch)
-    assert shown["pieces"].shape == (4, 27, *made.grid.side[1:])
-    assert shown["confusion"].shape == (1, 1, 26 * 8, 26 * 8)
-    torch.testing.assert_close(shown["confusion"][0, 0, ::8, ::8].sum(1), torch.ones(26))
+    assert [row.name for row in shown["pieces"].rows] == batch["identifier"]
+    assert shown["pieces"].rows[0].images.shape == (27, *made.grid.side[1:])
+    (confusion,) = shown["confusion"].rows
+    torch.testing.assert_close(confusion.images[0].sum(1), torch.ones(26))

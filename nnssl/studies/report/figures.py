@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, product
@@ -15,6 +14,7 @@ import pandas as pd
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
+from nnssl.common.drawing import COLOURS, GREY, STYLE, escape_math, make_panels, render
 from nnssl.convert.volumes import be_quiet
 from nnssl.nnunet.paths import RAW, TRAINING_IMAGES, find_root
 from nnssl.studies.analysis.comparisons import Arm, Comparison
@@ -22,22 +22,7 @@ from nnssl.studies.analysis.validation import Validation
 from nnssl.studies.report.findings import Findings
 from nnssl.studies.run.spec import SCRATCH, slug
 
-SCRATCH_COLOUR = "#4d4d4d"
-# Okabe and Ito's palette (2008), without yellow, which is too pale for lines
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
-STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e5e5e5",
-    "axes.axisbelow": True,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "svg.hashsalt": "nnssl",  # the same study, the same file
-}
 
 
 @dataclass(frozen=True)
@@ -61,35 +46,7 @@ def choose_looks(methods: Sequence[str]) -> Looks:
     others = [method for method in methods if method != SCRATCH]
     pairs = cycle(zip(COLOURS, MARKERS, strict=True))
     looks = {name: {"color": c, "marker": m} for name, (c, m) in zip(others, pairs, strict=False)}
-    return {SCRATCH: {"color": SCRATCH_COLOUR, "marker": "X"}, **looks}
-
-
-def make_panels(
-    count: int, width: float = 5.0, height: float = 3.6, most: int = 2
-) -> tuple[Any, list]:
-    """A figure with this many panels, `most` of them side by side."""
-    from matplotlib.figure import Figure
-
-    columns = min(count, most)
-    rows = (count + columns - 1) // columns
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis in axes[count:]:
-        axis.set_visible(False)
-    return figure, axes[:count]
-
-
-def render(figure: Any, kind: str = "svg") -> bytes:
-    """The figure as SVG (letters as outlines: no font is needed) or PNG."""
-    stream = io.BytesIO()
-    metadata = {"Date": None, "Creator": None} if kind == "svg" else None
-    figure.savefig(stream, format=kind, dpi=150, metadata=metadata)
-    return stream.getvalue()
-
-
-def escape_math(text: str) -> str:
-    """A name in which matplotlib finds no formula."""
-    return str(text).replace("$", r"\$")
+    return {SCRATCH: {"color": GREY, "marker": "X"}, **looks}
 
 
 SPREAD = 0.12  # sideways distance between methods, octaves of the budget
