@@ -26,6 +26,7 @@ METRICS = {
 def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument("dataset", nargs="?", help="number or name of a dataset; default: all")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--report", action="store_true", help="write report.html of finished runs")
 
 
 @command(
@@ -40,6 +41,11 @@ def main(options: Namespace) -> None:
     from nnssl.nnunet.runs import list_runs
 
     runs = list_runs(root_folder(RESULTS), options.dataset)
+    if options.report:
+        from nnssl.training.run_report import write_run_report
+
+        print("\n".join(str(write_run_report(r.folder)) for r in runs if r.state == "finished"))
+        return
     print(json.dumps([run.to_dict() for run in runs], indent=2) if options.json else _text(runs))
 
 

@@ -144,6 +144,7 @@ class _Own(TypedDict, total=False):
     versions: dict[str, str]
     objective: str
     objective_state: dict[str, Any]
+    budget: dict[str, Any]
     trained: dict[str, Any]
     trained_keys: list[str]
     trained_inputs: dict[str, int]

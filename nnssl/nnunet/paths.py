@@ -12,7 +12,7 @@
         plans.json, dataset.json
         fold_F/                             checkpoints, training_log_*.txt, validation/summary.json
                                             resolved_config.yaml, labelled_cases.json, probe.json,
-                                            transfer.json
+                                            transfer.json, report.html
             former_1/                       a run that was set aside (training.overwrite)
 """
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from torch import distributed as dist
 
 from nnssl.common.files import read_json, write_json
 from nnssl.data.case_table import describe_axes
-from nnssl.data.pool.settings import MARK
 from nnssl.leakage.ancestry import record_patients, record_signatures, trace_ancestry
 from nnssl.leakage.check import Evaluation
 from nnssl.leakage.policy import judge
@@ -23,7 +22,6 @@ from nnssl.nnunet.namesakes import describe_parts
 from nnssl.nnunet.paths import DATASET_FILE, FINAL, LATEST, PLANS_FILE, cache_places
 from nnssl.nnunet.planned_network import build_network
 from nnssl.probe.during_training import TrainingProbe
-from nnssl.probe.volumes import NO_STRUCTURE, read_structures
 from nnssl.training import preflight
 from nnssl.training.checkpoints import (
     Progress,
@@ -35,6 +33,7 @@ from nnssl.training.history import History
 from nnssl.training.identity import TARGETS, Identity, describe_weights, refuse_changes
 from nnssl.training.initial_weights import describe_named
 from nnssl.training.pretraining_loop import PretrainingLoop
+from nnssl.training.run_report import REPORT_FILE, suggest_next, write_run_report
 
 SEEN = ("records", "signatures")  # of training cases and images, in a checkpoint
 NO_IMAGES: dict[str, Any] = {"images": {}, "left_out": {}}  # of runs of an older version
@@ -191,24 +190,26 @@ class nnSSLPretrainer(PretrainingLoop):
             if not self.disable_checkpointing:
                 (folder / LATEST).unlink(missing_ok=True)
             self.print_to_log_file(f"Pre-training done. {self._suggest_next()}")
+            self._write_report()
         self.close()
+
+    def _write_report(self) -> None:
+        """The page of the run; a failure is told, since the training is done and saved."""
+        if self.disable_checkpointing:
+            return
+        try:
+            file = write_run_report(Path(self.output_folder))
+            self.print_to_log_file(f"All of it on one page: {file}")
+        except Exception as error:
+            self.print_to_log_file(
+                f"WARNING: {REPORT_FILE} could not be written; the run is whole without it "
+                f"({type(error).__name__}: {error})"
+            )
 
     def _suggest_next(self) -> str:
         """What to do with the weights: fine-tuning needs labels, which not every dataset has."""
-        dataset, configuration = self.plans_manager.dataset_name, self.configuration_name
-        pool = self.plans_manager.plans.get(MARK)
-        if pool or not {*read_structures(self.dataset_json).values()} - {NO_STRUCTURE}:
-            what = "is a pool" if pool else "has no labels but masks of the foreground"
-            file = shlex.quote(str(Path(self.output_folder) / FINAL))
-            return (
-                f"{dataset} {what}, so fine-tune these weights on another dataset, which has "
-                f"labels: nnssl_plan_like {file} -d DATASET makes plans for it that take them, and "
-                "prints the lines that follow."
-            )
-        return (
-            f"Fine-tune these weights with: nnUNetv2_train {dataset} {configuration} {self.fold} "
-            f"-p {self.plans_manager.plans_name} -tr nnSSLFinetuneTrainer"
-        )
+        plans, file = self.plans_manager.plans, Path(self.output_folder) / FINAL
+        return " ".join(suggest_next(plans, self.dataset_json, self.location, file))
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """The validation loss of the loaded weights; this network cannot segment."""
@@ -268,7 +269,7 @@ class nnSSLPretrainer(PretrainingLoop):
             self.history.values,
             finished=self.step >= self.settings.steps,
         )
-        return compose_pretraining(
+        checkpoint = compose_pretraining(
             self,
             self.objective,
             self.trained,
@@ -279,6 +280,8 @@ class nnSSLPretrainer(PretrainingLoop):
             self.ancestors,
             self.inherited,
         )
+        checkpoint["nnssl"]["budget"] = asdict(self.budget)
+        return checkpoint
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Bind the stored configuration, then initialise and restore everything."""

@@ -13,7 +13,7 @@ FEW = 30  # epochs of which every one gets a dot
 SHARE = "share (0 to 1)"
 
 
-class Panel(NamedTuple):
+class Plot(NamedTuple):
     """What a panel shows: terms, and what stands at its upright axis (empty: the title)."""
 
     terms: tuple[str, ...]
@@ -29,40 +29,40 @@ def _encoders(key: str) -> tuple[str, ...]:
 # of its own.
 LOSS = ("train_loss", "val_loss", "collapse_loss")
 PROBES = {
-    "probe: Dice of frozen features": Panel(_encoders("probe_dice"), "Dice (0 to 1)"),
-    "probe: error of the axial position": Panel(
+    "probe: Dice of frozen features": Plot(_encoders("probe_dice"), "Dice (0 to 1)"),
+    "probe: error of the axial position": Plot(
         (*_encoders("probe_position_error"), "probe_position_chance"), "share of the volume"
     ),
-    "probe: effective rank of slices": Panel(_encoders("probe_effective_rank"), "dimensions"),
-    "probe: agreement of clusters and labels": Panel(
+    "probe: effective rank of slices": Plot(_encoders("probe_effective_rank"), "dimensions"),
+    "probe: agreement of clusters and labels": Plot(
         ("probe_nmi_clusters", *_encoders("probe_nmi")), "NMI (0 to 1)"
     ),
-    "probe: the same, classes balanced": Panel(
+    "probe: the same, classes balanced": Plot(
         ("probe_nmi_balanced_clusters", *_encoders("probe_nmi_balanced")), "NMI (0 to 1)"
     ),
-    "probe: accuracy where nothing is to be seen": Panel(
+    "probe: accuracy where nothing is to be seen": Plot(
         ("probe_noise_accuracy", "probe_flat_accuracy", "probe_accuracy_limit"), SHARE
     ),
 }
 COURSE = {
-    "learning rate": Panel(("learning_rate",)),
-    "speed": Panel(("images_per_second",), "images per second"),
-    "time of an epoch": Panel(("epoch_seconds", "seconds_waited", "probe_seconds"), "seconds"),
-    "time of a step": Panel(("seconds_per_step",), "seconds"),
-    "steps skipped so far (loss not finite)": Panel(("skipped_steps",), "steps"),
+    "learning rate": Plot(("learning_rate",)),
+    "speed": Plot(("images_per_second",), "images per second"),
+    "time of an epoch": Plot(("epoch_seconds", "seconds_waited", "probe_seconds"), "seconds"),
+    "time of a step": Plot(("seconds_per_step",), "seconds"),
+    "steps skipped so far (loss not finite)": Plot(("skipped_steps",), "steps"),
 }
 CHANGE = "change of the encoder's weights"
 GROUPS = {  # terms of more than one objective
-    "accuracy": Panel(("accuracy", "chance"), "share of right answers"),
-    "use of the clusters": Panel(
+    "accuracy": Plot(("accuracy", "chance"), "share of right answers"),
+    "use of the clusters": Plot(
         ("cluster_entropy", "target_entropy", "prediction_entropy", "code_entropy"),
         "entropy (1: all alike)",
     ),
-    "size of the clusters": Panel(("largest_cluster", "smallest_cluster"), "share of the places"),
-    "clusters that change": Panel(("cluster_change",), "share of the places"),
-    "voxels with a target": Panel(("known_share",), SHARE),
-    "spread of the embedding": Panel(("embedding_std",), "standard deviation (0: collapsed)"),
-    "effective rank of the embedding": Panel(("effective_rank",), "dimensions"),
+    "size of the clusters": Plot(("largest_cluster", "smallest_cluster"), "share of the places"),
+    "clusters that change": Plot(("cluster_change",), "share of the places"),
+    "voxels with a target": Plot(("known_share",), SHARE),
+    "spread of the embedding": Plot(("embedding_std",), "standard deviation (0: collapsed)"),
+    "effective rank of the embedding": Plot(("effective_rank",), "dimensions"),
 }
 WORDS = {
     "train_loss": "training",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import cycle, product
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
 from nnssl.common.drawing import COLOURS, GREY, STYLE, escape_math, make_panels, render
+from nnssl.common.page import Picture
 from nnssl.convert.volumes import be_quiet
 from nnssl.nnunet.paths import RAW, TRAINING_IMAGES, find_root
 from nnssl.studies.analysis.comparisons import Arm, Comparison
@@ -23,22 +22,6 @@ from nnssl.studies.report.findings import Findings
 from nnssl.studies.run.spec import SCRATCH, slug
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure of the report."""
-
-    name: str  # stem of its file
-    title: str
-    caption: str  # what it shows, for a reader who did not run the study
-    data: bytes
-    kind: str = "svg+xml"  # or png
-
-    @property
-    def address(self) -> str:
-        """The picture as a `data:` address, so that the report needs no other file."""
-        return f"data:image/{self.kind};base64,{base64.b64encode(self.data).decode()}"
 
 
 def choose_looks(methods: Sequence[str]) -> Looks:

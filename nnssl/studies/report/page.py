@@ -10,12 +10,13 @@ from typing import Any
 
 from nnssl import __version__
 from nnssl.common.files import atomic_path, write_json
+from nnssl.common.page import Picture, ReportTable, render_page
 from nnssl.leakage.check import Contamination
 from nnssl.studies.analysis.surface import TOLERANCE
-from nnssl.studies.report.figures import Picture, draw_all, draw_worst_cases
+from nnssl.studies.report.figures import draw_all, draw_worst_cases
 from nnssl.studies.report.findings import Findings, collect_findings
 from nnssl.studies.report.provenance import find_leaks, hash_splits, read_configurations
-from nnssl.studies.report.tables import ReportTable, make_tables, tabulate_open_runs, tabulate_runs
+from nnssl.studies.report.tables import make_tables, tabulate_open_runs, tabulate_runs
 from nnssl.studies.run.folder import STUDY_FILE
 from nnssl.studies.run.spec import find_waiting
 
@@ -99,11 +100,10 @@ def _render(
     pictures: Sequence[Picture],
     overlays: Sequence[Picture],
 ) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    folder, loader = found.folder, PackageLoader("nnssl.studies.report", "")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    return environment.get_template(TEMPLATE).render(
+    folder = found.folder
+    return render_page(
+        "nnssl.studies.report",
+        TEMPLATE,
         study=folder.study,
         found=found,
         setting=_describe_setting(found),

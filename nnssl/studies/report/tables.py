@@ -4,31 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 
+from nnssl.common.page import ReportTable
 from nnssl.studies.report.findings import AGAINST, Findings, write_p, write_signed
 from nnssl.studies.report.provenance import CellRecord
 from nnssl.studies.run.grid import find_stages
 from nnssl.studies.run.spec import SCRATCH
 
 ROLES = {"main": "", "own_schedule": " (own schedule)", "added_steps": " (added steps)"}
-
-
-@dataclass(frozen=True)
-class ReportTable:
-    """A table of texts.
-
-    Attributes:
-        title: heading.
-        rows: column -> text; all with the same columns.
-        note: how to read it.
-    """
-
-    title: str
-    rows: list[dict[str, str]]
-    note: str = ""
 
 
 def make_tables(found: Findings) -> list[ReportTable]:
