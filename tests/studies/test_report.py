@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import csv
 import json
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from planted_study import plant, true_dice
 
 from nnssl.leakage.check import Contamination, Finding
+from nnssl.studies.report import figures, overlays
+from nnssl.studies.report.findings import collect_findings
 from nnssl.studies.report.page import TEMPLATE, write_markdown, write_report
+from nnssl.studies.report.words import is_telling, name_budget, name_structure
 from nnssl.studies.run.grid import Cell
 from nnssl.studies.run.spec import PretrainingArm, ScratchArm
 
@@ -181,3 +186,84 @@ def test_the_template_is_installed_with_the_package(tmp_path: Path) -> None:
     assert (tmp_path / folder / TEMPLATE).read_text() == (
         repository / folder / TEMPLATE
     ).read_text()
+
+
+def test_words_are_those_of_a_reader() -> None:
+    assert name_budget(1, "patients") == "1 labelled patient"
+    assert name_budget(2, "volumes") == "2 labelled volumes"
+    assert name_structure("RV") == "right ventricle (RV)"
+    assert name_structure("pancreas") == "pancreas"
+
+
+@pytest.mark.parametrize(
+    ("ends", "repetitions", "told"),
+    [((-0.71, 0.71), 2, False), ((-0.1, 0.1), 2, False), ((-0.7, 0.7), 3, False),
+     ((-0.05, 0.1), 3, True), ((float("nan"),) * 2, 8, False)],
+)  # fmt: skip
+def test_an_interval_that_says_nothing_is_not_shown(
+    ends: tuple[float, float], repetitions: int, told: bool
+) -> None:
+    assert is_telling(*ends, repetitions) == told
+
+
+@pytest.mark.parametrize(("repetitions", "drawn"), [(2, 0), (6, 1)])
+def test_figures_say_what_they_show_and_keys_stand_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repetitions: int, drawn: int
+) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(figures, "render", lambda figure: made.append(figure) or b"")
+    folder = plant(tmp_path, noisy(2), repetitions=repetitions)
+    names = [each.name for each in figures.draw_all(collect_findings(folder.path, 2.0, 1))]
+    drawing = dict(zip(names, made, strict=True))
+    for figure in made:
+        assert all(axis.get_legend() is None for axis in figure.axes)  # no symbol among the data
+        assert all(axis.get_xlabel() for axis in figure.axes if axis.get_visible())
+    (differences,) = drawing["paired_differences"].axes
+    assert (
+        differences.get_yticklabels()[0].get_text() == "M - scratch | 2 labelled patients | short"
+    )
+    bars = [line for line in differences.lines if len(line.get_xdata()) == 2 and line.get_lw() == 2]
+    assert len(bars) == drawn
+    low, high = differences.get_xlim()
+    assert high - low < 1
+    titles = [axis.get_title(loc="left") for axis in drawing["structures"].axes]
+    assert "2 labelled patients" in titles
+    (key,) = drawing["structures"].legends
+    assert [text.get_text() for text in key.get_texts()] == ["scratch", "M"]
+
+
+def test_overlays_name_slice_labels_and_structures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(overlays, "render", lambda figure, kind: made.append(figure) or b"")
+    folder = plant(tmp_path, noisy(2), repetitions=1)
+    overlays.draw_worst_cases(collect_findings(folder.path, 2.0, 1))
+    for figure in made:
+        title = figure.axes[0].get_title() + figure.axes[0].get_title(loc="left")
+        assert re.search(r"slice \d+ of 14, Dice 0\.\d\d\n2 labelled patients, repetition 0", title)
+        (key,) = figure.legends
+        assert [t.get_text() for t in key.get_texts()] == ["cube", "reference", "prediction"]
+
+
+def test_pictures_of_each_pre_training_and_a_table_for_a_paper(tmp_path: Path) -> None:
+    name = "M_50%"
+    arm = PretrainingArm("nnSSLContrastiveTrainer")
+    folder = plant(tmp_path, noisy(2, name), repetitions=6, pretraining={name: arm})
+    cell = next(cell for cell in folder.cells if cell.kind == "pretrain")
+    pictures = folder.fold_folder(cell) / "pictures"
+    pictures.mkdir()
+    for stem in ("epoch_0001_clusters", "epoch_0002_clusters", "probe_embedding"):
+        (pictures / f"{stem}.png").write_bytes(b"png")
+    page = write_report(tmp_path / "study", workers=1).read_text()
+    titles = re.findall(r"<h3>(M_50%: .*?)</h3>", page)
+    assert titles == ["M_50%: epoch 0002 clusters", "M_50%: embedding"]
+    report = tmp_path / "study" / "report"
+    rows = list(csv.DictReader((report / "paper.csv").read_text().splitlines()))
+    assert [row["method"] for row in rows] == [name, "scratch"]
+    assert rows[0]["labels"] == "2 labelled patients"
+    assert re.fullmatch(r"[+-]0\.\d{3} to [+-]0\.\d{3}", rows[0]["95 % interval"])
+    tex = (report / "paper.tex").read_text().splitlines()
+    assert tex[0] == r"\begin{tabular}{" + "l" * len(rows[0]) + "}"
+    assert r"M\_50\%" in tex[3]
+    assert all(line.count(" & ") == len(rows[0]) - 1 for line in (tex[1], *tex[3:5]))

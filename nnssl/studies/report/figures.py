@@ -1,25 +1,20 @@
-"""The figures of a report; only those of the worst cases show images of patients."""
+"""The figures of a report that show numbers, no images of patients."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import cycle, product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import SimpleITK as sitk  # noqa: N813
-from numpy.typing import NDArray
 
 from nnssl.common.drawing import COLOURS, GREY, STYLE, escape_math, make_panels, render
 from nnssl.common.page import Picture
-from nnssl.convert.volumes import be_quiet
-from nnssl.nnunet.paths import RAW, TRAINING_IMAGES, find_root
 from nnssl.studies.analysis.comparisons import Arm, Comparison
-from nnssl.studies.analysis.validation import Validation
 from nnssl.studies.report.findings import Findings
-from nnssl.studies.run.spec import SCRATCH, slug
+from nnssl.studies.report.words import is_telling, name_budget, name_structure
+from nnssl.studies.run.spec import SCRATCH
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -67,14 +62,14 @@ def draw_label_efficiency(found: Findings, look: Looks) -> Picture:
         axis.minorticks_off()
         axis.set(ylim=(0, 1), xlabel=x_label, ylabel="mean Dice (0 to 1)")
         axis.set_title(escape_math(f"schedule: {schedule}"))
-        axis.legend(fontsize=9)
+    _add_key(figure, axes[0])
     return Picture(
         "label_efficiency",
         "Dice over the number of labels",
         "Higher is better. Small symbols: one repetition, with labelled patients of its own. Lines "
-        "join the means; bars are 95 % intervals over repetitions and patients, drawn where there "
-        "are at least two repetitions. Bars of two arms may overlap although their paired "
-        "difference is clear: judge differences by the next figure.",
+        "join the means; bars are 95 % intervals over repetitions and patients, drawn with "
+        "three repetitions or more, unless wider than all of Dice. Bars of two methods "
+        "may overlap although their paired difference is clear: judge that by the next figure.",
         render(figure),
     )
 
@@ -82,7 +77,9 @@ def draw_label_efficiency(found: Findings, look: Looks) -> Picture:
 def _draw_curve(axis: Any, found: Findings, arms: list[Arm], x: np.ndarray, look: dict) -> None:
     """The means of a method's arms with their intervals, and every repetition beside them."""
     mean, low, high = np.array([found.arms.interval(arm) for arm in arms]).T
-    bars = np.nan_to_num(np.stack([mean - low, high - mean]))
+    counts = [len(found.arms.runs(arm)) for arm in arms]
+    telling = [is_telling(*ends) for ends in zip(low, high, counts, strict=True)]
+    bars = np.where(telling, np.stack([mean - low, high - mean]), 0.0)
     axis.errorbar(x, mean, bars, lw=1.6, capsize=3, label=escape_math(arms[0].method), **look)
     for place, arm in zip(x, arms, strict=True):
         dices = [found.arms.mean(arm, [run]) for run in found.arms.runs(arm)]
@@ -107,7 +104,8 @@ def draw_paired_differences(found: Findings, look: Looks) -> Picture | None:
     figure, (axis,) = make_panels(1, 8.0, 1.3 + 0.42 * len(rows))
     for place, row in enumerate(reversed(rows)):
         (colour, marker), effect = look[row.method].values(), row.effect
-        axis.plot([effect.low, effect.high], [place] * 2, color=colour, lw=2)
+        if is_telling(effect.low, effect.high, effect.repetitions):
+            axis.plot([effect.low, effect.high], [place] * 2, color=colour, lw=2)
         places = [place] * effect.repetitions
         axis.scatter(effect.per_repetition, places, s=40, color=colour, alpha=0.75, lw=0)
         open_symbol: Any = {"color": "white", "edgecolor": colour, "lw": 2, "zorder": 3}
@@ -122,7 +120,8 @@ def draw_paired_differences(found: Findings, look: Looks) -> Picture | None:
         "Difference to scratch",
         "Every dot is one repetition: the same labelled patients and the same seed, once from "
         "pre-trained and once from random weights. Open symbol: their mean. Line: 95 % interval "
-        "(patients and repetitions both vary); with fewer than 5 repetitions it only describes.",
+        "(patients and repetitions both vary), not drawn with fewer than 3 repetitions or where it "
+        "is wider than all of Dice; with fewer than 5 repetitions it only describes.",
         render(figure),
     )
 
@@ -130,7 +129,7 @@ def draw_paired_differences(found: Findings, look: Looks) -> Picture | None:
 def _name_row(row: Comparison, unit: str) -> str:
     baseline = {"equal schedule": "scratch", "best own schedule": "best scratch"}
     against = baseline.get(row.baseline, "scratch, longer")
-    return f"{row.method} - {against} | {row.budget:g} {unit} | {row.schedule}"
+    return f"{row.method} - {against} | {name_budget(row.budget, unit)} | {row.schedule}"
 
 
 def draw_structures(found: Findings, look: Looks) -> Picture:
@@ -138,11 +137,11 @@ def draw_structures(found: Findings, look: Looks) -> Picture:
     budgets, names = sorted(set(found.main["budget"])), list(dict.fromkeys(found.main["structure"]))
     methods = found.methods
     metrics = {
-        "dice": "Dice (higher is better)",
+        "dice": "Dice, 0 to 1 (higher is better)",
         "hd95": "HD95, mm (lower is better)",
-        "nsd": "surface Dice (higher is better)",
+        "nsd": "surface Dice, 0 to 1 (higher is better)",
     }
-    figure, axes = make_panels(3 * len(budgets), 3.7, 1.5 + 0.35 * len(names), most=3)
+    figure, axes = make_panels(3 * len(budgets), 4.2, 1.7 + 0.35 * len(names), most=3)
     for axis, (budget, metric) in zip(axes, product(budgets, metrics), strict=True):
         part = found.main[found.main["budget"] == budget]
         for number, method in enumerate(methods):
@@ -155,11 +154,12 @@ def draw_structures(found: Findings, look: Looks) -> Picture:
                     axis.scatter(values, beside, s=12, color=colour, alpha=0.45, lw=0)
                     axis.scatter([values.mean()], [place], s=42, **look[method])
             axis.plot([], [], lw=0, label=escape_math(method), **look[method])
-        axis.set_yticks(range(len(names)), [escape_math(name) for name in names])
+        shown = [escape_math(name_structure(name)) for name in names] if metric == "dice" else []
+        axis.set_yticks(range(len(names)), shown or [""] * len(names))
         axis.set_ylim(len(names) - 0.4, -0.6)  # the first structure on top
-        axis.set(xlabel=metrics[metric], title=f"{budget:g} {found.unit}")
+        axis.set(xlabel=metrics[metric], title=name_budget(budget, found.unit))
         axis.set_xlim(**({"left": 0} if metric == "hd95" else {"left": 0, "right": 1}))
-    axes[0].legend(fontsize=8)
+    _add_key(figure, axes[0])
     return Picture(
         "structures",
         "By structure",
@@ -217,8 +217,9 @@ def draw_learning_curves(found: Findings, look: Looks) -> Picture | None:
                 epochs = range(1, len(curve) + 1)
                 axis.plot(epochs, curve, color=look[method]["color"], label=escape_math(method))
         axis.set(xlabel="epoch", ylabel="pseudo Dice (0 to 1)", ylim=(0, 1))
-        axis.set_title(escape_math(f"{place[1]:g} {found.unit}, {place[0]}"), fontsize=10)
-    axes[0].legend(fontsize=8)
+        title = f"{name_budget(place[1], found.unit)}, {place[0]}"
+        axis.set_title(escape_math(title), fontsize=10)
+    _add_key(figure, *axes)
     return Picture(
         "learning_curves",
         "Fine-tuning over epochs",
@@ -288,8 +289,18 @@ def _draw_points(
     axis.margins(0.2)
     axis.axhline(0, color="black", lw=1)
     axis.set_xlim(left=0)
-    axis.legend(fontsize=9)
+    _add_key(figure, axis)
     return render(figure)
+
+
+def _add_key(figure: Any, *axes: Any) -> None:
+    """Whose colours and symbols these are, outside of the panels: no symbol is taken for data."""
+    found: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if found:
+        figure.legend(found.values(), found, loc="outside lower left", ncols=4, fontsize=9)
 
 
 FIGURES: tuple[Draw, ...] = (
@@ -301,74 +312,3 @@ FIGURES: tuple[Draw, ...] = (
     draw_probe,
     draw_cost,
 )
-
-
-PER_METHOD = 3
-
-
-def draw_worst_cases(found: Findings) -> list[Picture]:
-    """One picture per method: its cases of lowest mean Dice, at most one per patient."""
-    be_quiet()
-    keys = ["cell", "case", "patient", "budget", "repetition"]
-    pictures = []
-    for method, table in found.main.groupby("method", sort=False):
-        means = table.groupby(keys)["dice"].mean().dropna().sort_values(kind="stable")
-        worst = means.reset_index().drop_duplicates("patient").head(PER_METHOD)
-        pictures += [_draw_method(found, str(method), worst)] if len(worst) else []
-    return pictures
-
-
-def _draw_method(found: Findings, method: str, rows: pd.DataFrame) -> Picture:
-    cells = {cell.id: cell for cell in found.folder.cells}
-    figure, axes = make_panels(len(rows), 4.0, 4.3, most=PER_METHOD)
-    for axis, row in zip(axes, rows.itertuples(), strict=True):
-        _draw_case(axis, found.folder.fold_folder(cells[row.cell]), row.case)
-        about = f"{row.budget:g} labels, repetition {row.repetition}"
-        axis.set_title(escape_math(f"{row.case}, Dice {row.dice:.2f}\n{about}"), fontsize=9)
-    return Picture(
-        f"worst_{slug(method)}",
-        f"Worst cases of {method}",
-        "The slice with the most wrong voxels. Solid: reference. Dashed: prediction. One colour "
-        "per structure.",
-        render(figure, "png"),
-        "png",
-    )
-
-
-def _draw_case(axis: Any, fold: Path, case: str) -> None:
-    run = Validation(fold)
-    predicted, reference = (sitk.ReadImage(str(path)) for path in run.files[case])
-    labels = [_read_volume(image) for image in (predicted, reference)]
-    spacing = ([1.0] * 3 + list(reference.GetSpacing()[::-1]))[-3:]
-    across = int(np.argmax(spacing))  # the slices as they were taken; axis 0 where all are equal
-    wrong = (labels[0] != labels[1]).sum(axis=tuple(a for a in range(3) if a != across))
-    place = int(wrong.argmax())
-    height, width = (spacing[axis_] for axis_ in range(3) if axis_ != across)
-    image = _find_image(fold, case, labels[1].shape).take(place, axis=across)
-    low, high = np.percentile(image, [1, 99])
-    axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=height / width)
-    values = sorted(set(np.unique(np.stack(labels))) - {0, run.ignore_label})
-    for volume, line in zip(labels, ("dashed", "solid"), strict=True):
-        for number, value in enumerate(values):
-            mask = volume.take(place, axis=across) == value
-            if mask.any() and not mask.all():
-                colour = COLOURS[number % len(COLOURS)]
-                axis.contour(mask, [0.5], colors=[colour], linestyles=line, linewidths=1.4)
-    axis.set_axis_off()
-
-
-def _find_image(fold: Path, case: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """First channel of the image; black where nnUNet_raw is not at hand."""
-    root = find_root(RAW)
-    folder = root / fold.parents[1].name / TRAINING_IMAGES if root else None
-    files = sorted(folder.glob(f"{case}_0000.*")) if folder is not None else []
-    if not files:
-        return np.zeros(shape)
-    volume = _read_volume(sitk.ReadImage(str(files[0])))
-    return volume if volume.shape == shape else np.zeros(shape)
-
-
-def _read_volume(image: sitk.Image) -> NDArray[Any]:
-    """(Z, Y, X), also of a 2D image."""
-    array = sitk.GetArrayFromImage(image)
-    return array if array.ndim == 3 else array[None]

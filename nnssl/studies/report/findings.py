@@ -16,9 +16,10 @@ from nnssl.nnunet.paths import PROBE_FILE
 from nnssl.nnunet.runs import read_probe
 from nnssl.studies.analysis.comparisons import Arms, Comparison, compare, compare_labels
 from nnssl.studies.analysis.labels_saved import LabelsSaved
-from nnssl.studies.analysis.statistics import LEAST_REPETITIONS
+from nnssl.studies.analysis.statistics import LEAST_REPETITIONS, Effect
 from nnssl.studies.analysis.table import collect_scores
 from nnssl.studies.report.provenance import CellRecord, read_learning_curve, read_records
+from nnssl.studies.report.words import is_telling, name_budget
 from nnssl.studies.run.folder import StudyFolder, open_study
 from nnssl.studies.run.grid import find_stages
 from nnssl.studies.run.spec import SCRATCH
@@ -43,7 +44,7 @@ def _write_verdict(found: Findings) -> list[str]:
     several = len({each.schedule for each in comparisons}) > 1
     of_arm = groupby(comparisons, key=lambda each: (each.method, each.schedule, each.budget))
     for (method, schedule, budget), rows in of_arm:
-        where = f"with {budget:g} labelled {found.unit}" + (f" ({schedule})" if several else "")
+        where = f"with {name_budget(budget, found.unit)}" + (f" ({schedule})" if several else "")
         sentences.append(_write_sentence(method, where, list(rows)))
     return [*sentences, *_write_conditions(comparisons)]
 
@@ -133,6 +134,13 @@ def write_signed(value: float) -> str:
     return "n/a" if isnan(value) else f"{value:+.3f}"
 
 
+def write_interval(effect: Effect) -> str:
+    """`+0.016 to +0.090`, or why there is none."""
+    if is_telling(effect.low, effect.high, effect.repetitions):
+        return f"{write_signed(effect.low)} to {write_signed(effect.high)}"
+    return f"says nothing ({effect.repetitions} repetition{'s' * (effect.repetitions != 1)})"
+
+
 def write_p(p: float | None) -> str:
     """`= 0.012` or `< 0.001`."""
     if p is None:
@@ -208,7 +216,7 @@ class Findings:
     def probes(self) -> dict[str, float]:
         """Method -> probe Dice after pre-training, where the probe was on and read labels."""
         dices: list[tuple[str, float]] = []
-        for method, record in self._pretrainings:
+        for method, record in self.pretrainings:
             path = self.folder.fold_folder(record.cell) / PROBE_FILE
             dices += [(method, dice) for dice in read_probe(path).values()]
         return _average(dices)
@@ -220,7 +228,7 @@ class Findings:
         spent = {each.cell.id: each.hours or 0.0 for each in self.records}
         return _average(
             (method, each.hours + sum(spent[stage] for stage in find_stages(each.cell, cells)))
-            for method, each in self._pretrainings
+            for method, each in self.pretrainings
             if each.hours
         )
 
@@ -229,7 +237,7 @@ class Findings:
         return [e for e in self.records if e.cell.role == "main" and e.state == "done"]
 
     @property
-    def _pretrainings(self) -> list[tuple[str, CellRecord]]:
+    def pretrainings(self) -> list[tuple[str, CellRecord]]:
         """Finished pre-trainings, each with a method whose finished fine-tuning needs it."""
         needs = {each.cell.needs: each.cell.method for each in self._finished}
         return [(needs[e.cell.id], e) for e in self._finished if e.cell.id in needs]

@@ -13,10 +13,18 @@ from nnssl.common.files import atomic_path, write_json
 from nnssl.common.page import Picture, ReportTable, render_page
 from nnssl.leakage.check import Contamination
 from nnssl.studies.analysis.surface import TOLERANCE
-from nnssl.studies.report.figures import draw_all, draw_worst_cases
+from nnssl.studies.report.figures import draw_all
 from nnssl.studies.report.findings import Findings, collect_findings
+from nnssl.studies.report.overlays import collect_pretraining_pictures, draw_worst_cases
 from nnssl.studies.report.provenance import find_leaks, hash_splits, read_configurations
-from nnssl.studies.report.tables import make_tables, tabulate_open_runs, tabulate_runs
+from nnssl.studies.report.tables import (
+    make_tables,
+    tabulate_for_paper,
+    tabulate_open_runs,
+    tabulate_runs,
+    write_csv,
+    write_latex,
+)
 from nnssl.studies.run.folder import STUDY_FILE
 from nnssl.studies.run.spec import find_waiting
 
@@ -31,7 +39,7 @@ def write_report(
     tolerance: float = TOLERANCE,
     workers: int | None = None,
 ) -> Path:
-    """Writes `report/report.html`, `table.csv`, `table.json`, `effects.json` and the figures.
+    """Writes `report/report.html`, `paper.csv` and `.tex`, all scores, effects and the figures.
 
     Args:
         study_folder: the study may be unfinished.
@@ -50,10 +58,12 @@ def write_report(
     leaked = find_leaks(found.folder)
     pictures = draw_all(found)
     overlays = draw_worst_cases(found) if images else []
+    learned = collect_pretraining_pictures(found) if images else []
     _write_data(folder, found, leaked)
     for picture in pictures:
         _write(folder / "figures" / f"{picture.name}.svg", picture.data)
-    _write(folder / "report.html", _render(found, leaked, pictures, overlays).encode())
+    page = _render(found, leaked, pictures, overlays, learned)
+    _write(folder / "report.html", page.encode())
     return folder / "report.html"
 
 
@@ -77,6 +87,9 @@ def write_markdown(
 def _write_data(folder: Path, found: Findings, leaked: Mapping[str, Contamination]) -> None:
     _write(folder / "table.csv", found.table.to_csv(index=False).encode())
     _write(folder / "table.json", found.table.to_json(orient="records", indent=1).encode())
+    paper = tabulate_for_paper(found)
+    _write(folder / "paper.csv", write_csv(paper).encode())
+    _write(folder / "paper.tex", write_latex(paper).encode())
     effects = {
         "study": found.folder.study.name,
         "unfinished": found.unfinished,
@@ -99,6 +112,7 @@ def _render(
     leaked: Mapping[str, Contamination],
     pictures: Sequence[Picture],
     overlays: Sequence[Picture],
+    learned: Sequence[Picture],
 ) -> str:
     folder = found.folder
     return render_page(
@@ -110,6 +124,7 @@ def _render(
         tables=make_tables(found),
         pictures=pictures,
         overlays=overlays,
+        learned=learned,
         leaks=leaked,
         open_cells=tabulate_open_runs(found.records),
         all_cells=tabulate_runs(found.records),

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from nnssl.common.page import ReportTable
-from nnssl.studies.report.findings import AGAINST, Findings, write_p, write_signed
+from nnssl.studies.report.findings import AGAINST, Findings, write_interval, write_p, write_signed
 from nnssl.studies.report.provenance import CellRecord
+from nnssl.studies.report.words import name_budget
 from nnssl.studies.run.grid import find_stages
 from nnssl.studies.run.spec import SCRATCH
 
@@ -70,8 +71,8 @@ def _tabulate_scores(found: Findings) -> ReportTable:
         missed = int(((part["dice"] == 0) & part["hd95"].isna()).sum())
         rows.append(
             {
-                "labels": f"{budget:g} {found.unit}",
-                "arm": f"{method}{ROLES[role]}",
+                "labels": name_budget(budget, found.unit),
+                "method": f"{method}{ROLES[role]}",
                 "schedule": schedule,
                 "runs": f"{len(runs)} of {planned[key]}",
                 "labelled volumes": _write_range(part, "labelled_volumes"),
@@ -101,14 +102,14 @@ def _tabulate_differences(found: Findings) -> ReportTable:
         p = {"Holm-corrected p": write_p(effect.p_holm).removeprefix("= ")} if tested else {}
         rows.append(
             {
-                "labels": f"{row.budget:g} {found.unit}",
+                "labels": name_budget(row.budget, found.unit),
                 "method": row.method,
                 "compared with": AGAINST[row.baseline],
                 "schedule of scratch": row.scratch_schedule,
                 "repetitions": str(effect.repetitions),
                 "patients": str(effect.patients),
                 "mean difference in Dice": write_signed(effect.mean),
-                "95 % interval": f"{write_signed(effect.low)} to {write_signed(effect.high)}",
+                "95 % interval": write_interval(effect),
                 "each repetition": " ".join(map(write_signed, effect.per_repetition)),
                 **p,
             }
@@ -122,11 +123,62 @@ def _tabulate_differences(found: Findings) -> ReportTable:
     return ReportTable("Difference to scratch", rows, note)
 
 
+def tabulate_for_paper(found: Findings) -> ReportTable:
+    """One row per method and budget, as a paper prints it: mean and deviation, difference, p."""
+    rows = []
+    keys = ["budget", "schedule", "method"]
+    for (budget, schedule, method), part in found.main.groupby(keys, sort=False):
+        runs = part.groupby(["fold", "repetition", "structure"])["dice"].mean()
+        means = runs.groupby(level=["fold", "repetition"]).mean()
+        row: dict[str, str] = {
+            "labels": name_budget(budget, found.unit),
+            "schedule": schedule,
+            "method": method,
+            "repetitions": str(len(means)),
+            "Dice": _write_number(means.mean()),
+            "standard deviation": _write_number(means.std()),
+        }
+        place = (method, schedule, budget)
+        pairs = [e for e in found.at_equal_schedule if (e.method, e.schedule, e.budget) == place]
+        effect = pairs[0].effect if pairs else None
+        row["difference to scratch"] = "" if effect is None else write_signed(effect.mean)
+        row["95 % interval"] = "" if effect is None else write_interval(effect)
+        row["p (Holm)"] = "" if effect is None else write_p(effect.p_holm).removeprefix("= ")
+        rows.append(row)
+    return ReportTable("Table for a paper", sorted(rows, key=lambda row: row["labels"]))
+
+
+def write_csv(table: ReportTable) -> str:
+    """The table as CSV."""
+    return pd.DataFrame(table.rows).to_csv(index=False)
+
+
+def write_latex(table: ReportTable) -> str:
+    """The table as a LaTeX `tabular`, which needs no package."""
+    names = list(table.rows[0]) if table.rows else []
+    lines = [names, *(list(row.values()) for row in table.rows)]
+    body = [" & ".join(map(_escape_latex, line)) + r" \\" for line in lines]
+    begin = rf"\begin{{tabular}}{{{'l' * len(names)}}}"
+    return "\n".join([begin, body[0], r"\hline", *body[1:], r"\end{tabular}", ""])
+
+
+def _escape_latex(text: str) -> str:
+    special = {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        **{mark: f"\\{mark}" for mark in "&%$#_{}"},
+    }
+    return "".join(special.get(letter, letter) for letter in text)
+
+
 def _tabulate_labels_saved(found: Findings) -> ReportTable:
     """How many labels scratch needs for the Dice of a method."""
     rows = [
         {
-            "labels of the method": f"{budget:g} {found.unit}",
+            "labels of the method": name_budget(budget, found.unit),
             "method": method,
             "schedule": schedule,
             "its Dice": _write_number(saved.method[i]),
@@ -155,7 +207,7 @@ def _tabulate_cost(records: Sequence[CellRecord]) -> ReportTable:
         both = [*before, *after]
         rows.append(
             {
-                "arm": method,
+                "method": method,
                 "pre-training": _write_hours(before) if method != SCRATCH else "none",
                 "training on labels": _write_hours(after),
                 "hours in all": f"{sum(each.hours or 0.0 for each in both):.2f}",
