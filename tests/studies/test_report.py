@@ -260,10 +260,10 @@ def test_pictures_of_each_pre_training_and_a_table_for_a_paper(tmp_path: Path) -
     assert titles == ["M_50%: epoch 0002 clusters", "M_50%: embedding"]
     report = tmp_path / "study" / "report"
     rows = list(csv.DictReader((report / "paper.csv").read_text().splitlines()))
-    assert [row["method"] for row in rows] == [name, "scratch"]
+    assert [row["method"] for row in rows] == ["scratch", name]
     assert rows[0]["labels"] == "2 labelled patients"
-    assert re.fullmatch(r"[+-]0\.\d{3} to [+-]0\.\d{3}", rows[0]["95 % interval"])
+    assert re.fullmatch(r"[+-]0\.\d{3} to [+-]0\.\d{3}", rows[1]["95 % interval"])
     tex = (report / "paper.tex").read_text().splitlines()
     assert tex[0] == r"\begin{tabular}{" + "l" * len(rows[0]) + "}"
-    assert r"M\_50\%" in tex[3]
+    assert r"M\_50\%" in tex[4]
     assert all(line.count(" & ") == len(rows[0]) - 1 for line in (tex[1], *tex[3:5]))

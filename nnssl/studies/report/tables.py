@@ -127,7 +127,8 @@ def tabulate_for_paper(found: Findings) -> ReportTable:
     """One row per method and budget, as a paper prints it: mean and deviation, difference, p."""
     rows = []
     keys = ["budget", "schedule", "method"]
-    for (budget, schedule, method), part in found.main.groupby(keys, sort=False):
+    groups = sorted(found.main.groupby(keys, sort=False), key=lambda item: item[0][0])
+    for (budget, schedule, method), part in groups:
         runs = part.groupby(["fold", "repetition", "structure"])["dice"].mean()
         means = runs.groupby(level=["fold", "repetition"]).mean()
         row: dict[str, str] = {
@@ -145,7 +146,7 @@ def tabulate_for_paper(found: Findings) -> ReportTable:
         row["95 % interval"] = "" if effect is None else write_interval(effect)
         row["p (Holm)"] = "" if effect is None else write_p(effect.p_holm).removeprefix("= ")
         rows.append(row)
-    return ReportTable("Table for a paper", sorted(rows, key=lambda row: row["labels"]))
+    return ReportTable("Table for a paper", rows)
 
 
 def write_csv(table: ReportTable) -> str:
