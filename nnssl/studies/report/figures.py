@@ -101,7 +101,7 @@ def draw_paired_differences(found: Findings, look: Looks) -> Picture | None:
     rows = found.comparisons
     if not rows:
         return None
-    figure, (axis,) = make_panels(1, 8.0, 1.3 + 0.42 * len(rows))
+    figure, (axis,) = make_panels(1, 9.0, 1.3 + 0.42 * len(rows))
     for place, row in enumerate(reversed(rows)):
         (colour, marker), effect = look[row.method].values(), row.effect
         if is_telling(effect.low, effect.high, effect.repetitions):
@@ -114,7 +114,7 @@ def draw_paired_differences(found: Findings, look: Looks) -> Picture | None:
     names = [escape_math(_name_row(row, found.unit)) for row in reversed(rows)]
     axis.set_yticks(range(len(rows)), names)
     axis.set_ylim(-0.7, len(rows) - 0.3)
-    axis.set_xlabel("difference in Dice: method minus scratch (right of 0: the method is better)")
+    axis.set_xlabel("difference in Dice to scratch (right of 0: the method is better)")
     return Picture(
         "paired_differences",
         "Difference to scratch",
