@@ -69,7 +69,11 @@ def run(tmp_path: Path) -> Path:
     }
     labels = {"background": 0, "heart": 1}
     start = {
-        "plans": {"configurations": {"2d": {"patch_size": [64, 64], "batch_size": 4}}},
+        "plans": {
+            "plans_name": "nnUNetPlans",
+            "dataset_name": "Dataset999_Tiny",
+            "configurations": {"2d": {"patch_size": [64, 64], "batch_size": 4}},
+        },
         "dataset_json": {"labels": labels},
     }
     content = {"network_weights": {"w": torch.ones(2)}, "nnssl": own, "init_args": start}
