@@ -45,7 +45,9 @@ def run(tmp_path: Path) -> Path:
     files = ("progress.png", "pictures/epoch_0003_views.png", "pictures/probe_embedding.png")
     for name in (*files, "pictures/epoch_0002_views.png"):
         (folder / name).write_bytes(PNG)
-    (folder / "resolved_config.yaml").write_text(f"name: {EVIL}\n")
+    config: dict[str, Any] = {"name": "nnSSLATrainer", "kind": "pretrain", "about": {}}
+    config |= {"sources": [EVIL], "sections": {"training": {"num_epochs": 3}}}
+    (folder / "resolved_config.yaml").write_text(json.dumps(config))
     dice = {"pretrained": 0.611, "random": 0.141}
     encoders = {n: {"dice": d, "dice_per_structure": {EVIL: d}} for n, d in dice.items()}
     probe = {"encoders": encoders, "settings": {"patients": 2}, "labels": "Labels of a, b"}
@@ -53,6 +55,7 @@ def run(tmp_path: Path) -> Path:
     own: dict[str, Any] = {
         "kind": "pretrain",
         "epoch": 3,
+        "config": config,
         "step": 30,
         "about": {"summary": EVIL},
         "history": {"train_loss": [2.0, None, 1.25], "epoch_seconds": [3600.0, 3600.0, 1800.0]},
@@ -107,6 +110,7 @@ def test_the_page_needs_nothing_else_and_names_stay_text(run: Path) -> None:
     page = Page(text := write_run_report(run).read_text())
     assert "script" not in page.tags
     assert EVIL in page.texts  # as text
+    assert EVIL in next(each for each in page.texts if "num_epochs" in each)
     assert len(page.addresses) == 3  # course, last views, embedding; not the former epoch's
     assert all(each.startswith("data:image/png;base64,") for each in page.addresses)
     assert "http" not in re.sub(r"http-equiv", "", text)
