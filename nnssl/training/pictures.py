@@ -74,11 +74,12 @@ def draw_panel(panel: Panel, heading: str) -> Any:
         for column, image in enumerate(images):
             left, bottom = column * (1 + GAP), top + image.shape[0] / image.shape[1]
             shown = image if image.ndim == 2 else np.clip(image, 0, 1)
+            options: Any = limits[column] if image.ndim == 2 else {}
             drawn = axis.imshow(
                 shown,
                 extent=(left, left + 1, bottom, top),
                 interpolation="nearest",
-                **(limits[column] if image.ndim == 2 else {}),
+                **options,
             )
         if row.scale:
             figure.colorbar(drawn, ax=axis, label=escape_math(row.scale), shrink=0.6)

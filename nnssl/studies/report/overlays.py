@@ -38,14 +38,15 @@ def draw_worst_cases(found: Findings) -> list[Picture]:
 
 
 def _draw_method(found: Findings, method: str, rows: pd.DataFrame) -> Picture:
-    cells, numbers = {cell.id: cell for cell in found.folder.cells}, {}
+    cells = {cell.id: cell for cell in found.folder.cells}
+    colours: dict[str, str] = {}  # colours of structures that were drawn
     figure, axes = make_panels(len(rows), 4.0, 4.3, most=PER_METHOD)
     for axis, row in zip(axes, rows.itertuples(), strict=True):
-        where = _draw_case(axis, found.folder.fold_folder(cells[row.cell]), row.case, numbers)
+        where = _draw_case(axis, found.folder.fold_folder(cells[row.cell]), row.case, colours)
         about = f"{name_budget(row.budget, found.unit)}, repetition {row.repetition}"
         title = f"{row.case}, {where}, Dice {row.dice:.2f}\n{about}"
         axis.set_title(escape_math(title), fontsize=9)
-    _add_structures(figure, numbers)
+    _add_structures(figure, colours)
     return Picture(
         f"worst_{slug(method)}",
         f"Worst cases of {method}",
@@ -89,7 +90,9 @@ def _add_structures(figure: Any, colours: dict[str, str]) -> None:
     """The key below: structures in full, and which line is which."""
     from matplotlib.lines import Line2D
 
-    key = {escape_math(name_structure(n)): {"color": c, "lw": 4} for n, c in colours.items()}
+    key: dict[str, Any] = {
+        escape_math(name_structure(n)): {"color": c, "lw": 4} for n, c in colours.items()
+    }
     key |= {"reference": {"color": GREY}, "prediction": {"color": GREY, "ls": "dashed"}}
     lines = [Line2D([], [], **look) for look in key.values()]
     figure.legend(lines, list(key), loc="outside lower left", ncols=3, fontsize=8)
