@@ -23,7 +23,6 @@ from nnssl.nnunet.paths import DATASET_FILE, FINAL, LATEST, PLANS_FILE, cache_pl
 from nnssl.nnunet.planned_network import build_network
 from nnssl.probe.during_training import TrainingProbe
 from nnssl.probe.volumes import NO_STRUCTURE, read_structures
-from nnssl.probe.volumes import NO_STRUCTURE, read_structures
 from nnssl.training import preflight
 from nnssl.training.checkpoints import (
     Progress,
