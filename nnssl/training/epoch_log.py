@@ -34,10 +34,7 @@ def describe_epoch(values: Values, epochs: int, metrics: Sequence[str]) -> str:
     parts = [_describe_term("loss", "train_loss", last, bounds)]
     for metric in metrics:
         beside = {"validation": f"val_{metric}"}
-        for kind, word, bound in (
-            ("accuracy", "chance", "chance"),
-            ("loss", "collapse", "collapse_loss"),
-        ):
+        for kind, word, bound in BOUNDS:
             if metric.endswith(kind):
                 beside[word] = f"{metric.removesuffix(kind)}{bound}"
         parts.append(_describe_term(metric.replace("_", " "), metric, last, beside))

@@ -16,6 +16,7 @@ from nnssl.nnunet.paths import CONFIG_FILE, FINAL, PROBE_FILE, WEIGHTS, parse_fo
 from nnssl.nnunet.runs import FINETUNER, RunLocation
 from nnssl.probe.pictures import EMBEDDING, NEIGHBOURS
 from nnssl.probe.volumes import NO_STRUCTURE, read_structures
+from nnssl.training.epoch_log import describe_seconds
 
 REPORT_FILE, TEMPLATE = "report.html", "run_report.html.j2"
 PROGRESS = "progress.png"
@@ -129,7 +130,7 @@ def _write_sentences(own: Mapping[str, Any], probe: Mapping[str, Any]) -> list[s
     """What was learned, for one who did not watch."""
     history, epochs = own.get("history", {}), own.get("epoch", 0)
     seconds = sum(filter(None, history.get("epoch_seconds", [])))
-    sentences = [f"{own.get('step')} steps in {epochs} epochs took {write_duration(seconds)}."]
+    sentences = [f"{own.get('step')} steps in {epochs} epochs took {describe_seconds(seconds)}."]
     loss, collapse = (_last(history, key) for key in ("train_loss", "collapse_loss"))
     if loss is not None:
         beside = "" if collapse is None else f"; a network that maps all alike has {collapse:.3g}"
@@ -153,12 +154,12 @@ def _tabulate_seen(own: Mapping[str, Any]) -> ReportTable:
     images = cases.get("unlabelled", {})
     collections = images.get("images", {})
     added = sum(len(each.get("identifiers", [])) for each in collections.values())
-    left_out = len(images.get("left_out", {}))
+    left_out = sum(images.get("left_out", {}).values())
     rows = {
         "training cases": str(len(training)),
         "patients of these": str(len(set(patients))) if patients else "not recorded",
         "images without labels that were added": str(added),
-        "of these left out (patients who are evaluated)": str(left_out),
+        "images without labels that were left out (patients who are evaluated)": str(left_out),
         "validation cases, never learned from": str(len(held_out)),
     }
     note = "Labels were not learned from. Collections: " + (", ".join(collections) or "none") + "."
@@ -222,11 +223,3 @@ def _last(history: Mapping[str, Sequence[float | None]], key: str) -> float | No
 
 def _write(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.3g}"
-
-
-def write_duration(seconds: float) -> str:
-    """`1.5 hours`, `12 minutes` or `40 seconds`."""
-    for size, unit in ((3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.0f} seconds"

@@ -13,7 +13,7 @@ import torch
 
 from nnssl.cli import runs
 from nnssl.nnunet.checkpoint import save_atomically
-from nnssl.training.run_report import write_duration, write_run_report
+from nnssl.training.run_report import write_run_report
 
 EVIL = "<script>alert('x')</script>"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -66,7 +66,7 @@ def run(tmp_path: Path) -> Path:
             "records": {"patient": ["p", "p", EVIL]},
             "unlabelled": {
                 "images": {EVIL: {"identifiers": ["i", "j"]}},
-                "left_out": {"k": "a patient of the validation"},
+                "left_out": {"patients of validation cases": 3, "patients of test images": 2},
             },
         },
     }
@@ -94,10 +94,10 @@ def test_the_page_joins_what_a_reader_asks_for(run: Path) -> None:
     assert pairs["training cases"] == "3"
     assert pairs["patients of these"] == "2"
     assert pairs["images without labels that were added"] == "2"
-    assert pairs["of these left out (patients who are evaluated)"] == "1"
+    assert pairs["images without labels that were left out (patients who are evaluated)"] == "5"
     assert pairs["validation cases, never learned from"] == "1"
     assert pairs["patch (voxels)"] == "80x96"
-    assert "30 steps in 3 epochs took 2.5 hours. The training loss ended at 1.25." in text
+    assert "30 steps in 3 epochs took 2 h 30 min. The training loss ended at 1.25." in text
     assert "2 labelled patients, reaches a Dice of 0.611 (random weights: 0.141)" in text
     line = next(each for each in page.texts if "nnUNetv2_train" in each)
     assert line == (
@@ -132,9 +132,3 @@ def test_the_command_writes_the_page_of_every_finished_run(
     assert runs.main(["--report"]) == 0
     assert str(run / "report.html") in capsys.readouterr().out
     assert (run / "report.html").is_file()
-
-
-def test_durations_are_readable() -> None:
-    assert [write_duration(each) for each in (40, 720, 9000)] == [
-        "40 seconds", "12 minutes", "2.5 hours",
-    ]  # fmt: skip
