@@ -190,22 +190,22 @@ class nnSSLPretrainer(PretrainingLoop):
         if self.local_rank == 0:
             if not self.disable_checkpointing:
                 (folder / LATEST).unlink(missing_ok=True)
-            self.print_to_log_file(f"Pre-training done. {self._suggest_next()}")
-            self._write_report()
+            done = f"Pre-training done{self._write_report()}. {self._suggest_next()}"
+            self.print_to_log_file(done)
         self.close()
 
-    def _write_report(self) -> None:
-        """The page of the run; a failure is told, since the training is done and saved."""
+    def _write_report(self) -> str:
+        """Where the page of the run is; a failure is told, since the training is done and saved."""
         if self.disable_checkpointing:
-            return
+            return ""
         try:
-            file = write_run_report(Path(self.output_folder))
-            self.print_to_log_file(f"All of it on one page: {file}")
+            return f", all of it on one page: {write_run_report(Path(self.output_folder))}"
         except Exception as error:
             self.print_to_log_file(
                 f"WARNING: {REPORT_FILE} could not be written; the run is whole without it "
                 f"({type(error).__name__}: {error})"
             )
+            return ""
 
     def _suggest_next(self) -> str:
         """What to do with the weights: fine-tuning needs labels, which not every dataset has."""

@@ -92,7 +92,8 @@ def test_walk(
     )
     folder = Path(trainer.output_folder)
     assert {f.name for f in folder.iterdir()} >= {
-        "checkpoint_final.pth", "progress.png", "resolved_config.yaml", "pictures", "history.csv",
+        "checkpoint_final.pth", "progress.png", "report.html", "resolved_config.yaml", "pictures",
+        "history.csv",
     }  # fmt: skip
     assert not (folder / "checkpoint_latest.pth").exists()
     assert not list(folder.glob("checkpoint_preflight*"))
@@ -232,7 +233,7 @@ def test_killed_in_the_last_probe_the_resumed_run_has_probe_and_pictures(
     trainer.close()
     drawn: list[str] = []
     monkeypatch.setattr(TrainingProbe, "run", lambda *_: {"probe_dice": 0.5, "probe_seconds": 1})
-    monkeypatch.setattr(pretraining_loop, "save_pictures", lambda *names: drawn.append(names[-1]))
+    monkeypatch.setattr(pretraining_loop, "save_pictures", lambda *names: drawn.append(names[3]))
     for file in ("checkpoint_latest.pth", "checkpoint_final.pth"):
         resumed = tiny_dataset.trainer(kind)
         resumed.load_checkpoint(str(Path(trainer.output_folder) / file))
