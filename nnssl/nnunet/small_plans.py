@@ -121,7 +121,7 @@ def _check(
 
 
 def _shrink_network(small: dict[str, Any], features: Sequence[int]) -> None:
-    if small["architecture"]["network_class_name"] == RESNET:
+    if small["architecture"].get("network_class_name") == RESNET:
         raise ValueError(
             "the plans are those of a ResNet, which is not made smaller; shrink nnU-Net's plans "
             "(-p nnUNetPlans), and run nnssl_plan_resnet50 with the small ones (-p)"

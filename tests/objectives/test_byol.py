@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, one_hot
 
 from nnssl.modules import unet
+from nnssl.modules.tissue import weigh_voxels
 from nnssl.objectives.byol import BYOLObjective
 from nnssl.objectives.dense_byol import DenseBYOLObjective
 
@@ -100,16 +101,17 @@ def test_cells_outside_the_overlap_and_air_do_not_count(
     make_unet: Callable[..., nn.Module],
 ) -> None:
     made, both = dense(make_unet, background_weight=0.0), batch(shift=0.2, rotation=0.0)
+    voxels = weigh_voxels(both, 0.0)
     a, b = both["views"].values()
     target = torch.zeros(4, 8, 8, 8)
-    _, weights = made._align(both, target, a, b)
-    inside = made._align(both, target, b, b)[1]
+    _, weights = made._align(voxels, target, a, b)
+    inside = made._align(voxels, target, b, b)[1]
     assert (weights <= inside).all()
     assert (weights < inside).any()
     assert (inside == 0).any()
     b.matrix = b.matrix.clone()
     b.matrix[:, :, -1] += 5
-    assert not made._align(both, target, a, b)[1].any()
+    assert not made._align(voxels, target, a, b)[1].any()
 
 
 @pytest.mark.parametrize(("levels", "chosen", "cells"), [(None, 0, 8), (0, 0, 8), (2, 2, 32)])
