@@ -114,6 +114,8 @@ def fit(
     names = [key for key in state if first_name(key) == key]
     if unknown := sorted(set(asked) - set(names)):
         raise ValueError(f"asked: the network has no {unknown[:5]}; allowed: its own first names")
+    if not any(key.startswith("decoder.") for key in weights):  # nothing of it can be missing
+        asked = [key for key in asked if not key.startswith("decoder.")]
     pairs = pair(weights, names)
     converts = is_residual(names) and is_plain(weights)
     told = weights if converts and source.trained is None else source.trained
