@@ -47,7 +47,7 @@ class PretrainingLoop(PretrainingSetup):
         self.history = History()
         self.epoch_terms: list[Mapping[str, float]] = []
         self.skipped_steps = self._skipped_in_a_row = 0
-        self._last_plot = 0.0
+        self._last_plot = time()  # a short run is drawn once, at its end
 
     def on_train_epoch_start(self) -> None:
         self.network.train()
