@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 
 import pytest
+import torch
 
 from nnssl.training.epoch_log import (
     describe_epoch,
@@ -13,7 +14,7 @@ from nnssl.training.epoch_log import (
     describe_time,
     find_troubles,
 )
-from nnssl.training.history import History, read_stock_terms, tell_loggers
+from nnssl.training.history import History, WeightChange, read_stock_terms, tell_loggers
 
 EPOCH = {
     "train_loss": 2.74123,
@@ -183,3 +184,16 @@ def test_further_loggers_get_every_term_that_was_measured():
     tell_loggers(Logger, {"train_loss": 1.0, "val_loss": None}, 3)
     assert [each.told for each in Logger.loggers] == [[("train_loss", 1.0, 3)]] * 2
     tell_loggers(object(), {"train_loss": 1.0}, 3)  # nnU-Net 2.6.2
+
+
+def test_change_of_weights_is_per_stage_that_has_weights(make_resnet):
+    """The first stage of a U-Net with a ResNet as encoder passes the image on and has none."""
+    network = make_resnet()
+    change = WeightChange(network)
+    with torch.no_grad():
+        for parameter in network.encoder.stages[2].parameters():
+            parameter.mul_(1.5)
+    found = change(network)
+    assert set(found) == {f"weight_change_stage_{stage}" for stage in (1, 2, 3, 4, 5)}
+    assert found.pop("weight_change_stage_2") == pytest.approx(0.5)
+    assert set(found.values()) == {0.0}
