@@ -179,6 +179,7 @@ for name in ("nnUNetTrainer", "nnUNetTrainer_5epochs", "__path__"):
         continue
     raise SystemExit(f"{name} was not refused")
 assert set(sys.modules) == before, set(sys.modules) - before
+assert sys.excepthook is sys.__excepthook__
 """
     subprocess.run([sys.executable, "-c", code, str(registration.SOURCE)], check=True)
 

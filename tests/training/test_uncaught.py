@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -92,19 +90,3 @@ def test_python_code_sees_no_difference(capsys):
     with pytest.raises(ValueError, match="there is no trainer") as caught:
         trainer_class("nnSSLNoneTrainer")
     assert uncaught._tell(caught.value, caught.tb) is None
-
-
-def test_stock_trainers_leave_python_as_it_is():
-    code = """
-import sys
-namespace = {"__name__": "forwarding"}
-exec(compile(open(sys.argv[1]).read(), "forwarding", "exec"), namespace)
-for name in ("nnUNetTrainer", "nnUNetTrainer_5epochs", "__path__"):
-    try:
-        namespace["__getattr__"](name)
-    except AttributeError:
-        assert sys.excepthook is sys.__excepthook__
-"""
-    source = REPOSITORY / "nnssl" / "external_trainers" / "nnssl_trainers.py"
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    subprocess.run([sys.executable, "-c", code, str(source)], check=True, env=environment)
