@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -20,7 +19,14 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from nnssl.common.environment import set_variables
 from nnssl.config import TRAINER_PREFIX
-from nnssl.nnunet.paths import OWN, PREPROCESSED, RESULTS, plans_file, root_folder
+from nnssl.nnunet.paths import (
+    OWN,
+    PREPROCESSED,
+    RESULTS,
+    check_preprocessed,
+    plans_file,
+    root_folder,
+)
 from nnssl.nnunet.plans import read_description, read_plans
 from nnssl.training.factory import trainer_class
 from nnssl.training.pretraining_setup import PretrainingSetup
@@ -128,13 +134,8 @@ def build_trainer(name: str, job: DryRun) -> Any:
             dataset_json=read_description(source),
             device=job.device,
         )
-        folder = Path(trainer.preprocessed_dataset_folder)
-        if not folder.is_dir():
-            raise ValueError(
-                f"{Path(os.path.realpath(folder.parent)).name}/{folder.name} is not preprocessed; "
-                f"run first: nnUNetv2_preprocess -d {job.dataset} -plans_name {job.plans} "
-                f"-c {job.configuration}"
-            )
+        folder = source / Path(trainer.preprocessed_dataset_folder).name
+        check_preprocessed(folder, job.plans, job.configuration)
         trainer.disable_checkpointing, trainer.takes_weights = True, False
         trainer.initialize()
         if isinstance(trainer, PretrainingSetup):
