@@ -23,6 +23,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnU
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnssl.common.files import write_json
+from nnssl.nnunet.plans import PLAIN, RESIDUAL, make_architecture
 
 PATIENTS, FRAMES, PLANS = 5, 2, "nnUNetPlans"
 NAMES = {
@@ -31,7 +32,7 @@ NAMES = {
     "many": "Dataset997_Many",
     "residual": "Dataset996_Residual",
 }
-UNETS = "dynamic_network_architectures.architectures.unet."
+RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6)  # of nnU-Net's residual encoders
 CONFIGURATIONS, SIDES = ("2d", "3d_fullres"), ("train", "val")
 DATASET_JSON = {
     "channel_names": {"0": "MRI"},
@@ -93,23 +94,19 @@ def make_plans(size: str) -> dict[str, Any]:
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {"0": statistics},
-        "configurations": {c: _make_configuration(size, c) for c in SIZES[size]},
+        "configurations": {
+            c: _configuration(c, *SIZES[size][c], size == "residual") for c in SIZES[size]
+        },
     }
 
 
-def _make_configuration(size: str, name: str) -> dict[str, Any]:
-    made = _configuration(name, *SIZES[size][name])
-    if size == "residual":
-        architecture = made["architecture"]
-        architecture["network_class_name"] = UNETS + "ResidualEncoderUNet"
-        knobs = architecture["arch_kwargs"]
-        del knobs["n_conv_per_stage"]
-        knobs |= {"n_blocks_per_stage": [1, 3, 4, 6, 6, 6], "n_conv_per_stage_decoder": [1] * 5}
-    return made
-
-
 def _configuration(
-    name: str, shape: Sequence[int], patch: Sequence[int], batch: int, features: Sequence[int]
+    name: str,
+    shape: Sequence[int],
+    patch: Sequence[int],
+    batch: int,
+    features: Sequence[int],
+    residual: bool,
 ) -> dict[str, Any]:
     dimension, stages = len(patch), len(features)
     later = [1, 2, 2] if patch[0] < 16 else [2, 2, 2]
@@ -130,26 +127,12 @@ def _configuration(
         "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, **resampling},
         "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, **resampling},
         "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, **resampling},
-        "architecture": {
-            "network_class_name": UNETS + "PlainConvUNet",
-            "arch_kwargs": {
-                "n_stages": stages,
-                "features_per_stage": list(features),
-                "conv_op": f"torch.nn.modules.conv.Conv{dimension}d",
-                "kernel_sizes": [[3] * dimension] * stages,
-                "strides": [[1] * dimension, *[later[-dimension:]] * (stages - 1)],
-                "n_conv_per_stage": [2] * stages,
-                "n_conv_per_stage_decoder": [2] * (stages - 1),
-                "conv_bias": True,
-                "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimension}d",
-                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-                "dropout_op": None,
-                "dropout_op_kwargs": None,
-                "nonlin": "torch.nn.LeakyReLU",
-                "nonlin_kwargs": {"inplace": True},
-            },
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
+        "architecture": make_architecture(
+            RESIDUAL if residual else PLAIN,
+            features,
+            [[1] * dimension, *[later[-dimension:]] * (stages - 1)],
+            RESIDUAL_BLOCKS if residual else [2] * stages,
+        ),
         "batch_dice": dimension == 2,
     }
 
