@@ -14,8 +14,7 @@ from pathlib import Path
 
 from nnssl.cli.command import command, dataset_id, warn
 from nnssl.nnunet.paths import WEIGHTS, plans_file
-
-KEEPABLE = ("spacing", "patch", "batch", "normalisation")
+from nnssl.nnunet.plans import KEEPABLE, read_description, read_plans, write_new_plans
 
 
 def _add_options(parser: ArgumentParser) -> None:
@@ -36,7 +35,6 @@ def main(options: Namespace) -> None:
     from nnssl.nnunet.checkpoint import speaking_of
     from nnssl.nnunet.plan_like import plan_like, read_source
     from nnssl.nnunet.planned_network import build_planned_network
-    from nnssl.nnunet.plans import read_description, read_plans, write_new_plans
     from nnssl.nnunet.runs import WeightSource
     from nnssl.nnunet.weight_files import read_weights
     from nnssl.training.finetuning_weights import compare_inputs, fit_checkpoint

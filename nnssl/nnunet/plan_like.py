@@ -18,6 +18,10 @@ from nnssl.finetuning.structure import describe
 from nnssl.nnunet.checkpoint import find_plans
 from nnssl.nnunet.planned_network import SUPPORTED, build_planned_network, check_supported
 from nnssl.nnunet.plans import (
+    BATCH,
+    NORMALISATION,
+    PATCH,
+    SPACING,
     change_spacing,
     count_channels,
     find_configuration,
@@ -28,8 +32,6 @@ from nnssl.nnunet.plans import (
 from nnssl.nnunet.weight_files import ADAPTATION_PLAN, find_inputs
 
 NETWORKS = {name.rpartition(".")[2]: name for name in reversed(SUPPORTED)}  # by class
-SPACING, PATCH, BATCH, NORMALISATION = "spacing", "patch", "batch", "normalisation"
-KEEPABLE = (SPACING, PATCH, BATCH, NORMALISATION)
 KEPT_INPUTS = ("normalization_schemes", "use_mask_for_norm")
 LEAST_CELLS = 2  # bottleneck cells along an axis; InstanceNorm refuses a single cell
 LEAST_BATCH = 2  # nnU-Net's own minimum

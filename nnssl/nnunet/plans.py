@@ -18,6 +18,8 @@ from nnssl.nnunet.paths import DATASET_FILE, check_name
 UNETS = "dynamic_network_architectures.architectures"
 PLAIN, RESIDUAL = f"{UNETS}.unet.PlainConvUNet", f"{UNETS}.unet.ResidualEncoderUNet"
 RESNET = "nnssl.modules.resnet_unet.ResNetUNet"
+SPACING, PATCH, BATCH, NORMALISATION = "spacing", "patch", "batch", "normalisation"
+KEEPABLE = (SPACING, PATCH, BATCH, NORMALISATION)  # of a checkpoint, by plans that are made for it
 NOT_PLANS = ("dataset", "dataset_fingerprint", "splits_final")  # JSON files beside plans
 PADDING_WARNING = 1.5  # a patch this many times the median image is mostly padding
 

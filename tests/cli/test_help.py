@@ -64,7 +64,7 @@ def test_the_cluster_command_and_others_quote_what_is_true():
     from nnssl.convert.phantom import SIZES
     from nnssl.convert.volumes import FourthAxis, Headers, Overlap
     from nnssl.data.pool.settings import PLANNER, POLICIES, WINDOW
-    from nnssl.nnunet.plan_like import KEEPABLE
+    from nnssl.nnunet.plans import KEEPABLE
 
     def options(name: str) -> dict[str, argparse.Action]:
         parser = next(entry for entry in COMMANDS if entry.name == name).load().make_parser()

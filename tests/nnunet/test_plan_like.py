@@ -8,8 +8,9 @@ import math
 import pytest
 from networks import checkpoint, configuration, dataset, plans
 
-from nnssl.nnunet.plan_like import KEEPABLE, find_nearest_patch, plan_like, read_source
+from nnssl.nnunet.plan_like import find_nearest_patch, plan_like, read_source
 from nnssl.nnunet.planned_network import build_planned_network
+from nnssl.nnunet.plans import KEEPABLE
 
 PLANNED = configuration([52, 40], [1.0, 1.0], batch=12)
 TARGET = plans(c2d=PLANNED)
