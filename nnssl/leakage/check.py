@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,32 +13,41 @@ import numpy as np
 from nnssl.common.files import hash_json
 from nnssl.data.copies import THRESHOLD, find_copies, load_case_thumbnails, make_signatures
 from nnssl.data.thumbnails import stack_thumbnails
+from nnssl.data.unlabelled.job import PreprocessingPlan
 from nnssl.data.unlabelled.records import read_records
 from nnssl.leakage.overlaps import find_overlaps
 from nnssl.leakage.seen import Seen, SeenImage, find_images
+from nnssl.leakage.test_set import load_test_thumbnails, read_test_set
 from nnssl.nnunet.cases import CaseRecord, read_all_cases, read_cases
 from nnssl.nnunet.images import CaseError
-from nnssl.nnunet.paths import CASES_FILE, SPLITS_FILE, dataset_number, own_folder
+from nnssl.nnunet.paths import CASES_FILE, SPLITS_FILE, TEST_IMAGES, dataset_number, own_folder
 from nnssl.nnunet.splits import read_splits
 
 MOST_NAMED = 5
 ALIKE = 0.6  # rank correlation from which an image may be a cropped copy; docs/leakage.md
 Content = Literal["none", "strangers", "all"]
+Verdict = Literal["clean", "contaminated", "possible", "unknown"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated: validation cases of a fold."""
+    """What is evaluated: validation cases of a fold, and later the images of imagesTs."""
 
     dataset: Path  # `nnUNet_preprocessed/DatasetXXX_NAME`
     fold: int | str
     validation: Sequence[str]
     configuration_folder: Path | None = None  # nnU-Net's, for comparing by content
+    plan: PreprocessingPlan | None = None  # for comparing the raw images of imagesTs by content
 
     @cached_property
     def records(self) -> dict[str, CaseRecord]:
-        """Origin of every case."""
+        """Origin of every validation case."""
         return read_cases(self.dataset, self.validation)
+
+    @cached_property
+    def tested(self) -> dict[str, CaseRecord]:
+        """Origin of every case of imagesTs that is recorded."""
+        return read_all_cases(self.dataset, "Ts")
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Finding:
 
     by: Literal["source", "fold", "patient", "file", "name", "dataset", "content"]
     # possible: it may share images; unknown: it could not be looked for
-    verdict: Literal["clean", "contaminated", "possible", "unknown"]
+    verdict: Verdict
     text: str
     cases: tuple[str, ...] = ()  # cases of the evaluation that it is about
 
@@ -85,7 +94,7 @@ def check(seen: Seen, evaluation: Evaluation, content: Content = "none") -> Cont
     Args:
         content: compare by content, which reads every validation image once, with `all` that was
             seen, or with `strangers`: images of patients whom the dataset of the evaluation does
-            not know by record.
+            not know by record. With these, images of imagesTs are compared in both cases.
 
     Raises:
         ValueError: records lack a validation case.
@@ -102,6 +111,7 @@ def check(seen: Seen, evaluation: Evaluation, content: Content = "none") -> Cont
     ]
     names = {"none": [], "strangers": strangers, "all": [*seen.keys]}[content]
     findings += _check_content(seen, evaluation, names) if names else []
+    findings += _check_test_images(seen, evaluation, strangers) if strangers and names else []
     return Contamination(tuple(findings))
 
 
@@ -132,8 +142,7 @@ def _check_patients(seen: Seen, evaluation: Evaluation) -> Iterator[Finding]:
     leaked = tuple(case for case in evaluation.validation if records[case].key in patients)
     tested = []
     if seen.dataset != evaluation.dataset:
-        held_out = {record.key for record in read_all_cases(evaluation.dataset, "Ts").values()}
-        tested = sorted(held_out & patients)
+        tested = sorted({record.key for record in evaluation.tested.values()} & patients)
     what = f"Training on {seen.dataset.name} saw"
     if leaked:
         text = f"{what} the patients of {len(leaked)} of {len(records)} validation cases"
@@ -179,27 +188,34 @@ def _check_files(seen: Seen, evaluation: Evaluation, strangers: Sequence[str]) -
     """Cases that were made from the very files of cases that were seen."""
     made = {seen.records[name].sha256: name for name in strangers if name in seen.records}
     made.pop(None, None)
-    records = evaluation.records
-    pairs = {case: made[r.sha256] for case, r in records.items() if r.sha256 in made}
-    if pairs:
-        text = f"{len(pairs)} cases were made from the same files as cases that were seen"
-        named = _name([f"{case} = {other}" for case, other in pairs.items()])
-        yield Finding("file", "contaminated", f"{text}: {named}.", tuple(pairs))
+    for records, what in _name_parts(evaluation):
+        pairs = {case: made[r.sha256] for case, r in records.items() if r.sha256 in made}
+        if pairs:
+            text = f"{len(pairs)} {what} were made from the same files as cases that were seen"
+            named = _name([f"{case} = {other}" for case, other in pairs.items()])
+            validated = tuple(case for case in pairs if case in evaluation.records)
+            yield Finding("file", "contaminated", f"{text}: {named}.", validated)
 
 
 def _check_names(seen: Seen, evaluation: Evaluation, strangers: Sequence[str]) -> Iterator[Finding]:
     """Patients of one name in two datasets of origin may be one person, or two."""
     names = {seen.keys[name][1] for name in strangers}
-    records = evaluation.records
     patients = seen.patients
-    same = [c for c, r in records.items() if r.patient in names and r.key not in patients]
-    if same:
-        text = (
-            f"Patients of {len(same)} cases have the name of a patient seen in another dataset "
-            f"({_name(sorted({records[case].patient for case in same}))}); if they are the same "
-            "people, give both datasets one origin (nnssl_cases --origin)."
-        )
-        yield Finding("name", "unknown", text, tuple(same))
+    for records, what in _name_parts(evaluation):
+        same = [c for c, r in records.items() if r.patient in names and r.key not in patients]
+        if same:
+            text = (
+                f"Patients of {len(same)} {what} have the name of a patient seen in another "
+                f"dataset ({_name(sorted({records[case].patient for case in same}))}); if they are "
+                "the same people, give both datasets one origin (nnssl_cases --origin)."
+            )
+            validated = tuple(case for case in same if case in evaluation.records)
+            yield Finding("name", "unknown", text, validated)
+
+
+def _name_parts(evaluation: Evaluation) -> list[tuple[Mapping[str, CaseRecord], str]]:
+    """What is evaluated today, and what will be: records, and a word for them."""
+    return [(evaluation.records, "cases"), (evaluation.tested, f"images of {TEST_IMAGES}")]
 
 
 def _check_datasets(seen: Seen, evaluation: Evaluation) -> list[Finding]:
@@ -235,35 +251,76 @@ def _find_strangers(seen: Seen, evaluation: Evaluation) -> list[str]:
 
 def _check_content(seen: Seen, evaluation: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     """Compares the validation cases with signatures of the checkpoint, or with images at hand."""
-    cases, flips = evaluation.validation, seen.dataset != evaluation.dataset
+    flips = seen.dataset != evaluation.dataset
+    patients = {case: evaluation.records[case].patient for case in evaluation.validation}
     try:
-        queries = load_case_thumbnails(evaluation.configuration_folder, cases)
-        found = find_copies(queries, _load_signatures(seen, names), flips, ALIKE)
+        thumbnails = load_case_thumbnails(evaluation.configuration_folder, [*patients])
+        found = _find_alike(seen, names, thumbnails, patients, flips)
     except CaseError as error:
         yield Finding("content", "unknown", f"Images cannot be compared: {error}.")
         return
-    patients = {case: record.patient for case, record in evaluation.records.items()}
-    copies: dict[str, list[str]] = {"contaminated": [], "unknown": []}
-    cases_of: dict[str, dict[str, None]] = {"contaminated": {}, "unknown": {}}
+    yield from _tell_alike(found, "cases")
+    if not any(found.values()):
+        text = f"No image evaluated resembles one of the {len(names)} seen."
+        yield Finding("content", "clean", text)
+
+
+def _check_test_images(
+    seen: Seen, evaluation: Evaluation, strangers: Sequence[str]
+) -> Iterator[Finding]:
+    """The same of the images of imagesTs, which their dataset keeps from its own pre-training."""
+    plan, what = evaluation.plan, f"images of {TEST_IMAGES}"
+    if plan is None:
+        return
+    test = read_test_set(evaluation.dataset, plan.file_ending)
+    try:
+        own = own_folder(evaluation.dataset / plan.data_identifier)
+        thumbnails = load_test_thumbnails(test, own, plan)
+        if thumbnails is None:
+            text = f"The {what} are not at hand in nnUNet_raw to compare them with what was seen."
+            yield Finding("content", "unknown", text)
+            return
+        patients = dict(sorted(test.patients.items()))
+        found = _find_alike(seen, strangers, thumbnails, patients, flips=True)
+    except CaseError as error:
+        yield Finding("content", "unknown", f"The {what} cannot be compared: {error}.")
+        return
+    yield from (replace(each, cases=()) for each in _tell_alike(found, what))
+
+
+def _find_alike(
+    seen: Seen,
+    names: Sequence[str],
+    thumbnails: np.ndarray,
+    patients: Mapping[str, str],
+    flips: bool,
+) -> dict[str, list[tuple[str, str]]]:
+    """Verdict -> pairs of an evaluated case and what it was found to be, the most alike first."""
+    cases = [*patients]
+    copies: dict[str, list[tuple[str, str]]] = {"contaminated": [], "unknown": []}
+    found = find_copies(thumbnails, _load_signatures(seen, names), flips, ALIKE)
     for each in sorted(found, key=lambda copy: -copy.correlation):
         case, name = cases[each.query], names[each.candidate]
         namesakes = flips and patients[case] == seen.keys[name][1]
         certain = each.correlation >= THRESHOLD or namesakes
         if certain or flips:
             verdict = "contaminated" if certain else "unknown"
-            copies[verdict].append(f"{case} = {name} ({each.correlation:.2f})")
-            cases_of[verdict][case] = None
-    if pairs := copies["contaminated"]:
-        text = f"Training saw near-duplicates of {len(cases_of['contaminated'])} cases"
-        text = f"{text} (rank correlation): {_name(pairs)}."
-        yield Finding("content", "contaminated", text, tuple(cases_of["contaminated"]))
-    elif pairs := copies["unknown"]:
-        text = f"Training saw images like those of {len(cases_of['unknown'])} cases, perhaps"
-        text = f"{text} cropped copies (rank correlation): {_name(pairs)}."
-        yield Finding("content", "unknown", text, tuple(cases_of["unknown"]))
-    else:
-        text = f"No image evaluated resembles one of the {len(names)} seen."
-        yield Finding("content", "clean", text)
+            copies[verdict].append((case, f"{case} = {name} ({each.correlation:.2f})"))
+    return copies
+
+
+def _tell_alike(found: Mapping[str, Sequence[tuple[str, str]]], what: str) -> Iterator[Finding]:
+    """The graver of both verdicts, in one sentence; nothing where no image is alike."""
+    kinds: dict[Verdict, tuple[str, str]] = {
+        "contaminated": ("near-duplicates of", ""),
+        "unknown": ("images like those of", ", perhaps cropped copies"),
+    }
+    for verdict, (kind, more) in kinds.items():
+        if pairs := found[verdict]:
+            cases = tuple(dict.fromkeys(case for case, _ in pairs))
+            text = f"Training saw {kind} {len(cases)} {what}{more} (rank correlation): "
+            yield Finding("content", verdict, f"{text}{_name([pair for _, pair in pairs])}.", cases)
+            return
 
 
 def _load_signatures(seen: Seen, names: Sequence[str]) -> np.ndarray:

@@ -36,7 +36,7 @@ def read_test_set(dataset: Path, ending: str) -> TestSet:
 
 
 def load_test_thumbnails(test: TestSet, own: Path, plan: PreprocessingPlan) -> np.ndarray | None:
-    """Thumbnails (N, cells) of all test images, made once from the raw images.
+    """Thumbnails (N, cells) of all test images, sorted by name, made once from the raw images.
 
     They are preprocessed like all others before, so that cropping and order of axes agree.
 
@@ -47,7 +47,7 @@ def load_test_thumbnails(test: TestSet, own: Path, plan: PreprocessingPlan) -> n
     if set(test.files) < set(test.patients):
         return load_cached(cache, sorted(test.patients))
     channels = {files[0]: files for files in test.files.values()}
-    first = {case: files[0] for case, files in test.files.items()}
+    first = {case: files[0] for case, files in sorted(test.files.items())}
     return load_thumbnails(first, cache, lambda file: _make_thumbnail(channels[file], plan))
 
 

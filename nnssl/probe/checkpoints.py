@@ -11,6 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nnssl.data.labels import LabelBudget, choose_labelled
+from nnssl.data.unlabelled.job import PreprocessingPlan
 from nnssl.leakage.ancestry import trace_ancestry
 from nnssl.leakage.check import Evaluation
 from nnssl.leakage.policy import judge
@@ -46,8 +47,9 @@ def probe_checkpoints(
     named |= {REFERENCE: reference} if reference else {}
     first = read_initial_state(read_checkpoint(next(iter(files))))
     results = {RANDOM: probe.probe_random(cases, *first)}
-    folder = probe.fold.folder
-    evaluation = Evaluation(folder.parent, probe.fold.fold, probe.fold.val, folder)
+    fold = probe.fold
+    plan = PreprocessingPlan(fold.plans, fold.configuration, fold.dataset_json)
+    evaluation = Evaluation(fold.folder.parent, fold.fold, fold.val, fold.folder, plan)
     seen = {}
     for name, file in tqdm(named.items(), desc="probe", disable=None):
         content = read_checkpoint(file)

@@ -11,6 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnssl.common.locks import Lock, hold_with_process
 from nnssl.config import Config, Schema, bind, complete, read_config
+from nnssl.data.unlabelled.job import PreprocessingPlan
 from nnssl.nnunet.checkpoint import own_part, speaking_of
 from nnssl.nnunet.paths import DATASET_FILE, PREPROCESSED, RESULTS, check_preprocessed, root_folder
 from nnssl.nnunet.planned_network import check_supported
@@ -113,6 +114,12 @@ class ConfiguredTrainer(nnUNetTrainer):
     def describe_data(self) -> dict[str, dict[str, Any]]:
         """Plans and dataset of today."""
         return describe_data(self.plans_manager.plans, self.configuration_name, self.dataset_json)
+
+    @property
+    def preprocessing(self) -> PreprocessingPlan:
+        """How nnU-Net prepares the images of this run."""
+        plans = self.plans_manager.plans
+        return PreprocessingPlan(plans, self.configuration_name, self.dataset_json)
 
     def identify(self) -> Identity:
         """The record of this run, as checkpoints hold it and runs are compared by."""

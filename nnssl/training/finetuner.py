@@ -279,7 +279,11 @@ class nnSSLFinetuner(Interruptible):
             configuration=self.configuration_name,
             results=Path(self.output_folder_base).parent,
             evaluation=Evaluation(
-                dataset, self.fold, validation, Path(self.preprocessed_dataset_folder)
+                dataset,
+                self.fold,
+                validation,
+                Path(self.preprocessed_dataset_folder),
+                self.preprocessing,
             ),
             knobs=self.weight_source,
             log=self.print_to_log_file,

@@ -149,7 +149,7 @@ class nnSSLPretrainer(PretrainingLoop):
         dataset, folder = self.folders.preprocessed.parent, self.folders.preprocessed
         if self.ancestors and self.fold != "all":
             validation = [case.identifier for case in self.val_cases]
-            evaluation = Evaluation(dataset, self.fold, validation, folder)
+            evaluation = Evaluation(dataset, self.fold, validation, folder, self.preprocessing)
             found = judge(self.ancestors, evaluation)
             refused = "fine-tuning on this fold will refuse the weights of this run. "
             for text in (*found.reasons, *found.untold):

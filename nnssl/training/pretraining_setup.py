@@ -31,7 +31,6 @@ from nnssl.data.pretraining_batches import (
 )
 from nnssl.data.sampling import Sampling
 from nnssl.data.stepped_loader import SteppedLoader
-from nnssl.data.unlabelled.job import PreprocessingPlan
 from nnssl.leakage.ancestry import Ancestor, trace_ancestry
 from nnssl.leakage.unlabelled import (
     ChosenImages,
@@ -180,10 +179,10 @@ class PretrainingSetup(Interruptible):
         if self.recorded_unlabelled is not None:
             chosen = find_recorded(self.folders.own, self.recorded_unlabelled)
         else:
-            plans, held_out = self.plans_manager.plans, () if self.fold == "all" else self.val_cases
+            held_out = () if self.fold == "all" else self.val_cases
             fold = PretrainingFold(
                 self.folders.preprocessed,
-                PreprocessingPlan(plans, self.configuration_name, self.dataset_json),
+                self.preprocessing,
                 tuple(case.identifier for case in self.train_cases),
                 tuple(case.identifier for case in held_out),
             )

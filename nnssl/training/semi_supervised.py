@@ -14,7 +14,6 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnssl.config import Config
 from nnssl.data.supervised_batches import PairedBatches, UnlabelledImages, resize_batches
-from nnssl.data.unlabelled.job import PreprocessingPlan
 from nnssl.finetuning.semi_supervised import Lesson, SemiSupervised, drop_channels
 from nnssl.leakage.ancestry import record_patients
 from nnssl.leakage.unlabelled import ChosenImages, PretrainingFold, choose_images, find_recorded
@@ -124,10 +123,9 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
     def _choose_collections(self, preprocessed: Path) -> ChosenImages:
         if self.stored is not None:
             return find_recorded(own_folder(preprocessed), self.stored["cases"]["unlabelled"])
-        plans = self.plans_manager.plans
         fold = PretrainingFold(
             preprocessed,
-            PreprocessingPlan(plans, self.configuration_name, self.dataset_json),
+            self.preprocessing,
             tuple(self.fold_cases),
             () if self.fold == "all" else tuple(self.fold_validation),
         )

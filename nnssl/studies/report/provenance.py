@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.common.files import hash_json
+from nnssl.data.unlabelled.job import PreprocessingPlan
 from nnssl.leakage.ancestry import trace_ancestry
 from nnssl.leakage.check import Contamination, Evaluation, Finding, check
 from nnssl.leakage.seen import Seen
@@ -24,7 +25,7 @@ from nnssl.nnunet.paths import (
     find_data_identifier,
     find_training_logs,
 )
-from nnssl.nnunet.plans import read_plans
+from nnssl.nnunet.plans import read_description, read_plans
 from nnssl.nnunet.splits import read_splits
 from nnssl.studies.analysis.validation import Validation
 from nnssl.studies.run.folder import State, StudyFolder
@@ -185,7 +186,8 @@ def _check(folder: StudyFolder, source: Cell, cell: Cell) -> Contamination:
         plans = read_plans(fold.parent / PLANS_FILE)
         identifier = find_data_identifier(plans, folder.study.configuration)
         images = None if identifier is None else dataset / identifier
-        evaluation = Evaluation(dataset, cell.fold, validated, images)
+        plan = PreprocessingPlan(plans, folder.study.configuration, read_description(dataset))
+        evaluation = Evaluation(dataset, cell.fold, validated, images, plan)
         lineage = trace_ancestry(read_checkpoint(checkpoint))
         checked = [check(Seen.of(each, dataset.parent), evaluation, "all") for each in lineage]
         return Contamination(tuple(finding for each in checked for finding in each.findings))
