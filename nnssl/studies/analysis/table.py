@@ -51,7 +51,7 @@ def collect_scores(
     """
     cells = [c for c in folder.cells if c.kind == "finetune" and folder.state(c) == "done"]
     paths = [(folder.cell_folder(cell), folder.fold_folder(cell)) for cell in cells]
-    missing = [pair for pair in paths if _read_cache(*pair, tolerance) is None]
+    missing = [pair for pair in dict.fromkeys(paths) if _read_cache(*pair, tolerance) is None]
     if missing:
         processes = max(1, min(workers or os.cpu_count() or 1, len(missing)))
         for_each(partial(_measure, tolerance), missing, processes, "HD95 and NSD")

@@ -36,7 +36,7 @@ def _write_verdict(found: Findings) -> list[str]:
     sentences, comparisons = [], found.comparisons
     if found.unfinished:
         sentences.append(
-            f"This study is unfinished: {found.unfinished} of {len(found.records)} runs are not "
+            f"This study is unfinished: {found.unfinished} of {len(found.runs)} runs are not "
             "done (listed below); all that follows may still change."
         )
     if not comparisons:
@@ -155,7 +155,7 @@ class Findings:
     Attributes:
         table: the study's long table.
         labels_saved: by method and schedule.
-        records: what is known of every run.
+        records: what is known of the run of every cell.
         tolerance: of the surface Dice, mm.
     """
 
@@ -172,9 +172,14 @@ class Findings:
         return self.folder.study.unit
 
     @property
+    def runs(self) -> list[CellRecord]:
+        """Every run once, also where cells share it."""
+        return [each for each in self.records if each.same_as is None]
+
+    @property
     def unfinished(self) -> int:
         """Number of runs that are not done."""
-        return sum(each.state != "done" for each in self.records)
+        return sum(each.state != "done" for each in self.runs)
 
     @cached_property
     def sentences(self) -> list[str]:

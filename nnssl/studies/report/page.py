@@ -78,9 +78,9 @@ def write_markdown(
     study = found.folder.study
     parts = [f"## {_escape(study.name)}", _escape(study.summary), _describe_setting(found)]
     parts.append(" ".join(_escape(each) for each in found.sentences))
-    shown = [*make_tables(found), tabulate_open_runs(found.records)]
+    shown = [*make_tables(found), tabulate_open_runs(found.runs)]
     parts += [_write_table(table) for table in shown if table.rows]
-    commands = "\n".join(each.command for each in found.records)
+    commands = "\n".join(each.command for each in found.runs)
     return "\n\n".join([*filter(None, parts), f"### {COMMANDS}", f"```\n{commands}\n```"]) + "\n"
 
 
@@ -126,7 +126,7 @@ def _render(
         overlays=overlays,
         learned=learned,
         leaks=leaked,
-        open_cells=tabulate_open_runs(found.records),
+        open_cells=tabulate_open_runs(found.runs),
         all_cells=tabulate_runs(found.records),
         waiting=find_waiting(folder.study),
         splits=hash_splits(folder),

@@ -47,6 +47,7 @@ class CellRecord:
         device: `CPU` or `GPU`, where the runner recorded it.
         finished: when its last checkpoint was written, UTC.
         command: the command with its environment, as it is typed in the folder of the study.
+        same_as: the cell whose run is this one's too, and has the hours; None: its own.
     """
 
     cell: Cell
@@ -58,6 +59,7 @@ class CellRecord:
     versions: dict[str, str]
     machine: dict[str, Any]
     command: str
+    same_as: str | None = None
 
 
 def read_records(folder: StudyFolder) -> list[CellRecord]:
@@ -74,7 +76,11 @@ def _read_record(folder: StudyFolder, cell: Cell) -> CellRecord:
     if finished is not None:
         seconds = finished.stat().st_mtime
         time = datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M")
-    hours = sum(each["seconds"] for each in attempts) / 3600 if attempts else _read_hours(fold)
+    run = folder.runs[cell.id]
+    if run != cell.id:
+        hours = None
+    else:
+        hours = sum(each["seconds"] for each in attempts) / 3600 if attempts else _read_hours(fold)
     return CellRecord(
         cell=cell,
         state=state,
@@ -85,6 +91,7 @@ def _read_record(folder: StudyFolder, cell: Cell) -> CellRecord:
         versions=stored.get("versions") or (_read_versions(finished) if finished else {}),
         machine=stored.get("machine", {}),
         command=_write_command(folder, cell),
+        same_as=None if run == cell.id else run,
     )
 
 

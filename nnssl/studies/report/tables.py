@@ -49,7 +49,7 @@ def tabulate_runs(records: Sequence[CellRecord]) -> ReportTable:
             "hours": _write_number(each.hours, 2),
             "machine": ", ".join(str(v) for v in each.machine.values()) or "not recorded",
             "versions": ", ".join(f"{k} {v}" for k, v in each.versions.items()) or "not recorded",
-            "command": each.command,
+            "command": f"as {each.same_as}" if each.same_as else each.command,
         }
         for each in records
     ]

@@ -63,13 +63,25 @@ class StudyFolder:
         """Every run of the study; see `list_cells`."""
         return list_cells(self.study)
 
+    @cached_property
+    def runs(self) -> dict[str, str]:
+        """Cell -> the cell whose run is its own too, by ids: what would run twice alike runs once.
+
+        A cell that has a folder keeps its run; older versions ran each of them.
+        """
+        there = {cell.id: self._own_folder(cell.id).is_dir() for cell in self.cells}
+        first: dict[tuple[Any, ...], str] = {}
+        for cell in sorted(self.cells, key=lambda cell: not there[cell.id]):
+            first.setdefault(cell.settings, cell.id)
+        return {cell.id: cell.id if there[cell.id] else first[cell.settings] for cell in self.cells}
+
     def write(self) -> None:
         """Writes `study.yaml`."""
         write_study(self.path / STUDY_FILE, self.study)
 
     def cell_folder(self, cell: Cell) -> Path:
-        """Folder of the cell: its `nnUNet_results`."""
-        return self.path / "cells" / cell.id
+        """Folder of the cell's run: its `nnUNet_results`."""
+        return self._own_folder(self.runs.get(cell.id, cell.id))
 
     def fold_folder(self, cell: Cell) -> Path:
         """Folder in which nnU-Net writes the run; ValueError where the dataset has no name."""
@@ -144,6 +156,9 @@ class StudyFolder:
         logs = find_training_logs(self.fold_folder(cell))
         found = EPOCH.findall(logs[-1].read_text(errors="replace")) if logs else []
         return int(found[-1]) if found else None
+
+    def _own_folder(self, cell_id: str) -> Path:
+        return self.path / "cells" / cell_id
 
 
 def open_study(folder: str | Path) -> StudyFolder:

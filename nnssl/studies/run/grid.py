@@ -64,6 +64,12 @@ class Cell:
         """Optimiser steps of the run."""
         return prod(read_schedule(self.trainer, self.kind, self.overrides))
 
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What command and variables depend on; cells that have it in common are one run."""
+        overrides = write_overrides(dict(sorted(self.overrides.items())))
+        return self.trainer, self.dataset, self.plans, self.fold, self.needs, overrides
+
     def to_dict(self) -> dict[str, Any]:
         """Plain record for `cell.json`."""
         return plain(asdict(self))

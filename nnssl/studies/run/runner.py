@@ -39,14 +39,16 @@ class Selection:
         )
 
     def choose(self, folder: StudyFolder) -> list[Cell]:
-        """The selected cells and the pre-trainings that they need."""
+        """The runs of the selected cells, and the pre-trainings that they need."""
         known = (SCRATCH, *folder.study.pretraining)
         for method in self.only or ():
             if method not in known:
                 raise ValueError(f"--only: found {method!r}; this study has: {', '.join(known)}")
         cells = {cell.id: cell for cell in folder.cells}
         chosen = [cell for cell in folder.cells if self._has(cell)]
-        ids = {name for cell in chosen for name in (cell.id, *find_stages(cell, cells))}
+        ids = {
+            name for cell in chosen for name in (folder.runs[cell.id], *find_stages(cell, cells))
+        }
         return [cell for cell in folder.cells if cell.id in ids]
 
     def _has(self, cell: Cell) -> bool:
@@ -128,8 +130,11 @@ def _print_commands(folder: StudyFolder, chosen: Sequence[Cell], slots: Sequence
     """Every cell's command with its environment, to be copied into a shell."""
     for number, cell in enumerate(chosen):
         slot = slots[number % len(slots)]
-        state = "done already" if folder.is_done(cell) else f"after {cell.needs}"
-        remark = f"  ({state})" if state != "after None" else ""
+        remarks = [f"after {cell.needs}"] if cell.needs else []
+        remarks = ["done already"] if folder.is_done(cell) else remarks
+        shared = [each for each, run in folder.runs.items() if run == cell.id != each]
+        remarks += [f"also {', '.join(shared)}"] if shared else []
+        remark = f"  ({'; '.join(remarks)})" if remarks else ""
         variables = next_variables(folder, cell, slot)
         unset = [part for name, value in variables.items() if not value for part in ("-u", name)]
         pairs = [f"{name}={shlex.quote(value)}" for name, value in variables.items() if value]

@@ -39,7 +39,8 @@ def read_status(folder: str | Path) -> Status:
         lost = cell.needs and states[cell.needs] in ("FAILED", "blocked")
         if lost and states[cell.id] == "waiting":
             states[cell.id] = "blocked"
-    words = ["done" if text[0].isdigit() else text.split()[0] for text in states.values()]
+    runs = [states[run] for run in dict.fromkeys(study.runs.values())]
+    words = ["done" if text[0].isdigit() else text.split()[0] for text in runs]
     return Status(
         [
             {
@@ -98,7 +99,7 @@ def _write_remarks(folder: StudyFolder, states: dict[str, str]) -> list[str]:
     waiting = find_waiting(folder.study).items()
     lines = [f"left out: {method} {reason}" for method, reason in waiting]
     for cell in folder.cells:
-        if states[cell.id] == "FAILED":
+        if states[cell.id] == "FAILED" and folder.runs[cell.id] == cell.id:
             log = folder.cell_folder(cell) / folder.attempts(cell)[-1]["log"]
             lines.append(f"FAILED: {cell.id}, see {log}")
             lines += [f"    {line}" for line in read_log_end(folder, cell)]
