@@ -8,13 +8,17 @@ import os
 import re
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nnssl.common.parallel import for_each
+from nnssl.convert import dicom_volumes
+from nnssl.convert.dicom_volumes import Marks, part_volumes, read_marks
 from nnssl.convert.readers.dicom_objects import (
     is_label,
     list_structures,
@@ -31,7 +35,7 @@ GROUPS = ("patient", "study", "series")
 NO_DICOM, STUMP = "no DICOM", "too short for DICOM"
 DICOMDIR, DEFLATED = "1.2.840.10008.1.3.10", "1.2.840.10008.1.2.1.99"
 IMAGE, LABEL, PROBLEM = "image", "label", "problem"
-TAGS = (  # what is read of a header: no contours, no pixels
+READ = (  # of a header: no contours, no pixels
     "SOPClassUID SOPInstanceUID PatientID StudyInstanceUID SeriesInstanceUID Modality "
     "SeriesDescription ProtocolName StructureSetLabel ContentLabel ImageType Rows "
     "ImagePositionPatient ImageOrientationPatient PixelSpacing ReferencedSeriesSequence "
@@ -49,7 +53,10 @@ class Header:
         kind: ``image``, ``label`` (SEG, RTSTRUCT), ``problem``, or what it is that is passed over.
         about: What series are chosen by: ``MR t1_tse_tra transversal``; or what is wrong.
         refers: Series that a label belongs to.
+        slices: Slices (SOPInstanceUID) that a label was drawn on, where it says so.
         structures: Names of what a label outlines.
+        marks: What an image says of the volume that it belongs to.
+        fault: Why an image cannot be converted.
     """
 
     path: str
@@ -60,7 +67,10 @@ class Header:
     study: str = ""
     series: str = ""
     refers: tuple[str, ...] = ()
+    slices: frozenset[str] = frozenset()
     structures: tuple[str, ...] = ()
+    marks: Marks | None = None
+    fault: str = ""
 
 
 @dataclass
@@ -71,11 +81,19 @@ class Tree:
 
     @cached_property
     def images(self) -> dict[str, list[Header]]:
-        """Series -> its slices."""
+        """Series -> its slices; each volume of a series of several is a series `UID NAME`."""
         found: dict[str, list[Header]] = defaultdict(list)
         for each in self.headers:
             if each.kind == IMAGE:
                 found[each.series].append(each)
+        return {key: files for series in found.values() for key, files in _part(series)}
+
+    @cached_property
+    def volumes(self) -> dict[str, list[str]]:
+        """SeriesInstanceUID -> its keys in `images`, more than one where it was parted."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for key in self.images:
+            found[key.partition(" ")[0]].append(key)
         return dict(found)
 
     @property
@@ -164,6 +182,12 @@ def find_series(
         each for by_channel in chosen.values() for many in by_channel.values() for each in many
     }
     labels = _find_labels(tree, label, in_use, found)
+    if parts := [each for each in in_use if " " in each]:
+        whole = len({each.partition(" ")[0] for each in parts})
+        found.remarks.append(
+            f"{len(parts)} volumes are parts of {whole} series: "
+            + ", ".join(sorted({each.partition(" ")[2] for each in parts}))
+        )
     for place, by_channel in sorted(chosen.items()):
         for channel, many in by_channel.items():
             if len(many) > 1:
@@ -204,17 +228,52 @@ def _find_labels(
             continue
         if not each.refers:
             found.problems.append(Problem(each.path, f"({each.about}) refers to no series"))
-        for one in series.intersection(each.refers):
+        owners = _find_owners(tree, each, found)
+        for one in series & owners:
             labels[one].append(each.path)
-        elsewhere += bool(each.refers) and series.isdisjoint(each.refers)
+        elsewhere += bool(each.refers) and series.isdisjoint(owners)
     if elsewhere:
         found.remarks.append(f"{elsewhere} labels passed over: their series are not chosen")
     return labels
 
 
+def _find_owners(tree: Tree, label: Header, found: Found) -> set[str]:
+    """The series that a label belongs to; of one of several volumes, those it was drawn on."""
+    owners: set[str] = set()
+    for uid in label.refers:
+        volumes = tree.volumes.get(uid, [])
+        drawn = [k for k in volumes if any(f.instance in label.slices for f in tree.images[k])]
+        if len(volumes) > 1 and not drawn:
+            what = f"({label.about}) refers to a series of {len(volumes)} volumes"
+            found.problems.append(Problem(label.path, f"{what}, and not to the slices of one"))
+        owners |= {*(drawn if len(volumes) > 1 else volumes)}
+    return owners
+
+
+def _part(series: list[Header]) -> Iterator[tuple[str, list[Header]]]:
+    """The volumes of a series; copies of a slice stay with it."""
+    uid, first = series[0].series, {each.instance: each for each in reversed(series)}
+    marks = [each.marks for each in first.values()]
+    fault = next((each.fault for each in series if each.fault), "")
+    try:
+        volumes = {} if fault else part_volumes([each for each in marks if each])
+    except ValueError as error:
+        fault, volumes = str(error), {}
+    if fault:
+        yield uid, [replace(each, fault=fault) for each in series]
+    instances = [*first]
+    for name, numbers in volumes.items():
+        members = {instances[k] for k in numbers}
+        files = [each for each in series if each.instance in members]
+        about = f" {name}" if name else ""
+        yield uid + about, [replace(each, about=each.about + about) for each in files]
+
+
 def _files(tree: Tree, series: str, source: Path, found: Found) -> Files:
     """The slices of a series; a second copy of one must be the same file."""
     first: dict[str, str] = {}
+    if fault := tree.images[series][0].fault:
+        found.problems.append(Problem(tree.images[series][0].path, fault))
     copies = 0
     if (owners := len({each.patient for each in tree.images[series]})) > 1:
         what = f"has a series of {owners} patients (SeriesInstanceUID)"
@@ -249,13 +308,14 @@ def _list_the_rest(tree: Tree, in_use: set[str], found: Found) -> None:
     rest = []
     slices = (each.path for series in in_use for each in tree.images[series])
     folders = {path.rpartition("/")[0] for path in slices}
+    used = {each.partition(" ")[0] for each in in_use}
     for each in tree.headers:
         if each.kind == PROBLEM:
             found.problems.append(Problem(each.path, each.about))
         elif each.kind not in (IMAGE, LABEL):
             rest.append(NO_DICOM if each.kind == STUMP else each.kind)
             stump = each.kind == STUMP and each.path.rpartition("/")[0] in folders
-            if stump or each.series in in_use:
+            if stump or each.series in used:
                 what = f"is among the files of a chosen series and is no slice ({each.kind})"
                 found.problems.append(Problem(each.path, what))
     found.remarks += [f"{n} files passed over: {kind}" for kind, n in Counter(rest).most_common()]
@@ -270,7 +330,8 @@ def _names(place: Sequence[str], key: bytes | None) -> list[str]:
         return hmac.new(key or b"", uid.encode(), hashlib.sha256).hexdigest()[:length]
 
     patient = place[0] if key is None else f"p{digest(place[0], 12)}"
-    return [patient, *(digest(each, 6) for each in place[1:])]
+    parts = [each.partition(" ") for each in place[1:]]
+    return [patient, *(digest(uid, 6) + volume for uid, _, volume in parts)]
 
 
 def _read_headers(paths: Iterable[str], source: Path) -> list[Header]:
@@ -287,9 +348,8 @@ def _read_header(path: str, source: Path) -> Header:
             if head[128:] != b"DICM" and not path.lower().endswith(".dcm"):
                 return Header(path, NO_DICOM if len(head) == 132 else STUMP)
             file.seek(0)
-            dataset = pydicom.dcmread(
-                file, stop_before_pixels=True, specific_tags=TAGS.split(), force=True
-            )
+            tags: list[Any] = [*READ.split(), *dicom_volumes.TAGS]
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags, force=True)
             ends = not file.read(1) and dataset.file_meta.TransferSyntaxUID != DEFLATED
         header = _describe(path, dataset)
         cut = ends and header.kind != PROBLEM and "Image" in dataset.SOPClassUID.name
@@ -306,15 +366,25 @@ def _describe(path: str, dataset: Any) -> Header:
         return Header(path, PROBLEM, "is cut off or no DICOM (class, study or series is missing)")
     words = [dataset.get("Modality"), dataset.get("SeriesDescription"), dataset.get("ProtocolName")]
     words += [dataset.get("StructureSetLabel"), dataset.get("ContentLabel")]
-    kind, plane = dataset.SOPClassUID.name, ""
+    kind, plane, fault = dataset.SOPClassUID.name, "", ""
     refers: tuple[str, ...] = ()
+    slices: frozenset[str] = frozenset()
     structures: tuple[str, ...] = ()
+    marks = None
     if is_label(dataset):
-        kind, refers, structures = LABEL, _references(dataset), tuple(list_structures(dataset))
+        kind, structures = LABEL, tuple(list_structures(dataset))
+        refers, slices = _references(dataset)
     elif "LOCALIZER" in (dataset.get("ImageType") or ()):
         kind = "localizers"
     elif planes := read_planes(dataset):
         kind, plane = IMAGE, name_plane(planes[0].axes)
+        places = [(*each.position, *each.axes.ravel()) for each in planes]
+        marks = read_marks(dataset, places[0])
+        if (number := len({tuple(np.round(each, 2) + 0.0) for each in places})) < len(places):
+            fault = (
+                f"is a multi-frame image of {len(places)} frames at {number} places, thus of "
+                "several volumes; convert it by dcm2niix and give its NIfTI files"
+            )
     elif "Rows" in dataset:
         kind = f"{kind} without a place in the patient"
     text = " ".join(dict.fromkeys(str(word).strip() for word in [*words, plane] if word))
@@ -327,17 +397,26 @@ def _describe(path: str, dataset: Any) -> Header:
         study,
         series,
         refers,
+        slices,
         structures,
+        marks,
+        fault,
     )
 
 
-def _references(dataset: Any) -> tuple[str, ...]:
-    """Series that a label was drawn on."""
+def _references(dataset: Any) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Series that a label was drawn on, and those of their slices that it names."""
     series = list(dataset.get("ReferencedSeriesSequence") or ())
     for frame in dataset.get("ReferencedFrameOfReferenceSequence") or ():
         for study in frame.get("RTReferencedStudySequence") or ():
             series += study.get("RTReferencedSeriesSequence") or ()
-    return tuple(dict.fromkeys(str(each.SeriesInstanceUID) for each in series))
+    named = frozenset(
+        str(each.ReferencedSOPInstanceUID)
+        for one in series
+        for key in ("ReferencedInstanceSequence", "ContourImageSequence")
+        for each in one.get(key) or ()
+    )
+    return tuple(dict.fromkeys(str(each.SeriesInstanceUID) for each in series)), named
 
 
 def count_lines(texts: Iterable[str]) -> str:

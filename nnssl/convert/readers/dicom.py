@@ -204,7 +204,10 @@ def _check_places(series: Series) -> None:
     steps = np.diff(series.places)
     for index in np.flatnonzero(steps < 1e-3):
         names = [series.slices[k].path.name for k in (index, index + 1)]
-        raise ValueError(f"has two slices at one place: {names[0]} and {names[1]}")
+        raise ValueError(
+            f"has two slices at one place: {names[0]} and {names[1]}; if it holds several volumes "
+            "(time points, b values, echoes), nnssl_convert dicom tells them apart"
+        )
     jumps = np.abs(np.diff([each.instance for each in series.slices]))
     gaps = steps > 1.5 * series.distance
     for index in np.flatnonzero(gaps & (jumps > np.median(jumps))) if len(jumps) else ():
