@@ -84,9 +84,10 @@ def decode(
         ValueError: more levels than the decoder has.
     """
     decoder = _decoder(network)
-    outputs = list(done[: _count("levels", levels, len(decoder.stages))])
+    count = count_levels(network, levels)
+    outputs = list(done[:count])
     x = [*skips[-1:], *outputs][-1]
-    for level in range(len(outputs), _count("levels", levels, len(decoder.stages))):
+    for level in range(len(outputs), count):
         x, stage = decoder.transpconvs[level](x), decoder.stages[level]
         if use_skips:
             x = stage(torch.cat((x, skips[-(level + 2)]), 1))
@@ -166,6 +167,11 @@ def check_stage(network: nn.Module, stage: int) -> None:
         raise ValueError(f"stage: found {stage}, allowed are 0 to {count - 1} or null")
 
 
+def count_levels(network: nn.Module, levels: int | None) -> int:
+    """So many decoder levels, None: all; raises ValueError where the decoder has fewer."""
+    return _count("decoder_levels", levels, len(_decoder(network).stages))
+
+
 def strides(network: nn.Module) -> list[list[int]]:
     """Stride of each encoder stage per axis."""
     return [[int(step) for step in stride] for stride in _encoder(network).strides]
@@ -238,13 +244,13 @@ def _has_stem(network: nn.Module) -> bool:
 
 def _count(name: str, value: int | None, available: int) -> int:
     if value is not None and not 0 <= value <= available:
-        raise ValueError(f"{name}: found {value}, allowed: 0 to {available}, or None for all")
+        raise ValueError(f"{name}: found {value}, allowed: 0 to {available}, or null for all")
     return available if value is None else value
 
 
 def _prefixes(network: nn.Module, trained: Trained) -> tuple[str, ...]:
     stages = _count("encoder_stages", trained.encoder_stages, len(_encoder(network).stages))
-    levels = _count("decoder_levels", trained.decoder_levels, len(_decoder(network).stages))
+    levels = count_levels(network, trained.decoder_levels)
     if trained.output and not levels:
         raise ValueError("output: found True with decoder_levels 0, allowed: with 1 or more levels")
     parts = [f"encoder.stages.{number}." for number in range(stages)]

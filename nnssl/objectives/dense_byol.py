@@ -95,8 +95,7 @@ class DenseBYOLObjective(BYOLBase):
 
 def _choose_levels(network: nn.Module, levels: int | None) -> int:
     """The number of levels, by default so many that a cell has at most `FINEST_CELL` voxels."""
-    most = len(unet.strides(network)) - 1
-    if levels is not None and levels > most:
-        raise ValueError(f"decoder_levels: found {levels}, allowed are 0 to {most} or null")
+    if levels is not None:
+        return unet.count_levels(network, levels)
     totals = torch.tensor(unet.strides(network)).cumprod(0).amax(1)
-    return most + 1 - int((totals <= FINEST_CELL).sum()) if levels is None else levels
+    return len(totals) - int((totals <= FINEST_CELL).sum())

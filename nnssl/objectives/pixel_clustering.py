@@ -10,7 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
+from torch.nn import functional
 
+from nnssl.common.checks import Count
 from nnssl.losses.clustering import cluster_shares, linear_cross_entropy
 from nnssl.modules import cluster_metrics, metrics, unet
 from nnssl.modules.grids import compose, invert, sample
@@ -34,7 +36,9 @@ class PixelClusteringObjective(Objective):
       voxels outside of it, and half of the patches at an equal number of voxels.
 
     Voxels without cluster (-1: padding, air) do not count. `balanced` gives every cluster the same
-    share of the loss.
+    share of the loss. With fewer decoder levels the map is coarser than the image, and every cell
+    is asked for the cluster of the voxel in its middle: a thin network is spared the K logits at
+    full resolution.
 
     Reference: the thesis code radioSSL, task `cluster` (pixel level); targets by k-means as in
     Caron et al., *Deep clustering for unsupervised learning of visual features*, ECCV 2018,
@@ -48,7 +52,8 @@ class PixelClusteringObjective(Objective):
     has the weight 2 (the thesis: DINO features of slices); views change in geometry and intensity
     (there crops only); AdamW instead of SGD.
 
-    Shapes: views (B, C, *S) with dense target (B, *S); logits (B, K, *S).
+    Shapes: views (B, C, *S) with dense target (B, *S); logits (B, K, *T), T cells per axis, with
+    all decoder levels T = S.
 
     Args:
         maps: name of the cluster maps, as `nnssl_cluster` wrote them.
@@ -56,6 +61,8 @@ class PixelClusteringObjective(Objective):
         loss: every view against its own map, or against that of another view where both overlap.
         balanced: every cluster has the same share of the loss, however few voxels it has.
         skips: whether the decoder sees skip connections.
+        decoder_levels: levels from the bottleneck upwards whose last gives the map, and which are
+            trained; null: all, up to full resolution; one less halves it and costs much less.
     """
 
     decodes = True
@@ -73,6 +80,7 @@ class PixelClusteringObjective(Objective):
         loss: Literal["swapped", "cross_entropy"] = "cross_entropy",
         balanced: bool = False,
         skips: bool = True,
+        decoder_levels: Count | None = None,
     ) -> None:
         super().__init__(network, context)
         self.dense_targets = (DenseTargets(maps, "clusters", clusters),)
@@ -80,17 +88,24 @@ class PixelClusteringObjective(Objective):
         self.cluster_count = clusters
         self.balanced = balanced
         convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(context.patch_size)]
-        self.head = convolution(unet.output_channels(network)[0], clusters, 1)
+        self.levels = decoder_levels
+        level = unet.count_levels(network, decoder_levels)
+        self.head = convolution(unet.output_channels(network)[-1 - level], clusters, 1)
         self.change = cluster_metrics.ChangeRate()
 
     @property
     def trained(self) -> unet.Trained:
-        return unet.Trained(encoder_stages=None, decoder_levels=None, skips=self.skips)
+        return unet.Trained(encoder_stages=None, decoder_levels=self.levels, skips=self.skips)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         views = list(batch["views"].values())
-        parts = self.decode_views(batch, use_skips=self.skips)[-1].chunk(len(views))
-        pairs = [(parts[b], self._target(views[a], views[b])) for a, b in self._pairs(len(views))]
+        maps = self.decode_views(batch, self.levels, use_skips=self.skips)
+        parts = maps[-1].chunk(len(views))
+        cells = parts[0].shape[2:]
+        pairs = [
+            (parts[b], _at_cells(self._target(views[a], views[b]), cells))
+            for a, b in self._pairs(len(views))
+        ]
         weight, bias = self.head.weight.flatten(1), self.head.bias
         assert bias is not None
         losses = [
@@ -109,8 +124,8 @@ class PixelClusteringObjective(Objective):
         """Most likely cluster of every voxel, (B, *S) int64."""
         with metrics.evaluating(self, self.network):
             stages = unet.encode(self.network, image)
-            levels = unet.decode(self.network, stages, use_skips=self.skips)
-            return self._predict(levels[-1])
+            levels = unet.decode(self.network, stages, self.levels, use_skips=self.skips)
+            return _at_cells(self._predict(levels[-1]), image.shape[2:])
 
     def illustrate(self, batch: Batch) -> dict[str, Panel]:
         """`clusters`: three rows per view, image, target and prediction in fixed colours."""
@@ -165,3 +180,11 @@ class PixelClusteringObjective(Objective):
             "cluster_change": right.new_full((), self.change.value),
             "collapse_loss": collapse,  # of the best constant prediction
         }
+
+
+def _at_cells(clusters: Tensor, cells: torch.Size) -> Tensor:
+    """Maps (B, *S) int64 at the middles of so many cells per axis, (B, *cells)."""
+    if clusters.shape[1:] == cells:
+        return clusters
+    known = clusters[:, None].float()  # exact below 2**24 clusters
+    return functional.interpolate(known, cells, mode="nearest-exact").long()[:, 0]

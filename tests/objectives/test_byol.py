@@ -122,7 +122,7 @@ def test_the_map_lies_after_so_many_decoder_levels(
     made = dense(make_unet, decoder_levels=levels)
     assert made.trained == unet.Trained(encoder_stages=None, decoder_levels=chosen)
     assert made._make_targets(torch.randn(2, 1, 32, 32)).shape[2:] == (cells, cells)
-    with pytest.raises(ValueError, match="decoder_levels: found 3, allowed are 0 to 2 or null"):
+    with pytest.raises(ValueError, match="decoder_levels: found 3, allowed: 0 to 2, or null"):
         dense(make_unet, decoder_levels=3)
 
 

@@ -89,6 +89,37 @@ def test_unknown_voxels_get_no_gradient(make_unet: Callable[..., nn.Module]) -> 
     assert (logits.grad.abs().sum(1) > 0).equal(known)
 
 
+def test_fewer_levels_ask_every_cell_for_the_cluster_in_its_middle(
+    make_unet: Callable[..., nn.Module],
+) -> None:
+    made, whole = objective(make_unet, decoder_levels=1), batch(1, **STILL)
+    target = whole["views"]["global_0"].dense_targets["clusters"]
+    assert made(whole)["loss"].isfinite()
+    cells = nn.functional.one_hot(target[:, 1::2, 1::2].clamp_min(0), CLUSTERS)
+    made.head = nn.Conv2d(CLUSTERS, CLUSTERS, 1)
+    let_answer(made, 20.0 * cells.movedim(-1, 1).float())
+    terms = made(whole)
+    assert float(terms["accuracy"]) == 1
+    assert float(terms["loss"].detach()) < 1e-6
+    assert float(terms["known_share"]) == pytest.approx(float((target >= 0).float().mean()))
+    keys: list[str] = unet.trained_keys(made.network, made.trained)
+    assert any(key.startswith("decoder.stages.0.") for key in keys)
+    assert not any(key.startswith("decoder.stages.1.") for key in keys)
+
+
+def test_clusters_of_fewer_levels_have_the_images_size(
+    make_unet: Callable[..., nn.Module],
+) -> None:
+    made = objective(make_unet, decoder_levels=1)
+    image = torch.randn(2, 1, *PATCH_SIZE)
+    found = made.clusters(image)
+    assert found.shape == (2, *PATCH_SIZE)
+    assert found.dtype == torch.int64
+    assert found.equal(found[:, ::2, ::2].repeat_interleave(2, 1).repeat_interleave(2, 2))
+    with pytest.raises(ValueError, match="decoder_levels: found 3, allowed: 0 to 2"):
+        objective(make_unet, decoder_levels=3)
+
+
 def test_collapse_value_is_the_entropy_of_the_targets(make_unet: Callable[..., nn.Module]) -> None:
     """The best constant prediction is the clusters' own shares."""
     made, whole = objective(make_unet, loss="cross_entropy"), batch(1, **STILL)
