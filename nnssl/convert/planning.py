@@ -12,6 +12,7 @@ from nnssl.convert.datalist import read_datalist
 from nnssl.convert.dicom_tree import Found, find_series, read_tree
 from nnssl.convert.rules import FRAME_RULES
 from nnssl.convert.sources import (
+    FRAME,
     Candidate,
     ConversionError,
     Files,
@@ -27,7 +28,8 @@ from nnssl.convert.spec import DatasetSpec
 class PlannedCase:
     """One nnU-Net case: identifier, patient, part (``Tr`` or ``Ts``) and its source files.
 
-    A training case without a label gets a foreground mask.
+    A training case without a label gets a foreground mask. ``frame`` is its place on the fourth
+    axis of its files, where cases are frames.
     """
 
     identifier: str
@@ -35,6 +37,7 @@ class PlannedCase:
     part: str
     images: tuple[Files, ...]
     label: Files | None
+    frame: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ def _find_case(
     problems += missing
     images = tuple(image for image in candidate.images if image is not None)
     patient = candidate.format(spec.patient)
-    case = PlannedCase(identifier, patient, candidate.part, images, candidate.label)
+    frame = int(dict(candidate.groups).get(FRAME, 1)) - 1 if spec.fourth_axis == "frames" else 0
+    case = PlannedCase(identifier, patient, candidate.part, images, candidate.label, frame)
     return None if missing else case
 
 

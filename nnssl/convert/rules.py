@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from scipy import ndimage
 
-from nnssl.convert.sources import Candidate, Files, Inventory, Problem
+from nnssl.convert.sources import FRAME, Candidate, Files, Inventory, Problem
 
 
 def acdc_info_cfg(
@@ -69,11 +70,37 @@ def ct_series(candidates: list[Candidate], inventory: Inventory) -> Iterator[Can
             yield each
 
 
+def mnms_csv(candidates: list[Candidate], inventory: Inventory) -> Iterator[Candidate | Problem]:
+    """End-diastole and end-systole of each cine; the table of patients has their frame numbers.
+
+    Patients without frames in the table, as those in ``Training/Unlabeled``, have no labels and
+    are passed over.
+    """
+    try:
+        table = _read_table(inventory)
+    except (ValueError, OSError) as error:
+        yield Problem(str(inventory.root), str(error))
+        return
+    for each in candidates:
+        name = dict(each.groups)["patient"]
+        if name not in table:
+            yield Problem(name, f"has no line in the table of patients (beside {each.files[0]})")
+            continue
+        ed, es = table[name]
+        if ed == es:
+            if each.label:
+                yield Problem(name, "has a label, but no frames ED and ES in the table of patients")
+            continue
+        for frame in (ed, es):
+            yield replace(each, groups=(*each.groups, (FRAME, f"{frame + 1:02d}")))
+
+
 FrameRule = Callable[[list[Candidate], Inventory], Iterator[Candidate | Problem]]
 FRAME_RULES: dict[str, FrameRule] = {
     "acdc_info_cfg": acdc_info_cfg,
     "stacom_ed_es": stacom_ed_es,
     "ct_series": ct_series,
+    "mnms_csv": mnms_csv,
 }
 
 
@@ -89,6 +116,30 @@ def _cavity(inventory: Inventory, masks: Files) -> int:
     """Pixels that the rings of a phase enclose."""
     rings = [sitk.GetArrayFromImage(sitk.ReadImage(str(inventory.root / m))) > 0 for m in masks]
     return sum(int(ndimage.binary_fill_holes(ring).sum() - ring.sum()) for ring in rings)
+
+
+def _read_table(inventory: Inventory) -> dict[str, tuple[int, int]]:
+    """Patient -> frames of end-diastole and end-systole, from 0; 0 and 0 where there are none."""
+    needed = ("External code", "ED", "ES")
+    for file in inventory.files:
+        if file.lower().endswith(".csv"):
+            with (inventory.root / file).open(encoding="utf-8-sig", newline="") as lines:
+                rows = list(csv.DictReader(lines))
+            if rows and set(needed) <= rows[0].keys():
+                break
+    else:
+        raise ValueError(f"holds no .csv file with the columns {', '.join(needed)}")
+    found = {}
+    for row in rows:
+        name, *frames = (str(row[key] or "").strip() for key in needed)
+        try:
+            ed, es = (int(float(each or 0)) for each in frames)
+        except ValueError as error:
+            raise ValueError(
+                f"{file} has ED, ES = {frames} for {name}; frames count from 0"
+            ) from error
+        found[name] = ed, es
+    return found
 
 
 def _frames(inventory: Inventory, patient: str, file: str) -> dict[str, str]:

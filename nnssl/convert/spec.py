@@ -18,7 +18,7 @@ from nnssl.convert.dicom_tree import GROUPS
 from nnssl.convert.labels import FOREGROUND_RULES, LABELS, check_remap, choose_foreground_rule
 from nnssl.convert.rules import FRAME_RULES
 from nnssl.convert.sources import FRAME, SLICE
-from nnssl.convert.volumes import FourthAxis, Headers, Overlap, Reading, Slices
+from nnssl.convert.volumes import FourthAxis, Frames, Headers, Overlap, Reading, Slices
 
 Derivation = Callable[[Path, str], dict[str, Any]]
 
@@ -152,7 +152,8 @@ class DatasetSpec:
         unlabelled: Pattern of files with a fourth axis of time frames, most of them without
             labels. The number of a frame (``01``, ``02``, ...) fills ``{frame}`` of ``case``;
             frames that are cases already are left out.
-        fourth_axis: What a fourth axis is: ``channels``, or ``first`` (first time frame is taken).
+        fourth_axis: What a fourth axis is: ``channels``; ``first`` (first time frame is taken); or
+            ``frames`` (the rule of ``frames`` says which, by the group ``frame``, from 01).
         headers: ``exact``, or ``repair`` (skewed axes, labels on other axes or without header).
         dicom: Whether ``channels`` and ``label`` are regular expressions of what DICOM series say
             of themselves (``MR t1_tse_tra transversal``) instead of paths; ``case`` and
@@ -188,7 +189,7 @@ class DatasetSpec:
     folder: str | None = None
     frames: Annotated[str, one_of(FRAME_RULES)] | None = None
     unlabelled: str | None = None
-    fourth_axis: FourthAxis | None = None
+    fourth_axis: FourthAxis | Frames | None = None
     headers: Headers = "exact"
     slices: Slices = "refuse"
     dicom: bool = False
@@ -321,7 +322,7 @@ def _check_patterns(spec: DatasetSpec) -> None:
     }
     if spec.dicom:
         groups = {channel: set(GROUPS) for channel in groups}
-    allowed = next(iter(groups.values()))
+    allowed = set(next(iter(groups.values())))
     masks = {f"masks.{name}": pattern for name, pattern in (spec.masks or {}).items()}
     labels = {
         name: _find_named_groups(name, pattern) - {SLICE}
@@ -333,6 +334,7 @@ def _check_patterns(spec: DatasetSpec) -> None:
         raise ValueError(f"patterns must have the same named groups; found {found}")
     for entry in ("test", "folder"):
         _find_named_groups(entry, getattr(spec, entry))
+    allowed |= {FRAME} if spec.fourth_axis == "frames" and spec.frames else set()
     for entry in ("case", "patient"):
         used = _fields(getattr(spec, entry))
         if not used or used - allowed:

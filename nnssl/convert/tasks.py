@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import nibabel
@@ -43,7 +43,7 @@ class VolumeTask:
     """One file ``target`` of the converted dataset, made of the source's ``files``.
 
     The role is ``image``, ``label`` or ``foreground`` (a mask made from the first image); ``like``
-    are the source files of the case's first image.
+    are the source files of the case's first image, ``frame`` is its place on their fourth axis.
     """
 
     role: str
@@ -51,20 +51,21 @@ class VolumeTask:
     files: Files
     channel: int
     like: Files
+    frame: int = 0
 
 
 def list_tasks(case: PlannedCase) -> list[VolumeTask]:
     """All files of a case: images, then the label or the mask."""
     first, image = case.images[0], f"images{case.part}/{case.identifier}_{{:04d}}{FILE_ENDING}"
     tasks = [
-        VolumeTask(IMAGE, image.format(channel), files, channel, first)
+        VolumeTask(IMAGE, image.format(channel), files, channel, first, case.frame)
         for channel, files in enumerate(case.images)
     ]
     target = f"labels{case.part}/{case.identifier}{FILE_ENDING}"
     if case.label:
-        tasks.append(VolumeTask(LABEL, target, case.label, 0, first))
+        tasks.append(VolumeTask(LABEL, target, case.label, 0, first, case.frame))
     elif case.part == "Tr":
-        tasks.append(VolumeTask(MASK, target, first, 0, first))
+        tasks.append(VolumeTask(MASK, target, first, 0, first, case.frame))
     return tasks
 
 
@@ -75,15 +76,16 @@ def _read(task: VolumeTask, conversion: Conversion) -> Volume:
         ValueError: It cannot be read, or no foreground can be found.
     """
     spec, source = conversion.spec, conversion.source
+    how = replace(spec.reading, frame=task.frame)
     files, like = ([source / file for file in each] for each in (task.files, task.like))
     if task.role == LABEL and spec.masks:
         volume = _join_masks(files, spec, like)
     else:
-        volume = read_volume(files, spec.reading, task.channel, like)
+        volume = read_volume(files, how, task.channel, like)
     if task.role == MASK:
         return Volume(make_foreground_mask(volume.image, spec.foreground_rule), volume.sha256)
     if task.role == LABEL and spec.headers == "repair":
-        return _repair_geometry(volume, read_volume(like, spec.reading).image)
+        return _repair_geometry(volume, read_volume(like, how).image)
     return volume
 
 
@@ -235,6 +237,9 @@ def _check_values(label: sitk.Image, spec: DatasetSpec, found: CheckedCase) -> N
     try:
         mapped = map_values(spec.remap or {value: value for value in spec.values}, values)
         found.values = tuple(np.unique(mapped).tolist())
+        if spec.fourth_axis == "frames" and found.values == (0,):
+            what = f"label of frame {found.case.frame + 1} is empty; another frame may be meant"
+            found.problems.append(Problem(found.case.identifier, what))
     except UnknownValuesError as error:
         named = [f"{value} {name}" for name, value in spec.labels.items()]
         allowed = ", ".join(map(str, spec.remap or named))

@@ -17,6 +17,7 @@ FILE_ENDING = ".nii.gz"
 LARGEST = 1e15  # of a value; nnU-Net adds up to 1e8 squares in float32, which ends at 3e38
 SPACINGS = (1e-5, 1e4)  # mm; a header beyond is damaged, and resampling by it would take all memory
 FourthAxis = Literal["channels", "first"]
+Frames = Literal["frames"]  # a fourth axis, for specs whose cases are frames
 Headers = Literal["exact", "repair"]
 Slices = Literal["refuse", "resample"]
 Overlap = Literal["refuse", "last"]
@@ -28,7 +29,8 @@ class Reading:
 
     Args:
         fourth_axis: Meaning of a fourth axis: ``channels`` (file k of a case is its k-th entry)
-            or ``first`` (the first time frame is taken); ``None``: refused.
+            or time, of which ``first`` takes the first frame, ``frames`` the one that the case
+            is; ``None``: refused.
         headers: ``repair`` takes the nearest rotation for slightly skewed axes, turns a label that
             is stored on other axes to its image, and gives a label without header (origin 0,
             spacing 1, axes along the world's) the image's; ``exact`` refuses.
@@ -37,15 +39,17 @@ class Reading:
         structures: Regular expression of a structure's name in DICOM SEG and RTSTRUCT -> value.
         overlap: What happens to voxels of two structures: ``refuse``, or ``last`` (largest value).
         nan: What values that are not finite become; ``None``: refused.
+        frame: Place of the case's frame on the fourth axis, from 0.
     """
 
-    fourth_axis: FourthAxis | None = None
+    fourth_axis: FourthAxis | Frames | None = None
     headers: Headers = "exact"
     slices: Slices = "refuse"
     channels: int = 1
     structures: Mapping[str, int] = field(default_factory=dict)
     overlap: Overlap = "refuse"
     nan: float | None = None
+    frame: int = 0
 
 
 ImageAndNotes = tuple[sitk.Image, tuple[str, ...]]  # what a reader reads, and what it did to it

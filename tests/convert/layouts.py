@@ -61,6 +61,25 @@ def stacom(root: Path) -> None:
         dicom(where, intensities(5)[:1], f"{name}_LA1_ph0.dcm", [(0.0, 0.0, 0.0)])
 
 
+def mnms(root: Path) -> None:
+    """Cines; labels are drawn in two frames, which the table counts from 0."""
+    lines = [",External code,VendorName,Vendor,Centre,ED,ES,Pathology"]
+    for n, where in enumerate(
+        ("Training/Labeled", "Training/Labeled", "Training/Unlabeled", "Validation", "Testing")
+    ):
+        name, drawn = f"A0S9V{n}", where != "Training/Unlabeled"
+        frames = np.stack([intensities(10 * n + t) for t in range(4)])
+        write(root / where / name / f"{name}_sa.nii.gz", frames)
+        labels = np.zeros(frames.shape, np.int16)
+        if drawn:
+            labels[0] = labels[2] = values_in((0, 1, 2, 3))
+            write(root / where / name / f"{name}_sa_gt.nii.gz", labels)
+        lines.append(f"{n},{name},Siemens,A,1,{0},{2 * drawn},NOR")
+    (root / "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv").write_text(
+        "\n".join(lines), encoding="utf-8-sig"
+    )
+
+
 def stacom_export(root: Path) -> None:
     for n in (1, 2, 3):
         frames = np.stack([intensities(10 * n + t) for t in range(3)])
@@ -266,6 +285,7 @@ LAYOUTS = {
     "MMWHS_CT": Layout(mmwhs("ct"), 3, 3, 8, test=1),
     "MMWHS_MR": Layout(mmwhs("mr"), 3, 3, 8, test=1),
     "STACOM_LV": Layout(stacom, 6, 3, 2, test=1),
+    "MnMs": Layout(mnms, 6, 3, 4, test=2),
     "STACOM_LV_4D": Layout(stacom_export, 3, 3, 4),
     "ABIDE": Layout(freesurfer, 3, 3, 15),
     "ABIDE_images": Layout(abide_images, 3, 3, 2),

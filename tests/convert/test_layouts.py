@@ -13,10 +13,11 @@ import SimpleITK as sitk  # noqa: N813
 from layouts import LAYOUTS
 from native import intensities, values_in, write
 
+from nnssl.convert.cine import check_cines
 from nnssl.convert.engine import ConversionTarget, check_source, convert
 from nnssl.convert.planning import Conversion, plan_cases
 from nnssl.convert.records import find_doubts
-from nnssl.convert.sources import Inventory
+from nnssl.convert.sources import ConversionError, Inventory
 from nnssl.convert.spec import DatasetSpec, find_specs, read_spec
 from nnssl.convert.tasks import CheckedCase
 from nnssl.convert.volumes import compare_geometry
@@ -112,6 +113,39 @@ def test_volumes_whose_header_says_nothing_are_named(tmp_path: Path):
     (doubt,) = find_doubts(checked)
     assert doubt.startswith("1 images have headers that say nothing")
     assert "--leave-out volume-28;" in doubt
+
+
+def test_mnms_frames_are_those_of_the_table_and_the_rest_is_for_pretraining(tmp_path: Path):
+    _, raw, _ = converted("MnMs", tmp_path)
+    source = tmp_path / "source"
+    for frame in (0, 2):
+        name = f"A0S9V1_frame{frame + 1:02d}"
+        image = array(raw / "imagesTr" / f"{name}_0000.nii.gz")
+        assert np.array_equal(image, intensities(10 + frame))
+        assert array(raw / "labelsTr" / f"{name}.nii.gz").any()
+    conversion = Conversion(read_spec(find_specs()["MnMs"]), source)
+    cines = {each.patient: set(each.frames.values()) for each in check_cines(conversion)}
+    assert (cines["A0S9V1"], cines["A0S9V2"]) == ({1, 3}, {0, 1, 2, 3})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("A0S9V1,Siemens,A,1,0,2", "A0S9V1,Siemens,A,1,1,2", "label of frame 2 is empty"),
+        ("A0S9V1,Siemens,A,1,0,2", "A0S9V1,Siemens,A,1,0,9", "holds 4 frames, of which number 10"),
+        ("A0S9V1,Siemens,A,1,0,2", "A0S9V1,Siemens,A,1,,", "has a label, but no frames ED and ES"),
+        ("A0S9V1,Siemens,A,1,0,2", "A0S9V1,Siemens,A,1,a,2", "frames count from 0"),
+        ("A0S9V1", "B1", "A0S9V1: has no line in the table of patients"),
+        ("External code", "code", "no .csv file with the columns External code, ED, ES"),
+    ],
+)
+def test_mnms_tables_that_do_not_fit_the_images_are_refused(tmp_path, before, after, message):
+    LAYOUTS["MnMs"].make(tmp_path)
+    (file,) = tmp_path.glob("*.csv")
+    file.write_text(file.read_text("utf-8").replace(before, after), "utf-8")
+    with pytest.raises(ConversionError) as error:
+        check_source(Conversion(read_spec(find_specs()["MnMs"]), tmp_path))
+    assert message in str(error.value)
 
 
 def test_radiographs_beside_ct_are_passed_over(tmp_path: Path):

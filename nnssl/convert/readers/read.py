@@ -122,7 +122,10 @@ def _take_channel(image: sitk.Image, how: Reading, channel: int) -> sitk.Image:
         count = image.GetSize()[3]
         if how.fourth_axis == "channels" and count != how.channels:
             raise ValueError(f"holds {count} channels; the dataset has {how.channels}")
-        return take_frame(image, channel if how.fourth_axis == "channels" else 0)
+        index = channel if how.fourth_axis == "channels" else how.frame
+        if not 0 <= index < count:
+            raise ValueError(f"holds {count} frames, of which number {index + 1} is asked for")
+        return take_frame(image, index)
     if image.GetDimension() == 3 and components == how.channels > 1:
         return sitk.VectorIndexSelectionCast(image, channel)
     if image.GetDimension() != 3 or components != 1:
