@@ -242,24 +242,7 @@ def tiny_configuration(name: str, patch: list[int]) -> dict[str, Any]:
 
 
 def tiny_architecture(dimension: int) -> dict[str, Any]:
-    strides = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
-    return {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {
-            "n_stages": 3,
-            "features_per_stage": [4, 6, 8],
-            "conv_op": f"torch.nn.modules.conv.Conv{dimension}d",
-            "kernel_sizes": [[3] * dimension] * 3,
-            "strides": [stride[-dimension:] for stride in strides],
-            "n_conv_per_stage": [1, 1, 1],
-            "n_conv_per_stage_decoder": [1, 1],
-            "conv_bias": True,
-            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimension}d",
-            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
+    from nnssl.nnunet.plans import PLAIN, make_architecture
+
+    strides = [stride[-dimension:] for stride in ([1, 1, 1], [1, 2, 2], [2, 2, 2])]
+    return make_architecture(PLAIN, [4, 6, 8], strides, [1, 1, 1], [1, 1])

@@ -16,6 +16,7 @@ from torch import nn
 
 from nnssl.cli.probe import main
 from nnssl.nnunet.checkpoint import save_atomically
+from nnssl.nnunet.plans import PLAIN, make_architecture
 
 NAME, PLANS = "Dataset998_Balls", "nnUNetPlans"
 PATIENTS = 5
@@ -66,27 +67,7 @@ def _modules_with_paths() -> Iterator[tuple[str, Any]]:
 
 
 def plans() -> dict[str, Any]:
-    network = {
-        "n_stages": 3,
-        "features_per_stage": [4, 6, 8],
-        "conv_op": "torch.nn.modules.conv.Conv2d",
-        "kernel_sizes": [[3, 3]] * 3,
-        "strides": [[1, 1], [2, 2], [2, 2]],
-        "n_conv_per_stage": [1, 2, 1],
-        "n_conv_per_stage_decoder": [1, 1],
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d",
-        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
-    architecture = {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": network,
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
+    architecture = make_architecture(PLAIN, [4, 6, 8], [[1, 1], [2, 2], [2, 2]], [1, 2, 1], [1, 1])
     return {
         "dataset_name": NAME,
         "plans_name": PLANS,

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nnssl.nnunet.planned_network import build_planned_network
-
-UNETS = "dynamic_network_architectures.architectures.unet."
+from nnssl.nnunet.plans import PLAIN, RESIDUAL, make_architecture
 
 
 def configuration(
@@ -21,25 +20,10 @@ def configuration(
 ) -> dict[str, Any]:
     """One configuration as nnU-Net plans it; every stage but the first halves all axes."""
     dimension, stages = len(patch), len(features)
-    layer, each = f"{dimension}d", [2] * stages
-    network = {
-        "n_stages": stages,
-        "features_per_stage": list(features),
-        "conv_op": f"torch.nn.modules.conv.Conv{layer}",
-        "kernel_sizes": [[3] * dimension] * stages,
-        "strides": [[1] * dimension, *([[2] * dimension] * (stages - 1))],
-        "n_conv_per_stage_decoder": [2] * (stages - 1),
-        "n_blocks_per_stage" if residual else "n_conv_per_stage": each,
-        "conv_bias": True,
-        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{layer}",
-        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
+    strides = [[1] * dimension, *([[2] * dimension] * (stages - 1))]
+    kind, levels = RESIDUAL if residual else PLAIN, [2] * (stages - 1)
     return {
-        "data_identifier": f"planned_{layer}",
+        "data_identifier": f"planned_{dimension}d",
         "preprocessor_name": "DefaultPreprocessor",
         "batch_size": batch,
         "patch_size": list(patch),
@@ -47,11 +31,7 @@ def configuration(
         "median_image_size_in_voxels": [float(size) for size in patch],
         "normalization_schemes": ["ZScoreNormalization"] * channels,
         "use_mask_for_norm": [False] * channels,
-        "architecture": {
-            "network_class_name": UNETS + ("ResidualEncoderUNet" if residual else "PlainConvUNet"),
-            "arch_kwargs": network,
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
+        "architecture": make_architecture(kind, features, strides, [2] * stages, levels),
         "batch_dice": True,
     }
 
