@@ -245,11 +245,12 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
             "Semi-supervised: " + ", ".join(f"{name} {mean:.3g}" for name, mean in means.items())
         )
         self.epoch_terms = []
-        last = self.current_epoch + 1 == self.num_epochs
-        if self.local_rank == 0 and (last or self.current_epoch % self.settings.save_every == 0):
-            self._draw()
+        done = self.current_epoch + 1
+        last = done == self.num_epochs
+        if self.local_rank == 0 and (last or done % self.settings.save_every == 0):
+            self._draw(done)
 
-    def _draw(self) -> None:
+    def _draw(self, epoch: int) -> None:
         """Image without label, teacher, voxels that count, what the student saw, its answer."""
         lesson, student = self.lesson, self.loss.student
         if self.said is None or student is None or lesson is None or lesson.comparison is None:
@@ -269,7 +270,7 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
         folder.mkdir(exist_ok=True)
         save_panel(
             Panel([Row(name, images[:COLUMNS]) for name, images in panel.items()]),
-            folder / f"epoch_{self.current_epoch:04d}_pseudo_labels.png",
+            folder / f"epoch_{epoch:04d}_pseudo_labels.png",
             self.heading,
         )
 

@@ -238,7 +238,10 @@ def test_overlays_name_slice_labels_and_structures(
     made: list[Any] = []
     monkeypatch.setattr(overlays, "render", lambda figure, kind: made.append(figure) or b"")
     folder = plant(tmp_path, noisy(2), repetitions=1)
-    overlays.draw_worst_cases(collect_findings(folder.path, 2.0, 1))
+    found, read, described = collect_findings(folder.path, 2.0, 1), overlays.read_json, []
+    monkeypatch.setattr(overlays, "read_json", lambda file: described.append(file) or read(file))
+    overlays.draw_worst_cases(found)
+    assert [file.name for file in described] == ["dataset.json"]
     for figure in made:
         title = figure.axes[0].get_title() + figure.axes[0].get_title(loc="left")
         assert re.search(r"slice \d+ of 14, Dice 0\.\d\d\n2 labelled patients, repetition 0", title)

@@ -83,7 +83,7 @@ def test_the_road(semi, monkeypatch):
     assert own["history"]["unsupervised_loss"][1] is not None
     header = (folder / "history.csv").read_text().splitlines()[0].split(",")
     assert {"epoch", "train_loss", "pseudo_dice", "unsupervised_loss"} <= set(header)
-    assert (folder / "pictures" / "epoch_0001_pseudo_labels.png").stat().st_size > 1000
+    assert (folder / "pictures" / "epoch_0002_pseudo_labels.png").stat().st_size > 1000
     assert same(validated, final["network_weights"])
     predictor = nnUNetPredictor(device=torch.device("cpu"))
     predictor.initialize_from_trained_model_folder(str(folder.parent), (0,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from nnssl.common.page import Picture
 from nnssl.convert.volumes import be_quiet
 from nnssl.nnunet.paths import DATASET_FILE, RAW, TRAINING_IMAGES, find_root
 from nnssl.probe.pictures import EMBEDDING
-from nnssl.probe.volumes import read_structures
+from nnssl.probe.volumes import IGNORE, read_structures
 from nnssl.studies.analysis.validation import Validation
 from nnssl.studies.report.findings import Findings
 from nnssl.studies.report.words import name_budget, name_structure
@@ -28,22 +29,29 @@ PER_METHOD = 3
 def draw_worst_cases(found: Findings) -> list[Picture]:
     """One picture per method: its cases of lowest mean Dice, at most one per patient."""
     be_quiet()
+    cells = {cell.id: cell for cell in found.folder.cells}
+    described: dict[str, Any] = {}  # dataset.json, the same for all runs of a study
     keys = ["cell", "case", "patient", "budget", "repetition"]
     pictures = []
     for method, table in found.main.groupby("method", sort=False):
         means = table.groupby(keys)["dice"].mean().dropna().sort_values(kind="stable")
         worst = means.reset_index().drop_duplicates("patient").head(PER_METHOD)
-        pictures += [_draw_method(found, str(method), worst)] if len(worst) else []
+        if len(worst):
+            folds = [found.folder.fold_folder(cells[name]) for name in worst["cell"]]
+            described = described or read_json(folds[0].parent / DATASET_FILE)
+            rows = worst.assign(fold=folds)
+            pictures.append(_draw_method(found.unit, str(method), rows, described))
     return pictures
 
 
-def _draw_method(found: Findings, method: str, rows: pd.DataFrame) -> Picture:
-    cells = {cell.id: cell for cell in found.folder.cells}
+def _draw_method(
+    unit: str, method: str, rows: pd.DataFrame, described: Mapping[str, Any]
+) -> Picture:
     colours: dict[str, str] = {}  # colours of structures that were drawn
     figure, axes = make_panels(len(rows), 4.0, 4.3, most=PER_METHOD)
     for axis, row in zip(axes, rows.itertuples(), strict=True):
-        where = _draw_case(axis, found.folder.fold_folder(cells[row.cell]), row.case, colours)
-        about = f"{name_budget(row.budget, found.unit)}, repetition {row.repetition}"
+        where = _draw_case(axis, row.fold, row.case, described, colours)
+        about = f"{name_budget(row.budget, unit)}, repetition {row.repetition}"
         title = f"{row.case}, {where}, Dice {row.dice:.2f}\n{about}"
         axis.set_title(escape_math(title), fontsize=9)
     _add_structures(figure, colours)
@@ -57,11 +65,13 @@ def _draw_method(found: Findings, method: str, rows: pd.DataFrame) -> Picture:
     )
 
 
-def _draw_case(axis: Any, fold: Path, case: str, colours: dict[str, str]) -> str:
+def _draw_case(
+    axis: Any, fold: Path, case: str, described: Mapping[str, Any], colours: dict[str, str]
+) -> str:
     """Draws a case, adds the colours of its structures, and returns which slice it is."""
-    run = Validation(fold)
-    structures = read_structures(read_json(fold.parent / DATASET_FILE))
-    predicted, reference = (sitk.ReadImage(str(path)) for path in run.files[case])
+    structures = read_structures(described)
+    files = Validation(fold).files[case]
+    predicted, reference = (sitk.ReadImage(str(path)) for path in files)
     labels = [_read_volume(image) for image in (predicted, reference)]
     spacing = ([1.0] * 3 + list(reference.GetSpacing()[::-1]))[-3:]
     across = int(np.argmax(spacing))  # the slices as they were taken; axis 0 where all are equal
@@ -71,7 +81,7 @@ def _draw_case(axis: Any, fold: Path, case: str, colours: dict[str, str]) -> str
     image = _find_image(fold, case, labels[1].shape).take(place, axis=across)
     low, high = np.percentile(image, [1, 99])
     axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=height / width)
-    values = sorted(set(np.unique(np.stack(labels))) - {0, run.ignore_label})
+    values = sorted(set(np.unique(np.stack(labels))) - {0, described["labels"].get(IGNORE)})
     by_value = {
         value: COLOURS[number % len(COLOURS)] for number, value in enumerate(sorted(structures))
     }
