@@ -50,8 +50,11 @@ def render(figure: Any, kind: str = "svg") -> bytes:
 
 def save_figure(figure: Any, file: Path, dpi: int = 90) -> None:
     """Writes a figure as PNG, whole or not at all."""
-    with atomic_path(file) as part:
-        figure.savefig(part, dpi=dpi, format="png")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(dpi)
+    with atomic_path(file) as part:  # `savefig` would draw twice where there is a layout
+        FigureCanvasAgg(figure).print_png(part)
 
 
 def escape_math(text: object) -> str:

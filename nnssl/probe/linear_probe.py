@@ -165,7 +165,7 @@ class Scorer:
         """Voxels per (classifier, label, prediction), (D, K, K), in one block."""
         scores = block.project(self._weight.to(block.stages[0]))  # (D * K, *part)
         scores = scores.unflatten(0, (-1, self.classes)) + self._bias.to(scores)
-        found = scores.argmax(1).cpu().flatten(1)  # (D, voxels)
+        found = scores.max(1).indices.cpu().flatten(1)  # (D, voxels); argmax is 7 times slower
         true = labels[block.where].flatten()
         valid = true >= 0
         pairs = true[valid] * self.classes + found[:, valid]

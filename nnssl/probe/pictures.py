@@ -19,6 +19,7 @@ EMBEDDING, NEIGHBOURS = "probe_embedding.png", "probe_neighbours.png"
 QUERIES = 5
 UMAP_SEED = 0
 MOST_NAMES = 12  # in a key of colours
+WIDTH, HEIGHT, CAPTION, GAP, HEADING = 1.8, 2.1, 0.3, 0.08, 0.35  # of a slice, in inches
 
 
 def draw(
@@ -40,7 +41,7 @@ def draw(
 
 
 def draw_embedding(slices: Slices, partitions: int, file: Path) -> None:
-    """Two principal components (and UMAP, where installed) in three colourings."""
+    """Two principal components (and UMAP, where installed) in two or three colourings."""
     save_figure(make_embedding_figure(slices, partitions), file)
 
 
@@ -63,7 +64,9 @@ def make_embedding_figure(slices: Slices, partitions: int) -> Any:
         "patient": (patients, lambda n: of_patient[n]),
         "dataset": (datasets, lambda n: f"dataset {n}"),
     }
-    figure, axes = make_panels(3 * len(maps), 5.4, 4.6, most=3)
+    if datasets.unique().numel() == 1:
+        del colours["dataset"]
+    figure, axes = make_panels(len(colours) * len(maps), 5.4, 4.6, most=len(colours))
     each = [(name, points, *found) for name, points in maps.items() for found in colours.items()]
     for axis, (method, points, name, (values, write)) in zip(axes, each, strict=True):
         _draw_points(axis, points, values, write)
@@ -91,21 +94,31 @@ def _draw_points(axis: Any, points: np.ndarray, values: torch.Tensor, write: Any
 
 def draw_neighbours(slices: Slices, queries: Sequence[str], file: Path, cases: Path) -> None:
     """A few slices of the first query volume, each beside its nearest slices of other patients."""
+    from matplotlib.figure import Figure
+
     rows = slices.find_rows(queries[:1])
     rows = rows[torch.linspace(0, len(rows) - 1, min(QUERIES, len(rows))).round().long()]
     nearest = slices.find_nearest(rows)
     table = torch.cat([rows[:, None], nearest], dim=1).tolist()
     columns = len(table[0])
-    figure, axes = make_panels(len(table) * columns, 1.8, 2.1, most=columns)
-    for place, (axis, number) in enumerate(zip(axes, chain(*table), strict=True)):
+    figure = Figure(figsize=(WIDTH * columns, HEIGHT * len(table) + HEADING))
+    axis = figure.add_axes((0, 0, 1, 1))  # one for all: drawing many takes seconds
+    for place, number in enumerate(chain(*table)):
         case, voxel = slices.find_voxel(number)
-        axis.imshow(_read_plane(cases, case.identifier, case.axis, voxel), cmap="gray")
+        image = _read_plane(cases, case.identifier, case.axis, voxel)
+        scale = min((WIDTH - GAP) / image.shape[1], (HEIGHT - CAPTION) / image.shape[0])
+        tall, wide = (scale * voxels for voxels in image.shape)
+        middle, top = WIDTH * (place % columns + 0.5), HEIGHT * (place // columns) + HEADING
+        extent = (middle - wide / 2, middle + wide / 2, top + CAPTION + tall, top + CAPTION)
+        axis.imshow(image, cmap="gray", extent=extent)
         what = "asked: " if place % columns == 0 else ""
         where = f"at {slices.positions[number]:.2f} of the volume"
-        axis.set_title(escape_math(f"{what}{case.identifier}\n{where}"), fontsize=7)
-        axis.axis("off")
+        text = escape_math(f"{what}{case.identifier}\n{where}")
+        axis.text(middle, top + CAPTION - GAP / 2, text, fontsize=7, ha="center", va="bottom")
+    axis.set(xlim=(0, WIDTH * columns), ylim=(HEIGHT * len(table) + HEADING, 0))
+    axis.set_axis_off()
     title = "Slices (left), and the most similar slices of other patients, nearest first"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    axis.text(GAP, HEADING / 2, title, fontsize=11, va="center")
     save_figure(figure, file)
 
 

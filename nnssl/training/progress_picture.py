@@ -109,7 +109,7 @@ def make_figure(values: Values, of_objective: Mapping[str, tuple[str, ...]], hea
     for axis, (title, keys) in zip(axes, panels.items(), strict=False):
         for number, key in enumerate(keys):
             _draw_term(axis, key, told[key], COLOURS[number % len(COLOURS)])
-        axis.set_title(escape_math(title), loc="left")
+        axis.set_title(escape_math(title), loc="left", y=1.0)  # y: matplotlib looks for none
         axis.set(xlabel="epochs done", ylabel=escape_math(units.get(title) or title))
         axis.set_xlim(0, epochs + max(0.5, 0.02 * epochs))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
