@@ -27,8 +27,9 @@ def _add_options(parser: ArgumentParser) -> None:
 @command(
     "nnssl_estimate",
     "Estimates a run of nnUNetv2_train (pre-training, fine-tuning or stock) from a few dry steps "
-    "with its real loaders. Nothing is written into nnU-Net's folders. Not counted: the validation "
-    "of whole volumes after a supervised training.",
+    "with its real loaders. Nothing is written into nnU-Net's folders; cluster maps that a "
+    "training would make are made of a few cases. Not counted: making all of these maps, and "
+    "the validation of whole volumes after a supervised training.",
     _add_options,
     example="27 2d 0 -tr nnSSLMAETrainer",
     errors=(RuntimeError, AssertionError),

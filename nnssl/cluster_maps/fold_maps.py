@@ -58,30 +58,26 @@ def cluster_dataset(
     folders = DataFolders(file.parent / identifier, recipe.fold)
     if not folders.preprocessed.is_dir():
         raise ValueError(f"{folders.preprocessed} does not exist; run first: nnUNetv2_preprocess")
-    return _make(folders, plans, configuration, recipe, name, workers, overwrite)
+    training, cases = list_fold_cases(folders.preprocessed, recipe.fold)
+    images = list(map(Image, cases))
+    for folder in find_collections(folders.own).values():  # the run chooses which it may see
+        images += [Image(image.identifier, folder) for image in read_images(folder)]
+    run = TargetRun(folders, plans, configuration, tuple(training), tuple(images))
+    return _make(run, recipe, name, workers, overwrite)
 
 
 def _make(
-    folders: DataFolders,
-    plans: Mapping[str, Any],
-    configuration: str,
-    recipe: ClusterRecipe,
-    name: str,
-    workers: int,
-    overwrite: bool = False,
+    run: TargetRun, recipe: ClusterRecipe, name: str, workers: int, overwrite: bool = False
 ) -> tuple[Path, list[float]]:
     check_name(name, "--name", RESERVED)
-    training, cases = list_fold_cases(folders.preprocessed, recipe.fold)
-    planned = _find_configuration(plans, configuration)
+    folders, planned = run.folders, _find_configuration(run.plans, run.configuration)
     patch = tuple(int(n) for n in planned["patch_size"])
     spacing = tuple(float(s) for s in planned["spacing"])[-len(patch) :]
     place = cache_places(folders.dense_target(name))[0]
     job = MapJob(folders.preprocessed, place, recipe, spacing, patch)
-    images = list(map(Image, cases))
-    for folder in find_collections(folders.own).values():  # the run chooses which it may see
-        images += [Image(image.identifier, folder) for image in read_images(folder)]
     with hold(job.folder.parent / LOCKS / job.folder.name):
-        return job.folder, make_maps(job, plans, planned, training, images, workers, overwrite)
+        shares = make_maps(job, run.plans, planned, run.training, run.images, workers, overwrite)
+        return job.folder, shares
 
 
 def list_fold_cases(preprocessed: Path, fold: int | str) -> tuple[list[str], list[str]]:
@@ -111,7 +107,7 @@ def make_missing(wanted: DenseTargets, run: TargetRun, log: Callable[[str], None
         f"features, {recipe.clusters} clusters); nnssl_cluster makes others"
     )
     workers = max(1, get_allowed_n_proc_DA())
-    _make(run.folders, run.plans, run.configuration, recipe, wanted.name, workers)
+    _make(run, recipe, wanted.name, workers)
 
 
 def _choose_recipe(wanted: DenseTargets, run: TargetRun) -> ClusterRecipe | None:

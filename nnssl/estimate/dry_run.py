@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from nnssl.common.environment import set_variables
 from nnssl.config import TRAINER_PREFIX
+from nnssl.data.case_table import Case
 from nnssl.nnunet.paths import (
     OWN,
     PREPROCESSED,
@@ -32,6 +34,7 @@ from nnssl.training.factory import trainer_class
 from nnssl.training.pretraining_setup import PretrainingSetup
 
 WORKERS, WANDB = "nnUNet_n_proc_DA", "nnUNet_wandb_enabled"
+FEW = 16  # cases of which maps are made where a training would make those of all
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,28 @@ def build_trainer(name: str, job: DryRun) -> Any:
         trainer.disable_checkpointing, trainer.takes_weights = True, False
         trainer.initialize()
         if isinstance(trainer, PretrainingSetup):
-            trainer.check_dense_targets()
+            _provide_dense_targets(trainer)
     return trainer
+
+
+def _provide_dense_targets(trainer: PretrainingSetup) -> None:
+    """Has maps made that a training would make, of a few cases; the dry steps draw these alone."""
+    try:
+        trainer.check_dense_targets()
+    except ValueError as problem:
+        trainer.train_cases, trainer.val_cases = map(
+            _choose_few, (trainer.train_cases, trainer.val_cases)
+        )
+        trainer.drawn_cases = trainer.train_cases
+        trainer.make_dense_targets()
+        try:
+            trainer.check_dense_targets()
+        except ValueError:  # what a training would not make either
+            raise problem from None
+
+
+def _choose_few(cases: list[Case]) -> list[Case]:
+    return cases[:: math.ceil(len(cases) / FEW)] if cases else []
 
 
 def find_trainer_class(name: str) -> Any:

@@ -179,7 +179,7 @@ def _write_checkpoint(trainer: Any, folder: Path) -> int:
     file = folder / "checkpoint.pth"
     trainer.disable_checkpointing = False
     if hasattr(trainer, "seen_record"):  # a real run keeps a signature of every image
-        signatures = np.zeros((len(trainer.drawn_cases), SIGNATURE), np.int8)
+        signatures = np.zeros((_count_cases(trainer)[1], SIGNATURE), np.int8)
         trainer.seen_record = {"signatures": signatures}
     trainer.save_checkpoint(str(file))
     trainer.disable_checkpointing = True
@@ -195,10 +195,16 @@ def _expect_caches(trainer: Any) -> int:
     if folders is None:
         return 0
     sizes = [file.stat().st_size for file in (folders.own / CACHE).glob("*.npz")]
-    cases = len(trainer.drawn_cases) + len(trainer.val_cases)
-    tables = round(cases * sum(sizes) / max(1, len(sizes)))
-    thumbnails = len(trainer.train_cases) * math.prod(CELLS) * np.float16().nbytes
+    train, drawn, held_out = _count_cases(trainer)
+    tables = round((drawn + held_out) * sum(sizes) / max(1, len(sizes)))
+    thumbnails = train * math.prod(CELLS) * np.float16().nbytes
     return tables + thumbnails + (folders.own / GEOMETRY_FILE).stat().st_size
+
+
+def _count_cases(trainer: Any) -> tuple[int, int, int]:
+    """Training cases, these and images without labels, validation cases of a pre-training."""
+    train, held_out = map(len, trainer.do_split())
+    return train, train + len(trainer.unlabelled.members), held_out
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from dataclasses import replace
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.estimate.dry_run import DryRun, dry_folders
+from nnssl.data.thumbnails import CELLS
+from nnssl.estimate import dry_run
+from nnssl.estimate.dry_run import DryRun, build_trainer, dry_folders
 from nnssl.estimate.estimate import Estimate, _touch, estimate, expect_bytes_per_batch
 from nnssl.nnunet.checkpoint import read_checkpoint
 from nnssl.training import pretraining_loop
@@ -26,6 +29,12 @@ training: {num_epochs: 3, num_iterations_per_epoch: 2, num_val_iterations_per_ep
            patch_size: [16, 16], warmup_epochs: 1, picture_every: 9}
 sampling: {partitions: 2, volumes: 2}
 objective: {hidden_features: 16, embedding_features: 8}
+"""
+CLUSTERS = """
+extends: nnSSLPixelClusteringTrainer
+training: {num_epochs: 3, num_iterations_per_epoch: 2, num_val_iterations_per_epoch: 1,
+           patch_size: [16, 16], warmup_epochs: 1, picture_every: 9}
+objective: {clusters: 4, maps: %s}
 """
 FINETUNE = """
 extends: nnSSLFinetuneTrainer
@@ -98,6 +107,24 @@ def test_read_bytes_follow_the_blocks(tiny_dataset, tmp_path):
         folder = tiny_dataset.preprocessed / "nnUNetPlans_2d"
         images = [f.stat().st_size for f in folder.glob("*.b2nd") if "_seg" not in f.name]
         assert 0 < expect_bytes_per_batch(trainer) <= trainer.budget.samples * max(images)
+
+
+def test_clusters_of_a_few_cases_are_made_for_the_estimate(tiny_dataset, trainer_yaml, monkeypatch):
+    """A training makes those of all; what it would not make is refused as there."""
+    trainer_yaml("nnSSLClusterEstimateTrainer", CLUSTERS % "clusters")
+    trainer_yaml("nnSSLOtherEstimateTrainer", CLUSTERS % "other")
+    monkeypatch.setattr(dry_run, "FEW", 4)
+    before = files_in(tiny_dataset.preprocessed)
+    with dry_folders(JOB) as folder:
+        trainer = build_trainer("nnSSLClusterEstimateTrainer", JOB)
+        assert len(list(folder.rglob("clusters/fold_0/p*.b2nd"))) == 4 + 2  # training, validation
+        assert len({case.patient for case in trainer.drawn_cases}) > 1
+    found = estimate("nnSSLClusterEstimateTrainer", JOB, workers=0, steps=2)
+    assert (found.steps, found.val_steps) == (6, 3)
+    assert found.cache_bytes > 8 * math.prod(CELLS) * 2  # of all training cases
+    assert files_in(tiny_dataset.preprocessed) == before
+    with pytest.raises(ValueError, match=r"cluster maps in .*other/fold_0: none were made"):
+        estimate("nnSSLOtherEstimateTrainer", JOB, workers=0, steps=2)
 
 
 @pytest.fixture(scope="module")
