@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import fields
 from pathlib import Path
 
@@ -47,6 +47,13 @@ def _add_run(parser: ArgumentParser) -> None:
     add("--processes", type=int, help="cells side by side (default: one per GPU; CPU: one)")
     add("--devices", nargs="+", metavar="N", help="numbers of GPUs, or cpu (default: all GPUs)")
     add("--dry-run", action="store_true", help="print commands and an estimate, run nothing")
+    add(
+        "--weights",
+        nargs="+",
+        type=_arm_and_file,
+        metavar="METHOD=FILE",
+        help="a file (folder, hf://owner/name) for a method that starts from one",
+    )
     part = parser.add_argument_group("a part of the study; numbers beyond the file's extend it")
     add = part.add_argument
     add("--folds", nargs="+", type=int, metavar="F", help="these folds")
@@ -75,6 +82,13 @@ def _number(text: str) -> int | float:
     return int(value) if value == int(value) else value
 
 
+def _arm_and_file(text: str) -> tuple[str, str]:
+    method, sign, file = text.partition("=")
+    if not (method and sign and file):
+        raise ArgumentTypeError(f"found {text!r}, allowed: METHOD=FILE")
+    return method, file
+
+
 def _run(options: Namespace) -> int:
     jobs = None
     if options.executor == "slurm":
@@ -87,6 +101,7 @@ def _run(options: Namespace) -> int:
         devices=options.devices,
         jobs=jobs,
         dry_run=options.dry_run,
+        weights=dict(options.weights or ()),
     )
 
 

@@ -14,7 +14,7 @@ from nnssl.modules.memory import MomentumCopy
 from nnssl.modules.unet import Trained
 from nnssl.nnunet.paths import FINAL
 from nnssl.nnunet.runs import RunLocation, find_finished_run
-from nnssl.nnunet.weight_files import as_source
+from nnssl.nnunet.weight_files import as_source, find_weight_file
 from nnssl.objectives import Objective
 from nnssl.training.identity import describe_weights
 
@@ -33,14 +33,18 @@ def find_initial(initial: str | None, place: RunLocation) -> str | None:
     Raises:
         FileNotFoundError: a trainer is named, and it has no finished run here.
     """
-    if initial is None or not names_trainer(initial):
-        return initial
+    if initial is None:
+        return None
+    if not names_trainer(initial):
+        return str(find_weight_file(initial))
     return str(find_finished_run(place, initial, OTHERWISE))
 
 
 def describe_named(initial: str | None) -> Mapping[str, str]:
     """What `training.initial_weights` names today; empty where a trainer leaves it to a search."""
-    return {} if initial is not None and names_trainer(initial) else describe_weights(initial)
+    if initial is None:
+        return describe_weights(None)
+    return {} if names_trainer(initial) else describe_weights(find_weight_file(initial))
 
 
 def leave_out_encoder(trained: Trained, encoder_lr_scale: float) -> Trained:

@@ -29,7 +29,6 @@ study:
   unit: patient
 pretraining:
   G^D: {trainer: nnSSLContrastiveTrainer, seed: 3}
-  G^R: {}
 schedules:
   standard: {overrides: [1]}
 """
@@ -60,7 +59,7 @@ def test_the_shipped_studies_are_read_and_are_no_trainers(monkeypatch):
 
 def test_signatures_tell_every_problem_at_once(write_study):
     file = write_study(WRONG)
-    with pytest.raises(ValueError, match="has 6 problems") as caught:
+    with pytest.raises(ValueError, match="has 5 problems") as caught:
         read_study(file)
     for text in (
         "study.budgetts = [1] in",
@@ -69,7 +68,6 @@ def test_signatures_tell_every_problem_at_once(write_study):
         "study.unit = 'patient'",
         "one of 'patients', 'volumes', 'slices', 'percentage'",
         "pretraining.G^D.seed = 3",
-        "pretraining.G^R.trainer",
         "schedules.standard.overrides = [1]",
         str(file),
     ):

@@ -16,7 +16,13 @@ from nnssl.studies.analysis.surface import TOLERANCE
 from nnssl.studies.report.figures import draw_all
 from nnssl.studies.report.findings import Findings, collect_findings
 from nnssl.studies.report.overlays import collect_pretraining_pictures, draw_worst_cases
-from nnssl.studies.report.provenance import find_leaks, hash_splits, read_configurations
+from nnssl.studies.report.provenance import (
+    describe_files,
+    find_leaks,
+    hash_splits,
+    hide_folders,
+    read_configurations,
+)
 from nnssl.studies.report.tables import (
     make_tables,
     tabulate_for_paper,
@@ -132,7 +138,7 @@ def _render(
         splits=hash_splits(folder),
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
-        study_file=(folder.path / STUDY_FILE).read_text(encoding="utf-8"),
+        study_file=hide_folders(folder, (folder.path / STUDY_FILE).read_text(encoding="utf-8")),
         configurations=read_configurations(folder, found.records),
     )
 
@@ -141,10 +147,11 @@ def _describe_setting(found: Findings) -> str:
     study = found.folder.study
     patients = found.table["patient"].nunique()
     validated = f"{found.table['case'].nunique()} validation volumes of {patients} patients"
-    return (
+    setting = (
         f"Dataset {study.dataset}, configuration {study.configuration}, plans {study.plans}, "
         f"fold{'s' * (len(study.folds) > 1)} {', '.join(map(str, study.folds))}; {validated}."
     )
+    return " ".join([setting, *describe_files(found.folder)])
 
 
 def _write_table(table: ReportTable) -> str:

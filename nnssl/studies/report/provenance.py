@@ -17,6 +17,7 @@ from nnssl.leakage.ancestry import trace_ancestry
 from nnssl.leakage.check import Contamination, Evaluation, Finding, check
 from nnssl.leakage.seen import Seen
 from nnssl.nnunet.checkpoint import read_checkpoint
+from nnssl.nnunet.hub import PREFIX
 from nnssl.nnunet.paths import (
     CONFIG_FILE,
     FINAL,
@@ -27,6 +28,7 @@ from nnssl.nnunet.paths import (
 )
 from nnssl.nnunet.plans import read_description, read_plans
 from nnssl.nnunet.splits import read_splits
+from nnssl.nnunet.weight_files import find_weight_file, read_weights
 from nnssl.studies.analysis.validation import Validation
 from nnssl.studies.run.folder import State, StudyFolder
 from nnssl.studies.run.grid import Cell
@@ -103,14 +105,31 @@ def _name_device(attempt: Mapping[str, Any]) -> str:
 
 
 def _write_command(folder: StudyFolder, cell: Cell) -> str:
-    """It names no folder of this machine."""
     try:
         environment = folder.environment(cell)
     except ValueError as error:
         return f"({error})"
     variables = [f"{name}={shlex.quote(text)}" for name, text in environment.items() if text]
     line = " ".join([*variables, shlex.join(folder.command(cell))])
-    return line.replace(f"{folder.path}{os.sep}", "")
+    return hide_folders(folder, line)
+
+
+def hide_folders(folder: StudyFolder, text: str) -> str:
+    """A text that names no folder of this machine: neither the study's, nor those of weights."""
+    named = [arm.weights for arm in folder.study.pretraining.values() if arm.weights]
+    paths = [folder.path, *(Path(each).parent for each in named if not each.startswith(PREFIX))]
+    for path in paths:
+        text = text.replace(f"{path}{os.sep}", "")
+    return text
+
+
+def describe_files(folder: StudyFolder) -> list[str]:
+    """A sentence for each arm that starts from a file."""
+    return [
+        f"{method} starts from {hide_folders(folder, arm.weights)}, SHA-256 {arm.sha256}."
+        for method, arm in folder.study.pretraining.items()
+        if arm.weights is not None
+    ]
 
 
 def read_learning_curve(fold: Path) -> list[float]:
@@ -168,26 +187,25 @@ def _read_versions(checkpoint: Path) -> dict[str, str]:
 
 
 def find_leaks(folder: StudyFolder) -> dict[str, Contamination]:
-    """Pre-training and fold -> what its check has found, for finished pairs of cells."""
-    by_id = {cell.id: cell for cell in folder.cells}
+    """Pre-training (or arm of a file) and fold -> what was found, for finished pairs of cells."""
     found: dict[str, Contamination] = {}
     for cell in folder.cells:
-        if cell.needs is None or folder.state(cell) != "done":
+        source = cell.needs or cell.starts_from
+        if source is None or cell.kind == "pretrain" or folder.state(cell) != "done":
             continue
-        source = by_id[cell.needs]
-        title = f"{source.id}, evaluated on fold {cell.fold}"
+        title = f"{source}, evaluated on fold {cell.fold}"
         if title not in found:
-            found[title] = _check(folder, source, cell)
+            found[title] = _check(folder, cell)
     return found
 
 
-def _check(folder: StudyFolder, source: Cell, cell: Cell) -> Contamination:
+def _check(folder: StudyFolder, cell: Cell) -> Contamination:
     fold = folder.fold_folder(cell)
     dataset = Validation(fold).preprocessed
-    if folder.state(source) != "done" or dataset is None:
+    source = next((each for each in folder.cells if each.id == cell.needs), None)
+    if dataset is None or (source is not None and folder.state(source) != "done"):
         missing = "the checkpoint of the pre-training" if dataset else "the preprocessed dataset"
         return _unknown(f"{missing} is not at hand")
-    checkpoint = folder.fold_folder(source) / FINAL
     validated = sorted(Validation(fold).scores)
     try:
         plans = read_plans(fold.parent / PLANS_FILE)
@@ -195,11 +213,18 @@ def _check(folder: StudyFolder, source: Cell, cell: Cell) -> Contamination:
         images = None if identifier is None else dataset / identifier
         plan = PreprocessingPlan(plans, folder.study.configuration, read_description(dataset))
         evaluation = Evaluation(dataset, cell.fold, validated, images, plan)
-        lineage = trace_ancestry(read_checkpoint(checkpoint))
+        lineage = trace_ancestry(_read_source(folder, source, cell))
         checked = [check(Seen.of(each, dataset.parent), evaluation, "all") for each in lineage]
         return Contamination(tuple(finding for each in checked for finding in each.findings))
     except (OSError, ValueError) as error:  # a report without this check says so
-        return _unknown(str(error))
+        return _unknown(hide_folders(folder, str(error)))
+
+
+def _read_source(folder: StudyFolder, source: Cell | None, cell: Cell) -> dict[str, Any]:
+    if source is not None:
+        return read_checkpoint(folder.fold_folder(source) / FINAL)
+    arm = folder.study.pretraining[cell.starts_from or ""]
+    return read_weights(find_weight_file(arm.weights or ""))
 
 
 def _unknown(reason: str) -> Contamination:

@@ -12,7 +12,6 @@ from nnssl.studies.report.findings import AGAINST, Findings, write_interval, wri
 from nnssl.studies.report.provenance import CellRecord
 from nnssl.studies.report.words import name_budget
 from nnssl.studies.run.grid import find_stages
-from nnssl.studies.run.spec import SCRATCH
 
 ROLES = {"main": "", "own_schedule": " (own schedule)", "added_steps": " (added steps)"}
 
@@ -209,7 +208,7 @@ def _tabulate_cost(records: Sequence[CellRecord]) -> ReportTable:
         rows.append(
             {
                 "method": method,
-                "pre-training": _write_hours(before) if method != SCRATCH else "none",
+                "pre-training": _write_hours(before) if needed else "none",
                 "training on labels": _write_hours(after),
                 "hours in all": f"{sum(each.hours or 0.0 for each in both):.2f}",
                 "device": ", ".join(sorted({each.device for each in both})),

@@ -101,6 +101,8 @@ class StudyFolder:
         if cell.needs is not None:
             source = next(each for each in self.cells if each.id == cell.needs)
             weights = str(self.fold_folder(source) / FINAL)
+        elif cell.starts_from is not None:
+            weights = self.study.pretraining[cell.starts_from].weights or ""
         if weights and cell.kind == "pretrain":
             weights, overrides = "", {**overrides, "training.initial_weights": weights}
         return {
@@ -175,6 +177,7 @@ def grow_study(folder: Path, study: Study) -> Study:
     if not (folder / STUDY_FILE).is_file():
         return study
     stored = open_study(folder).study
+    study = _keep_weights(stored, study)
     both = replace(
         study,
         name=stored.name,
@@ -196,6 +199,16 @@ def grow_study(folder: Path, study: Study) -> Study:
             " Take another folder (-o), or give what changed another name."
         )
     return both
+
+
+def _keep_weights(stored: Study, study: Study) -> Study:
+    """The study with the files and the hashes that its arms had when the folder was begun."""
+    arms = dict(study.pretraining)
+    for name, old in stored.pretraining.items():
+        if name in arms and arms[name].is_file and old.weights is not None:
+            named = arms[name].weights or old.weights
+            arms[name] = replace(arms[name], weights=named, sha256=arms[name].sha256 or old.sha256)
+    return replace(study, pretraining=arms)
 
 
 def join_values(first: Sequence, second: Sequence) -> tuple:

@@ -35,6 +35,8 @@ class Cell:
         overrides: what goes into `nnssl_overrides`.
         needs: id of the pre-training cell whose `checkpoint_final.pth` it starts from; a
             pre-training can need another.
+        starts_from: arm whose file it starts from.
+        weights: SHA-256 of that file.
         role: `main`: equal schedules; `own_schedule`: scratch tried with a schedule of its own;
             `added_steps`: scratch with the pre-training's steps added.
     """
@@ -51,6 +53,8 @@ class Cell:
     pretraining_seed: int | None = None
     overrides: Mapping[str, Any]
     needs: str | None = None
+    starts_from: str | None = None
+    weights: str | None = None
     role: Role = "main"
     dataset: int | str
     plans: str
@@ -68,7 +72,10 @@ class Cell:
     def settings(self) -> tuple[Any, ...]:
         """What command and variables depend on; cells that have it in common are one run."""
         overrides = write_overrides(dict(sorted(self.overrides.items())))
-        return self.trainer, self.dataset, self.plans, self.fold, self.needs, overrides
+        return (
+            *(self.trainer, self.dataset, self.plans, self.fold),
+            *(self.needs, self.weights, overrides),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain record for `cell.json`."""
@@ -87,13 +94,14 @@ def list_cells(study: Study) -> list[Cell]:
     names = _name_pretrainings(arms)
     grid: dict[str, Cell] = {}
     for repetition, fold in product(range(study.repetitions), study.folds):
-        sources: dict[str, Cell] = {}
-        for method in arms:
-            made = _make_pretraining(study, method, names[method], fold, repetition)
-            first = sources.get(arms[method].after or "")
-            sources[method] = replace(made, needs=first.id if first else None)
-        measured = {method: cell for method, cell in sources.items() if arms[method].measured}
-        for cell in (*sources.values(), *_make_finetunings(study, measured, fold, repetition)):
+        sources: dict[str, Cell | None] = {}  # None: a file
+        for method, arm in arms.items():
+            sources[method] = None
+            if not arm.is_file:
+                made = _make_pretraining(study, method, names[method], fold, repetition)
+                sources[method] = replace(made, **_start_from(arms, arm.after, sources))
+        tuned = _make_finetunings(study, arms, sources, fold, repetition)
+        for cell in (*filter(None, sources.values()), *tuned):
             grid.setdefault(cell.id, cell)
     grid |= {cell.id: cell for cell in _make_trials_of_scratch(study, arms)}
     return list(grid.values())
@@ -136,6 +144,9 @@ def _name_pretrainings(arms: Mapping[str, PretrainingArm]) -> dict[str, str]:
     names: dict[str, str] = {}
     known: dict[str, tuple[Any, ...]] = {}
     for method, arm in arms.items():
+        if arm.trainer is None:
+            names[method] = f"file {arm.sha256 or arm.weights}"
+            continue
         before = names.get(arm.after or "")
         overrides = write_overrides(arm.overrides)
         alike = (arm.trainer, overrides, arm.dataset, arm.plans, arm.fold, before)
@@ -149,6 +160,7 @@ def _name_pretrainings(arms: Mapping[str, PretrainingArm]) -> dict[str, str]:
 
 def _make_pretraining(study: Study, method: str, name: str, fold: int, repetition: int) -> Cell:
     arm = study.pretraining[method]
+    assert arm.trainer is not None
     seed = arm.seeds[repetition % len(arm.seeds)]
     of_fold = fold if arm.fold is None else arm.fold
     return Cell(
@@ -165,8 +177,23 @@ def _make_pretraining(study: Study, method: str, name: str, fold: int, repetitio
     )
 
 
+def _start_from(
+    arms: Mapping[str, PretrainingArm], method: str | None, sources: Mapping[str, Cell | None]
+) -> dict[str, Any]:
+    """What a cell needs to start from the weights of an arm; None: from random ones."""
+    if method is None:
+        return {}
+    if (source := sources[method]) is not None:
+        return {"needs": source.id}
+    return {"starts_from": method, "weights": arms[method].sha256}
+
+
 def _make_finetunings(
-    study: Study, sources: Mapping[str, Cell], fold: int, repetition: int
+    study: Study,
+    arms: Mapping[str, PretrainingArm],
+    sources: Mapping[str, Cell | None],
+    fold: int,
+    repetition: int,
 ) -> Iterator[Cell]:
     """Per budget and schedule scratch, then every method from its pre-training."""
     for budget, (name, schedule) in product(study.budgets, study.schedules.items()):
@@ -174,8 +201,12 @@ def _make_finetunings(
         trainer, overrides = schedule.scratch_trainer, schedule.overrides
         yield _make_finetuning(study, SCRATCH, trainer, overrides, at)
         for method, source in sources.items():
-            overrides = {**schedule.overrides, **study.pretraining[method].finetuning}
-            yield _make_finetuning(study, method, schedule.trainer, overrides, at, source)
+            if arms[method].measured:
+                overrides = {**schedule.overrides, **arms[method].finetuning}
+                made = _make_finetuning(study, method, schedule.trainer, overrides, at)
+                seed = source.pretraining_seed if source else None
+                started = _start_from(arms, method, sources)
+                yield replace(made, pretraining_seed=seed, **started)
 
 
 def _make_finetuning(
@@ -184,7 +215,6 @@ def _make_finetuning(
     trainer: str,
     overrides: Mapping[str, Any],
     at: tuple[float, int, int, str],
-    source: Cell | None = None,
     role: Role = "main",
 ) -> Cell:
     budget, fold, repetition, schedule = at
@@ -200,9 +230,7 @@ def _make_finetuning(
         unit=study.unit,
         fold=fold,
         repetition=repetition,
-        pretraining_seed=source.pretraining_seed if source else None,
         overrides={**overrides, "training.seed": repetition, **chosen},
-        needs=source.id if source else None,
         role=role,
         dataset=study.dataset,
         plans=study.plans,
@@ -219,9 +247,9 @@ def _make_trials_of_scratch(study: Study, arms: Mapping[str, PretrainingArm]) ->
     if study.scratch_added_steps:
         of_chain: dict[str, int] = {}
         for method, arm in arms.items():
-            own = prod(read_schedule(arm.trainer, "pretrain", arm.overrides))
+            own = prod(read_schedule(arm.trainer, "pretrain", arm.overrides)) if arm.trainer else 0
             of_chain[method] = own + of_chain.get(arm.after or "", 0)
-        added = {of_chain[method] for method, arm in arms.items() if arm.measured}
+        added = {of_chain[method] for method, arm in arms.items() if arm.measured} - {0}
     for (name, schedule), steps in product(study.schedules.items(), sorted(added)):
         trainer = schedule.scratch_trainer
         epochs, iterations = read_schedule(trainer, "finetune", schedule.overrides)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -68,6 +68,7 @@ def run_study(
     devices: Sequence[str] | None = None,
     jobs: JobLimits | None = None,
     dry_run: bool = False,
+    weights: Mapping[str, str] | None = None,
     program: tuple[str, ...] = (PROGRAM,),
 ) -> int:
     """Runs a study, or the rest of it; returns the exit code.
@@ -80,21 +81,26 @@ def run_study(
         devices: numbers of GPUs or `cpu`, on this machine; None: what is there.
         jobs: runs the study through Slurm; None: on this machine.
         dry_run: prints the commands and an estimate only.
+        weights: arm -> file that it starts from, for arms of the study that take one.
         program: see `StudyFolder`.
 
     Raises:
         ValueError: the study is wrong, or the folder holds another one.
+        FileNotFoundError: weights that an arm starts from are not there.
     """
+    from nnssl.studies.run.weight_arms import give_weights, identify_weights  # loads torch
+
     path = Path(folder).expanduser().absolute()
-    study = grow_study(path, selection.extend(read_study(name_or_path)))
+    asked = give_weights(selection.extend(read_study(name_or_path)), weights or {})
+    study = identify_weights(grow_study(path, asked))
     runs = StudyFolder(study, path, program)
     chosen = selection.choose(runs)
     for cell in chosen:
         runs.fold_folder(cell)  # a dataset that is not there is told before anything runs
-    if problems := list(dict.fromkeys(_find_problems(chosen, study.configuration))):
-        raise ValueError("The study's runs would stop at once:\n" + "\n".join(problems))
     for method, reason in find_waiting(study).items():
         print(f"left out: {method} {reason}")
+    if problems := list(dict.fromkeys(_find_problems(study, chosen))):
+        raise ValueError("The study's runs would stop at once:\n" + "\n".join(problems))
     if dry_run:
         slots = [Slot()] if jobs else make_slots(devices, processes)
         _print_commands(runs, chosen, slots)
@@ -108,9 +114,10 @@ def run_study(
     return outcome.exit_code
 
 
-def _find_problems(cells: Sequence[Cell], configuration: str) -> Iterator[str]:
+def _find_problems(study: Study, cells: Sequence[Cell]) -> Iterator[str]:
     """Binds the overrides of every run to its trainer, as the run itself would; then the data."""
     from nnssl.studies.run.data_checks import find_data_problems  # loads torch and nnU-Net
+    from nnssl.studies.run.weight_arms import find_weight_problems
     from nnssl.training.factory import schema_of
 
     for cell in cells:
@@ -123,7 +130,8 @@ def _find_problems(cells: Sequence[Cell], configuration: str) -> Iterator[str]:
             bind(raw, schema, given, overrides=write_overrides(cell.overrides))
         except ValueError as error:
             yield f"{cell.method}: {error}"
-    yield from find_data_problems(cells, configuration)
+    problems = list(find_data_problems(cells, study.configuration))
+    yield from problems or find_weight_problems(study, cells)
 
 
 def _print_commands(folder: StudyFolder, chosen: Sequence[Cell], slots: Sequence[Slot]) -> None:

@@ -24,6 +24,7 @@ ABOUT = ("name", "summary", "paper", "differs")
 ONCE = Rule(lambda values: len(set(values)) == len(values), "none twice")
 INITIAL = {"training.initial_weights", "initial_weights"}
 SET_BY_THE_STUDY = ("training.seed", "labels")
+OF_PRETRAINING = ("overrides", "seeds", "dataset", "plans", "fold", "after")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,10 @@ class PretrainingArm:
     """One method: how it pre-trains, and what its fine-tuning does differently from scratch.
 
     Attributes:
-        trainer: name of the pre-training trainer.
+        trainer: name of the pre-training trainer; null: there are `weights` in the place of one.
+        weights: a file (or folder, or `hf://owner/name`) that fine-tuning starts from; nothing is
+            pre-trained then.
+        sha256: of that file; written by the study, which then takes no other.
         overrides: knobs of the pre-training, as in `nnssl_overrides`.
         seeds: seeds of the pre-training; repetition r starts from that of `seeds[r % len(seeds)]`.
         finetuning: knobs of the fine-tuning from it, for instance `weights.part: trained`, or
@@ -42,10 +46,10 @@ class PretrainingArm:
         after: an arm that stands above; the pre-training starts from its weights.
         measured: whether it is fine-tuned; a stage that others follow need not be.
         waits: `trainer`: the arm is left out until its trainer exists; `dataset`: until the file
-            names a dataset here.
+            names a dataset here; `weights`: until a file is given, here or by `--weights`.
     """
 
-    trainer: str
+    trainer: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     seeds: Annotated[Sequence[Whole], MinLen(1)] = (0,)
     finetuning: Mapping[str, Any] = field(default_factory=dict)
@@ -54,7 +58,14 @@ class PretrainingArm:
     fold: Whole | Literal["all"] | None = None
     after: str | None = None
     measured: bool = True
-    waits: Literal["trainer", "dataset"] | None = None
+    waits: Literal["trainer", "dataset", "weights"] | None = None
+    weights: str | None = None
+    sha256: str | None = None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file of weights, and pre-trains nothing."""
+        return self.trainer is None
 
 
 @dataclass(frozen=True)
@@ -188,6 +199,11 @@ def find_waiting(study: Study) -> dict[str, str]:
             reasons[method] = (
                 f"waits for a dataset: copy the study and give `dataset:` in pretraining.{method}"
             )
+        elif arm.waits == "weights" and arm.weights is None:
+            reasons[method] = (
+                f"waits for a file of weights: nnssl_study run ... --weights '{method}=FILE' (or "
+                "hf://owner/name, or `weights:` in a copy of the study)"
+            )
         elif arm.after in reasons:
             reasons[method] = f"follows {arm.after}, which is left out"
     return reasons
@@ -273,11 +289,12 @@ def _check_stages(study: Study) -> Iterator[str]:
     """An arm and the one that it follows make one chain for every repetition and fold."""
     above: dict[str, PretrainingArm] = {}
     for method, arm in study.pretraining.items():
+        yield from _check_beginning(f"pretraining.{method}", arm)
         if (first := above.get(arm.after or "")) is not None:
             path, like = f"pretraining.{method}", f"as {arm.after}"
-            if list(arm.seeds) != list(first.seeds):
+            if list(arm.seeds) != list(first.seeds) and not first.is_file:
                 yield f"{path}.seeds: found {[*arm.seeds]}, allowed: {[*first.seeds]}, {like}"
-            if arm.fold is not None and arm.fold != first.fold:
+            if arm.fold is not None and arm.fold != first.fold and not first.is_file:
                 yield f"{path}.fold: found {arm.fold!r}, allowed: {first.fold!r}, {like}"
             if INITIAL & set(arm.overrides):
                 yield f"{path}.overrides: the weights are those of {arm.after}; remove them"
@@ -288,6 +305,24 @@ def _check_stages(study: Study) -> Iterator[str]:
                 f"{suggest(arm.after, above)}; there are: {known}"
             )
         above[method] = arm
+
+
+def _check_beginning(path: str, arm: PretrainingArm) -> Iterator[str]:
+    """An arm pre-trains, or starts from a file."""
+    knobs, unset = (plain(vars(each)) for each in (arm, PretrainingArm()))
+    given = [knob for knob in OF_PRETRAINING if knobs[knob] != unset[knob]]
+    if arm.is_file and arm.weights is None and arm.waits != "weights":
+        yield (
+            f"{path}: neither trainer nor weights; allowed: `trainer:` (it pre-trains), `weights:` "
+            "(a file), or `waits: weights` (a file that whoever runs the study gives)"
+        )
+    elif not arm.is_file and (arm.weights is not None or arm.waits == "weights"):
+        yield (
+            f"{path}.trainer: found {arm.trainer!r} beside weights; allowed: one of them. To "
+            "pre-train from a file give it an arm of its own, and name that in `after:`"
+        )
+    elif arm.is_file and given:
+        yield f"{path}: {', '.join(given)} belong to a pre-training, this is a file; remove them"
 
 
 def _list_arms(study: Study) -> Iterator[tuple[str, str, Any]]:
