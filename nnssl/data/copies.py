@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,9 @@ from nnssl.nnunet.images import CaseError, image_file
 from nnssl.nnunet.paths import own_folder
 
 THRESHOLD = 0.8  # measured: docs/leakage.md
+ALIKE = 0.6  # correlation from which an image may be a cropped copy; different people are below
+MARGIN = 0.4  # what of the way from such a likeness of different people to 1 a copy goes at least
+RANK = 3  # of the most alike images: two may be copies of one person under another name
 CHUNK = 256  # images compared at once
 FLIPS = tuple(tuple(a for a in range(3) if bits >> a & 1) for bits in range(8))
 CACHE = "thumbnails.npz"  # among nnSSL's own files of a configuration
@@ -81,6 +84,29 @@ def find_copies(
                     pair, value = (start + int(q), int(c)), float(correlation[q, c])
                     best[pair] = max(value, best.get(pair, value))
     return [Copy(*pair, value) for pair, value in sorted(best.items())]
+
+
+def measure_likeness(thumbnails: np.ndarray, patients: Sequence[Hashable]) -> np.ndarray:
+    """How much different people of one collection look alike, as each of its images sees it.
+
+    The third highest correlation (N,) with the image of another patient, 0 where there are fewer.
+    Brains that were registered to one template and stripped of their skulls reach 0.9.
+    """
+    last = {patient: k for k, patient in enumerate(patients)}
+    numbers = np.array([last[each] for each in patients])
+    found = np.zeros(len(thumbnails), np.float32)
+    flat = thumbnails.astype(np.float32)
+    for start in range(0, len(flat), CHUNK):
+        part = slice(start, start + CHUNK)
+        others = np.where(numbers[part, None] == numbers, 0, flat[part] @ flat.T)
+        if len(flat) >= RANK:
+            found[part] = np.partition(others, -RANK, axis=1)[:, -RANK]
+    return np.clip(found, 0, 1)
+
+
+def is_beyond_likeness(correlation: float, likeness: float) -> bool:
+    """Whether a pair is more alike than different people are, where these are very alike."""
+    return bool(likeness < ALIKE or correlation >= likeness + MARGIN * (1 - likeness))
 
 
 @cache

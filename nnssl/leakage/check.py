@@ -11,7 +11,15 @@ from typing import Any, Literal
 import numpy as np
 
 from nnssl.common.files import hash_json
-from nnssl.data.copies import THRESHOLD, find_copies, load_case_thumbnails, make_signatures
+from nnssl.data.copies import (
+    ALIKE,
+    THRESHOLD,
+    find_copies,
+    is_beyond_likeness,
+    load_case_thumbnails,
+    make_signatures,
+    measure_likeness,
+)
 from nnssl.data.thumbnails import stack_thumbnails
 from nnssl.data.unlabelled.job import PreprocessingPlan
 from nnssl.data.unlabelled.records import read_records
@@ -24,7 +32,6 @@ from nnssl.nnunet.paths import CASES_FILE, SPLITS_FILE, TEST_IMAGES, dataset_num
 from nnssl.nnunet.splits import read_splits
 
 MOST_NAMED = 5
-ALIKE = 0.6  # rank correlation from which an image may be a cropped copy; docs/leakage.md
 Content = Literal["none", "strangers", "all"]
 Verdict = Literal["clean", "contaminated", "possible", "unknown"]
 
@@ -299,11 +306,13 @@ def _find_alike(
     cases = [*patients]
     copies: dict[str, list[tuple[str, str]]] = {"contaminated": [], "unknown": []}
     found = find_copies(thumbnails, _load_signatures(seen, names), flips, ALIKE)
+    likeness = measure_likeness(thumbnails, [*patients.values()]) if found else np.zeros(0)
     for each in sorted(found, key=lambda copy: -copy.correlation):
         case, name = cases[each.query], names[each.candidate]
         namesakes = flips and patients[case] == seen.keys[name][1]
         certain = each.correlation >= THRESHOLD or namesakes
-        if certain or flips:
+        certain &= is_beyond_likeness(each.correlation, likeness[each.query])
+        if certain or flips or each.correlation >= THRESHOLD:
             verdict = "contaminated" if certain else "unknown"
             copies[verdict].append((case, f"{case} = {name} ({each.correlation:.2f})"))
     return copies
@@ -313,7 +322,7 @@ def _tell_alike(found: Mapping[str, Sequence[tuple[str, str]]], what: str) -> It
     """The graver of both verdicts, in one sentence; nothing where no image is alike."""
     kinds: dict[Verdict, tuple[str, str]] = {
         "contaminated": ("near-duplicates of", ""),
-        "unknown": ("images like those of", ", perhaps cropped copies"),
+        "unknown": ("images like those of", ", perhaps cropped copies, or other people"),
     }
     for verdict, (kind, more) in kinds.items():
         if pairs := found[verdict]:

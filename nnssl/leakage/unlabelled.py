@@ -13,7 +13,12 @@ from typing import Any
 import numpy as np
 
 from nnssl.data.case_table import Case, PositionAxis, find_anatomical_axis
-from nnssl.data.copies import find_copies, load_case_thumbnails
+from nnssl.data.copies import (
+    find_copies,
+    is_beyond_likeness,
+    load_case_thumbnails,
+    measure_likeness,
+)
 from nnssl.data.thumbnails import stack_thumbnails
 from nnssl.data.unlabelled.job import PreprocessingPlan
 from nnssl.data.unlabelled.records import (
@@ -220,11 +225,19 @@ def _compare_strangers(
 ) -> dict[tuple[str, str], str]:
     """(collection, patient) -> why, for unknown patients with a copy of a held-out image."""
     queries = stack_thumbnails([each.image.decode_thumbnail() for each in strangers])
-    candidates = load_case_thumbnails(fold.preprocessed, sorted(fold.validation))
+    held_out = read_cases(fold.dataset, sorted(fold.validation))
+    candidates = load_case_thumbnails(fold.preprocessed, [*held_out])
+    patients = [record.patient for record in held_out.values()]
     test = load_test_thumbnails(fold.test, fold.own, fold.plan)
     keys = [(each.collection, each.image.patient) for each in strangers]
     why = dict.fromkeys(keys, NOT_COMPARED) if test is None else {}
     if test is not None:
         candidates = np.concatenate([candidates, test])
-    copies = find_copies(queries, candidates, flips=True)
+        patients += [patient for _, patient in sorted(fold.test.patients.items())]
+    likeness = measure_likeness(candidates, patients)
+    copies = [
+        each
+        for each in find_copies(queries, candidates, flips=True)
+        if is_beyond_likeness(each.correlation, likeness[each.candidate])
+    ]
     return why | {keys[copy.query]: COPIES for copy in copies}

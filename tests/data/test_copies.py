@@ -11,7 +11,14 @@ import SimpleITK
 from scipy import ndimage
 
 from nnssl.data import thumbnails as module
-from nnssl.data.copies import THRESHOLD, find_copies, load_case_thumbnails
+from nnssl.data.copies import (
+    THRESHOLD,
+    find_copies,
+    is_beyond_likeness,
+    load_case_thumbnails,
+    make_signatures,
+    measure_likeness,
+)
 from nnssl.data.thumbnails import make_thumbnail
 from nnssl.nnunet.images import CaseError
 
@@ -53,6 +60,35 @@ def test_a_changed_copy_is_recognised(change):
 def test_different_images_are_not():
     images = np.stack([make_thumbnail(volume(seed)) for seed in range(12)])
     assert find_copies(images[:6], images[6:], flips=True) == []
+
+
+def of_one_template(seed: int) -> np.ndarray:
+    """Registered brains without skulls, as it were: one shape, and a part of one's own."""
+    return volume(1) + 0.45 * volume(seed)
+
+
+def test_different_people_of_one_template_are_told_from_copies():
+    people = np.stack([make_thumbnail(of_one_template(seed)) for seed in range(10, 18)])
+    likeness = measure_likeness(people, [*"aabbccdd"])
+    pairs = find_copies(people[:6], make_signatures(people[2:]), flips=True)
+    assert max(each.correlation for each in pairs if each.query != each.candidate + 2) > THRESHOLD
+    assert likeness.min() > THRESHOLD
+    for each in pairs:
+        found = is_beyond_likeness(each.correlation, likeness[each.query])
+        assert found is (each.query == each.candidate + 2)
+    changed = make_thumbnail(biased(of_one_template(10)) ** 0.8)
+    (best,) = (c for c in find_copies(changed[None], people, flips=True) if c.candidate == 0)
+    assert is_beyond_likeness(best.correlation, likeness[0])
+
+
+def test_likeness_is_of_other_people_and_knows_two_copies_under_another_name():
+    images = [volume(seed) for seed in range(8)]
+    images[1:4] = [images[0]] * 3
+    thumbnails = np.stack([make_thumbnail(image) for image in images])
+    assert measure_likeness(thumbnails, [*"abccdefg"])[0] > 0.99  # three copies: not told apart
+    assert measure_likeness(thumbnails, [*"aacc" + "defg"])[0] < 0.5
+    assert measure_likeness(thumbnails[:2], [*"ab"]).tolist() == [0, 0]
+    assert is_beyond_likeness(THRESHOLD, 0.59)
 
 
 def test_the_order_of_channels_does_not_matter():

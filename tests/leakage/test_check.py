@@ -113,6 +113,31 @@ def test_a_mirrored_copy_in_another_dataset_is_found(dataset, tmp_path):
     assert finding(found, "content").cases == ("p3_b",)
 
 
+def test_other_people_of_one_template_are_no_proof_and_never_clean(tmp_path):
+    """Registered brains without skulls: other people resemble each other beyond the threshold."""
+
+    def draw(folder: Path, name: str, seed: int) -> None:
+        noise = (np.random.default_rng(each).normal(size=(8, 32, 32)) for each in (999, seed))
+        shared, own = (ndimage.gaussian_filter(each, (1, 2, 2)) for each in noise)
+        np.save(folder / PLANS / f"{name}.npy", (shared + 0.45 * own)[None].astype(np.float32))
+
+    cases = [f"p{n}_a" for n in range(6)]
+    brains = make_dataset(tmp_path, "Dataset001_Brains", cases, "Brains")
+    other = make_dataset(tmp_path, "Dataset009_Other", ["x_1", "y_1"], "Other")
+    for n, case in enumerate(cases):
+        draw(brains, case, n)
+    draw(other, "x_1", 100)
+    draw(other, "y_1", 101)
+    own = source("Dataset009_Other", ["x_1", "y_1"])
+    found = check(own, brains, 0, validation=cases)
+    assert finding(found, "content").verdict == "unknown"
+    assert "or other people" in finding(found, "content").text
+    draw(other, "y_1", 4)
+    found = check(own, brains, 0, validation=cases)
+    assert finding(found, "content").verdict == "contaminated"
+    assert finding(found, "content").cases == ("p4_a",)
+
+
 def test_a_pool_that_holds_the_same_dataset_is_compared_by_patient(dataset, tmp_path):
     make_dataset(tmp_path, "Dataset009_Pool", ["p3_z", "p9_z"], "Made", first_seed=50)
     seen = ["p3_z", "p9_z"]

@@ -9,13 +9,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nnssl.common.checks import plain
 from nnssl.common.files import hash_json, read_json, write_json
 from nnssl.common.parallel import for_each
 from nnssl.common.versions import versions
 from nnssl.convert.engine import ConversionTarget
 from nnssl.convert.records import CONVERSION_FILE
-from nnssl.data.copies import find_copies, load_case_thumbnails, make_signatures
+from nnssl.data.copies import (
+    find_copies,
+    is_beyond_likeness,
+    load_case_thumbnails,
+    make_signatures,
+    measure_likeness,
+)
 from nnssl.data.pool.members import FINGERPRINT, DatasetPool, assemble, read_member
 from nnssl.data.pool.preprocess import PoolTask, preprocess
 from nnssl.data.pool.settings import (
@@ -153,8 +161,17 @@ def _join_copies(made: PoolDraft, folder: Path, workers: int) -> DatasetPool:
     pool, cases = made.pool, [case.identifier for case in made.pool.cases]
     home = {case.identifier: case.member.folder for case in pool.cases}
     thumbnails = load_case_thumbnails(folder, cases, workers)
+    likeness = np.zeros(len(cases))
+    for member in pool.members:
+        own = [k for k, case in enumerate(cases) if home[case] == member.folder]
+        patients = [pool.cases[k].record.key for k in own]
+        likeness[own] = measure_likeness(thumbnails[own], patients)
     found = find_copies(thumbnails, make_signatures(thumbnails), flips=True)
-    pairs = [(cases[each.query], cases[each.candidate]) for each in found]
+    pairs = [
+        (cases[each.query], cases[each.candidate])
+        for each in found
+        if is_beyond_likeness(each.correlation, min(likeness[[each.query, each.candidate]]))
+    ]
     copies = {(a, b) for a, b in pairs if home[a] < home[b]}
     return assemble(pool.folder, pool.members, sorted(copies | {*pool.copies}))
 
