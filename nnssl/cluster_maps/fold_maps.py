@@ -23,13 +23,25 @@ from nnssl.data.unlabelled.records import (
     read_images,
 )
 from nnssl.nnunet.images import list_cases
-from nnssl.nnunet.paths import SPLITS_FILE, cache_places, check_name, dataset_number, plans_file
+from nnssl.nnunet.paths import (
+    RANDOM_ENCODERS,
+    SPLITS_FILE,
+    cache_places,
+    check_name,
+    dataset_number,
+    plans_file,
+)
 from nnssl.nnunet.plans import read_plans
 from nnssl.nnunet.splits import check_fold, draw_stock_splits, read_fold
 from nnssl.objectives import DenseTargets
 
 DEFAULT_NAME = "clusters"  # of the dense targets
-RESERVED = (UNLABELLED, CACHE, RECORDS)  # other folders beside those of dense targets
+RESERVED = (
+    UNLABELLED,
+    CACHE,
+    RECORDS,
+    RANDOM_ENCODERS,
+)  # other folders beside those of dense targets
 LOCKS = "locks"  # beside the folders of the folds
 
 

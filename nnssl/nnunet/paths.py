@@ -36,6 +36,7 @@ SPLITS_FILE = "splits_final.json"
 OWN = "nnssl"  # nnSSL's folder in a preprocessed dataset
 CACHES = "nnssl_caches"  # in `nnUNet_results`
 CASES_FILE = Path(OWN) / "cases.json"
+RANDOM_ENCODERS = "random_encoders"  # beside the caches: what the probe found of them
 PATIENT_KEY = ".nnssl_patient_key"  # in nnUNet_raw: the secret of the names of DICOM patients
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
 CHECKPOINTS = (FINAL, LATEST, BEST)  # in the order in which `--c` looks for them

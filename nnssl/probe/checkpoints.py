@@ -21,7 +21,8 @@ from nnssl.probe.encoders import build_network_with, isolate_generators, read_in
 from nnssl.probe.features import encode_blocks
 from nnssl.probe.fold import ProbeFold
 from nnssl.probe.linear_probe import DiceTable, Fit, Scorer
-from nnssl.probe.probe import Probe, identify, replace_nan
+from nnssl.probe.probe import Measured, Probe, identify, replace_nan
+from nnssl.probe.random_encoder import recall_random
 from nnssl.probe.volumes import Examples, Volumes, read_structures
 
 LEAST_PATIENTS = 3
@@ -46,7 +47,7 @@ def probe_checkpoints(
     named = {str(file): file for file in files}
     named |= {REFERENCE: reference} if reference else {}
     first = read_initial_state(read_checkpoint(next(iter(files))))
-    results = {RANDOM: probe.probe_random(cases, *first)}
+    results: dict[str, Measured] = {RANDOM: recall_random(probe, cases, *first)}
     fold = probe.fold
     plan = PreprocessingPlan(fold.plans, fold.configuration, fold.dataset_json)
     evaluation = Evaluation(fold.folder.parent, fold.fold, fold.val, fold.folder, plan)

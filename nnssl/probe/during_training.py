@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -18,14 +18,14 @@ from nnssl.objectives import Objective
 from nnssl.probe import pictures
 from nnssl.probe.clusters import compute_objective_nmi
 from nnssl.probe.encoders import (
-    EncoderResult,
     ProbeCases,
     build_network_with,
     count_outputs,
     isolate_generators,
 )
 from nnssl.probe.fold import ProbeFold
-from nnssl.probe.probe import Probe
+from nnssl.probe.probe import Measured, Probe
+from nnssl.probe.random_encoder import recall_random
 from nnssl.probe.settings import ProbeSettings
 
 PRETRAINED, RANDOM, REFERENCE = "pretrained", "random", "reference"
@@ -55,7 +55,7 @@ class TrainingProbe:
         clusters = self.objective.cluster_count
         self.probe = Probe(self.fold, self.settings, self.device, clusters=clusters)
         self._cases: ProbeCases | None = None
-        self._others: dict[str, EncoderResult] = {}
+        self._others: dict[str, Measured] = {}
 
     def check(self) -> None:
         """Refuses a wrong setting before the first step.
@@ -95,11 +95,11 @@ class TrainingProbe:
         trained = self.probe.probe(self._build_pretrained, cases)
         if RANDOM not in self._others:  # as this run began, where it took no `initial_weights`
             outputs = count_outputs(self.objective.network.state_dict())
-            self._others[RANDOM] = self.probe.probe_random(cases, self.seed, outputs)
+            self._others[RANDOM] = recall_random(self.probe, cases, self.seed, outputs)
         reference = self.settings.reference
         if reference is not None and REFERENCE not in self._others:
             self._others[REFERENCE] = self.probe.probe(self._build_reference, cases)
-        results = {PRETRAINED: trained, **self._others}
+        results: dict[str, Measured] = {PRETRAINED: trained, **self._others}
         more: dict[str, Any] = {"epochs": epochs, "steps": steps, "reference": reference}
         own = {}
         if cases.clusters is not None:
@@ -121,7 +121,7 @@ class TrainingProbe:
         return build_network_with(weights, self.fold, self.device, f"probe.reference: {file}")
 
 
-def _name_terms(results: dict[str, EncoderResult]) -> dict[str, float]:
+def _name_terms(results: Mapping[str, Measured]) -> dict[str, float]:
     """`probe_dice`, `probe_dice_random`, ...; chance is that of the pre-trained encoder's run."""
     return {
         f"probe_{key}" + (f"_{name}" if name != PRETRAINED else ""): value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -44,6 +44,18 @@ METHOD = (
 )
 
 MakeNetwork = Callable[[], nn.Module]
+
+
+class Measured(Protocol):
+    """What is told of an encoder, see `EncoderResult`."""
+
+    @property
+    def terms(self) -> Mapping[str, float]: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,7 @@ class Probe:
         return self.probe(lambda: network.to(self.device), cases)
 
     def make_record(
-        self, results: Mapping[str, EncoderResult], cases: ProbeCases, **more: Any
+        self, results: Mapping[str, Measured], cases: ProbeCases, **more: Any
     ) -> dict[str, Any]:
         """Content of `probe.json`."""
         reason = cases.why_no_labels

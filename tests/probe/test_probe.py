@@ -15,7 +15,7 @@ import torch
 
 from nnssl.nnunet.cases import CaseRecord
 from nnssl.nnunet.checkpoint import read_checkpoint, save_atomically
-from nnssl.probe import during_training
+from nnssl.probe import during_training, random_encoder
 from nnssl.probe.probe import Probe
 from nnssl.probe.settings import ProbeSettings
 from nnssl.training import pretraining_loop
@@ -152,6 +152,34 @@ def test_labels_reach_the_record_and_no_weight(tiny_dataset: Any, run: Callable[
     assert a["effective_rank"] == b["effective_rank"]
     assert a["position_error"] == b["position_error"]
     assert same(final(first)["network_weights"], final(second)["network_weights"])
+
+
+def test_the_random_encoder_is_probed_once_while_nothing_changes(
+    tiny_dataset: Any, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same figures in a second run; other labels, draws or code, or a damaged file: anew."""
+    probe, probed = Probe.probe_random, []
+    monkeypatch.setattr(Probe, "probe_random", lambda *a: probed.append(a) or probe(*a))
+    first, second = (run("probe_draws: 1") for _ in range(2))
+    assert len(probed) == 1
+    made, recalled = (result(trainer)["encoders"]["random"] for trainer in (first, second))
+    assert recalled == {**made, "recalled": True}
+    name = "probe_dice_random"
+    assert first.history.values[name] == second.history.values[name]
+    (kept,) = tiny_dataset.preprocessed.rglob("random_encoders/*.json")
+    before = kept.read_text()
+    for change in (
+        lambda: segmentation(tiny_dataset, "p0_f0").touch(),
+        lambda: kept.write_text(before[:-9]),
+        lambda: monkeypatch.setattr(random_encoder, "CODE", ("probe",)),
+    ):
+        change()
+        probed.clear()
+        found = result(run("probe_draws: 1"))["encoders"]["random"]
+        assert len(probed) == 1
+        assert {**found, "seconds": 0} == {**made, "seconds": 0}
+    run("probe_draws: 2")
+    assert len(probed) == 2
 
 
 @pytest.mark.parametrize("why", ["names no structure", "have no segmentation file"])
