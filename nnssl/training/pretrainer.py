@@ -214,16 +214,19 @@ class nnSSLPretrainer(PretrainingLoop):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """The validation loss of the loaded weights; this network cannot segment."""
+        means = self.val_terms or self._validate()
+        told = ", ".join(f"{key} {value:.4g}" for key, value in means.items())
+        self.print_to_log_file(f"Validation: {told or 'no validation case can be drawn'}")
+
+    def _validate(self) -> Mapping[str, float]:
         loader = self._make_validation_loader(get_allowed_n_proc_DA())
         if loader is None:
-            self.print_to_log_file("Validation: no validation case can be drawn")
-            return
+            return {}
         self.network.eval()
         steps = range(self.settings.num_val_iterations_per_epoch)
         means = self._average([self.validation_step(next(loader)) for _ in steps])
         loader.close()
-        told = ", ".join(f"{key} {value:.4g}" for key, value in means.items())
-        self.print_to_log_file(f"Validation: {told}")
+        return means
 
     # ------------------------------------------------------------------ identity, checkpoints
 
@@ -293,6 +296,7 @@ class nnSSLPretrainer(PretrainingLoop):
         if not self.was_initialized:
             self.initialize()
         self.check_cases()
+        self.val_terms = {}
         with speaking_of(name):
             self._take_same_images(own["cases"].get("unlabelled", NO_IMAGES))
             self.ancestors, self.inherited = trace_ancestry(checkpoint)[1:], own["trained_keys"]

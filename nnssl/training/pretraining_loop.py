@@ -47,9 +47,11 @@ class PretrainingLoop(PretrainingSetup):
         self.history = History()
         self.epoch_terms: list[Mapping[str, float]] = []
         self.skipped_steps = self._skipped_in_a_row = 0
+        self.val_terms: Mapping[str, float] = {}  # terms of the weights as they are now
         self._last_plot = time()  # a short run is drawn once, at its end
 
     def on_train_epoch_start(self) -> None:
+        self.val_terms = {}
         self.network.train()
         if self.trained.encoder_stages == 0:  # frozen with its running statistics
             for module in unet.encoder_parts(self.objective.network):
@@ -163,7 +165,7 @@ class PretrainingLoop(PretrainingSetup):
         return {}
 
     def on_validation_epoch_end(self, val_outputs: list[Mapping[str, float]]) -> None:
-        means = self._average(val_outputs)
+        self.val_terms = means = self._average(val_outputs)
         self._epoch_log["val_loss"] = means.get("loss")
         for term in self.objective.validated:
             if term in means:

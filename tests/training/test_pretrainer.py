@@ -534,3 +534,22 @@ def test_terms_of_an_older_version_go_on_under_their_new_names(
     resumed.load_checkpoint(checkpoint)
     assert resumed.history.values == history
     assert resumed.epoch_terms == [{"loss": 1.0, new: 0.5}]
+
+
+def test_the_closing_validation_is_that_of_the_last_epoch_or_of_loaded_weights(
+    tiny_dataset: Any, short: Callable[..., type], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are the same, so nothing is computed; weights that are loaded are validated."""
+    trainer = run(tiny_dataset, short())
+    told = f"Validation: loss {trainer.history.last('val_loss'):.4g}"
+    assert told in Path(trainer.log_file).read_text()
+    computed, validate = [], nnSSLPretrainer._validate
+    monkeypatch.setattr(
+        nnSSLPretrainer, "_validate", lambda self: computed.append(1) or validate(self)
+    )
+    trainer.perform_actual_validation()
+    assert not computed
+    trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    trainer.perform_actual_validation()
+    assert computed
+    assert Path(trainer.log_file).read_text().count(told) == 3
