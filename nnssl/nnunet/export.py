@@ -93,7 +93,9 @@ def prepare(checkpoint: Mapping[str, Any], with_cases: bool = False) -> Export:
         if "weights" in own and not with_cases:
             content["nnssl"]["weights"] = {"loaded": own["weights"]["loaded"]}
     if structure.architecture == "ResidualEncoderUNet" and structure.dimension == 3:
-        content[ADAPTATION_PLAN] = make_adaptation_plan(plans, found[1], structure)
+        entry = find_inputs(checkpoint) or {}
+        trained = {**plans, "configurations": {found[1]: entry}}
+        content[ADAPTATION_PLAN] = make_adaptation_plan(trained, structure)
     return Export(checkpoint, plans, found[1], structure, make_plain(content))
 
 
@@ -108,15 +110,18 @@ def forget_folders(value: Any) -> Any:
     return value
 
 
-def make_adaptation_plan(
-    plans: Mapping[str, Any], configuration: str, structure: Structure
-) -> dict[str, Any]:
-    """What DKFZ's nnssl writes beside weights: where encoder and stem stand, and the plans."""
-    entry = plans["configurations"][configuration]
+def make_adaptation_plan(plans: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
+    """What DKFZ's nnssl writes beside weights: where encoder and stem stand, and the plans.
+
+    Args:
+        plans: with the one configuration that was trained; nnU-Net reads the first.
+        structure: of the network.
+    """
+    (entry,) = plans["configurations"].values()
     architecture = entry.get("architecture", {})
     return {
         "architecture_plans": {
-            "arch_class_name": structure.architecture,
+            "arch_class_name": architecture.get("network_class_name", structure.architecture),
             "arch_kwargs": architecture.get("arch_kwargs"),
             "arch_kwargs_requiring_import": architecture.get("_kw_requires_import"),
         },

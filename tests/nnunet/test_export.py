@@ -15,13 +15,16 @@ import pytest
 import torch
 import yaml
 from networks import checkpoint, configuration, dataset
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from safetensors import safe_open
 
 from nnssl.cli.export import main as export
 from nnssl.common.files import hash_file
 from nnssl.finetuning.names import name_once
+from nnssl.finetuning.weights import asked_keys, fit
 from nnssl.nnunet.checkpoint import save_atomically
 from nnssl.nnunet.hub import fetch
+from nnssl.nnunet.paths import FINAL
 from nnssl.nnunet.weight_files import ADAPTATION_PLAN, READ_AS, as_source, read_weights
 
 PATIENT = "patient_Miller"
@@ -95,6 +98,40 @@ def test_both_files_hold_the_weights_and_what_was_trained(run, tmp_path):
         assert f"{name}.weight" in whole["network_weights"]
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         assert len(file.keys()) == len(expected)
+
+
+def test_nnunet_builds_and_fills_the_network_of_the_adaptation_plan(run, tmp_path):
+    """As nnU-Net's master reads it: the first configuration, class by path, strict parts."""
+    content = torch.load(run)
+    entries = content["nnssl"]["plans"]["configurations"]
+    child = {"inherits_from": "3d_fullres", "batch_size": 9}
+    flat = configuration((32, 32), (1, 1))
+    content["nnssl"]["plans"]["configurations"] = {"2d": flat, **entries, "3d_small": child}
+    content["nnssl"]["configuration"] = "3d_small"
+    save_atomically(content, run)
+    export([str(run), "--to", str(tmp_path / "out")])
+    written = torch.load(tmp_path / "out" / "fold_0" / FINAL, weights_only=True)
+    plan, weights = written[ADAPTATION_PLAN], written["network_weights"]
+    ((name, entry),) = plan["pretrain_plan"]["configurations"].items()
+    assert (name, entry["spacing"], entry["patch_size"]) == ("3d_small", [1, 1, 1], [16, 16, 16])
+    assert plan["recommended_downstream_patchsize"] == [16, 16, 16]
+    architecture = plan["architecture_plans"]
+    network = get_network_from_plans(
+        architecture["arch_class_name"],
+        architecture["arch_kwargs"],
+        architecture["arch_kwargs_requiring_import"],
+        plan["pretrain_num_input_channels"],
+        3,
+        allow_init=True,
+        deep_supervision=False,
+    )
+    for key in (plan["key_to_encoder"], plan["key_to_stem"]):
+        part = {k[len(key) + 1 :]: v for k, v in weights.items() if k.startswith(f"{key}.")}
+        network.get_submodule(key).load_state_dict(part)
+    assert plan["key_to_lpe"] is None
+    again = read_weights(tmp_path / "out" / "fold_0" / FINAL)
+    found = fit(as_source(again), network, asked_keys(network, "trained"))
+    assert found.share == 1.0
 
 
 class Hub(BaseHTTPRequestHandler):
