@@ -128,7 +128,7 @@ PLANS = tuple(
     Kind(f"ResNet plan, {channels} channel{'s' * (channels > 1)}", channels=channels, resnet="plan")
     for channels in (1, 2, 3, 4)
 )
-OF_RESNETS = (TIMM, PLANS[0])
+OF_RESNETS = (TIMM, PLANS[0], PLANS[3], KINDS[0], KINDS[2])
 
 
 def measure(source: Kind, target: Kind) -> str:
