@@ -2,9 +2,9 @@
 
 usage: python scripts/mutate.py ROOM [ROOM ...] [--count 30] [--seed 0]
 
-Works on a copy; the tests of a room (see ROOMS) run with `-x` and a time-out, forked from a process
-that has torch loaded already. A fixed seed draws the same mutants of the same code. Prints every
-survivor: kill it with a test, or write down why it changes nothing.
+Works on a copy; the tests of a room (see ROOMS) run with `-x` and a time-out, those of the changed
+file first, forked from a process that has torch loaded already. A fixed seed draws the same mutants
+of the same code. Prints every survivor: kill it with a test, or write down why it changes nothing.
 """
 
 from __future__ import annotations
@@ -178,7 +178,9 @@ def try_room(folder: Path, room: str, count: int, seed: int) -> None:
     for file, line, what, text in mutants:
         kept = file.read_text()
         file.write_text(text)
-        outcome = run_tests(folder, tests, limit)
+        own = [f"{each}/test_{file.stem}.py" for each in tests]
+        first = [each for each in own if (folder / each).exists()]
+        outcome = run_tests(folder, [*first, *tests], limit)
         file.write_text(kept)
         survived += outcome == "passed"
         if outcome == "passed":

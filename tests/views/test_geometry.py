@@ -34,6 +34,13 @@ def test_with_all_ranges_off_nothing_moves() -> None:
     assert (draws((8, 9, 10), (2, 1, 1)) == np.eye(3, 4)).all()
 
 
+@pytest.mark.parametrize("flip", [0.5, [0, 1], [1], []])
+def test_axes_of_the_image_may_be_flipped_and_no_others(flip: Any) -> None:
+    Geometry(**{**OFF, "flip": flip}).check((8, 9), (2, 1), 2)
+    with pytest.raises(ValueError, match=r"flip is \[0, 2\]; allowed are the image's axes 0 to 1"):
+        Geometry(**{**OFF, "flip": [0, 2]}).check((8, 9), (2, 1), 2)
+
+
 @pytest.mark.parametrize("spacing", [(3.0, 1.0), (2.0, 1.0, 1.5)])
 def test_rotation_acts_in_millimetres(spacing: tuple[float, ...]) -> None:
     linear = draws((8, 9, 10)[: len(spacing)], spacing, rotation=40)[:, :, :-1]
