@@ -47,6 +47,18 @@ def test_no_permutation_of_an_image_is_asked_twice(make_unet: Callable[..., nn.M
     assert all(len(set(row)) == 8 for row in target.view(4, 8).tolist())
 
 
+def test_every_piece_is_seen_beside_the_mean_of_all_pieces(
+    make_unet: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, codes, seen = objective(make_unet), torch.randn(4, 9, 128), []
+    forward = made.head.forward
+    monkeypatch.setattr(made.head, "forward", lambda rows: seen.append(rows) or forward(rows))
+    made.answer(codes, make_batch(2, 1))
+    own, together = seen[0].view(4, 9, 256).split(128, 2)
+    assert torch.equal(own, codes)
+    torch.testing.assert_close(together[:, 3], codes.mean(1))
+
+
 def test_a_flat_patch_has_a_smaller_puzzle(make_unet: Callable[..., nn.Module]) -> None:
     made = objective(make_unet, 2, patch_size=(8, 16))  # strides 4: two pieces, and three
     assert made.grid.counts == (1, 3)

@@ -33,6 +33,14 @@ def test_three_quarters_of_the_blocks_are_zero_in_all_channels(
     assert torch.equal(task.target, view)
 
 
+def test_the_finest_features_restore_the_image(make_unet: Callable[..., nn.Module]) -> None:
+    """Of a U-Net with three levels of its decoder, the last of which is as large as the image."""
+    deep = partial(make_unet, features=(4, 4, 6, 8))
+    made = make_objective(MAEObjective, deep, patch_size=(32, 32))
+    task = made.corrupt(with_views(make_batch(2, 1, scale=2), MAEObjective, scale=2))
+    assert made.decode(task).shape[2:] == task.image.shape[2:]
+
+
 def test_the_loss_is_the_error_of_hidden_voxels_only(make_unet: Callable[..., nn.Module]) -> None:
     made = objective(make_unet)
     batch = with_views(make_batch(2, 1), MAEObjective)

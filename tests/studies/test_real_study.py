@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from nnssl.common.files import read_json
+from nnssl.nnunet import registration
 from nnssl.studies.run.folder import open_study
+from tests.kills import read_content
 
 STUDY = """
 kind: study
@@ -46,6 +48,23 @@ def scores(folder: Path) -> dict:
     return {Path(c["reference_file"]).name: c["metrics"] for c in summary["metric_per_case"]}
 
 
+def made(folder: Path) -> dict:
+    """Every checkpoint, history and prediction of both trainings, bit by bit.
+
+    Hashes of a checkpoint's file are of the times in it, too.
+    """
+    study, found = open_study(folder), {}
+    for cell in [cell for cell in study.cells if cell.method == "G^R"]:
+        content = read_content(study.fold_folder(cell), "study")
+        found |= {
+            f"{cell.id} {name}": value
+            for name, value in content.items()
+            if name != "report.html" and "sha256" not in name
+        }
+    assert any("checkpoint_final.pth/network_weights" in name for name in found)
+    return {name: value.replace(str(folder), "") for name, value in found.items()}
+
+
 def running_trainings(folder: Path) -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*/environ"):
@@ -58,16 +77,20 @@ def running_trainings(folder: Path) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not registration.supports_external(), reason="needs nnUNet_extTrainer")
 def test_killed_twenty_times_the_study_gives_the_same_scores(tiny_dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("nnssl_configs", "")
+    monkeypatch.setenv("nnUNet_extTrainer", str(registration.EXTERNAL_FOLDER))
     monkeypatch.delenv("nnUNet_results")
     file = tmp_path / "real.yaml"
     file.write_text(STUDY)
     assert start(file, tmp_path / "whole").wait(MOST_SECONDS) == 0
     moments = random.Random(0)
+    hit = 0
     for number in range(KILLS):
         runner = start(file, tmp_path / "killed")
         time.sleep(moments.uniform(0, 25))
+        hit += runner.poll() is None
         runner.kill()
         runner.wait()
         if number % 3:  # else the training goes on alone, and the next runner waits for it
@@ -75,4 +98,8 @@ def test_killed_twenty_times_the_study_gives_the_same_scores(tiny_dataset, tmp_p
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
     assert start(file, tmp_path / "killed").wait(MOST_SECONDS) == 0
+    print(f"{hit} of {KILLS} kills hit a running study")
     assert scores(tmp_path / "killed") == scores(tmp_path / "whole")
+    killed, whole = made(tmp_path / "killed"), made(tmp_path / "whole")
+    differing = [k for k in {**killed, **whole} if killed.get(k) != whole.get(k)]
+    assert not differing, "\n".join(differing)
