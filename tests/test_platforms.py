@@ -72,7 +72,7 @@ study: {dataset: 999, budgets: [1], repetitions: 1}
 pretraining:
   G^R:
     trainer: nnSSLContrastiveGRTrainer
-    overrides: {num_epochs: 1, num_iterations_per_epoch: 2, num_val_iterations_per_epoch: 1}
+    overrides: {num_epochs: 2, num_iterations_per_epoch: 2, num_val_iterations_per_epoch: 1}
 schedules:
   standard:
     overrides: {num_epochs: 1, num_iterations_per_epoch: 2, num_val_iterations_per_epoch: 1}

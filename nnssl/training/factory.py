@@ -6,7 +6,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from nnssl.config import TRAINER_PREFIX, Config, Schema, read_config
+from nnssl.config import TRAINER_PREFIX, Config, Schema, bind, read_config
 from nnssl.training.uncaught import tell_alone
 
 BASES = {
@@ -32,8 +32,12 @@ def trainer_class(name: str) -> type:
     return type(name, (_base(raw.kind),), members)
 
 
-def check_trainer(name: str) -> Config:
+def check_trainer(name: str, overrides: str | None = None) -> Config:
     """The configuration of a trainer, checked as a run checks it before it reads any data.
+
+    Args:
+        name: of the trainer.
+        overrides: as in the environment variable `nnssl_overrides`, which is read if this is None.
 
     Raises:
         ValueError: what the run would say.
@@ -41,7 +45,7 @@ def check_trainer(name: str) -> Config:
     kind = _base(read_config(name).kind)
     blank = kind.__new__(kind)  # a trainer of no dataset: what it makes of its settings needs none
     blank.config_name = name
-    config: Config = blank.bind_config()
+    config = bind(read_config(name), kind.schema, kind.given, overrides)
     blank._apply(config)
     return config
 

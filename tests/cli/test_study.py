@@ -100,6 +100,12 @@ def test_overrides_are_checked_before_anything_runs(study_file, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_settings_that_contradict_each_other_are_told_before_anything_runs(study_file, tmp_path):
+    study_file.write_text(STUDY.replace("num_epochs: 2", "warmup_epochs: 3, num_epochs: 2"))
+    with pytest.raises(SystemExit, match=r"would stop at once:(?s:.*)the run would end before"):
+        main(["run", str(study_file), "-o", str(tmp_path / "out"), "--dry-run"])
+
+
 @pytest.mark.parametrize(
     ("knobs", "told"),
     [

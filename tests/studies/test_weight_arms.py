@@ -26,7 +26,7 @@ BYOL = PretrainingArm("nnSSLBYOLTrainer", {"num_epochs": 4}, (0, 1), after="Imag
 ARMS = """
 pretraining:
   ImageNet: {waits: weights}
-  hierarchical: {trainer: nnSSLBYOLTrainer, after: ImageNet, overrides: {num_epochs: 1}}
+  hierarchical: {trainer: nnSSLBYOLTrainer, after: ImageNet, overrides: {num_epochs: 2}}
 """
 STUDY = f"""
 kind: study

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from nnssl.config import bind, read_config, write_overrides
+from nnssl.config import read_config, write_overrides
 from nnssl.studies.run.attempts import next_command, next_variables
 from nnssl.studies.run.devices import Slot, make_slots
 from nnssl.studies.run.folder import PROGRAM, StudyFolder, grow_study, join_values
@@ -115,19 +115,18 @@ def run_study(
 
 
 def _find_problems(study: Study, cells: Sequence[Cell]) -> Iterator[str]:
-    """Binds the overrides of every run to its trainer, as the run itself would; then the data."""
+    """Checks the settings of every run as the run itself would; then the data."""
     from nnssl.studies.run.data_checks import find_data_problems  # loads torch and nnU-Net
     from nnssl.studies.run.weight_arms import find_weight_problems
-    from nnssl.training.factory import schema_of
+    from nnssl.training.factory import check_trainer
 
     for cell in cells:
         raw = read_config(cell.trainer)
         if (raw.kind == "pretrain") != (cell.kind == "pretrain"):
             yield f"{cell.method}: {cell.trainer} is a trainer of kind {raw.kind}, not {cell.kind}"
             continue
-        schema, given = schema_of(raw.kind)
         try:
-            bind(raw, schema, given, overrides=write_overrides(cell.overrides))
+            check_trainer(cell.trainer, write_overrides(cell.overrides))
         except ValueError as error:
             yield f"{cell.method}: {error}"
     problems = list(find_data_problems(cells, study.configuration))
