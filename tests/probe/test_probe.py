@@ -15,6 +15,7 @@ import torch
 
 from nnssl.nnunet.cases import CaseRecord
 from nnssl.nnunet.checkpoint import read_checkpoint, save_atomically
+from nnssl.nnunet.images import image_file
 from nnssl.probe import during_training, random_encoder
 from nnssl.probe.probe import Probe
 from nnssl.probe.settings import ProbeSettings
@@ -157,7 +158,7 @@ def test_labels_reach_the_record_and_no_weight(tiny_dataset: Any, run: Callable[
 def test_the_random_encoder_is_probed_once_while_nothing_changes(
     tiny_dataset: Any, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same figures in a second run; other labels, draws or code, or a damaged file: anew."""
+    """The same figures in a second run; other images, labels, draws, code: anew."""
     probe, probed = Probe.probe_random, []
     monkeypatch.setattr(Probe, "probe_random", lambda *a: probed.append(a) or probe(*a))
     first, second = (run("probe_draws: 1") for _ in range(2))
@@ -170,6 +171,7 @@ def test_the_random_encoder_is_probed_once_while_nothing_changes(
     before = kept.read_text()
     for change in (
         lambda: segmentation(tiny_dataset, "p0_f0").touch(),
+        lambda: image_file(segmentation(tiny_dataset, "p0_f0").parent, "p0_f0").touch(),
         lambda: kept.write_text(before[:-9]),
         lambda: monkeypatch.setattr(random_encoder, "CODE", ("probe",)),
     ):

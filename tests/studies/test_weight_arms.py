@@ -60,6 +60,14 @@ def test_fine_tuning_and_what_follows_are_told_the_file(study, monkeypatch, tmp_
     assert folder.runs[TUNED] == TUNED
 
 
+def test_two_files_are_two_runs_and_one_file_under_two_names_is_one(study, tmp_path):
+    contents = {"a": "x", "b": "y", "c": "x"}
+    arms = {name: PretrainingArm(weights="w.pth", sha256=sha) for name, sha in contents.items()}
+    folder = StudyFolder(replace(study, pretraining=arms), tmp_path)
+    runs = [folder.runs[f"{name}-p1-r0-f0-standard"] for name in "abc"]
+    assert runs[0] == runs[2] != runs[1]
+
+
 def test_a_file_adds_no_steps_to_scratch(study):
     grown = replace(with_file(study), scratch_added_steps=True)
     added = {cell.schedule for cell in list_cells(grown) if cell.role == "added_steps"}
