@@ -29,10 +29,12 @@ PROBE = " probe.probe_patients=1 probe.probe_draws=1 probe.probe_volumes=1"
 MEASURED = {
     *("images_per_second", "seconds_per_step", "seconds_waited", "epoch_seconds", "probe_seconds"),
     *("epoch_start_timestamps", "epoch_end_timestamps", "seconds"),
+    "recalled",  # whether a run before the kill had probed the random encoder already
 }
 VOLATILE = (  # records.json holds the times of files that it makes quicker to read
     "training_log_",
     "progress.png",
+    "report.html",  # says how long the run took
     "debug.json",
     "cell.lock",
     "output.txt",
