@@ -55,9 +55,9 @@ def test_bad_input_is_one_message(tiny_dataset, trainer_yaml, capsys, arguments,
     assert capsys.readouterr().out == ""
 
 
-def test_missing_cluster_maps_are_one_message(tiny_dataset, trainer_yaml):
-    """A dry run makes nothing that stays, so it does not make the maps either."""
-    trainer_yaml(NAME, "extends: nnSSLPixelClusteringTrainer\ntraining: {patch_size: [16, 16]}\n")
+def test_cluster_maps_that_no_training_makes_are_one_message(tiny_dataset, trainer_yaml):
+    knobs = "training: {patch_size: [16, 16]}\nobjective: {maps: dino}\n"
+    trainer_yaml(NAME, f"extends: nnSSLPixelClusteringTrainer\n{knobs}")
     with pytest.raises(SystemExit, match="nnssl_cluster -d 999 -c 2d -p nnUNetPlans -f 0"):
         estimate.main(["999", "2d", "0", "-tr", NAME, "-device", "cpu", "--steps", "1"])
 

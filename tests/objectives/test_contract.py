@@ -208,7 +208,7 @@ BAD = [
     ("contrastive", {"stage": 7}, "stage: found 7, allowed are 0 to 2 or null"),
     ("contrastive", {"near": 0}, "near = 0 must be a number above 0"),
     ("byol", {"momentum": 1.5}, "momentum = 1.5"),
-    ("dense_byol", {"decoder_levels": 9}, "decoder_levels: found 9, allowed are 0 to 2"),
+    ("dense_byol", {"decoder_levels": 9}, "decoder_levels: found 9, allowed: 0 to 2"),
     ("clustering", {"temperature": 0}, "temperature = 0"),
     ("clustering", {"epsilon": 0}, "epsilon = 0"),
     ("clustering", {"iterations": 0}, "iterations = 0"),
