@@ -36,12 +36,8 @@ from nnssl.nnunet.splits import check_fold, draw_stock_splits, read_fold
 from nnssl.objectives import DenseTargets
 
 DEFAULT_NAME = "clusters"  # of the dense targets
-RESERVED = (
-    UNLABELLED,
-    CACHE,
-    RECORDS,
-    RANDOM_ENCODERS,
-)  # other folders beside those of dense targets
+# other folders beside those of dense targets
+RESERVED = (UNLABELLED, CACHE, RECORDS, RANDOM_ENCODERS)
 LOCKS = "locks"  # beside the folders of the folds
 
 

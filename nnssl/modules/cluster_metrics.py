@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 PICTURES = 8  # samples that are drawn
@@ -61,6 +62,14 @@ class ChangeRate:
                 self.value = float((now != self._last).float().mean())
             self._last = now
         self._step += 1
+
+
+def resize_maps(clusters: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (B, *S) int64 at the middles of so many cells per axis: (B, *size)."""
+    if list(clusters.shape[1:]) == list(size):
+        return clusters
+    maps = clusters[:, None].float()  # exact below 2**24 clusters
+    return functional.interpolate(maps, size, mode="nearest-exact").long()[:, 0]
 
 
 def make_palette(count: int) -> Tensor:

@@ -164,8 +164,8 @@ class ClusteringObjective(Objective):
         with metrics.evaluating(self, self.network):
             features = unet.encode(self.network, image)[self.stage]
             scores = self.prototypes(self.projector(_to_rows(features)))
-            tokens = scores.argmax(1).reshape(len(image), 1, *features.shape[2:])
-        return functional.interpolate(tokens.float(), image.shape[2:]).long()[:, 0]
+            tokens = scores.argmax(1).reshape(len(image), *features.shape[2:])
+        return cluster_metrics.resize_maps(tokens, image.shape[2:])
 
     def illustrate(self, batch: Batch) -> dict[str, Panel]:
         """`clusters`: two rows per view, the image and its clusters in fixed colours."""

@@ -10,7 +10,6 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
-from torch.nn import functional
 
 from nnssl.common.checks import Count
 from nnssl.losses.clustering import cluster_shares, linear_cross_entropy
@@ -103,7 +102,7 @@ class PixelClusteringObjective(Objective):
         parts = maps[-1].chunk(len(views))
         cells = parts[0].shape[2:]
         pairs = [
-            (parts[b], _at_cells(self._target(views[a], views[b]), cells))
+            (parts[b], cluster_metrics.resize_maps(self._target(views[a], views[b]), cells))
             for a, b in self._pairs(len(views))
         ]
         weight, bias = self.head.weight.flatten(1), self.head.bias
@@ -125,7 +124,7 @@ class PixelClusteringObjective(Objective):
         with metrics.evaluating(self, self.network):
             stages = unet.encode(self.network, image)
             levels = unet.decode(self.network, stages, self.levels, use_skips=self.skips)
-            return _at_cells(self._predict(levels[-1]), image.shape[2:])
+            return cluster_metrics.resize_maps(self._predict(levels[-1]), image.shape[2:])
 
     def illustrate(self, batch: Batch) -> dict[str, Panel]:
         """`clusters`: three rows per view, image, target and prediction in fixed colours."""
@@ -180,11 +179,3 @@ class PixelClusteringObjective(Objective):
             "cluster_change": right.new_full((), self.change.value),
             "collapse_loss": collapse,  # of the best constant prediction
         }
-
-
-def _at_cells(clusters: Tensor, cells: torch.Size) -> Tensor:
-    """Maps (B, *S) int64 at the middles of so many cells per axis, (B, *cells)."""
-    if clusters.shape[1:] == cells:
-        return clusters
-    known = clusters[:, None].float()  # exact below 2**24 clusters
-    return functional.interpolate(known, cells, mode="nearest-exact").long()[:, 0]
