@@ -5,8 +5,8 @@
 #
 #   bash scripts/pack_gpu_check.sh FOLDER [PACKAGE==VERSION ...]
 #
-# There:  cat FOLDER/packages.tar.xz.* | tar xJ -C /tmp/site; tar xzf FOLDER/nnssl.tar.gz; cd nnssl;
-#         PYTHONPATH=/tmp/site bash scripts/gpu_check.sh
+# There:  mkdir site; cat FOLDER/packages.tar.xz.* | tar xJ -C site; tar xzf FOLDER/nnssl.tar.gz;
+#         cd nnssl; PYTHONPATH=$PWD/../site bash scripts/gpu_check.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder="${1:?usage: bash scripts/pack_gpu_check.sh FOLDER [PACKAGE==VERSION ...]}"

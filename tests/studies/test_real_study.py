@@ -57,9 +57,7 @@ def made(folder: Path) -> dict:
     for cell in [cell for cell in study.cells if cell.method == "G^R"]:
         content = read_content(study.fold_folder(cell), "study")
         found |= {
-            f"{cell.id} {name}": value
-            for name, value in content.items()
-            if name != "report.html" and "sha256" not in name
+            f"{cell.id} {name}": value for name, value in content.items() if "sha256" not in name
         }
     assert any("checkpoint_final.pth/network_weights" in name for name in found)
     return {name: value.replace(str(folder), "") for name, value in found.items()}
