@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +47,17 @@ class MomentumCopy(nn.Module):
         for kept, current in zip(self.module.buffers(), online.buffers(), strict=True):
             kept.copy_(current)
 
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Lends the online module the copy's weights, and the copy those of the module."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
     @torch.no_grad()
-    def exchange(self) -> None:
-        """The online module gets the copy's weights and the copy gets those of the module."""
+    def _exchange(self) -> None:
         (online,) = self._online
         own = [*self.module.parameters(), *self.module.buffers()]
         for kept, current in zip(own, [*online.parameters(), *online.buffers()], strict=True):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import time
 from typing import Any
@@ -32,6 +32,7 @@ from nnssl.finetuning.start_weights import copy_start, pull_to_start
 from nnssl.leakage.ancestry import ANCESTORS, record_patients
 from nnssl.leakage.check import Evaluation
 from nnssl.modules import unet
+from nnssl.modules.cpu_bfloat16 import float32_where_shallow
 from nnssl.modules.memory import MomentumCopy
 from nnssl.nnunet.cases import read_cases
 from nnssl.nnunet.checkpoint import make_plain, read_checkpoint, speaking_of
@@ -100,6 +101,8 @@ class nnSSLFinetuner(Interruptible):
         seed_everything(self.settings.seed, "network")
         super().initialize()
         unet.check_network(self.planned_network)
+        if self.device.type == "cpu":
+            float32_where_shallow(self.planned_network)
         # a function, since a copy of the network would copy the trainer of a bound method
         self.planned_network.register_load_state_dict_post_hook(lambda *_: self._note_loading())
 
@@ -149,6 +152,10 @@ class nnSSLFinetuner(Interruptible):
         restart = self.settings.frozen_epochs if self.settings.rewarm_all else 0
         return PartSchedule(optimizer, self.initial_lr, self.num_epochs, warmup, restart)
 
+    def chosen_precision(self) -> AbstractContextManager[Any]:
+        """Around nnU-Net's steps, which have `auto` by themselves and keep an outer type."""
+        return nullcontext() if self.settings.precision == "auto" else self.autocast()
+
     def _build_loss(self) -> nn.Module:
         return make_lesson_loss(self, super()._build_loss)
 
@@ -161,21 +168,13 @@ class nnSSLFinetuner(Interruptible):
     def _begin_average(self) -> None:
         self.average = MomentumCopy(self.planned_network) if self.needs_average else None
 
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
+    def averaged_weights(self) -> AbstractContextManager[None]:
         """Lets the network have the averaged weights, where the finished model shall have them."""
         average = self.average if self.settings.weights_average == "ema" else None
-        if average is None:
-            yield
-            return
-        average.exchange()
-        try:
-            yield
-        finally:
-            average.exchange()
+        return nullcontext() if average is None else average.in_place()
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        with self.averaged_weights():
+        with self.averaged_weights(), self.chosen_precision():
             return super().validation_step(batch)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
@@ -340,7 +339,9 @@ class nnSSLFinetuner(Interruptible):
         seed_everything(self.settings.seed, "step", self.local_rank, self.step)
         if self.augmentation is not None:
             batch = self.augment(batch, self.augmentation)
-        output = super().train_step(self.make_lesson(batch))
+        lesson = self.make_lesson(batch)
+        with self.chosen_precision():
+            output = super().train_step(lesson)
         if self.average is not None:
             decay = min(1 - 1 / (self.step + 1), self.settings.average_decay)
             self.average.update(decay)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import time
 from types import FrameType
@@ -74,6 +75,13 @@ class Interruptible(ConfiguredTrainer):
     """
 
     step: int
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The type of `training.precision`, for what networks compute inside."""
+        dtype = self.settings.autocast_dtype(self.device.type)
+        if dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, dtype))
 
     def begin_state(self) -> None:
         super().begin_state()

@@ -31,6 +31,8 @@ class LessonTarget:
 class LessonLoss(nn.Module):
     """nnU-Net's loss; of a `LessonTarget` the weighted sum of nnU-Net's losses of its targets.
 
+    Outputs in bfloat16 are taken in float32: on CPUs autocast leaves softmax and sums as they are.
+
     Args:
         stock: nnU-Net's loss for its own targets.
         masked: the same loss with voxels that do not count.
@@ -48,16 +50,17 @@ class LessonLoss(nn.Module):
         self.student: Tensor | None = None
 
     def forward(self, output: Outputs, target: Any) -> Tensor:
+        single = isinstance(output, Tensor)
+        outputs = [_widen(one) for one in ([output] if isinstance(output, Tensor) else output)]
         if not isinstance(target, LessonTarget):
-            loss: Tensor = self.stock(output, target)
+            loss: Tensor = self.stock(outputs[0] if single else outputs, target)
             return loss
-        lesson, outputs = target.lesson, [output] if isinstance(output, Tensor) else list(output)
+        lesson = target.lesson
         self.student = outputs[0].detach()
         losses = []
         for one in lesson.targets:
             values = [downsample(one.values, o.shape[2:]) for o in outputs]
             said = [o[one.rows] for o in outputs]
-            single = isinstance(output, Tensor)
             losses.append(self.masked(said[0], values[0]) if single else self.masked(said, values))
         total = sum(t.weight * each for t, each in zip(lesson.targets, losses, strict=True))
         self.terms = {"supervised_loss": losses[0].detach()}
@@ -79,6 +82,10 @@ class LessonLoss(nn.Module):
         soft = squared_difference(logits, comparison.probabilities, mask, regions)
         self.terms["unsupervised_loss"] = soft.detach()
         return comparison.weight * soft
+
+
+def _widen(output: Tensor) -> Tensor:
+    return output.float() if output.dtype == torch.bfloat16 else output
 
 
 def find_classes(logits: Tensor, regions: bool) -> Tensor:

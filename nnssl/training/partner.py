@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.data.supervised_batches import seed_everything
 from nnssl.finetuning.freezing import freeze_or_release
+from nnssl.modules.cpu_bfloat16 import float32_where_shallow
 from nnssl.modules.unet import plain_state_dict
 from nnssl.nnunet.planned_network import build_network
 from nnssl.training.finetuner import nnSSLFinetuner
@@ -100,6 +101,8 @@ def _draw_anew(trainer: nnSSLFinetuner) -> nn.Module:
     )
     first, kept = plain_state_dict(trainer.planned_network), set(trainer.weights_record["loaded"])
     network.load_state_dict({k: v for k, v in first.items() if k in kept}, strict=False)
+    if trainer.device.type == "cpu":
+        float32_where_shallow(network)
     return network.to(trainer.device)
 
 

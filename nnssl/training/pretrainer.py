@@ -166,7 +166,7 @@ class nnSSLPretrainer(PretrainingLoop):
 
         def forward(number: int) -> Mapping[str, Tensor]:
             batch = self.prepare(self.batch_maker(number))
-            with self._autocast():
+            with self.autocast():
                 return self.network(batch)  # type: ignore[no-any-return]
 
         loss = preflight.dry_step(self.network, forward)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from time import time
 from typing import Any
@@ -86,15 +86,9 @@ class PretrainingLoop(PretrainingSetup):
 
     def _forward(self, prepared: dict[str, Any]) -> Mapping[str, Tensor]:
         """Terms of a batch; none where it holds nothing to learn from."""
-        with suppress(NoSignalError), self._autocast():
+        with suppress(NoSignalError), self.autocast():
             return self.network(prepared)  # type: ignore[no-any-return]
         return {}
-
-    def _autocast(self) -> Any:
-        dtype = self.settings.autocast_dtype(self.device.type)
-        if dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=getattr(torch, dtype))
 
     def _copy_statistics(self) -> list[tuple[Tensor, Tensor]]:
         """Running statistics of normalisations, the only state that a forward pass changes, each
@@ -160,7 +154,7 @@ class PretrainingLoop(PretrainingSetup):
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
 
     def validation_step(self, batch: dict[str, Any]) -> Mapping[str, float]:
-        with suppress(NoSignalError), torch.no_grad(), self._autocast():
+        with suppress(NoSignalError), torch.no_grad(), self.autocast():
             return self._to_floats(self.objective(self.prepare(batch)))
         return {}
 

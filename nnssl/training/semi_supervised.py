@@ -167,7 +167,7 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
 
     def _let_partner_learn(self, batch: dict[str, Any]) -> None:
         if self.partner is not None:
-            with self.partner.in_place():
+            with self.partner.in_place(), self.chosen_precision():
                 nnUNetTrainer.train_step(self, batch)
 
     def _compose(
@@ -189,11 +189,11 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
         """What a network says of weak views; it runs as in a stock training step."""
         trains = network.training
         network.eval()
-        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+        with self.autocast():
             logits = network(images)
         network.train(trains)
         logits = logits if isinstance(logits, torch.Tensor) else logits[0]
-        return self.semi.ask_teacher(logits, self.loss.form)
+        return self.semi.ask_teacher(logits.float(), self.loss.form)
 
     def _watch_features(self, network: torch.nn.Module) -> None:
         network.get_submodule("encoder").register_forward_hook(
@@ -291,14 +291,13 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
             yield
         else:
             assert self.average is not None
-            self.average.exchange()
-            yield
-            self.average.exchange()
+            with self.average.in_place():
+                yield
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's, of what will be the finished model; the other of both is told beside it."""
         output = super().validation_step(batch)
-        with self._other_weights():
+        with self._other_weights(), self.chosen_precision():
             self.other_outputs.append(nnUNetTrainer.validation_step(self, batch))
         return output
 

@@ -84,9 +84,7 @@ class PretrainingSettings:
 
     def autocast_dtype(self, device: str) -> str | None:
         """Type in which a device computes matrix products; None: that of the weights."""
-        if self.precision == "auto":
-            return "float16" if device == "cuda" else None
-        return None if self.precision == "float32" else self.precision
+        return _autocast_dtype(self.precision, device)
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of one step: linear warm-up, then constant, cosine to 0, or poly 0.9."""
@@ -129,6 +127,9 @@ class FinetuningSettings:
         mix: whether labelled images are mixed in pairs: `copy_paste` (a box of the other image and
             its labels), `mixup` (blends of both), or `none`.
         mix_box: side of copy-paste's box, as a share of the patch.
+        precision: of the matrix arithmetic while training. `auto`: nnU-Net's own, float16 with loss
+            scaling on CUDA and float32 elsewhere; `bfloat16` also speeds up CPUs that compute in
+            it. The final validation is nnU-Net's in any case.
         weights_average: `ema`: validation and the finished model take the running average of the
             weights (see `average_decay`) in the place of the last ones.
         average_decay: of the running average, `a <- d a + (1 - d) w` after every step, d being
@@ -154,6 +155,7 @@ class FinetuningSettings:
     augmentation: Literal["stock", "device"] = "stock"
     mix: Literal["none", "copy_paste", "mixup"] = "none"
     mix_box: Annotated[float, Interval(gt=0, le=1)] = 2 / 3
+    precision: Literal["auto", "bfloat16"] = "auto"
     weights_average: Literal["none", "ema"] = "none"
     average_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.99
     save_every: Count = 50
@@ -180,6 +182,16 @@ class FinetuningSettings:
     def frozen_epochs(self) -> int:
         """Epochs in which the encoder is frozen, as a number."""
         return FOREVER if self.freeze_encoder_epochs == "all" else int(self.freeze_encoder_epochs)
+
+    def autocast_dtype(self, device: str) -> str | None:
+        """Type in which a device computes matrix products; None: that of the weights."""
+        return _autocast_dtype(self.precision, device)
+
+
+def _autocast_dtype(precision: str, device: str) -> str | None:
+    if precision == "auto":
+        return "float16" if device == "cuda" else None
+    return None if precision == "float32" else precision
 
 
 def _check_warmup(warmup: float, epochs: int, frozen: int = 0) -> None:

@@ -159,8 +159,8 @@ def test_memories_stay_on_the_device() -> None:
     assert not count_waits(lambda: copied.update(0.9))
     averaged = dict(copied.module.named_parameters())["0.weight"]
     torch.testing.assert_close(averaged, before["0.weight"] + 0.1)
-    copied.exchange()
-    torch.testing.assert_close(online[0].weight, before["0.weight"] + 0.1)
+    with copied.in_place():
+        torch.testing.assert_close(online[0].weight, before["0.weight"] + 0.1)
     bank = MemoryBank(6, 4).cuda()
     bank.enqueue(torch.ones(4, 4, device=CUDA))
     bank.enqueue(torch.full((4, 4), 2.0, device=CUDA))
