@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import time
@@ -10,21 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
 from nnssl.common.files import write_json
 from nnssl.config import Config, Schema
-from nnssl.data import labels
 from nnssl.data.labels import LabelBudget
-from nnssl.data.stepped_loader import SteppedLoader
-from nnssl.data.supervised_batches import (
-    LabelledSlices,
-    SeededBatches,
-    Stream,
-    seed_everything,
-    single_threaded_augmentation,
-)
+from nnssl.data.supervised_batches import seed_everything
 from nnssl.finetuning.freezing import freeze_or_release
 from nnssl.finetuning.learning_rates import PartSchedule, group_parameters
 from nnssl.finetuning.semi_supervised import Lesson, mix_labelled
@@ -34,14 +25,11 @@ from nnssl.leakage.check import Evaluation
 from nnssl.modules import unet
 from nnssl.modules.cpu_bfloat16 import float32_where_shallow
 from nnssl.modules.memory import MomentumCopy
-from nnssl.nnunet.cases import read_cases
 from nnssl.nnunet.checkpoint import make_plain, read_checkpoint, speaking_of
-from nnssl.nnunet.images import image_file, open_image
 from nnssl.nnunet.namesakes import describe_parts, list_cases
 from nnssl.nnunet.paths import TRANSFER_FILE
 from nnssl.nnunet.plans import name_channels
 from nnssl.nnunet.runs import WeightSource
-from nnssl.nnunet.splits import SIDES, check_fold
 from nnssl.nnunet.stock_weights import check_stock_weights
 from nnssl.training.checkpoints import (
     compose_finetuning,
@@ -49,7 +37,6 @@ from nnssl.training.checkpoints import (
     restore_average,
     write_resolved_config,
 )
-from nnssl.training.device_augmentation import NOTHING, DeviceAugmentation
 from nnssl.training.epoch_log import describe_time, find_troubles
 from nnssl.training.finetuning_weights import (
     StartingWeights,
@@ -57,7 +44,8 @@ from nnssl.training.finetuning_weights import (
     read_identity_of_weights,
 )
 from nnssl.training.history import History, read_stock_terms, tell_loggers
-from nnssl.training.interruptible import Interruptible, limit_threads
+from nnssl.training.interruptible import limit_threads
+from nnssl.training.labelled_batches import LabelledBatches
 from nnssl.training.lessons import LessonTarget, make_lesson_loss
 from nnssl.training.settings import FinetuningSettings
 
@@ -65,7 +53,7 @@ MOST_BAD_LOSSES = 10  # steps without a finite loss, after which the run stops
 SCHEMA: Schema = {"training": FinetuningSettings, "weights": WeightSource, "labels": LabelBudget}
 
 
-class nnSSLFinetuner(Interruptible):
+class nnSSLFinetuner(LabelledBatches):
     """nnU-Net's trainer with weights, label budget, rates per part and exact resumption.
 
     Augmentation, loss, network and final validation are nnU-Net's. The constructor derives nothing
@@ -79,13 +67,10 @@ class nnSSLFinetuner(Interruptible):
     def begin_state(self) -> None:
         super().begin_state()
         self.weights_record: dict[str, Any] = {"loaded": []}
-        self.labelled: labels.Labelled | None = None
         self.epoch_losses: list[float] = []
         self.history = History()
         self.start_weights: Mapping[str, Tensor] = {}
         self.average: MomentumCopy | None = None  # of the weights, or a semi-supervised teacher
-        self.augmentation: DeviceAugmentation | None = None
-        self._depths: dict[str, int] = {}
         self._loaded_from_outside = False
         self._epoch_ended = True  # nnU-Net saves before it counts the epoch
 
@@ -181,68 +166,6 @@ class nnSSLFinetuner(Interruptible):
         with self.averaged_weights():
             super().perform_actual_validation(save_probabilities)
 
-    # ------------------------------------------------------------------ cases and batches
-
-    def do_split(self) -> tuple[list[str], list[str]]:
-        """The fold's labelled training cases, and all of its validation cases."""
-        labels.refuse_budget_for_all(self.budget, self.fold)
-        check_fold(Path(self.preprocessed_dataset_folder), self.fold, SIDES)
-        train, val = super().do_split()
-        self.fold_cases, self.fold_validation = list(train), list(val)
-        records = read_cases(Path(self.preprocessed_dataset_folder_base), {*train, *val})
-        depth = self._count_slices if len(self.configuration_manager.patch_size) == 2 else None
-        self.labelled = labels.choose_labelled(self.budget, train, records, depth)
-        return self.labelled.cases, self.fold_validation
-
-    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
-        """nnU-Net's datasets; a budget of slices shows the training only these."""
-        train, val = super().get_tr_and_val_datasets()
-        assert self.labelled is not None
-        if self.labelled.slices is not None:
-            train = LabelledSlices(train, self.labelled.slices)
-        return train, val
-
-    def _count_slices(self, case: str) -> int:
-        """Slices of a preprocessed volume along array axis 0; reads no voxel."""
-        if case not in self._depths:
-            file = image_file(Path(self.preprocessed_dataset_folder), case)
-            self._depths[case] = int(open_image(file).shape[1])
-        return self._depths[case]
-
-    def get_dataloaders(self) -> tuple[SteppedLoader, SteppedLoader]:
-        """nnU-Net's loaders and augmentation, counted by steps."""
-        processes = get_allowed_n_proc_DA()
-        val_processes = min(processes, max(1, processes // 2))  # nnU-Net's shares
-        with single_threaded_augmentation():
-            train, val = super().get_dataloaders()
-        val_step = self.current_epoch * self.num_val_iterations_per_epoch
-        return (
-            self._make_loader(self.make_batches(train.data_loader), self.step, processes),
-            self._make_loader(
-                self.seed_batches(val.data_loader, "validation"), val_step, val_processes
-            ),
-        )
-
-    def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """nnU-Net's, or none in the loader where the device augments."""
-        if self.settings.augmentation == "stock":
-            return super().get_training_transforms(*args, **kwargs)
-        self.augmentation = DeviceAugmentation.make(self, *args, **kwargs)
-        return NOTHING
-
-    def make_batches(self, loader: Any) -> Callable[[int], dict[str, Any]]:
-        """Step -> training batch, from nnU-Net's loader of the labelled cases."""
-        return self.seed_batches(loader, "train")
-
-    def seed_batches(self, loader: Any, stream: Stream) -> SeededBatches:
-        return SeededBatches(loader, self.settings.seed, stream, self.local_rank)
-
-    def _make_loader(
-        self, batches: Callable[[int], dict[str, Any]], first: int, processes: int
-    ) -> SteppedLoader:
-        pinned, waiting = self.device.type == "cuda", self.leave_while_waiting
-        return SteppedLoader(batches, first, processes, pinned, while_waiting=waiting)
-
     @property
     def step(self) -> int:  # type: ignore[override]
         """Optimiser steps of the run so far."""
@@ -311,13 +234,7 @@ class nnSSLFinetuner(Interruptible):
         write_resolved_config(self.output_folder, self.config.to_dict())
         told = {key: value for key, value in self.weights_record.items() if key != ANCESTORS}
         write_json(Path(self.output_folder) / TRANSFER_FILE, told)
-        chosen = self.labelled.slices
-        if chosen is not None:
-            count = sum(map(len, chosen.values()))
-        else:
-            count = sum(self._count_slices(case) for case in self.labelled.cases)
-        labels.write_labelled(self.output_folder, self.labelled, count)
-        self.print_to_log_file(self.labelled.describe())
+        self.write_labelled(self.labelled)
 
     def on_epoch_start(self) -> None:
         super().on_epoch_start()
@@ -360,13 +277,6 @@ class nnSSLFinetuner(Interruptible):
                 "the run began with, or lower training.initial_lr; checkpoints of before are kept."
             )
 
-    def augment(self, batch: dict[str, Any], augmentation: DeviceAugmentation) -> dict[str, Any]:
-        """The batch on the device, its raw patches made into samples."""
-        images = batch["data"].to(self.device, non_blocking=True)
-        labels = batch["target"].to(self.device, non_blocking=True)
-        images, target = augmentation.finish(images, labels, self.make_keys(len(images)))
-        return {**batch, "data": images, "target": target}
-
     def make_lesson(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What nnU-Net's training step gets: the batch, or labelled images mixed in pairs."""
         if self.settings.mix == "none":
@@ -382,11 +292,6 @@ class nnSSLFinetuner(Interruptible):
         target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
         images = batch["data"].to(self.device, non_blocking=True)
         return images, self.loss.form.complete(target.to(self.device, non_blocking=True))
-
-    def make_keys(self, count: int, first: int = 0) -> Tensor:
-        """Keys of the samples `first`, `first + 1`, ... of this step, int64 (count, 4)."""
-        where = (self.settings.seed, self.step, self.local_rank)
-        return torch.tensor([(*where, first + i) for i in range(count)])
 
     @staticmethod
     def as_batch(lesson: Lesson) -> dict[str, Any]:
