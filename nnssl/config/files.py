@@ -163,10 +163,7 @@ def _find_files() -> dict[str, list[Path]]:
                 f"environment variable {CONFIG_FOLDERS} names {str(folder)!r}, which is not a "
                 f"folder; name existing folders, joined by {os.pathsep!r}"
             )
-        here: dict[str, list[Path]] = {}
-        for path in filter(_is_trainer, sorted((*folder.rglob("*.yaml"), *folder.rglob("*.yml")))):
-            here.setdefault(path.stem, []).append(path)
-        found = here | found
+        found = _trainers_in(folder) | found
     return dict(sorted(found.items()))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nnssl.common.content import check_content, check_size
-from nnssl.config.files import INSTALLED, read_yaml
+from nnssl.config.files import INSTALLED, read_yaml, user_folders
 from nnssl.finetuning.names import first_name
 from nnssl.finetuning.weights import Source
 from nnssl.nnunet.archives import load_plain, load_safetensors, unpickle
@@ -22,7 +22,7 @@ from nnssl.nnunet.hub import PREFIX, fetch
 from nnssl.nnunet.paths import FINAL
 from nnssl.nnunet.plans import name_channels
 
-KEY_MAPS = INSTALLED / "weights"
+KEY_MAPS = "weights"  # folder of them, beside trainers
 SAFETENSORS = "model.safetensors"  # its name in a folder that travels
 OWN_METADATA = "nnssl_checkpoint"  # in safetensors: everything but the weights, as JSON
 ADAPTATION_PLAN = "nnssl_adaptation_plan"  # in checkpoints of DKFZ's nnssl
@@ -112,7 +112,8 @@ def read_weights(
     Args:
         file: of torch.save (`.pth`, `.pt`, ...) or safetensors.
         trust_pickle: run what the file holds, if it cannot be read otherwise.
-        key_map: a file that says how its names become a U-Net's; else it is recognised.
+        key_map: a file that says how its names become a U-Net's; else it is recognised, by key maps
+            in `weights` of the user's folders first.
 
     Returns:
         As `read_checkpoint`, and under `READ_AS` what is known beside: `format`, and what the
@@ -152,8 +153,9 @@ def as_source(checkpoint: Mapping[str, Any]) -> Source:
     if told and not any(_UNET.match(first_name(key)) for key in weights):
         raise ValueError(
             f"its {told.get('tensors')} tensors have no names of nnU-Net's U-Nets (format: "
-            f"{told.get('format')}). Give a file that says how they are called there: "
-            "weights.key_map, see docs/transfer.md"
+            f"{told.get('format')}). Give a key map, a file that says how they are called there: "
+            "weights.key_map, or in `weights` of a folder that the variable nnssl_configs names; "
+            "see docs/transfer.md"
         )
     description = (checkpoint.get("init_args") or {}).get("dataset_json") or {}
     inputs = own.get("trained_inputs") or {}
@@ -253,7 +255,8 @@ def find_credits(checkpoint: Mapping[str, Any]) -> dict[str, str]:
 def _find_key_map(weights: Mapping[str, Any]) -> KeyMap | None:
     if any(_UNET.match(first_name(key)) for key in weights):
         return None
-    maps = map(read_key_map, sorted(KEY_MAPS.glob("*.yaml")))
+    folders = [folder / KEY_MAPS for folder in (*user_folders(), INSTALLED)]
+    maps = (read_key_map(file) for folder in folders for file in sorted(folder.glob("*.yaml")))
     return next((each for each in maps if each.fits(weights)), None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -185,7 +186,7 @@ def test_a_trusted_file_is_unpickled(make_unet, tmp_path):
     assert describe(read_weights(file, trust_pickle=True)["network_weights"]).dimension == 2
 
 
-def test_a_key_map_of_the_user(make_unet, tmp_path):
+def test_a_key_map_of_the_user(make_unet, tmp_path, monkeypatch):
     weights = {
         key.replace("encoder.stages.", "tower/").replace("conv.weight", "w"): tensor
         for key, tensor in name_once(make_unet(2).state_dict()).items()
@@ -202,6 +203,12 @@ def test_a_key_map_of_the_user(make_unet, tmp_path):
     read = read_weights(file, key_map=str(keys))
     assert (read[READ_AS]["format"], read[READ_AS]["licence"]) == ("Tower", "MIT")
     assert describe(read["network_weights"]).features == (4, 6, 8)
+    (tmp_path / "mine" / "weights").mkdir(parents=True)
+    shutil.copy(keys, tmp_path / "mine" / "weights")
+    monkeypatch.setenv("nnssl_configs", str(tmp_path / "mine"))  # for all that reads weights
+    found = read_weights(file)
+    assert found[READ_AS] == read[READ_AS]
+    assert found["network_weights"].keys() == read["network_weights"].keys()
     keys.write_text("about: {}\nrecognised_by: '('\nkeys: {}\n")
     with pytest.raises(ValueError, match=r"keys\.yaml.* pattern is wrong"):
         read_weights(file, key_map=str(keys))
