@@ -14,7 +14,7 @@ from nnssl.common.files import atomic_path, hash_file, write_json
 from nnssl.finetuning.names import name_once
 from nnssl.finetuning.structure import Structure, describe
 from nnssl.nnunet.checkpoint import find_plans, make_plain, save_atomically
-from nnssl.nnunet.paths import CONFIG_FILE, DATASET_FILE, FINAL
+from nnssl.nnunet.paths import ADAPTATION_PLAN_FILE, CONFIG_FILE, DATASET_FILE, FINAL
 from nnssl.nnunet.weight_files import (
     ADAPTATION_PLAN,
     OWN_METADATA,
@@ -24,6 +24,7 @@ from nnssl.nnunet.weight_files import (
 )
 
 MANIFEST, CARD = "manifest.json", "README.md"
+HUB_MARK = "config.json"  # hubs count a download where it is fetched
 # of our part of a checkpoint; who was seen travels only where it is asked for
 KEPT = (
     "kind", "dataset", "configuration", "fold", "plans", "config", "versions", "objective",
@@ -55,6 +56,11 @@ class Export:
     @property
     def fold(self) -> str:
         return str(self.content["init_args"].get("fold", 0))
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether it segments nothing yet."""
+        return self.content.get("nnssl", {}).get("kind") == "pretrain"
 
 
 def prepare(checkpoint: Mapping[str, Any], with_cases: bool = False) -> Export:
@@ -136,7 +142,10 @@ def make_adaptation_plan(plans: Mapping[str, Any], structure: Structure) -> dict
 
 
 def write(export: Export, folder: Path, licence: str | None, probe: Mapping[str, float]) -> None:
-    """Writes the folder: `nnUNetv2_predict_from_modelfolder` and fine-tuning take it as it is.
+    """Writes the folder, which fine-tuning takes as it is.
+
+    A segmentation model's checkpoint lies where `nnUNetv2_predict_from_modelfolder` looks for it;
+    that of pre-trained weights at the root, as in DKFZ's repositories.
 
     Args:
         export: see `prepare`.
@@ -151,8 +160,8 @@ def write(export: Export, folder: Path, licence: str | None, probe: Mapping[str,
 
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"--to: {folder} holds files already; name a new folder")
-    stock = folder / f"fold_{export.fold}" / FINAL
-    stock.parent.mkdir(parents=True)
+    stock = folder / FINAL if export.pretrained else folder / f"fold_{export.fold}" / FINAL
+    stock.parent.mkdir(parents=True, exist_ok=True)
     weights = export.checkpoint["network_weights"]
     save_atomically({"network_weights": weights, **export.content}, stock)
     metadata = {"format": "pt", OWN_METADATA: json.dumps(export.content)}
@@ -162,6 +171,9 @@ def write(export: Export, folder: Path, licence: str | None, probe: Mapping[str,
         part.chmod(stock.stat().st_mode)  # the library lets nobody else read it
     write_json(folder / "plans.json", export.plans)
     write_json(folder / DATASET_FILE, export.content["init_args"]["dataset_json"])
+    if ADAPTATION_PLAN in export.content:
+        write_json(folder / ADAPTATION_PLAN_FILE, export.content[ADAPTATION_PLAN])
+    write_json(folder / HUB_MARK, {"model_type": "nnunetv2"})
     config = export.content.get("nnssl", {}).get("config")
     if config is not None:
         (folder / CONFIG_FILE).write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
@@ -180,11 +192,10 @@ def make_card(export: Export, licence: str | None, probe: Mapping[str, float]) -
         "pipeline_tag": "image-segmentation",
         "tags": ["medical-imaging", "nnunet", "nnssl", f"{structure.dimension}d"],
     }
-    pretrained = own.get("kind") == "pretrain"
     inputs, credit = find_inputs(export.checkpoint) or {}, find_credits(export.checkpoint)
     names = list(export.content["init_args"]["dataset_json"].get("channel_names", {}).values())
     rows = {
-        "what": "pre-trained weights" if pretrained else "segmentation model",
+        "what": "pre-trained weights" if export.pretrained else "segmentation model",
         "method": own.get("objective") or own.get("config", {}).get("name") or "nnU-Net",
         "data": own.get("dataset") or export.plans.get("dataset_name"),
         "fold": export.fold,
@@ -202,7 +213,7 @@ def make_card(export: Export, licence: str | None, probe: Mapping[str, float]) -
     use = (
         "```\nexport nnssl_pretrained_weights=THIS_FOLDER   # or weights: {source: hf://owner/name}"
         "\nnnUNetv2_train DATASET CONFIGURATION 0 -tr nnSSLFinetuneTrainer\n```"
-        if pretrained
+        if export.pretrained
         else "```\nnnUNetv2_predict_from_modelfolder -m THIS_FOLDER -i IN -o OUT -f "
         f"{export.fold}\n```"
     )

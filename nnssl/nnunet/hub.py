@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+from nnssl.nnunet.paths import ADAPTATION_PLAN_FILE
 
 PREFIX = "hf://"
 _SOURCE = re.compile(
@@ -31,7 +34,12 @@ def fetch(source: str) -> Path:
     names = [found["file"]] if found["file"] else FILES
     for name in names:
         try:
-            return Path(hf_hub_download(found["repository"], name, revision=found["revision"]))
+            file = Path(hf_hub_download(found["repository"], name, revision=found["revision"]))
+            if file.suffix != ".safetensors":
+                beside = str(PurePosixPath(name).with_name(ADAPTATION_PLAN_FILE))
+                with suppress(HfHubHTTPError, OSError):  # few have one; none in the cache
+                    hf_hub_download(found["repository"], beside, revision=found["revision"])
+            return file
         except Unreachable as error:
             raise FileNotFoundError(
                 f"{source} cannot be reached, and no copy of {name} is in the cache. Connect once, "

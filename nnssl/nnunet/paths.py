@@ -41,6 +41,7 @@ PATIENT_KEY = ".nnssl_patient_key"  # in nnUNet_raw: the secret of the names of 
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
 CHECKPOINTS = (FINAL, LATEST, BEST)  # in the order in which `--c` looks for them
 SUMMARY = Path("validation") / "summary.json"
+ADAPTATION_PLAN_FILE = "adaptation_plan.json"  # of DKFZ's nnssl, beside weights
 CONFIG_FILE, LABELLED_FILE = "resolved_config.yaml", "labelled_cases.json"  # ours, of a run
 PROBE_FILE = "probe.json"
 TRANSFER_FILE = "transfer.json"  # what of the weights was loaded, beside the log

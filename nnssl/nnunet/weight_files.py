@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from nnssl.common.content import check_content, check_size
+from nnssl.common.files import read_json
 from nnssl.config.files import INSTALLED, read_yaml, user_folders
 from nnssl.finetuning.names import first_name
 from nnssl.finetuning.weights import Source
 from nnssl.nnunet.archives import load_plain, load_safetensors, unpickle
 from nnssl.nnunet.checkpoint import check_checkpoint, find_plans, refusing_damage, require_file
 from nnssl.nnunet.hub import PREFIX, fetch
-from nnssl.nnunet.paths import FINAL
+from nnssl.nnunet.paths import ADAPTATION_PLAN_FILE, FINAL
 from nnssl.nnunet.plans import name_channels
 
 KEY_MAPS = "weights"  # folder of them, beside trainers
@@ -128,7 +129,8 @@ def read_weights(
     require_file(path, "the weights")
     with refusing_damage(path):
         content, metadata = _read_content(path, trust_pickle)
-        checkpoint = check_checkpoint(_as_checkpoint(content, metadata))
+        checkpoint = _as_checkpoint(content, metadata)
+        checkpoint = check_checkpoint({**checkpoint, **_find_plan_beside(path, checkpoint)})
         read_as = {"format": _name_format(checkpoint, metadata), **find_credits(checkpoint)}
         weights = checkpoint["network_weights"]
         chosen = read_key_map(Path(key_map).expanduser()) if key_map else _find_key_map(weights)
@@ -218,6 +220,22 @@ def _as_checkpoint(content: Any, metadata: Mapping[str, str]) -> dict[str, Any]:
     if not tensors:
         raise ValueError(f"it holds no weights; its entries are {', '.join(map(str, content))}")
     return {"network_weights": tensors}
+
+
+def _find_plan_beside(path: Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """DKFZ's plan where it is a file: beside the weights, or beside the folder of their fold.
+
+    Some of their trainers leave it out of the checkpoint. A plan of other tensors is not taken.
+    """
+    if ADAPTATION_PLAN in checkpoint or "nnssl" in checkpoint or find_plans(checkpoint):
+        return {}
+    for folder in (path.parent, path.parent.parent):
+        if (folder / ADAPTATION_PLAN_FILE).is_file():
+            plan = read_json(folder / ADAPTATION_PLAN_FILE)
+            encoder = f"{plan.get('key_to_encoder')}."
+            known = any(str(key).startswith(encoder) for key in checkpoint["network_weights"])
+            return {ADAPTATION_PLAN: plan} if known else {}
+    return {}
 
 
 def _find_tensors(content: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:

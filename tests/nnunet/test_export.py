@@ -62,7 +62,7 @@ def test_the_folder_holds_all_and_names_nobody(run, tmp_path):
     files = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")}
     assert files == {
         "model.safetensors", "plans.json", "dataset.json", "resolved_config.yaml", "README.md",
-        "manifest.json", "fold_0/checkpoint_final.pth",
+        "manifest.json", "checkpoint_final.pth", "adaptation_plan.json", "config.json",
     }  # fmt: skip
     hashes = json.loads((tmp_path / "out" / "manifest.json").read_text())["sha256"]
     for name, expected in hashes.items():
@@ -82,7 +82,7 @@ def test_the_folder_holds_all_and_names_nobody(run, tmp_path):
 def test_both_files_hold_the_weights_and_what_was_trained(run, tmp_path):
     export([str(run), "--to", str(tmp_path / "out"), "--with-cases"])
     whole = read_weights(run)
-    for name in ("model.safetensors", "fold_0/checkpoint_final.pth"):
+    for name in ("model.safetensors", "checkpoint_final.pth"):
         read = read_weights(tmp_path / "out" / name)
         assert read["nnssl"]["objective"] == "mae"
         assert read["nnssl"]["cases"]["train"] == [PATIENT]
@@ -91,13 +91,24 @@ def test_both_files_hold_the_weights_and_what_was_trained(run, tmp_path):
         assert all(torch.equal(once[key], expected[key]) for key in once)
         assert as_source(read).channels == as_source(whole).channels
     assert read_weights(tmp_path / "out" / "model.safetensors")[READ_AS]["format"].startswith("nn")
-    plan = torch.load(tmp_path / "out" / "fold_0" / "checkpoint_final.pth")[ADAPTATION_PLAN]
+    plan = torch.load(tmp_path / "out" / "checkpoint_final.pth")[ADAPTATION_PLAN]
+    assert plan == json.loads((tmp_path / "out" / "adaptation_plan.json").read_text())
     assert plan["key_to_encoder"] == "encoder.stages"
     assert plan["pretrain_num_input_channels"] == 1
     for name in plan["keys_to_in_proj"]:
         assert f"{name}.weight" in whole["network_weights"]
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         assert len(file.keys()) == len(expected)
+
+
+def test_the_checkpoint_of_a_segmentation_model_lies_where_nnunet_predicts_from(run, tmp_path):
+    content = torch.load(run)
+    content["nnssl"]["kind"] = "finetune"
+    save_atomically(content, run)
+    export([str(run), "--to", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "fold_0" / FINAL).is_file()
+    assert not (tmp_path / "out" / FINAL).exists()
+    assert "segmentation model" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_nnunet_builds_and_fills_the_network_of_the_adaptation_plan(run, tmp_path):
@@ -110,7 +121,7 @@ def test_nnunet_builds_and_fills_the_network_of_the_adaptation_plan(run, tmp_pat
     content["nnssl"]["configuration"] = "3d_small"
     save_atomically(content, run)
     export([str(run), "--to", str(tmp_path / "out")])
-    written = torch.load(tmp_path / "out" / "fold_0" / FINAL, weights_only=True)
+    written = torch.load(tmp_path / "out" / FINAL, weights_only=True)
     plan, weights = written[ADAPTATION_PLAN], written["network_weights"]
     ((name, entry),) = plan["pretrain_plan"]["configurations"].items()
     assert (name, entry["spacing"], entry["patch_size"]) == ("3d_small", [1, 1, 1], [16, 16, 16])
@@ -129,7 +140,7 @@ def test_nnunet_builds_and_fills_the_network_of_the_adaptation_plan(run, tmp_pat
         part = {k[len(key) + 1 :]: v for k, v in weights.items() if k.startswith(f"{key}.")}
         network.get_submodule(key).load_state_dict(part)
     assert plan["key_to_lpe"] is None
-    again = read_weights(tmp_path / "out" / "fold_0" / FINAL)
+    again = read_weights(tmp_path / "out" / FINAL)
     found = fit(as_source(again), network, asked_keys(network, "trained"))
     assert found.share == 1.0
 
@@ -181,6 +192,9 @@ def test_weights_come_from_a_hub_and_stay_in_its_cache(run, tmp_path):
     file = Path(told.partition("got ")[2].strip())
     assert file.read_bytes() == (tmp_path / "out" / "model.safetensors").read_bytes(), told
     assert "name a file" in ask("hf://owner/name/other.bin")
+    stock = Path(ask("hf://owner/name/checkpoint_final.pth").partition("got ")[2].strip())
+    plan = (tmp_path / "out" / "adaptation_plan.json").read_text()
+    assert stock.with_name("adaptation_plan.json").read_text() == plan
     server.shutdown()
     server.server_close()
     assert str(file) in ask("hf://owner/name")

@@ -89,6 +89,26 @@ def test_a_checkpoint_with_an_adaptation_plan(tmp_path, capsys):
     assert told["patch_size"] == [160, 160, 160]
 
 
+@pytest.mark.parametrize("folder", ["", "fold_all"])
+def test_an_adaptation_plan_beside_the_file(folder, tmp_path):
+    """As in the maker's repositories and result folders; one of other tensors is left alone."""
+    weights, _ = make_resenc()
+    moved = {key.replace("encoder.", "net.enc.", 1): t for key, t in weights.items()}
+    (tmp_path / folder).mkdir(exist_ok=True)
+    file = save({"network_weights": moved}, tmp_path / folder / "checkpoint_final.pth")
+    beside = tmp_path / "adaptation_plan.json"
+    beside.write_text(json.dumps(adaptation_plan("net.enc.stem", "net.enc.stages")))
+    read = read_weights(file)
+    assert read[READ_AS]["format"] == "DKFZ nnssl with an adaptation plan"
+    assert find_inputs(read)["spacing"] == [1, 1, 1]
+    assert describe(read["network_weights"]).blocks == RESENC_L["blocks"]
+    beside.write_text(json.dumps(adaptation_plan("other.stem", "other.stages")))
+    assert ADAPTATION_PLAN not in read_weights(file)
+    beside.write_text("[1]")
+    with pytest.raises(ValueError, match=r"adaptation_plan\.json"):
+        read_weights(file)
+
+
 def test_plans_like_weights_of_another_maker(tmp_path):
     """The network that they describe takes all of them; strides are read from the decoder."""
     weights, features = make_resenc()
