@@ -242,11 +242,10 @@ class SemiSupervised:
     def compose(
         self,
         labelled: tuple[Tensor, Tensor],
-        unlabelled: Tensor,
+        unlabelled: tuple[Tensor, Tensor],
         said: PseudoLabels,
         keys: tuple[Tensor, Tensor],
         form: LabelForm,
-        spacing: Sequence[float],
         weight: float,
     ) -> Lesson:
         """The images of a step and what is to be said of them.
@@ -256,16 +255,15 @@ class SemiSupervised:
 
         Args:
             labelled: images (L, C, *S) and labels in the form `form`.
-            unlabelled: weak views (U, C, *S).
+            unlabelled: weak views (U, C, *S), and the same strengthened.
             said: what the teacher says of them.
             keys: of the labelled images int64 (L, 4), of the unlabelled ones (U, 4).
             form: how labels are written.
-            spacing: millimetres per voxel and array axis.
             weight: of the losses of images without labels.
         """
-        weak = form.ignore(said.labels, ~said.counted)
-        strong = self.strengthen(unlabelled, keys[1], spacing)
-        answers = _Answers(strong, weak, said.probabilities, said.classes)
+        weak, strong = unlabelled
+        labels = form.ignore(said.labels, ~said.counted)
+        answers = _Answers(strong, labels, said.probabilities, said.classes)
         if self.mix == "cutmix":
             partners = mixing.draw_partners(keys[1]).to(strong.device)
             box = mixing.draw_cutmix_boxes(keys[1], strong.shape[2:]).to(
@@ -277,9 +275,9 @@ class SemiSupervised:
         if self.mix == "mixup":
             lesson = _blend(lesson, keys)
         if self.feature_dropout:
-            begin, count = len(lesson.images), len(unlabelled)
-            target = Target(weight, slice(begin, begin + count), weak)
-            images = torch.cat([lesson.images, unlabelled])
+            begin, count = len(lesson.images), len(weak)
+            target = Target(weight, slice(begin, begin + count), labels)
+            images = torch.cat([lesson.images, weak])
             lesson = Lesson(images, (*lesson.targets, target), lesson.comparison, count)
         return lesson
 

@@ -157,11 +157,12 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
             own = self.ask(self.planned_network, weak)
             teacher = self.partner.planned_network
         said = self.ask(teacher, weak)
+        unlabelled = weak, self._strengthen(weak, len(labelled[0]))
         if self.partner is not None:
-            lesson = self._compose(labelled, weak, own)
+            lesson = self._compose(labelled, unlabelled, own)
             self.dropped_rows = lesson.dropped
             self._let_partner_learn(self.as_batch(lesson))
-        lesson = self._compose(labelled, weak, said)
+        lesson = self._compose(labelled, unlabelled, said)
         self.dropped_rows, self.said, self.lesson, self.weak = lesson.dropped, said, lesson, weak
         return self.as_batch(lesson)
 
@@ -170,19 +171,20 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
             with self.partner.in_place(), self.chosen_precision():
                 nnUNetTrainer.train_step(self, batch)
 
+    def _strengthen(self, weak: torch.Tensor, labelled: int) -> torch.Tensor:
+        spacing = tuple(self.configuration_manager.spacing)[-(weak.ndim - 2) :]
+        return self.semi.strengthen(weak, self.make_keys(len(weak), labelled), spacing)
+
     def _compose(
-        self, labelled: tuple[torch.Tensor, torch.Tensor], weak: torch.Tensor, said: PseudoLabels
+        self,
+        labelled: tuple[torch.Tensor, torch.Tensor],
+        unlabelled: tuple[torch.Tensor, torch.Tensor],
+        said: PseudoLabels,
     ) -> Lesson:
-        count, more = len(labelled[0]), len(weak)
-        return self.semi.compose(
-            labelled,
-            weak,
-            said,
-            (self.make_keys(count), self.make_keys(more, count)),
-            self.loss.form,
-            tuple(self.configuration_manager.spacing)[-(weak.ndim - 2) :],
-            self.semi.find_weight(self.step, self.steps),
-        )
+        count, more = len(labelled[0]), len(unlabelled[0])
+        keys = self.make_keys(count), self.make_keys(more, count)
+        weight = self.semi.find_weight(self.step, self.steps)
+        return self.semi.compose(labelled, unlabelled, said, keys, self.loss.form, weight)
 
     @torch.no_grad()
     def ask(self, network: torch.nn.Module, images: torch.Tensor) -> PseudoLabels:

@@ -44,7 +44,8 @@ def compose(semi, rows, form=None, weight=0.5):
     keys = make_keys(len(labelled[0])), make_keys(len(unlabelled), len(labelled[0]))
     form = form or LabelForm(0, IGNORED)
     spacing = (1.0,) * (unlabelled.ndim - 2)
-    return semi.compose(labelled, unlabelled, pseudo, keys, form, spacing, weight)
+    views = unlabelled, semi.strengthen(unlabelled, keys[1], spacing)
+    return semi.compose(labelled, views, pseudo, keys, form, weight)
 
 
 @pytest.mark.parametrize("counts", [(2, 2), (3, 1), (1, 3), (1, 1)])
