@@ -74,6 +74,24 @@ def test_a_step_leaves_nothing_on_the_cpu_and_hardly_waits(
     trainer.dataloader_train.close()
 
 
+def test_fine_tuning_computes_in_bfloat16_where_that_is_asked(
+    tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nnU-Net's own autocast keeps the type of the outer one."""
+    monkeypatch.setenv("nnssl_overrides", f"{LENGTH} training.precision=bfloat16")
+    trainer = tiny_dataset.trainer(trainer_class("nnSSLScratchTrainer"), "2d")
+    trainer.device, trainer.grad_scaler = CUDA, torch.amp.GradScaler("cuda")
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    seen: set[torch.dtype] = set()
+    convolution = next(m for m in trainer.network.modules() if isinstance(m, nn.Conv2d))
+    convolution.register_forward_hook(lambda *inout: seen.add(inout[2].dtype))
+    trainer.train_step(next(trainer.dataloader_train))
+    trainer.validation_step(next(trainer.dataloader_val))
+    assert seen == {torch.bfloat16}
+    trainer.close()
+
+
 def count_waits(call: Any) -> Counter[str]:
     """Where the host waits for the device: file and line."""
     with warnings.catch_warnings(record=True) as caught:
