@@ -92,7 +92,9 @@ def test_training_never_sees_the_other_slices(train_slices, tiny_dataset):
 
 
 def test_poison_is_felt_without_the_restriction(train_slices, monkeypatch):
-    monkeypatch.setattr("nnssl.training.labelled_batches.LabelledSlices", lambda dataset, _: dataset)
+    monkeypatch.setattr(
+        "nnssl.training.labelled_batches.LabelledSlices", lambda dataset, _: dataset
+    )
     trainer = train_slices()
     trainer.do_split()
     for case, slices in trainer.labelled.slices.items():
