@@ -157,12 +157,15 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
             own = self.ask(self.planned_network, weak)
             teacher = self.partner.planned_network
         said = self.ask(teacher, weak)
-        unlabelled = weak, self._strengthen(weak, len(labelled[0]))
+        count = len(labelled[0])
+        keys = self.make_keys(count), self.make_keys(len(weak), count)
+        spacing = tuple(self.configuration_manager.spacing)[-(weak.ndim - 2) :]
+        unlabelled = weak, self.semi.strengthen(weak, keys[1], spacing)
         if self.partner is not None:
-            lesson = self._compose(labelled, unlabelled, own)
+            lesson = self._compose(labelled, unlabelled, own, keys)
             self.dropped_rows = lesson.dropped
             self._let_partner_learn(self.as_batch(lesson))
-        lesson = self._compose(labelled, unlabelled, said)
+        lesson = self._compose(labelled, unlabelled, said, keys)
         self.dropped_rows, self.said, self.lesson, self.weak = lesson.dropped, said, lesson, weak
         return self.as_batch(lesson)
 
@@ -171,18 +174,13 @@ class nnSSLSemiSupervised(nnSSLFinetuner):
             with self.partner.in_place(), self.chosen_precision():
                 nnUNetTrainer.train_step(self, batch)
 
-    def _strengthen(self, weak: torch.Tensor, labelled: int) -> torch.Tensor:
-        spacing = tuple(self.configuration_manager.spacing)[-(weak.ndim - 2) :]
-        return self.semi.strengthen(weak, self.make_keys(len(weak), labelled), spacing)
-
     def _compose(
         self,
         labelled: tuple[torch.Tensor, torch.Tensor],
         unlabelled: tuple[torch.Tensor, torch.Tensor],
         said: PseudoLabels,
+        keys: tuple[torch.Tensor, torch.Tensor],
     ) -> Lesson:
-        count, more = len(labelled[0]), len(unlabelled[0])
-        keys = self.make_keys(count), self.make_keys(more, count)
         weight = self.semi.find_weight(self.step, self.steps)
         return self.semi.compose(labelled, unlabelled, said, keys, self.loss.form, weight)
 
